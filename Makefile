@@ -1,0 +1,39 @@
+# Everything runs inside .venv, made on first use from pyproject.toml; a second run installs nothing.
+#
+#   make demo    sample structured latents on a real occupancy, into out/demo
+#   make test    lint, format check and all tests
+#   make bench   the benchmark of the sparse convolution
+#   make env     the environment alone
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: env demo test lint bench clean
+
+env: $(STAMP)
+
+# The stamp is written last: an installation that was interrupted is taken up again.
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; name one by PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+demo: env
+	$(BIN)/sam3d-tvm demo -o out/demo
+
+test: lint
+	$(BIN)/python -m pytest --durations=10
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: env
+	$(BIN)/python -m benchmarks.sparse_conv
+
+# Leaves .venv alone: remove it by hand to start over.
+clean:
+	rm -rf out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

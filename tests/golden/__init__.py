@@ -1,0 +1,14 @@
+"""Reference results of the public PyTorch code, and the cases that compute them again.
+
+    python -m tests.golden FILE...
+
+A file holds `state.*`, `in.*`, `mid.*` and `out.*` tensors and a JSON `config`; its case is the file's name up to `__`,
+so `sampler__seed7.safetensors` is run by the case `sampler`. A case is one module here and one line of `CASES`.
+"""
+
+from tests.golden import case_sampler
+from tests.golden.case import Case
+
+CASES: dict[str, Case] = {
+    "sampler": case_sampler.CASE,
+}

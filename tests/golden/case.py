@@ -1,0 +1,29 @@
+"""What a golden case is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+
+
+def _one(name: str, tensors: Tensors, config: dict) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """How one kind of golden file is computed again, whatever its sizes, seed and batch.
+
+    `run(tensors, config)` returns an array for every `out.*` and `mid.*` name of `tensors`. It computes from `state.*`
+    and `in.*`; it may look at the others for their names and, where an order of rows is not defined, for that order.
+
+    `depth(name, tensors, config)` is the number of rounded additions behind the tensor `name`, see `tests.tolerance`.
+
+    `scale(name, tensors, config)` is the size of the terms, or None for the largest magnitude of the tensor itself.
+    """
+
+    run: Callable[[Tensors, dict], Tensors]
+    depth: Callable[[str, Tensors, dict], float] = _one
+    scale: Callable[[str, Tensors, dict], float | None] = lambda name, tensors, config: None

@@ -1,0 +1,130 @@
+"""Runs golden files through their cases and reports how close every tensor came."""
+
+import argparse
+import json
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+from tests.golden import CASES
+from tests.tolerance import Comparison, compare
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of one file: a row for each `mid.*` and `out.*` tensor, or the reason why there are none."""
+
+    path: Path
+    rows: tuple[Comparison, ...] = ()
+    problem: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.problem and all(row.ok for row in self.rows)
+
+    def table(self) -> str:
+        """The report as text: tensor, shape, max error, relative L2 error, bound, verdict."""
+        if self.problem:
+            return f"{self.path}\n  FAILED: {self.problem}"
+        cells = [("tensor", "shape", "max error", "rel L2", "bound", "")]
+        cells += [
+            (
+                row.name,
+                str(list(row.shape)),
+                _figure(row.max_error),
+                _figure(row.l2_error),
+                _figure(row.bound),
+                "ok" if row.ok else f"FAILED: {row.problem}",
+            )
+            for row in self.rows
+        ]
+        widths = [max(len(line[column]) for line in cells) for column in range(5)]
+        lines = [
+            f"  {name:<{widths[0]}}  {shape:<{widths[1]}}  {error:>{widths[2]}}  {l2:>{widths[3]}}  "
+            f"{bound:>{widths[4]}}  {verdict}".rstrip()
+            for name, shape, error, l2, bound, verdict in cells
+        ]
+        failed = sum(not row.ok for row in self.rows)
+        verdict = f"{failed} of {len(self.rows)} tensors FAILED" if failed else f"all {len(self.rows)} tensors ok"
+        return "\n".join([str(self.path), *lines, f"  {verdict}"])
+
+
+def case_of(path: Path) -> str:
+    """The name of a file's case: its stem up to `__`."""
+    return Path(path).stem.split("__")[0]
+
+
+def check_file(path: Path) -> Report:
+    """Runs one golden file. Whatever goes wrong is in the report; nothing is raised."""
+    path = Path(path)
+    case = CASES.get(case_of(path))
+    if case is None:
+        return Report(path, problem=f"no case {case_of(path)!r}; the known ones are {', '.join(sorted(CASES))}")
+    try:
+        tensors, config = read(path)
+    except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
+        return Report(path, problem=f"cannot be read: {error}")
+    expected = sorted(name for name in tensors if name.startswith(("mid.", "out.")))
+    if not any(name.startswith("out.") for name in expected):
+        return Report(path, problem="holds no out.* tensor, so there is nothing to compare")
+    try:
+        actual = case.run(tensors, config)
+        rows = [
+            _missing(name, tensors[name])
+            if name not in actual
+            else compare(
+                actual[name],
+                tensors[name],
+                case.depth(name, tensors, config),
+                scale=case.scale(name, tensors, config),
+                name=name,
+            )
+            for name in expected
+        ]
+    except Exception:
+        return Report(path, problem=f"the case raised\n{traceback.format_exc()}")
+    return Report(path, tuple(rows))
+
+
+def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """The tensors of a golden file and its `config`. ValueError if it has none that is an object."""
+    if not Path(path).is_file():
+        raise ValueError("no such file")
+    with safetensors.safe_open(path, "np") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    if "config" not in metadata:
+        raise ValueError("its metadata has no 'config'")
+    config = json.loads(metadata["config"])
+    if not isinstance(config, dict):
+        raise ValueError(f"its config is a {type(config).__name__}, expected an object")
+    return tensors, config
+
+
+def check_files(paths: Iterable[Path]) -> bool:
+    """Runs the files, prints a table for each, and says whether all of them hold."""
+    good = True
+    for path in paths:
+        report = check_file(path)
+        print(report.table(), flush=True)
+        good &= report.ok
+    return good
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0 if every file holds, 1 if not."""
+    parser = argparse.ArgumentParser(prog="python -m tests.golden", description="Run golden files through their cases.")
+    parser.add_argument("files", nargs="+", metavar="FILE", type=Path, help="a .safetensors file in the golden format")
+    return 0 if check_files(parser.parse_args(argv).files) else 1
+
+
+def _missing(name: str, expected: np.ndarray) -> Comparison:
+    return Comparison(name, expected.shape, np.nan, np.nan, np.nan, "the case did not produce it")
+
+
+def _figure(value: float) -> str:
+    return "-" if np.isnan(value) else "0" if value == 0 else f"{value:.2e}"

@@ -1,0 +1,41 @@
+"""Errors that only a running kernel can find: a kernel calls one of these packed functions, which raises `ValueError`.
+
+They are registered when `tir_kernels` (or anything above it) is imported; a process that runs a compiled module without
+importing it gets TVM's "function not found" with the same name instead of the text.
+"""
+
+import tvm
+
+RAISE_RANGE = "tir_kernels.raise_range_error"
+RAISE_DUPLICATE = "tir_kernels.raise_duplicate_error"
+RAISE_ORDER = "tir_kernels.raise_order_error"
+RAISE_INDEX = "tir_kernels.raise_index_error"
+
+COLUMNS = ("batch index", "x", "y", "z")
+
+
+@tvm.register_global_func(RAISE_RANGE)
+def raise_range_error(row: int, column: int, value: int, low: int, high: int):
+    """A coordinate or batch index lies outside its range."""
+    raise ValueError(f"coords: row {row} has {COLUMNS[column]} {value}, expected {low} to {high}")
+
+
+@tvm.register_global_func(RAISE_DUPLICATE)
+def raise_duplicate_error(row: int, earlier: int):
+    """Two rows hold the same coordinates."""
+    raise ValueError(f"coords: row {row} repeats the coordinates of row {earlier}, expected every row to be different")
+
+
+@tvm.register_global_func(RAISE_ORDER)
+def raise_order_error(row: int, value: int, previous: int):
+    """Batch indices do not ascend, so the rows of one batch element are not contiguous."""
+    raise ValueError(
+        f"coords: row {row} has batch index {value} after {previous}, expected the rows of each batch element together, "
+        "in ascending order"
+    )
+
+
+@tvm.register_global_func(RAISE_INDEX)
+def raise_index_error(position: int, value: int, rows: int):
+    """A row index points outside of the features it selects from."""
+    raise ValueError(f"index: entry {position} is {value}, expected a row from 0 to {rows - 1}, or -1")
