@@ -10,6 +10,7 @@ RAISE_RANGE = "tir_kernels.raise_range_error"
 RAISE_DUPLICATE = "tir_kernels.raise_duplicate_error"
 RAISE_ORDER = "tir_kernels.raise_order_error"
 RAISE_INDEX = "tir_kernels.raise_index_error"
+RAISE_SITES = "tir_kernels.raise_sites_error"
 
 COLUMNS = ("batch index", "x", "y", "z")
 
@@ -39,3 +40,11 @@ def raise_order_error(row: int, value: int, previous: int):
 def raise_index_error(position: int, value: int, rows: int):
     """A row index points outside of the features it selects from."""
     raise ValueError(f"index: entry {position} is {value}, expected a row from 0 to {rows - 1}, or -1")
+
+
+@tvm.register_global_func(RAISE_SITES)
+def raise_sites_error(column: int, first: int, last: int):
+    """The output sites of a convolution leave the range of coordinates."""
+    raise ValueError(
+        f"coords: output sites reach from {first} to {last} along {COLUMNS[column]}, expected -32768 to 32767"
+    )

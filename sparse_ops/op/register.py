@@ -1,0 +1,92 @@
+"""How an op of ours is made: constructor, type inference and legalization, registered with Relax under one name.
+
+An op prints as `R.sparse_ops.<name>(...)`. `infer` maps the call to its type and is where bad shapes and dtypes are found;
+`legalize` turns the call into `call_tir` on kernels built for the current target.
+"""
+
+from collections.abc import Callable
+
+import tvm
+from tvm import relax
+
+from tir_kernels.isa import Isa
+from tir_kernels.microkernel import RegisterTile, pack_weight
+
+FLOATS = ("float32", "bfloat16")  # what features may be
+PREFIX = "relax.sparse_ops."
+
+
+def register_op(name: str, infer: Callable, legalize: Callable) -> Callable:
+    """Register `relax.sparse_ops.<name>` and return `make(*args, **attrs) -> relax.Call`.
+
+    infer(call) -> relax type; legalize(bb, call) -> relax.Expr. Attributes are ints, floats, bools, strings or lists of them.
+    """
+    op = PREFIX + name
+    tvm.ir.register_op_attr(op, "FInferType", lambda call, bb: infer(call))
+    tvm.ir.register_op_attr(op, "FLegalize", legalize)
+    tvm.ir.register_op_attr(op, "FPurity", True)
+
+    def make(*args: relax.Expr, **attrs) -> relax.Call:
+        return relax.Call(tvm.ir.Op.get(op), list(args), tvm.ir.make_node("ir.DictAttrs", **attrs))
+
+    return make
+
+
+def tensor_type(call: relax.Call, position: int, argument: str) -> relax.TensorType:
+    """The tensor type of an argument; ValueError when it is no tensor."""
+    ty = call.args[position].ty
+    if not isinstance(ty, relax.TensorType):
+        raise ValueError(f"{op_name(call)}: {argument}: expected a tensor, given {ty}")
+    return ty
+
+
+def op_name(call: relax.Call) -> str:
+    """The name of a call's op, as users write it."""
+    return str(call.op.name).removeprefix("relax.")
+
+
+def check_tensor(call: relax.Call, position: int, argument: str, shape: tuple, dtypes: tuple[str, ...]):
+    """Check an argument's dtype, rank and the known ones of its dimensions, and return its shape as a list.
+
+    `shape`: one entry a dimension; an int or TIR expression that it must equal, or None for any. Dimensions that cannot be
+    compared before run time pass. A tensor of unknown shape passes with its rank, and the returned entries are None.
+    """
+    ty = tensor_type(call, position, argument)
+    expected = f"[{', '.join('any' if d is None else str(d) for d in shape)}] of {' or '.join(dtypes)}"
+    given = f"{ty}"
+    if str(ty.dtype) not in dtypes or (ty.ndim >= 0 and ty.ndim != len(shape)):
+        raise ValueError(f"{op_name(call)}: {argument}: expected {expected}, given {given}")
+    if not isinstance(ty.shape, relax.ShapeExpr):
+        return [None] * len(shape)
+    dims = list(ty.shape.values)
+    analyzer = tvm.sym.Analyzer()
+    for want, have in zip(shape, dims, strict=True):
+        if want is not None and analyzer.can_prove(have != want):
+            raise ValueError(f"{op_name(call)}: {argument}: expected {expected}, given {given}")
+    return dims
+
+
+def call_kernel(bb: relax.BlockBuilder, kernel: tvm.tirx.PrimFunc, args: list, out_ty) -> relax.Call:
+    """`call_tir` on `kernel`, which joins the module under its own name."""
+    name = str(kernel.attrs["global_symbol"])
+    kernel = kernel.without_attr("global_symbol")
+    # Relax looks for reshapes among kernels with one input and insists on a block at their root.
+    root = tvm.s_tir.SBlock([], [], [], "root", kernel.body)
+    kernel = kernel.with_body(tvm.s_tir.SBlockRealize([], True, root))
+    function = bb.add_func(kernel, name)
+    return relax.call_tir(function, list(args), out_ty=out_ty)
+
+
+def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, isa: Isa, taps: int, cin: int, cout: int, activations: str):
+    """Emit the packing of a weight [Cout, ..., Cin] for kernels that read `activations`; it folds where constant."""
+    micro = RegisterTile(isa, cin, cout, activations)
+    flat = bb.emit(relax.op.reshape(weight, (cout, taps, cin)))
+    kernel = pack_weight(isa, taps, cin, cout, str(weight.ty.dtype), activations)
+    shape = (taps, micro.panels, micro.steps, micro.tile.cols)
+    return bb.emit(call_kernel(bb, kernel, [flat], relax.TensorType(shape, micro.weight_dtype)))
+
+
+def check_choice(op: str, argument: str, given, choices):
+    """ValueError unless `given` is one of `choices`."""
+    if given not in choices:
+        raise ValueError(f"sparse_ops.{op}: {argument}: expected one of {', '.join(map(repr, choices))}, given {given!r}")
