@@ -34,6 +34,7 @@ PLAN_SIZE = 16
 PLAN_METHOD = 0
 PLAN_ORIGIN = 1  # 4 entries: lowest batch, x, y, z of the padded box
 PLAN_EXTENT = 5  # 4 entries: cells of the padded box along each
+PLAN_ROWS = 9  # rows of the coordinates
 
 # A grid costs 4 bytes a cell to clear, a hash some 13 slow probes a voxel: the grid wins up to hundreds of cells a voxel.
 GRID_CELLS_PER_ROW = 128
@@ -162,6 +163,7 @@ def plan_index(
         check_range(coords, rows, lowest, highest, low, high)
         for entry in range(PLAN_SIZE):
             plan[entry] = T.int64(0)
+        plan[PLAN_ROWS] = rows
         plan_box(plan, lowest, highest, pad)
         choose(method, rows, plan, size)
 

@@ -10,6 +10,8 @@ RAISE_RANGE = "tir_kernels.raise_range_error"
 RAISE_DUPLICATE = "tir_kernels.raise_duplicate_error"
 RAISE_ORDER = "tir_kernels.raise_order_error"
 RAISE_INDEX = "tir_kernels.raise_index_error"
+RAISE_MAP = "tir_kernels.raise_map_error"
+RAISE_TAPS = "tir_kernels.raise_taps_error"
 RAISE_SITES = "tir_kernels.raise_sites_error"
 
 COLUMNS = ("batch index", "x", "y", "z")
@@ -48,3 +50,18 @@ def raise_sites_error(column: int, first: int, last: int):
     raise ValueError(
         f"coords: output sites reach from {first} to {last} along {COLUMNS[column]}, expected -32768 to 32767"
     )
+
+
+@tvm.register_global_func(RAISE_MAP)
+def raise_map_error(given_in: int, given_out: int, rows_in: int, rows_out: int):
+    """A kernel map meets features of another coordinate set."""
+    raise ValueError(
+        f"kernel_map: expected a map from {rows_in} input rows to {rows_out} output rows, as the features have, "
+        f"given one from {given_in} to {given_out}: it was built for other coordinates"
+    )
+
+
+@tvm.register_global_func(RAISE_TAPS)
+def raise_taps_error(given: int, taps: int):
+    """A kernel map meets a weight of another kernel size."""
+    raise ValueError(f"kernel_map: expected a map of {taps} taps, as the weight has, given one of {given}")

@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 
 from .activation import ACTIVATIONS
 from .isa import Isa, kernel_name
+from .kernel_map import check_map
 from .microkernel import RegisterTile
 
 
@@ -33,11 +34,10 @@ def naive(feats, weight, table, bias=None, residual=None, activation="none"):
 def gather_gemm(
     cin: int, cout: int, isa: Isa, dtype: str = "float32", has_residual: bool = False, activation: str = "none"
 ) -> tvm.tirx.PrimFunc:
-    """PrimFunc (feats, weight, bias, [residual,] pair_in, pair_out, segment, out).
+    """PrimFunc (feats, weight, bias, [residual,] pair_in, pair_out, segment, rows, out).
 
     feats `dtype` [N, Cin]; weight as `microkernel.pack_weight` makes it; bias float32 [Cout]; residual, out `dtype`
-    [M, Cout]; pair_in, pair_out int32 [blocks, taps * block_rows] and segment int32 [blocks, taps + 1] as `kernel_map`
-    makes them.
+    [M, Cout]; the map's arrays as `kernel_map` makes them. Raises ValueError when the map does not fit the features.
     """
     micro = RegisterTile(isa, cin, cout, dtype)
     tile = micro.tile
@@ -122,18 +122,20 @@ def gather_gemm(
             pair_in_: T.handle,
             pair_out_: T.handle,
             segment_: T.handle,
+            map_rows: T.Buffer((2,), "int64"),
             out_: T.handle,
         ):
             T.func_attr({"tirx.noalias": True, "global_symbol": name})
-            n, m, blocks, slots, taps = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+            n, m, blocks, slots, taps, columns = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
             feats = T.match_buffer(feats_, (n, cin), dtype)
             weight = T.match_buffer(weight_, (taps, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
             bias = T.match_buffer(bias_, (cout,), "float32")
             residual = T.match_buffer(residual_, (m, cout), dtype)
             pair_in = T.match_buffer(pair_in_, (blocks, slots), "int32")
             pair_out = T.match_buffer(pair_out_, (blocks, slots), "int32")
-            segment = T.match_buffer(segment_, (blocks, taps + 1), "int32")
+            segment = T.match_buffer(segment_, (blocks, columns), "int32")
             out = T.match_buffer(out_, (m, cout), dtype)
+            check_map(map_rows, n, m, columns - 1, taps)
             convolve(feats, weight, bias, residual, pair_in, pair_out, segment, out, m, blocks, taps, slots // taps)
 
         return kernel
@@ -146,17 +148,19 @@ def gather_gemm(
         pair_in_: T.handle,
         pair_out_: T.handle,
         segment_: T.handle,
+        map_rows: T.Buffer((2,), "int64"),
         out_: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": name})
-        n, m, blocks, slots, taps = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+        n, m, blocks, slots, taps, columns = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
         feats = T.match_buffer(feats_, (n, cin), dtype)
         weight = T.match_buffer(weight_, (taps, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
         bias = T.match_buffer(bias_, (cout,), "float32")
         pair_in = T.match_buffer(pair_in_, (blocks, slots), "int32")
         pair_out = T.match_buffer(pair_out_, (blocks, slots), "int32")
-        segment = T.match_buffer(segment_, (blocks, taps + 1), "int32")
+        segment = T.match_buffer(segment_, (blocks, columns), "int32")
         out = T.match_buffer(out_, (m, cout), dtype)
+        check_map(map_rows, n, m, columns - 1, taps)
         convolve(feats, weight, bias, None, pair_in, pair_out, segment, out, m, blocks, taps, slots // taps)
 
     return kernel

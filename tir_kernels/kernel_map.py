@@ -4,7 +4,12 @@ The law, for every tap k of every map:  coordinate_in = stride * coordinate_out 
 
 As a *neighbour table*, int32 [taps, M], a map holds the input row of every (tap, output row), or -1; the oracle makes that.
 CPU kernels read *pairs*, which list only the hits, grouped by (block of output rows, tap): a block belongs to one thread
-and no other thread adds into its rows. Taps are numbered with the last axis fastest.
+and no other thread adds into its rows. Taps are numbered with the last axis fastest. The arrays of a map are
+
+    pair_in   int32 [blocks, taps * block_rows]  input row of every hit of a block, tap by tap from the front
+    pair_out  int32 [blocks, taps * block_rows]  output row within the block; entries past the last hit are undefined
+    segment   int32 [blocks, taps + 1]           where each tap starts
+    rows      int64 [2]                          input and output rows, which every use checks
 """
 
 import itertools
@@ -21,12 +26,14 @@ from .coordinate_index import (
     KEY_BITS,
     PLAN_EXTENT,
     PLAN_METHOD,
+    PLAN_ROWS,
     PLAN_SIZE,
     cell_of,
     find,
     find_bucket,
     key_of,
 )
+from .errors import RAISE_MAP, RAISE_TAPS
 
 CHUNK = 512  # rows that one task of a table kernel walks, tap by tap
 
@@ -100,6 +107,15 @@ def naive_pairs(table: np.ndarray, rows_per_block: int):
 
 
 @T.inline
+def check_map(map_rows, rows_in, rows_out, map_taps, taps):
+    """Raise unless a map leads from `rows_in` to `rows_out` rows by `taps` taps."""
+    if T.Or(map_rows[0] != rows_in, map_rows[1] != rows_out):
+        T.evaluate(T.call_packed(RAISE_MAP, map_rows[0], map_rows[1], rows_in, rows_out))
+    if map_taps != taps:
+        T.evaluate(T.call_packed(RAISE_TAPS, map_taps, taps))
+
+
+@T.inline
 def pack_block(table, first, count, pair_in, pair_out, segment, block, taps):
     """The pairs of one block from a neighbour table [taps, columns]: columns first .. first + count."""
     cursor = T.alloc_buffer((1,), "int64")
@@ -116,10 +132,8 @@ def pack_block(table, first, count, pair_in, pair_out, segment, block, taps):
 
 
 def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], plan, slots, keys, pair_in, pair_out, segment) of a submanifold convolution.
+    """PrimFunc (coords int32 [N, 4], plan, slots, keys, pair_in, pair_out, segment, rows) of a submanifold convolution.
 
-    pair_in, pair_out int32 [blocks, taps * block_rows]: input row, and output row within its block, of every hit of a block,
-    tap by tap from the front; entries past the last are undefined. segment int32 [blocks, taps + 1]: where each tap starts.
     The index must have been planned with `pad=geometry.reach`, so that the grid needs no bounds checks.
 
     In a hash, half of the taps are probed: where row i finds row j at tap k, row j has row i at the mirrored tap. In a grid
@@ -187,6 +201,7 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
         pair_in_: T.handle,
         pair_out_: T.handle,
         segment_: T.handle,
+        map_rows: T.Buffer((2,), "int64"),
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "submanifold_map"})
         rows, num_slots, num_keys, blocks, size = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
@@ -197,6 +212,8 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
         pair_in = T.match_buffer(pair_in_, (blocks, size), "int32")
         pair_out = T.match_buffer(pair_out_, (blocks, size), "int32")
         segment = T.match_buffer(segment_, (blocks, taps + 1), "int32")
+        map_rows[0] = rows
+        map_rows[1] = rows
         if plan[PLAN_METHOD] == GRID:
             for block in T.parallel(blocks):
                 T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)
@@ -221,7 +238,7 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
 
 
 def probe_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords_out int32 [M, 4], plan, slots, keys, pair_in, pair_out, segment): any map, by the law.
+    """PrimFunc (coords_out int32 [M, 4], plan, slots, keys, pair_in, pair_out, segment, rows): any map, by the law.
 
     The index is that of the input coordinates. For a transposed convolution the law holds with the roles exchanged,
     coordinate_out = stride * coordinate_in + dilation * k - padding, and a tap counts where the division is exact.
@@ -247,6 +264,7 @@ def probe_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
         pair_in_: T.handle,
         pair_out_: T.handle,
         segment_: T.handle,
+        map_rows: T.Buffer((2,), "int64"),
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "probe_map"})
         rows, num_slots, num_keys, blocks, size = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
@@ -257,6 +275,8 @@ def probe_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
         pair_in = T.match_buffer(pair_in_, (blocks, size), "int32")
         pair_out = T.match_buffer(pair_out_, (blocks, size), "int32")
         segment = T.match_buffer(segment_, (blocks, taps + 1), "int32")
+        map_rows[0] = plan[PLAN_ROWS]
+        map_rows[1] = rows
         for block in T.parallel(blocks):
             T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)
             cursor = T.alloc_buffer((1,), "int64")
@@ -284,11 +304,11 @@ def probe_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
     return kernel
 
 
-def inverse_map(taps: int) -> tvm.tirx.PrimFunc:
-    """PrimFunc (pair_in, pair_out, segment, pair_in', pair_out', segment', rows int32 [N]): the map of the inverse convolution.
+def inverse_map() -> tvm.tirx.PrimFunc:
+    """PrimFunc (pair_in, pair_out, segment, rows, coords int32 [N, 4], pair_in', pair_out', segment', rows').
 
-    The same triples (input, output, tap) with input and output exchanged. `rows` is scratch whose length, the number of
-    input rows of the given map, is all that matters.
+    The map of the inverse convolution: the same triples (input, output, tap) with input and output exchanged. Of `coords`,
+    the coordinates that the given map reads from, only the number of rows matters.
     """
 
     @T.prim_func(s_tir=True)
@@ -296,22 +316,30 @@ def inverse_map(taps: int) -> tvm.tirx.PrimFunc:
         pair_in_: T.handle,
         pair_out_: T.handle,
         segment_: T.handle,
-        rows_: T.handle,
+        map_rows: T.Buffer((2,), "int64"),
+        coords_: T.handle,
         inverse_in_: T.handle,
         inverse_out_: T.handle,
         inverse_segment_: T.handle,
+        inverse_rows: T.Buffer((2,), "int64"),
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "inverse_map"})
-        rows, blocks, size, inverse_blocks, inverse_size = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+        rows, columns, blocks, size, inverse_blocks, inverse_size = (
+            T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+        )
         pair_in = T.match_buffer(pair_in_, (blocks, size), "int32")
         pair_out = T.match_buffer(pair_out_, (blocks, size), "int32")
-        segment = T.match_buffer(segment_, (blocks, taps + 1), "int32")
-        T.match_buffer(rows_, (rows, 4), "int32")
+        segment = T.match_buffer(segment_, (blocks, columns), "int32")
+        T.match_buffer(coords_, (rows, 4), "int32")
         inverse_in = T.match_buffer(inverse_in_, (inverse_blocks, inverse_size), "int32")
         inverse_out = T.match_buffer(inverse_out_, (inverse_blocks, inverse_size), "int32")
-        inverse_segment = T.match_buffer(inverse_segment_, (inverse_blocks, taps + 1), "int32")
-        table = T.alloc_buffer((taps, rows), "int32")
-        for tap in T.parallel(T.int64(taps)):  # an input row meets at most one output row at a tap: no write is shared
+        inverse_segment = T.match_buffer(inverse_segment_, (inverse_blocks, columns), "int32")
+        taps: T.let = columns - 1
+        check_map(map_rows, rows, map_rows[1], taps, taps)
+        inverse_rows[0] = map_rows[1]
+        inverse_rows[1] = map_rows[0]
+        table = T.alloc_buffer((columns - 1, rows), "int32")
+        for tap in T.parallel(taps):  # an input row meets at most one output row at a tap: no write is shared
             for row in range(rows):
                 table[tap, row] = T.int32(-1)
             for block in range(blocks):
@@ -323,6 +351,6 @@ def inverse_map(taps: int) -> tvm.tirx.PrimFunc:
         for block in T.parallel(inverse_blocks):
             first: T.let = block * (inverse_size // taps)
             count: T.let = T.min(inverse_size // taps, rows - first)
-            pack_block(table, first, count, inverse_in, inverse_out, inverse_segment, block, T.int64(taps))
+            pack_block(table, first, count, inverse_in, inverse_out, inverse_segment, block, taps)
 
     return kernel

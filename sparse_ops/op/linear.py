@@ -46,7 +46,7 @@ def _infer(call: relax.Call) -> relax.TensorType:
         check_tensor(call, 2, "bias", (cout,), ("float32",))
     if call.attrs["residual"]:
         check_tensor(call, 2 + bool(call.attrs["bias"]), "residual", (rows, cout), (dtype,))
-    return relax.TensorType([rows, cout], dtype) if rows is not None else relax.TensorType(dtype=dtype, ndim=2)
+    return relax.TensorType([rows, cout], dtype)
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

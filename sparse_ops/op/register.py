@@ -25,6 +25,7 @@ def register_op(name: str, infer: Callable, legalize: Callable) -> Callable:
     tvm.ir.register_op_attr(op, "FInferType", lambda call, bb: infer(call))
     tvm.ir.register_op_attr(op, "FLegalize", legalize)
     tvm.ir.register_op_attr(op, "FPurity", True)
+    tvm.ir.register_op_attr(op, "RequiresArgumentShapes", False)  # the rows of some results are known at run time only
 
     def make(*args: relax.Expr, **attrs) -> relax.Call:
         return relax.Call(tvm.ir.Op.get(op), list(args), tvm.ir.make_node("ir.DictAttrs", **attrs))
@@ -49,20 +50,20 @@ def check_tensor(call: relax.Call, position: int, argument: str, shape: tuple, d
     """Check an argument's dtype, rank and the known ones of its dimensions, and return its shape as a list.
 
     `shape`: one entry a dimension; an int or TIR expression that it must equal, or None for any. Dimensions that cannot be
-    compared before run time pass. A tensor of unknown shape passes with its rank, and the returned entries are None.
+    compared before run time pass. A tensor whose shape is not known at all, as an op with data-dependent rows returns it,
+    must be given one first: by `match_cast`, with a fresh variable for the rows.
     """
     ty = tensor_type(call, position, argument)
     expected = f"[{', '.join('any' if d is None else str(d) for d in shape)}] of {' or '.join(dtypes)}"
-    given = f"{ty}"
     if str(ty.dtype) not in dtypes or (ty.ndim >= 0 and ty.ndim != len(shape)):
-        raise ValueError(f"{op_name(call)}: {argument}: expected {expected}, given {given}")
+        raise ValueError(f"{op_name(call)}: {argument}: expected {expected}, given {ty}")
     if not isinstance(ty.shape, relax.ShapeExpr):
-        return [None] * len(shape)
+        raise ValueError(f"{op_name(call)}: {argument}: expected a known shape {expected} (see match_cast), given {ty}")
     dims = list(ty.shape.values)
     analyzer = tvm.sym.Analyzer()
     for want, have in zip(shape, dims, strict=True):
         if want is not None and analyzer.can_prove(have != want):
-            raise ValueError(f"{op_name(call)}: {argument}: expected {expected}, given {given}")
+            raise ValueError(f"{op_name(call)}: {argument}: expected {expected}, given {ty}")
     return dims
 
 

@@ -1,0 +1,119 @@
+"""Shared by the ops on coordinates: attributes, and the steps that build an index with sizes known only at run time."""
+
+import itertools
+
+import tvm
+from tvm import relax
+
+from tir_kernels.coordinate_index import METHODS, PLAN_SIZE, build_index, plan_index
+from tir_kernels.kernel_map import Geometry, block_rows
+
+from .register import call_kernel, check_choice, check_tensor
+
+_fresh = itertools.count()
+
+
+def int64(*shape) -> relax.TensorType:
+    return relax.TensorType(shape, "int64")
+
+
+def int32(*shape) -> relax.TensorType:
+    return relax.TensorType(shape, "int32")
+
+
+def int32_of_rank(ndim: int) -> relax.TensorType:
+    """A tensor whose rows only the data will tell."""
+    return relax.TensorType(dtype="int32", ndim=ndim)
+
+
+def triple(op: str, argument: str, value, least: int) -> tuple[int, int, int]:
+    """An int or three of them, each at least `least`, as a tuple along x, y, z; ValueError otherwise."""
+    axes = (value,) * 3 if isinstance(value, int) else tuple(value)
+    if len(axes) != 3 or not all(isinstance(axis, int) and axis >= least for axis in axes):
+        raise ValueError(f"sparse_ops.{op}: {argument}: expected an int or three of at least {least}, given {value!r}")
+    return axes
+
+
+def geometry_attrs(geometry: Geometry) -> dict:
+    """A geometry as attributes of a call."""
+    return {
+        "kernel_size": list(geometry.kernel),
+        "stride": list(geometry.stride),
+        "padding": list(geometry.padding),
+        "dilation": list(geometry.dilation),
+        "transposed": geometry.transposed,
+    }
+
+
+def geometry_of(attrs) -> Geometry:
+    """The geometry that `geometry_attrs` wrote."""
+    axes = (tuple(int(axis) for axis in attrs[key]) for key in ("kernel_size", "stride", "padding", "dilation"))
+    return Geometry(*axes, bool(attrs["transposed"]))
+
+
+def check_method(op: str, method: str, methods=METHODS):
+    check_choice(op, "method", method, methods)
+
+
+def check_coords(call: relax.Call, position: int, argument: str = "coords"):
+    """Coordinates int32 [N, 4] as (batch, x, y, z); returns N."""
+    return check_tensor(call, position, argument, (None, 4), ("int32",))[0]
+
+
+def emit_sizes(bb: relax.BlockBuilder, size: relax.Expr, count: int) -> list[tvm.tirx.Var]:
+    """Fresh symbolic dimensions equal to the entries of an int64 [count] tensor."""
+    shape = bb.emit(relax.op.tensor_to_shape(size))
+    dims = [tvm.tirx.Var(f"size_{next(_fresh)}", "int64") for _ in range(count)]
+    bb.match_cast(shape, relax.ShapeType(dims))
+    return dims
+
+
+def emit_shape(bb: relax.BlockBuilder, tensor: relax.Expr) -> list[tvm.tirx.Var]:
+    """Fresh symbolic dimensions equal to the shape of a tensor that has none yet."""
+    dims = [tvm.tirx.Var(f"size_{next(_fresh)}", "int64") for _ in range(tensor.ty.ndim)]
+    bb.match_cast(bb.emit(relax.op.shape_of(tensor)), relax.ShapeType(dims))
+    return dims
+
+
+def emit_tuple(bb: relax.BlockBuilder, call: relax.Call, count: int) -> list[relax.Expr]:
+    """The elements of a call that returns a tuple."""
+    result = bb.emit(call)
+    return [bb.emit(relax.TupleGetItem(result, i)) for i in range(count)]
+
+
+def emit_index(bb: relax.BlockBuilder, coords: relax.Expr, pad: tuple[int, int, int], method: str) -> list[relax.Expr]:
+    """Plan and build the index of `coords`: (plan, slots, keys)."""
+    plan, size = emit_tuple(
+        bb, call_kernel(bb, plan_index(pad, method), [coords], [int64(PLAN_SIZE), int64(2)]), 2
+    )
+    slots, keys = emit_sizes(bb, size, 2)
+    return [plan, *emit_tuple(bb, call_kernel(bb, build_index(), [coords, plan], [int32(slots), int64(keys)]), 2)]
+
+
+MAP_TYPE = relax.TupleType([int32_of_rank(2), int32_of_rank(2), int32_of_rank(2), int64(2)])
+
+
+def map_shapes(taps, rows) -> list[relax.TensorType]:
+    """The types of the four tensors of a kernel map of `rows` output rows."""
+    per_block = block_rows(rows)
+    blocks = tvm.tirx.floordiv(rows + per_block - 1, per_block)
+    pairs = int32(blocks, taps * per_block)
+    return [pairs, pairs, int32(blocks, taps + 1), int64(2)]
+
+
+def check_map(call: relax.Call, position: int) -> None:
+    """ValueError unless an argument is a kernel map."""
+    ty = call.args[position].ty
+    fields = list(ty.fields) if isinstance(ty, relax.TupleType) else []
+    good = len(fields) == 4 and all(
+        isinstance(field, relax.TensorType) and str(field.dtype) == dtype and field.ndim == ndim
+        for field, dtype, ndim in zip(fields, ("int32", "int32", "int32", "int64"), (2, 2, 2, 1), strict=True)
+    )
+    if not good:
+        name = str(call.op.name).removeprefix("relax.")
+        raise ValueError(f"{name}: kernel_map: expected (pair_in, pair_out, segment, rows) of a map op, given {ty}")
+
+
+def map_fields(bb: relax.BlockBuilder, kernel_map: relax.Expr) -> list[relax.Expr]:
+    """The four tensors of a kernel map."""
+    return [bb.emit(relax.TupleGetItem(kernel_map, i)) for i in range(4)]

@@ -1,0 +1,168 @@
+"""Kernel maps: `R.sparse_ops.submanifold_map`, `strided_map` and `inverse_map`.
+
+A map is a tuple of four tensors (pair_in, pair_out, segment, rows), built once per coordinate set and geometry and used by
+every layer on it. Its law, for every tap: coordinate_in = stride * coordinate_out + dilation * k - padding.
+"""
+
+from tvm import relax
+
+from tir_kernels.coordinate_index import PLAN_SIZE
+from tir_kernels.kernel_map import Geometry, probe_map
+from tir_kernels.kernel_map import inverse_map as inverse_kernel
+from tir_kernels.kernel_map import submanifold_map as submanifold_kernel
+from tir_kernels.sites import copy_sites, find_sites, plan_sites
+
+from .index import (
+    MAP_TYPE,
+    check_coords,
+    check_map,
+    check_method,
+    emit_index,
+    emit_shape,
+    emit_sizes,
+    emit_tuple,
+    geometry_attrs,
+    geometry_of,
+    int32,
+    int32_of_rank,
+    int64,
+    map_fields,
+    map_shapes,
+    triple,
+)
+from .register import call_kernel, register_op
+
+
+def submanifold_map(coords: relax.Expr, kernel_size=3, dilation=1, method: str = "auto") -> relax.Call:
+    """The map of a submanifold convolution: output sites are the input sites, in their order.
+
+    coords int32 [N, 4] as (batch, x, y, z), no row twice, batch 0 to 4095 and x, y, z -32768 to 32767; kernel_size odd and
+    dilation at least 1, ints or three along x, y, z. The padding is (kernel_size // 2) * dilation and the stride 1.
+    method: "grid" (dense, where the bounding box is small), "hash", or "auto" to choose by the size of the box; all give the
+    same bits. Returns a kernel map of N input and N output rows.
+
+    Raises ValueError for other shapes and dtypes, for an even kernel, and, from the running module, for the first row that
+    repeats another or lies outside of the range.
+    """
+    kernel = triple("submanifold_map", "kernel_size", kernel_size, 1)
+    if any(k % 2 == 0 for k in kernel):
+        raise ValueError(f"sparse_ops.submanifold_map: kernel_size: expected odd sizes, given {kernel_size!r}")
+    check_method("submanifold_map", method)
+    geometry = Geometry.submanifold(kernel, triple("submanifold_map", "dilation", dilation, 1))
+    return _submanifold(coords, **geometry_attrs(geometry), method=method)
+
+
+def _infer_submanifold(call: relax.Call) -> relax.TupleType:
+    check_coords(call, 0)
+    return MAP_TYPE
+
+
+def _legalize_submanifold(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    geometry = geometry_of(call.attrs)
+    (coords,) = call.args
+    index = emit_index(bb, coords, geometry.reach, str(call.attrs["method"]))
+    shapes = map_shapes(geometry.taps, coords.ty.shape.values[0])
+    return call_kernel(bb, submanifold_kernel(geometry), [coords, *index], shapes)
+
+
+_submanifold = register_op("submanifold_map", _infer_submanifold, _legalize_submanifold)
+
+
+def strided_map(
+    coords: relax.Expr,
+    kernel_size,
+    stride=1,
+    padding=0,
+    dilation=1,
+    shape: tuple[int, int, int] | str | None = "infer",
+    transposed: bool = False,
+    method: str = "auto",
+) -> relax.Call:
+    """Output sites and map of a strided (or, with `transposed`, a transposed) sparse convolution.
+
+    coords as in `submanifold_map`; kernel_size, stride, dilation at least 1, padding at least 0: ints or three along
+    x, y, z. A site is active when any tap meets an active input. `shape` is the extent of the input grid, which bounds the
+    sites as in spconv: floor((n + 2p - d(k - 1) - 1) / s) + 1, or (n - 1) s - 2p + k transposed; "infer" takes one more
+    than the largest coordinate along each axis, as SAM-3D-Objects does; None bounds nothing and allows negative coordinates.
+
+    Returns (coords int32 [M, 4], kernel map), with M known only at run time: `match_cast` the coordinates to name it.
+    Sites are grouped by batch element, ascending, and within one in order of first touch: taps outside (last axis fastest),
+    input rows inside, which is spconv's order on a CPU.
+
+    Raises ValueError for other shapes, dtypes and geometries, and, from the running module, for the first row that repeats
+    another or lies outside of `shape` or of the range.
+    """
+    name = "strided_map"
+    geometry = Geometry(
+        triple(name, "kernel_size", kernel_size, 1),
+        triple(name, "stride", stride, 1),
+        triple(name, "padding", padding, 0),
+        triple(name, "dilation", dilation, 1),
+        transposed,
+    )
+    check_method(name, method)
+    if shape is None:
+        bounds = "none"
+    elif isinstance(shape, str):
+        if shape != "infer":
+            raise ValueError(f"sparse_ops.{name}: shape: expected three ints, 'infer' or None, given {shape!r}")
+        bounds = "infer"
+    else:
+        bounds = list(triple(name, "shape", shape, 1))
+    return _strided(coords, **geometry_attrs(geometry), shape=bounds, method=method)
+
+
+def _infer_strided(call: relax.Call) -> relax.TupleType:
+    check_coords(call, 0)
+    return relax.TupleType([int32_of_rank(2), MAP_TYPE])
+
+
+def _legalize_strided(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    coords, geometry, method = call.args[0], geometry_of(call.attrs), str(call.attrs["method"])
+    bounds = call.attrs["shape"]
+    shape = {"none": None, "infer": "infer"}[bounds] if isinstance(bounds, str) else tuple(int(n) for n in bounds)
+    plan, size = emit_tuple(
+        bb, call_kernel(bb, plan_sites(geometry, shape, method), [coords], [int64(PLAN_SIZE), int64(3)]), 2
+    )
+    slots, keys, most = emit_sizes(bb, size, 3)
+    found = call_kernel(
+        bb, find_sites(geometry), [coords, plan], [int32(slots), int64(keys), int32(most, 4), int64(1)]
+    )
+    _, _, sites, count = emit_tuple(bb, found, 4)
+    (rows,) = emit_sizes(bb, count, 1)
+    out_coords = bb.emit(call_kernel(bb, copy_sites(), [sites, plan], int32(rows, 4)))
+    index = emit_index(bb, coords, (0, 0, 0), method)
+    kernel_map = call_kernel(bb, probe_map(geometry), [out_coords, *index], map_shapes(geometry.taps, rows))
+    return relax.Tuple([out_coords, bb.emit(kernel_map)])
+
+
+_strided = register_op("strided_map", _infer_strided, _legalize_strided)
+
+
+def inverse_map(kernel_map: relax.Expr, coords: relax.Expr) -> relax.Call:
+    """The map of the inverse convolution: the triples (input, output, tap) of `kernel_map` with input and output exchanged.
+
+    coords int32 [N, 4]: the coordinates that `kernel_map` reads from, whose rows the inverse convolution restores. The tap
+    is not mirrored; a row that fed no output gets nothing but the bias.
+
+    Raises ValueError when an argument is no map or no coordinates, or, from the running module, when they do not belong
+    together.
+    """
+    return _inverse(kernel_map, coords)
+
+
+def _infer_inverse(call: relax.Call) -> relax.TupleType:
+    check_map(call, 0)
+    check_coords(call, 1)
+    return MAP_TYPE
+
+
+def _legalize_inverse(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    kernel_map, coords = call.args
+    *fields, rows = map_fields(bb, kernel_map)
+    _, columns = emit_shape(bb, fields[2])
+    shapes = map_shapes(columns - 1, coords.ty.shape.values[0])
+    return call_kernel(bb, inverse_kernel(), [*fields, rows, coords], shapes)
+
+
+_inverse = register_op("inverse_map", _infer_inverse, _legalize_inverse)

@@ -1,0 +1,61 @@
+"""Unique and downsampled coordinates, `R.sparse_ops.unique`."""
+
+from tvm import relax
+
+from tir_kernels.coordinate_index import PLAN_SIZE
+from tir_kernels.unique import fill_unique, plan_unique, rank_unique
+
+from .index import (
+    check_coords,
+    check_method,
+    emit_sizes,
+    emit_tuple,
+    int32,
+    int32_of_rank,
+    int64,
+    triple,
+)
+from .register import call_kernel, register_op
+
+
+def unique(coords: relax.Expr, method: str = "auto") -> relax.Call:
+    """The distinct rows of coords int32 [N, 4], ascending, as `torch.unique(dim=0, return_inverse=True)`.
+
+    Returns (coords int32 [M, 4], inverse int32 [N]) with unique[inverse] == coords; M is known only at run time. method:
+    "grid", "sort" or "auto"; all give the same bits. Raises ValueError for other shapes and dtypes and, from the running
+    module, for the first row out of range (batch 0 to 4095, x, y, z -32768 to 32767).
+    """
+    return downsample(coords, 1, method)
+
+
+def downsample(coords: relax.Expr, factor=2, method: str = "auto") -> relax.Call:
+    """The distinct voxels of coords int32 [N, 4] after floor division of x, y, z by `factor` (an int or three).
+
+    Returns and raises as `unique`. Features follow by `segment_pool(x, inverse, ...)`, and come back by
+    `gather_rows(x, inverse)`.
+    """
+    check_method("downsample", method, ("auto", "grid", "sort"))
+    return _unique(coords, factor=list(triple("downsample", "factor", factor, 1)), method=method)
+
+
+def _infer(call: relax.Call) -> relax.TupleType:
+    rows = check_coords(call, 0)
+    return relax.TupleType([int32_of_rank(2), int32(rows)])
+
+
+def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    (coords,) = call.args
+    factor = tuple(int(f) for f in call.attrs["factor"])
+    plan, size = emit_tuple(
+        bb,
+        call_kernel(bb, plan_unique(factor, str(call.attrs["method"])), [coords], [int64(PLAN_SIZE), int64(2)]),
+        2,
+    )
+    cells, entries = emit_sizes(bb, size, 2)
+    out = [int32(cells), int64(entries), call.ty.fields[1], int64(1)]
+    _, _, inverse, count = emit_tuple(bb, call_kernel(bb, rank_unique(factor), [coords, plan], out), 4)
+    (rows,) = emit_sizes(bb, count, 1)
+    return relax.Tuple([bb.emit(call_kernel(bb, fill_unique(factor), [coords, inverse], int32(rows, 4))), inverse])
+
+
+_unique = register_op("unique", _infer, _legalize)
