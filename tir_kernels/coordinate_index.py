@@ -17,6 +17,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from .buffers import match_buffer
 from .errors import RAISE_DUPLICATE, RAISE_RANGE
 
 BATCH_LIMIT = 4096
@@ -154,9 +155,9 @@ def plan_index(
     def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "plan_index"})
         rows = T.int64()
-        coords = T.match_buffer(coords_, (rows, 4), "int32")
-        plan = T.match_buffer(plan_, (PLAN_SIZE,), "int64")
-        size = T.match_buffer(size_, (2,), "int64")
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        size = match_buffer(size_, (2,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
         extremes(coords, rows, lowest, highest)
@@ -257,10 +258,10 @@ def build_index() -> tvm.tirx.PrimFunc:
     def kernel(coords_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "build_index"})
         rows, num_slots, num_keys = T.int64(), T.int64(), T.int64()
-        coords = T.match_buffer(coords_, (rows, 4), "int32")
-        plan = T.match_buffer(plan_, (PLAN_SIZE,), "int64")
-        slots = T.match_buffer(slots_, (num_slots,), "int32")
-        keys = T.match_buffer(keys_, (num_keys,), "int64")
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        slots = match_buffer(slots_, (num_slots,), "int32")
+        keys = match_buffer(keys_, (num_keys,), "int64")
         fill(slots, num_slots, T.int32(-1))
         if plan[PLAN_METHOD] == GRID:
             clashes = T.alloc_buffer(((rows + ROW_CHUNK - 1) // ROW_CHUNK,), "int32")
@@ -304,11 +305,11 @@ def lookup() -> tvm.tirx.PrimFunc:
     def kernel(queries_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle, rows_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "lookup"})
         count, num_slots, num_keys = T.int64(), T.int64(), T.int64()
-        queries = T.match_buffer(queries_, (count, 4), "int32")
-        plan = T.match_buffer(plan_, (PLAN_SIZE,), "int64")
-        slots = T.match_buffer(slots_, (num_slots,), "int32")
-        keys = T.match_buffer(keys_, (num_keys,), "int64")
-        rows = T.match_buffer(rows_, (count,), "int32")
+        queries = match_buffer(queries_, (count, 4), "int32")
+        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        slots = match_buffer(slots_, (num_slots,), "int32")
+        keys = match_buffer(keys_, (num_keys,), "int64")
+        rows = match_buffer(rows_, (count,), "int32")
         for chunk in T.parallel((count + 255) // 256):
             found = T.alloc_buffer((1,), "int32")
             for i in range(T.min(T.int64(256), count - chunk * 256)):

@@ -10,6 +10,8 @@ RAISE_RANGE = "tir_kernels.raise_range_error"
 RAISE_DUPLICATE = "tir_kernels.raise_duplicate_error"
 RAISE_ORDER = "tir_kernels.raise_order_error"
 RAISE_INDEX = "tir_kernels.raise_index_error"
+RAISE_BATCH_INDEX = "tir_kernels.raise_batch_index_error"
+RAISE_OFFSETS = "tir_kernels.raise_offsets_error"
 RAISE_MAP = "tir_kernels.raise_map_error"
 RAISE_TAPS = "tir_kernels.raise_taps_error"
 RAISE_SITES = "tir_kernels.raise_sites_error"
@@ -41,7 +43,22 @@ def raise_order_error(row: int, value: int, previous: int):
 @tvm.register_global_func(RAISE_INDEX)
 def raise_index_error(position: int, value: int, rows: int):
     """A row index points outside of the features it selects from."""
-    raise ValueError(f"index: entry {position} is {value}, expected a row from 0 to {rows - 1}, or -1")
+    expected = f"a row from 0 to {rows - 1}, or -1" if rows else "-1, as there are no rows"
+    raise ValueError(f"index: entry {position} is {value}, expected {expected}")
+
+
+@tvm.register_global_func(RAISE_BATCH_INDEX)
+def raise_batch_index_error(row: int, value: int, batch: int):
+    """A row names a batch element that there is not."""
+    raise ValueError(f"batch_index: row {row} is {value}, expected 0 to {batch - 1}")
+
+
+@tvm.register_global_func(RAISE_OFFSETS)
+def raise_offsets_error(argument: str, entry: int, previous: int, value: int, rows: int):
+    """Offsets of batch elements do not ascend (`entry` > 0), or do not run from 0 to the number of rows."""
+    if entry:
+        raise ValueError(f"{argument}: entry {entry} is {value} after {previous}, expected ascending offsets")
+    raise ValueError(f"{argument}: from {previous} to {value}, expected offsets from 0 to the {rows} rows")
 
 
 @tvm.register_global_func(RAISE_SITES)

@@ -12,6 +12,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from .buffers import match_buffer
 from .activation import ACTIVATIONS
 from .isa import Isa, kernel_name
 from .kernel_map import check_map
@@ -127,14 +128,14 @@ def gather_gemm(
         ):
             T.func_attr({"tirx.noalias": True, "global_symbol": name})
             n, m, blocks, slots, taps, columns = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
-            feats = T.match_buffer(feats_, (n, cin), dtype)
-            weight = T.match_buffer(weight_, (taps, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
-            bias = T.match_buffer(bias_, (cout,), "float32")
-            residual = T.match_buffer(residual_, (m, cout), dtype)
-            pair_in = T.match_buffer(pair_in_, (blocks, slots), "int32")
-            pair_out = T.match_buffer(pair_out_, (blocks, slots), "int32")
-            segment = T.match_buffer(segment_, (blocks, columns), "int32")
-            out = T.match_buffer(out_, (m, cout), dtype)
+            feats = match_buffer(feats_, (n, cin), dtype)
+            weight = match_buffer(weight_, (taps, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
+            bias = match_buffer(bias_, (cout,), "float32")
+            residual = match_buffer(residual_, (m, cout), dtype)
+            pair_in = match_buffer(pair_in_, (blocks, slots), "int32")
+            pair_out = match_buffer(pair_out_, (blocks, slots), "int32")
+            segment = match_buffer(segment_, (blocks, columns), "int32")
+            out = match_buffer(out_, (m, cout), dtype)
             check_map(map_rows, n, m, columns - 1, taps)
             convolve(feats, weight, bias, residual, pair_in, pair_out, segment, out, m, blocks, taps, slots // taps)
 
@@ -153,13 +154,13 @@ def gather_gemm(
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": name})
         n, m, blocks, slots, taps, columns = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
-        feats = T.match_buffer(feats_, (n, cin), dtype)
-        weight = T.match_buffer(weight_, (taps, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
-        bias = T.match_buffer(bias_, (cout,), "float32")
-        pair_in = T.match_buffer(pair_in_, (blocks, slots), "int32")
-        pair_out = T.match_buffer(pair_out_, (blocks, slots), "int32")
-        segment = T.match_buffer(segment_, (blocks, columns), "int32")
-        out = T.match_buffer(out_, (m, cout), dtype)
+        feats = match_buffer(feats_, (n, cin), dtype)
+        weight = match_buffer(weight_, (taps, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
+        bias = match_buffer(bias_, (cout,), "float32")
+        pair_in = match_buffer(pair_in_, (blocks, slots), "int32")
+        pair_out = match_buffer(pair_out_, (blocks, slots), "int32")
+        segment = match_buffer(segment_, (blocks, columns), "int32")
+        out = match_buffer(out_, (m, cout), dtype)
         check_map(map_rows, n, m, columns - 1, taps)
         convolve(feats, weight, bias, None, pair_in, pair_out, segment, out, m, blocks, taps, slots // taps)
 

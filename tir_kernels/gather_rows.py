@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from .buffers import match_buffer
 from .errors import RAISE_INDEX
 
 CHUNK = 64  # rows that one task copies
@@ -43,11 +44,11 @@ def gather_rows(channels: int, dtype: str = "float32") -> tvm.tirx.PrimFunc:
 
     @T.prim_func(s_tir=True)
     def kernel(x_: T.handle, index_: T.handle, out_: T.handle):
-        T.func_attr({"tirx.noalias": True, "global_symbol": "gather_rows"})
+        T.func_attr({"tirx.noalias": True, "global_symbol": f"gather_rows_{dtype}"})
         n, m = T.int64(), T.int64()
-        x = T.match_buffer(x_, (n, channels), dtype)
-        index = T.match_buffer(index_, (m,), "int32")
-        out = T.match_buffer(out_, (m, channels), dtype)
+        x = match_buffer(x_, (n, channels), dtype)
+        index = match_buffer(index_, (m,), "int32")
+        out = match_buffer(out_, (m, channels), dtype)
         check_index(index, m, n)
         for chunk in T.parallel((m + CHUNK - 1) // CHUNK):
             for i in range(T.min(T.int64(CHUNK), m - chunk * CHUNK)):

@@ -19,6 +19,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from .buffers import match_buffer
 from .coordinate_index import (
     BUCKET,
     BUCKET_BITS,
@@ -205,13 +206,13 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "submanifold_map"})
         rows, num_slots, num_keys, blocks, size = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
-        coords = T.match_buffer(coords_, (rows, 4), "int32")
-        plan = T.match_buffer(plan_, (PLAN_SIZE,), "int64")
-        slots = T.match_buffer(slots_, (num_slots,), "int32")
-        keys = T.match_buffer(keys_, (num_keys,), "int64")
-        pair_in = T.match_buffer(pair_in_, (blocks, size), "int32")
-        pair_out = T.match_buffer(pair_out_, (blocks, size), "int32")
-        segment = T.match_buffer(segment_, (blocks, taps + 1), "int32")
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        slots = match_buffer(slots_, (num_slots,), "int32")
+        keys = match_buffer(keys_, (num_keys,), "int64")
+        pair_in = match_buffer(pair_in_, (blocks, size), "int32")
+        pair_out = match_buffer(pair_out_, (blocks, size), "int32")
+        segment = match_buffer(segment_, (blocks, taps + 1), "int32")
         map_rows[0] = rows
         map_rows[1] = rows
         if plan[PLAN_METHOD] == GRID:
@@ -268,13 +269,13 @@ def probe_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "probe_map"})
         rows, num_slots, num_keys, blocks, size = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
-        coords = T.match_buffer(coords_, (rows, 4), "int32")
-        plan = T.match_buffer(plan_, (PLAN_SIZE,), "int64")
-        slots = T.match_buffer(slots_, (num_slots,), "int32")
-        keys = T.match_buffer(keys_, (num_keys,), "int64")
-        pair_in = T.match_buffer(pair_in_, (blocks, size), "int32")
-        pair_out = T.match_buffer(pair_out_, (blocks, size), "int32")
-        segment = T.match_buffer(segment_, (blocks, taps + 1), "int32")
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        slots = match_buffer(slots_, (num_slots,), "int32")
+        keys = match_buffer(keys_, (num_keys,), "int64")
+        pair_in = match_buffer(pair_in_, (blocks, size), "int32")
+        pair_out = match_buffer(pair_out_, (blocks, size), "int32")
+        segment = match_buffer(segment_, (blocks, taps + 1), "int32")
         map_rows[0] = plan[PLAN_ROWS]
         map_rows[1] = rows
         for block in T.parallel(blocks):
@@ -327,13 +328,13 @@ def inverse_map() -> tvm.tirx.PrimFunc:
         rows, columns, blocks, size, inverse_blocks, inverse_size = (
             T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
         )
-        pair_in = T.match_buffer(pair_in_, (blocks, size), "int32")
-        pair_out = T.match_buffer(pair_out_, (blocks, size), "int32")
-        segment = T.match_buffer(segment_, (blocks, columns), "int32")
-        T.match_buffer(coords_, (rows, 4), "int32")
-        inverse_in = T.match_buffer(inverse_in_, (inverse_blocks, inverse_size), "int32")
-        inverse_out = T.match_buffer(inverse_out_, (inverse_blocks, inverse_size), "int32")
-        inverse_segment = T.match_buffer(inverse_segment_, (inverse_blocks, columns), "int32")
+        pair_in = match_buffer(pair_in_, (blocks, size), "int32")
+        pair_out = match_buffer(pair_out_, (blocks, size), "int32")
+        segment = match_buffer(segment_, (blocks, columns), "int32")
+        match_buffer(coords_, (rows, 4), "int32")
+        inverse_in = match_buffer(inverse_in_, (inverse_blocks, inverse_size), "int32")
+        inverse_out = match_buffer(inverse_out_, (inverse_blocks, inverse_size), "int32")
+        inverse_segment = match_buffer(inverse_segment_, (inverse_blocks, columns), "int32")
         taps: T.let = columns - 1
         check_map(map_rows, rows, map_rows[1], taps, taps)
         inverse_rows[0] = map_rows[1]

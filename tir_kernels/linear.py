@@ -7,6 +7,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from .buffers import match_buffer
 from .activation import ACTIVATIONS
 from .isa import Isa, kernel_name
 from .microkernel import RegisterTile
@@ -98,11 +99,11 @@ def linear(
         def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle):
             T.func_attr({"tirx.noalias": True, "global_symbol": name})
             n = T.int64()
-            x = T.match_buffer(x_, (n, cin), dtype)
-            weight = T.match_buffer(weight_, (1, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
-            bias = T.match_buffer(bias_, (cout,), "float32")
-            residual = T.match_buffer(residual_, (n, cout), dtype)
-            out = T.match_buffer(out_, (n, cout), dtype)
+            x = match_buffer(x_, (n, cin), dtype)
+            weight = match_buffer(weight_, (1, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
+            bias = match_buffer(bias_, (cout,), "float32")
+            residual = match_buffer(residual_, (n, cout), dtype)
+            out = match_buffer(out_, (n, cout), dtype)
             body(x, weight, bias, residual, out, n)
 
         return kernel
@@ -111,10 +112,10 @@ def linear(
     def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": name})
         n = T.int64()
-        x = T.match_buffer(x_, (n, cin), dtype)
-        weight = T.match_buffer(weight_, (1, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
-        bias = T.match_buffer(bias_, (cout,), "float32")
-        out = T.match_buffer(out_, (n, cout), dtype)
+        x = match_buffer(x_, (n, cin), dtype)
+        weight = match_buffer(weight_, (1, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
+        bias = match_buffer(bias_, (cout,), "float32")
+        out = match_buffer(out_, (n, cout), dtype)
         body(x, weight, bias, None, out, n)
 
     return kernel

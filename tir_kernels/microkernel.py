@@ -12,6 +12,7 @@ Activations may be float32 or bfloat16; sums are always float32. For bfloat16 th
 
 from tvm.script import tirx as T
 
+from .buffers import match_buffer
 from .isa import Isa, Tile
 
 # TIR has no name for the instruction, and a bfloat16 operand would be rewritten to integers before code generation.
@@ -206,10 +207,11 @@ def pack_weight(isa: Isa, taps: int, depth: int, width: int, dtype: str, activat
 
     @T.prim_func(s_tir=True)
     def kernel(
-        weight: T.Buffer((width, taps, depth), dtype),
+        weight_: T.handle,
         packed: T.Buffer((taps, micro.panels, micro.steps, cols), micro.weight_dtype),
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "pack_weight"})
+        weight = match_buffer(weight_, (width, taps, depth), dtype)
         for tap, panel in T.grid(taps, micro.panels):
             for step, column in T.grid(micro.steps, cols):
                 packed[tap, panel, step, column] = T.if_then_else(

@@ -11,7 +11,8 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
-from .errors import RAISE_INDEX, RAISE_MAP
+from .buffers import match_buffer
+from .kernel_map import check_map
 
 MODES = ("sum", "mean", "max")
 
@@ -58,48 +59,35 @@ def naive(x, table, reduction: Reduction):
     return np.stack(rows) if rows else np.zeros((0, x.shape[1]))
 
 
-@T.inline
-def check_map(pair_in, segment, blocks, taps, block_rows, rows_in, rows_out):
-    """Raise unless the blocks of a map cover `rows_out` output rows and point to `rows_in` input rows at most."""
-    if T.Or(blocks * block_rows < rows_out, (blocks - 1) * block_rows >= T.max(rows_out, T.int64(1))):
-        T.evaluate(T.call_packed(RAISE_MAP, blocks, block_rows, rows_out))
-    highest = T.alloc_buffer((blocks,), "int32")
-    for block in T.parallel(blocks):
-        most = T.alloc_buffer((1,), "int32")
-        most[0] = T.int32(-1)
-        for pair in range(segment[block, taps]):
-            most[0] = T.max(most[0], pair_in[block, pair])
-        highest[block] = most[0]
-    for block in range(blocks):
-        if T.Cast("int64", highest[block]) >= rows_in:
-            T.evaluate(T.call_packed(RAISE_INDEX, block, highest[block], rows_in))
-
-
 def pool(channels: int, reduction: Reduction, dtype: str = "float32") -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, pair_in, pair_out, segment, out).
+    """PrimFunc (x, pair_in, pair_out, segment, rows, out).
 
-    x `dtype` [N, C]; pair_in, pair_out int32 [blocks, taps * block_rows] and segment int32 [blocks, taps + 1] as
-    `kernel_map` makes them; out `dtype` [M, C]. ValueError when the map does not fit N and M.
+    x `dtype` [N, C]; the map's arrays as `kernel_map` makes them; out `dtype` [M, C]. Raises ValueError when the map does
+    not fit N and M.
     """
     direct = dtype == "float32"  # a narrower output is reduced in a float32 scratch of the block
 
     @T.prim_func(s_tir=True)
-    def kernel(x_: T.handle, pair_in_: T.handle, pair_out_: T.handle, segment_: T.handle, out_: T.handle):
+    def kernel(
+        x_: T.handle, pair_in_: T.handle, pair_out_: T.handle, segment_: T.handle, map_rows_: T.handle, out_: T.handle
+    ):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"pool_{reduction.mode}_{dtype}"})
-        n, m, blocks, slots, taps = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
-        x = T.match_buffer(x_, (n, channels), dtype)
-        pair_in = T.match_buffer(pair_in_, (blocks, slots), "int32")
-        pair_out = T.match_buffer(pair_out_, (blocks, slots), "int32")
-        segment = T.match_buffer(segment_, (blocks, taps + 1), "int32")
-        out = T.match_buffer(out_, (m, channels), dtype)
-        check_map(pair_in, segment, blocks, taps, slots // taps, n, m)
+        n, m, blocks, slots, columns = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+        x = match_buffer(x_, (n, channels), dtype)
+        pair_in = match_buffer(pair_in_, (blocks, slots), "int32")
+        pair_out = match_buffer(pair_out_, (blocks, slots), "int32")
+        segment = match_buffer(segment_, (blocks, columns), "int32")
+        map_rows = match_buffer(map_rows_, (2,), "int64")
+        out = match_buffer(out_, (m, channels), dtype)
+        taps: T.let = columns - 1
+        check_map(map_rows, n, m, taps, taps)
         for block in T.parallel(blocks):
             T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)  # neighbouring blocks cost alike: deal them out
             first: T.let = block * (slots // taps)
             rows: T.let = T.min(slots // taps, m - first)
             base: T.let = first if direct else T.int64(0)
-            counts = T.alloc_buffer((slots // taps,), "int32")
-            sums = out if direct else T.alloc_buffer((slots // taps, channels), "float32")
+            counts = T.alloc_buffer((slots // (columns - 1),), "int32")
+            sums = out if direct else T.alloc_buffer((slots // (columns - 1), channels), "float32")
             for row in range(rows):
                 counts[row] = T.int32(0)
                 for c in range(channels):

@@ -13,6 +13,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from .buffers import match_buffer
 from .coordinate_index import (
     BATCH_LIMIT,
     COORDINATE_LIMIT,
@@ -136,9 +137,9 @@ def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, met
     def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "plan_sites"})
         rows = T.int64()
-        coords = T.match_buffer(coords_, (rows, 4), "int32")
-        plan = T.match_buffer(plan_, (PLAN_SIZE,), "int64")
-        size = T.match_buffer(size_, (3,), "int64")
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        size = match_buffer(size_, (3,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
         extremes(coords, rows, lowest, highest)
@@ -183,12 +184,12 @@ def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
     def kernel(coords_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle, list_: T.handle, count_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "find_sites"})
         rows, num_slots, num_keys, most = T.int64(), T.int64(), T.int64(), T.int64()
-        coords = T.match_buffer(coords_, (rows, 4), "int32")
-        plan = T.match_buffer(plan_, (PLAN_SIZE,), "int64")
-        slots = T.match_buffer(slots_, (num_slots,), "int32")
-        keys = T.match_buffer(keys_, (num_keys,), "int64")
-        sites = T.match_buffer(list_, (most, 4), "int32")
-        count = T.match_buffer(count_, (1,), "int64")
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        slots = match_buffer(slots_, (num_slots,), "int32")
+        keys = match_buffer(keys_, (num_keys,), "int64")
+        sites = match_buffer(list_, (most, 4), "int32")
+        count = match_buffer(count_, (1,), "int64")
         found = T.alloc_buffer((1,), "int32")
         fill(slots, num_slots, T.int32(-1))
         fill(keys, num_keys, T.int64(-1))
@@ -236,9 +237,9 @@ def copy_sites() -> tvm.tirx.PrimFunc:
     def kernel(list_: T.handle, plan_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "copy_sites"})
         most, rows = T.int64(), T.int64()
-        sites = T.match_buffer(list_, (most, 4), "int32")
-        plan = T.match_buffer(plan_, (PLAN_SIZE,), "int64")
-        out = T.match_buffer(out_, (rows, 4), "int32")
+        sites = match_buffer(list_, (most, 4), "int32")
+        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        out = match_buffer(out_, (rows, 4), "int32")
         starts = T.alloc_buffer((BATCH_LIMIT,), "int64")
         total = T.alloc_buffer((1,), "int64")
         for batch in range(BATCH_LIMIT):

@@ -10,6 +10,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from .buffers import match_buffer
 from .coordinate_index import ROW_CHUNK
 
 
@@ -29,8 +30,8 @@ def subdivide(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
     def kernel(coords_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "subdivide"})
         rows = T.int64()
-        coords = T.match_buffer(coords_, (rows, 4), "int32")
-        out = T.match_buffer(out_, (rows * children, 4), "int32")
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        out = match_buffer(out_, (rows * children, 4), "int32")
         for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
             for i, x, y, z in T.grid(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK), fx, fy, fz):
                 row: T.let = chunk * ROW_CHUNK + i

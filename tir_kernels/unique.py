@@ -17,6 +17,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from .buffers import match_buffer
 from .coordinate_index import (
     DEFAULT_HIGH,
     DEFAULT_LOW,
@@ -78,9 +79,9 @@ def plan_unique(factor: tuple[int, int, int], method: str = "auto", low=DEFAULT_
     def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "plan_unique"})
         rows = T.int64()
-        coords = T.match_buffer(coords_, (rows, 4), "int32")
-        plan = T.match_buffer(plan_, (PLAN_SIZE,), "int64")
-        size = T.match_buffer(size_, (2,), "int64")
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        size = match_buffer(size_, (2,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
         cells = T.alloc_buffer((1,), "int64")
@@ -196,12 +197,12 @@ def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "rank_unique"})
         rows, num_cells, entries = T.int64(), T.int64(), T.int64()
-        coords = T.match_buffer(coords_, (rows, 4), "int32")
-        plan = T.match_buffer(plan_, (PLAN_SIZE,), "int64")
-        cells = T.match_buffer(cells_, (num_cells,), "int32")
-        order = T.match_buffer(order_, (entries,), "int64")
-        inverse = T.match_buffer(inverse_, (rows,), "int32")
-        count = T.match_buffer(count_, (1,), "int64")
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        cells = match_buffer(cells_, (num_cells,), "int32")
+        order = match_buffer(order_, (entries,), "int64")
+        inverse = match_buffer(inverse_, (rows,), "int32")
+        count = match_buffer(count_, (1,), "int64")
         if plan[PLAN_METHOD] == GRID:
             rank_grid(coords, plan, cells, inverse, count, rows, num_cells)
         else:
@@ -217,9 +218,9 @@ def fill_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
     def kernel(coords_: T.handle, inverse_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "fill_unique"})
         rows, unique = T.int64(), T.int64()
-        coords = T.match_buffer(coords_, (rows, 4), "int32")
-        inverse = T.match_buffer(inverse_, (rows,), "int32")
-        out = T.match_buffer(out_, (unique, 4), "int32")
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        inverse = match_buffer(inverse_, (rows,), "int32")
+        out = match_buffer(out_, (unique, 4), "int32")
         # Rows of one cell write the same values, so it does not matter who comes last.
         for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
             for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):

@@ -1,0 +1,85 @@
+"""Arrays of three kinds, numpy, torch and TVM, crossing into compiled functions and back without copies, by DLPack."""
+
+import sys
+
+import ml_dtypes
+import numpy as np
+import tvm
+import tvm_ffi
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def kind_of(array) -> str:
+    """ "numpy", "tvm" or "torch"; TypeError-free: anything else is a ValueError of the caller's `as_tensor`."""
+    if isinstance(array, np.ndarray):
+        return "numpy"
+    if isinstance(array, tvm.runtime.Tensor):
+        return "tvm"
+    torch = sys.modules.get("torch")  # a torch tensor can only exist where torch was imported
+    return "torch" if torch is not None and isinstance(array, torch.Tensor) else "other"
+
+
+def describe(array) -> str:
+    """Kind, dtype and shape, for messages."""
+    if not hasattr(array, "shape"):
+        return f"{type(array).__name__} {array!r}"[:80]
+    return f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
+
+
+def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tvm.runtime.Tensor:
+    """A TVM tensor over the memory of `array`.
+
+    `dtypes`: those allowed; `shape`: an int for a dimension that must be that long, None or a name for any length. Only a
+    read-only numpy array is copied, as DLPack cannot say that it must not be written. Raises ValueError naming the argument,
+    what was given and what was expected: another kind, dtype, rank or length, memory that is not contiguous or not on a
+    CPU, a torch tensor that records gradients.
+    """
+    wanted = f"{' or '.join(dtypes)} [{', '.join('any' if n is None else str(n) for n in shape)}]"
+    kind = kind_of(array)
+
+    def refuse(reason: str):
+        raise ValueError(f"{argument}: expected {wanted}, given {describe(array)}{reason}")
+
+    if kind == "other":
+        refuse(": neither a numpy array nor a torch or TVM tensor")
+    if str(array.dtype).removeprefix("torch.") not in dtypes:
+        refuse("")
+    if len(array.shape) != len(shape):
+        refuse("")
+    if any(isinstance(want, int) and have != want for want, have in zip(shape, array.shape, strict=True)):
+        refuse("")
+    if kind == "numpy":
+        if not array.flags.c_contiguous:
+            refuse(", not contiguous: pass np.ascontiguousarray(...)")
+        if not array.flags.writeable:
+            array = array.copy()
+        if array.dtype == BFLOAT16:  # numpy's DLPack does not know bfloat16
+            return tvm_ffi.from_dlpack(array.view(np.uint16))._create_view(array.shape, "bfloat16")
+        return tvm_ffi.from_dlpack(array)
+    if kind == "torch":
+        if array.device.type != "cpu":
+            refuse(f" on {array.device}, not on a CPU")
+        if not array.is_contiguous():
+            refuse(", not contiguous: pass tensor.contiguous()")
+        if array.requires_grad:
+            if sys.modules["torch"].is_grad_enabled():
+                refuse(" that records gradients: these ops have none, call them under torch.no_grad()")
+            array = array.detach()
+        return tvm_ffi.from_dlpack(array)
+    if not array.is_contiguous():
+        refuse(", not contiguous")
+    return array
+
+
+def as_kind(tensor: tvm.runtime.Tensor, kind: str):
+    """`tensor` as an array of the given kind, over the same memory."""
+    if kind == "tvm":
+        return tensor
+    if kind == "torch":
+        import torch
+
+        return torch.from_dlpack(tensor)
+    if tensor.dtype == "bfloat16":
+        return np.from_dlpack(tensor._create_view(tensor.shape, "uint16")).view(BFLOAT16)
+    return np.from_dlpack(tensor)

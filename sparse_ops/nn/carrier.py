@@ -1,0 +1,248 @@
+"""What modules hand to each other while a graph is built: features, the sites they lie on, and the maps between sites.
+
+Nothing here holds data. A `Sites` stands for a coordinate set of one function under construction and remembers what was
+emitted for it, so that every layer on the same sites reads the same kernel map.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+from tvm import relax, tirx
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import spec
+
+from ..op.batch_offsets import batch_offsets
+from ..op.index import triple
+from ..op.kernel_map import inverse_map, strided_map, submanifold_map
+from ..op.subdivide import subdivide
+from ..op.unique import downsample
+
+_fresh = itertools.count()
+
+Rows = int | tirx.Expr  # a dimension
+
+
+def dimension(name: str) -> tirx.Var:
+    """A fresh symbolic dimension."""
+    return tirx.Var(f"{name}_{next(_fresh)}", "int64")
+
+
+def emit(expr: relax.Expr, name: str = "lv") -> nn.Tensor:
+    """Emit a call of known shape into the current function."""
+    return nn.Tensor(_expr=relax.BlockBuilder.current().emit(expr, name))
+
+
+def emit_fields(expr: relax.Expr) -> list[relax.Var]:
+    """Emit a call that returns a tuple, and its elements."""
+    bb = relax.BlockBuilder.current()
+    result = bb.emit(expr)
+    return [bb.emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]
+
+
+def cast_shape(expr: relax.Expr, shape: Sequence[Rows]) -> nn.Tensor:
+    """The value of `expr` as a tensor of `shape`, whose fresh dimensions take the sizes found at run time."""
+    cast = relax.TensorType(list(shape), str(expr.ty.dtype))
+    return nn.Tensor(_expr=relax.BlockBuilder.current().match_cast(expr, cast))
+
+
+@dataclass(frozen=True)
+class KernelMap:
+    """A kernel map in the graph.
+
+    pair_in, pair_out int32 [blocks, slots], segment int32 [blocks, taps + 1], rows int64 [2], as the map ops make them.
+    As a tuple of four tensors it goes out of one function and into another; `spec` is its type there.
+    """
+
+    pair_in: nn.Tensor
+    pair_out: nn.Tensor
+    segment: nn.Tensor
+    rows: nn.Tensor
+
+    @classmethod
+    def of(cls, fields: Sequence[relax.Expr]) -> "KernelMap":
+        """From the four elements that a map op returns."""
+        pairs = (dimension("blocks"), dimension("slots"))
+        shapes = (pairs, pairs, (pairs[0], dimension("columns")), (2,))
+        return cls(*(cast_shape(element, shape) for element, shape in zip(fields, shapes, strict=True)))
+
+    @property
+    def fields(self) -> tuple[nn.Tensor, ...]:
+        return self.pair_in, self.pair_out, self.segment, self.rows
+
+    @property
+    def expr(self) -> relax.Expr:
+        """The map as an argument of an op."""
+        return relax.Tuple([element._expr for element in self.fields])
+
+    @staticmethod
+    def spec(name: str) -> tuple[spec.Tensor, ...]:
+        """What an exported function declares for a map; `name` keeps its dimensions apart from those of other maps."""
+        pairs = [f"{name}_blocks", f"{name}_slots"]
+        shapes = (pairs, pairs, [pairs[0], f"{name}_columns"], [2])
+        dtypes = ("int32", "int32", "int32", "int64")
+        return tuple(spec.Tensor(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+
+
+class Sites:
+    """A coordinate set, and what has been built on it: everything is emitted once, when it is first asked for.
+
+    `coords`: int32 [N, 4] as (batch, x, y, z). `batch`: the number of batch elements, an int or a symbolic dimension;
+    needed only by what works on batch elements. What is stored is found again by the same arguments only.
+    """
+
+    def __init__(self, coords: nn.Tensor, batch: Rows = 1):
+        _check_coords("coords", coords)
+        self.coords = coords
+        self.batch = batch
+        self.finer: tuple[Sites, nn.Tensor] | None = None  # where downsampling came from, and the row of each there
+        self._built: dict = {}
+
+    @property
+    def rows(self) -> Rows:
+        return self.coords.shape[0]
+
+    def submanifold_map(self, kernel_size=3, dilation=1, method: str = "auto") -> KernelMap:
+        """The map of a submanifold convolution, see `op.submanifold_map`."""
+        kernel, dilation = _axes("kernel_size", kernel_size), _axes("dilation", dilation)
+        return self._once(
+            ("submanifold", kernel, dilation),
+            lambda: KernelMap.of(emit_fields(submanifold_map(self.coords._expr, kernel, dilation, method))),
+        )
+
+    def put_submanifold_map(self, kernel_map: KernelMap, kernel_size=3, dilation=1) -> None:
+        """Use a map that was built earlier, by another function."""
+        self._built["submanifold", _axes("kernel_size", kernel_size), _axes("dilation", dilation)] = kernel_map
+
+    def strided(
+        self, kernel_size, stride=1, padding=0, dilation=1, shape="infer", transposed=False, method: str = "auto"
+    ) -> tuple["Sites", KernelMap]:
+        """Output sites, in a number known at run time, and map of a strided or transposed convolution: `op.strided_map`."""
+        axes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+        axes = {name: _axes(name, value) for name, value in axes.items()} | {"padding": _axes("padding", padding, 0)}
+        shape = shape if shape is None or isinstance(shape, str) else tuple(shape)
+
+        def build():
+            call = strided_map(self.coords._expr, **axes, shape=shape, transposed=transposed, method=method)
+            coords, kernel_map = emit_fields(call)
+            bb = relax.BlockBuilder.current()
+            fields = [bb.emit(relax.TupleGetItem(kernel_map, i)) for i in range(4)]
+            return Sites(cast_shape(coords, (dimension("rows"), 4)), self.batch), KernelMap.of(fields)
+
+        return self._once(("strided", *axes.values(), shape, transposed), build)
+
+    def inverse_map(self, kernel_map: KernelMap) -> KernelMap:
+        """The inverse of a map that reads from these sites, see `op.inverse_map`."""
+        return self._once(
+            ("inverse", id(kernel_map)),
+            lambda: KernelMap.of(emit_fields(inverse_map(kernel_map.expr, self.coords._expr))),
+        )
+
+    def downsampled(self, factor=2) -> tuple["Sites", nn.Tensor]:
+        """The distinct sites after division by `factor`, ascending, and the row there of every site here, int32 [N]."""
+        factor = _axes("factor", factor)
+
+        def build():
+            coords, inverse = emit_fields(downsample(self.coords._expr, factor))
+            sites = Sites(cast_shape(coords, (dimension("rows"), 4)), self.batch)
+            inverse = nn.Tensor(_expr=inverse)
+            sites.finer = (self, inverse)
+            return sites, inverse
+
+        return self._once(("downsampled", factor), build)
+
+    def put_downsampled(self, coords: nn.Tensor, inverse: nn.Tensor, factor=2) -> "Sites":
+        """Use coordinates int32 [M, 4] and index int32 [N] that were built earlier; returns the coarser sites."""
+        sites = Sites(coords, self.batch)
+        sites.finer = (self, inverse)
+        self._built["downsampled", _axes("factor", factor)] = (sites, inverse)
+        return sites
+
+    def subdivided(self, factor=2) -> tuple["Sites", nn.Tensor]:
+        """The children of every site, those of one together, and the row of each child's parent, int32 [N * children]."""
+        factor = _axes("factor", factor)
+
+        def build():
+            children = prod(factor)
+            sites = Sites(emit(subdivide(self.coords._expr, factor)), self.batch)
+            numbers = emit(relax.op.arange(0, self.rows * children, 1, "int32"))
+            return sites, emit(relax.op.floor_divide(numbers._expr, relax.const(children, "int32")))
+
+        return self._once(("subdivided", factor), build)
+
+    def batch_index(self) -> nn.Tensor:
+        """The batch element of every row, int32 [N]."""
+
+        def build():
+            column = emit(relax.op.strided_slice(self.coords._expr, [1], [0], [1]))
+            return emit(relax.op.reshape(column._expr, (self.rows,)))
+
+        return self._once("batch_index", build)
+
+    def offsets(self) -> nn.Tensor:
+        """Where the rows of each batch element start, int32 [batch + 1]; they must ascend, see `op.batch_offsets`."""
+        return self._once("offsets", lambda: emit(batch_offsets(self.coords._expr, self.batch)))
+
+    def put_offsets(self, offsets: nn.Tensor) -> None:
+        """Use offsets that were built earlier."""
+        self._built["offsets"] = offsets
+
+    def _once(self, key, build):
+        if key not in self._built:
+            self._built[key] = build()
+        return self._built[key]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A layer that led from sites to sites, kept under its `indice_key` for the layer that undoes it."""
+
+    source: Sites
+    target: Sites
+    kernel_map: KernelMap
+
+
+@dataclass(frozen=True)
+class SparseTensor:
+    """Features on sites, as modules take and return them: `feats` float32 or bfloat16 [N, C], row i at site i.
+
+    `links`: layers that can be undone, by their key; it is passed on from tensor to tensor.
+    """
+
+    feats: nn.Tensor
+    sites: Sites
+    links: dict[str, Link] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, feats: nn.Tensor, coords: nn.Tensor, batch: Rows = 1) -> "SparseTensor":
+        """From features [N, C] and coordinates int32 [N, 4] of `batch` elements. ValueError if they do not fit."""
+        if not isinstance(feats, nn.Tensor) or feats.ndim != 2:
+            raise ValueError(f"feats: expected a tensor [N, C], given {feats!r}")
+        _check_coords("coords", coords)
+        return cls(feats, Sites(coords, batch))
+
+    @property
+    def coords(self) -> nn.Tensor:
+        return self.sites.coords
+
+    @property
+    def channels(self) -> int:
+        return int(self.feats.shape[1])
+
+    def with_feats(self, feats: nn.Tensor) -> "SparseTensor":
+        """Other features on the same sites."""
+        return replace(self, feats=feats)
+
+    def moved(self, feats: nn.Tensor, sites: Sites) -> "SparseTensor":
+        """Features on other sites, which still know the layers that led there."""
+        return replace(self, feats=feats, sites=sites)
+
+
+def _axes(name: str, value, least: int = 1) -> tuple[int, int, int]:
+    return triple("nn", name, value, least)
+
+
+def _check_coords(name: str, coords: nn.Tensor) -> None:
+    if not isinstance(coords, nn.Tensor) or coords.dtype != "int32" or coords.ndim != 2 or coords.shape[1] != 4:
+        raise ValueError(f"{name}: expected an int32 tensor [N, 4], given {coords!r}")

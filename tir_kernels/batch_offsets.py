@@ -1,0 +1,58 @@
+"""Where the rows of each batch element start: `offsets[b]` = number of rows whose batch index is below b."""
+
+import numpy as np
+import tvm
+from tvm.script import tirx as T
+
+from .buffers import match_buffer
+from .errors import RAISE_OFFSETS, RAISE_ORDER, RAISE_RANGE
+
+
+def naive(coords, batch: int):
+    """Oracle. coords int32 [N, 4] with ascending batch indices -> int32 [batch + 1]."""
+    return np.searchsorted(coords[:, 0], np.arange(batch + 1)).astype("int32")
+
+
+def check_offsets(argument: str, offsets, batch, rows):
+    """Emit: raise unless offsets [batch + 1] ascend from 0 to `rows`; `argument` names them in the message."""
+
+    @T.inline
+    def check(offsets, batch, rows):
+        if T.Or(offsets[0] != 0, T.Cast("int64", offsets[batch]) != rows):
+            T.evaluate(T.call_packed(RAISE_OFFSETS, argument, T.int64(0), offsets[0], offsets[batch], rows))
+        for b in range(batch):
+            if offsets[b + 1] < offsets[b]:
+                T.evaluate(T.call_packed(RAISE_OFFSETS, argument, b + 1, offsets[b], offsets[b + 1], rows))
+
+    check(offsets, batch, rows)
+
+
+def batch_offsets(batch: int) -> tvm.tirx.PrimFunc:
+    """PrimFunc (coords int32 [N, 4], offsets int32 [batch + 1]).
+
+    Raises ValueError for the first row whose batch index is below that of the row before, or not in 0 .. batch - 1.
+    """
+
+    @T.prim_func(s_tir=True)
+    def kernel(coords_: T.handle, offsets_: T.handle):
+        T.func_attr({"tirx.noalias": True, "global_symbol": "batch_offsets"})
+        n = T.int64()
+        coords = match_buffer(coords_, (n, 4), "int32")
+        offsets = match_buffer(offsets_, (batch + 1,), "int32")
+        last = T.alloc_buffer((1,), "int32")  # offsets are written up to this batch index
+        last[0] = T.int32(0)
+        offsets[0] = T.int32(0)
+        for row in range(n):
+            b: T.let = coords[row, 0]
+            if b != last[0]:
+                if T.Or(b < 0, b >= batch):
+                    T.evaluate(T.call_packed(RAISE_RANGE, row, T.int32(0), b, T.int32(0), T.int32(batch - 1)))
+                if b < last[0]:
+                    T.evaluate(T.call_packed(RAISE_ORDER, row, b, last[0]))
+                for skipped in range(b - last[0]):
+                    offsets[last[0] + 1 + skipped] = T.Cast("int32", row)
+                last[0] = b
+        for skipped in range(batch - last[0]):
+            offsets[last[0] + 1 + skipped] = T.Cast("int32", n)
+
+    return kernel

@@ -1,0 +1,150 @@
+"""Group normalisation of sparse tensors: statistics over the voxels of a batch element and the channels of a group.
+
+    out[i, c] = act((x[i, c] - mean[b, g]) / sqrt(variance[b, g] + eps) * weight[c] + bias[c])
+
+where row i belongs to batch element b and channel c to group g. Rows are cut into chunks that start with their batch
+element, whatever the threads. A chunk finds its mean and its squared deviations from it in two passes over rows that stay
+in cache, with the first mean corrected by the second pass; chunks are then merged in order (Chan, Golub and LeVeque 1979).
+So a mean much larger than the deviations costs no accuracy. Sums are float32.
+"""
+
+import numpy as np
+import tvm
+from tvm.script import tirx as T
+
+from .activation import ACTIVATIONS
+from .batch_offsets import check_offsets
+from .buffers import match_buffer
+
+CHUNK = 256  # rows of one task
+
+
+def naive(x, batch_offsets, weight, bias, groups: int, eps=1e-5, activation="none"):
+    """Oracle, in float64. x [N, C], batch_offsets int [B + 1], weight, bias [C] -> [N, C]."""
+    out = np.zeros(x.shape)
+    for first, last in zip(batch_offsets[:-1], batch_offsets[1:], strict=True):
+        if first < last:
+            part = x[first:last].astype(np.float64).reshape(last - first, groups, -1)
+            normal = (part - part.mean((0, 2), keepdims=True)) / np.sqrt(part.var((0, 2), keepdims=True) + eps)
+            out[first:last] = normal.reshape(last - first, -1) * weight + bias
+    return ACTIVATIONS[activation].naive(out)
+
+
+def group_norm(
+    channels: int, groups: int, dtype: str = "float32", eps: float = 1e-5, activation: str = "none"
+) -> tvm.tirx.PrimFunc:
+    """PrimFunc (x, batch_offsets, weight, bias, out).
+
+    x, out `dtype` [N, C]; batch_offsets int32 [B + 1], ascending from 0 to N, or ValueError; weight, bias float32 [C].
+    """
+    width = channels // groups
+    act = ACTIVATIONS[activation].emit
+
+    @T.inline
+    def cut(offsets, batch, chunks, chunk_first, chunk_rows, chunk_batch):
+        """The chunks of all batch elements, in order; chunks[0] = how many."""
+        chunks[0] = T.int64(0)
+        for b in range(batch):
+            first: T.let = T.Cast("int64", offsets[b])
+            rows: T.let = T.Cast("int64", offsets[b + 1]) - first
+            for i in range((rows + CHUNK - 1) // CHUNK):
+                chunk_first[chunks[0] + i] = first + i * CHUNK
+                chunk_rows[chunks[0] + i] = T.min(T.int64(CHUNK), rows - i * CHUNK)
+                chunk_batch[chunks[0] + i] = b
+            chunks[0] += (rows + CHUNK - 1) // CHUNK
+
+    @T.inline
+    def measure(x, first, rows, k, means, squares):
+        """Mean and sum of squared deviations of every group of chunk k: rows first .. first + rows."""
+        center = T.alloc_buffer((channels,), "float32")
+        deviation = T.alloc_buffer((channels,), "float32")
+        square = T.alloc_buffer((channels,), "float32")
+        total = T.alloc_buffer((2,), "float32")
+        count: T.let = T.Cast("float32", rows * width)
+        for c in range(channels):
+            deviation[c] = T.float32(0)
+        for i in range(rows):
+            for c in range(channels):
+                deviation[c] += T.Cast("float32", x[first + i, c])
+        for g in range(groups):
+            total[0] = T.float32(0)
+            for c in range(width):
+                total[0] += deviation[g * width + c]
+            for c in range(width):
+                center[g * width + c] = total[0] / count
+        for c in range(channels):
+            deviation[c] = T.float32(0)
+            square[c] = T.float32(0)
+        for i in range(rows):
+            for c in range(channels):
+                deviation[c] += T.Cast("float32", x[first + i, c]) - center[c]
+                square[c] += (T.Cast("float32", x[first + i, c]) - center[c]) * (
+                    T.Cast("float32", x[first + i, c]) - center[c]
+                )
+        for g in range(groups):
+            total[0] = T.float32(0)
+            total[1] = T.float32(0)
+            for c in range(width):
+                total[0] += deviation[g * width + c]
+                total[1] += square[g * width + c]
+            means[k, g] = center[g * width] + total[0] / count
+            squares[k, g] = total[1] - total[0] * total[0] / count
+
+    @T.inline
+    def merge(chunks, chunk_rows, chunk_batch, means, squares, counts, mean, scaling):
+        """mean, scaling [B, groups]: of whole batch elements, from their chunks."""
+        for k in range(chunks[0]):
+            b: T.let = chunk_batch[k]
+            before: T.let = counts[b]
+            share: T.let = T.Cast("float32", chunk_rows[k]) / T.Cast("float32", before + chunk_rows[k])
+            for g in range(groups):
+                step: T.let = means[k, g] - mean[b, g]
+                mean[b, g] += step * share
+                scaling[b, g] += squares[k, g] + step * step * share * T.Cast("float32", before * width)
+            counts[b] = before + chunk_rows[k]
+
+    @T.prim_func(s_tir=True)
+    def kernel(x_: T.handle, offsets_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle):
+        T.func_attr({"tirx.noalias": True, "global_symbol": f"group_norm_{dtype}"})
+        n, batch = T.int64(), T.int64()
+        x = match_buffer(x_, (n, channels), dtype)
+        offsets = match_buffer(offsets_, (batch,), "int32")
+        weight = match_buffer(weight_, (channels,), "float32")
+        bias = match_buffer(bias_, (channels,), "float32")
+        out = match_buffer(out_, (n, channels), dtype)
+        chunks = T.alloc_buffer((1,), "int64")
+        chunk_first = T.alloc_buffer((n // CHUNK + batch,), "int64")
+        chunk_rows = T.alloc_buffer((n // CHUNK + batch,), "int64")
+        chunk_batch = T.alloc_buffer((n // CHUNK + batch,), "int64")
+        means = T.alloc_buffer((n // CHUNK + batch, groups), "float32")
+        squares = T.alloc_buffer((n // CHUNK + batch, groups), "float32")
+        counts = T.alloc_buffer((batch,), "int64")
+        mean = T.alloc_buffer((batch, groups), "float32")
+        scaling = T.alloc_buffer((batch, groups), "float32")
+        check_offsets("batch_offsets", offsets, batch - 1, n)
+        cut(offsets, batch - 1, chunks, chunk_first, chunk_rows, chunk_batch)
+        for k in T.parallel(chunks[0]):
+            measure(x, chunk_first[k], chunk_rows[k], k, means, squares)
+        for b in range(batch):
+            counts[b] = T.int64(0)
+            for g in range(groups):
+                mean[b, g] = T.float32(0)
+                scaling[b, g] = T.float32(0)
+        merge(chunks, chunk_rows, chunk_batch, means, squares, counts, mean, scaling)
+        for b in range(batch):
+            for g in range(groups):
+                variance: T.let = scaling[b, g] / T.Cast("float32", T.max(counts[b] * width, T.int64(1)))
+                scaling[b, g] = T.float32(1) / T.sqrt(variance + T.float32(eps))
+        for k in T.parallel(chunks[0]):
+            center = T.alloc_buffer((channels,), "float32")
+            factor = T.alloc_buffer((channels,), "float32")
+            for g, c in T.grid(groups, width):
+                center[g * width + c] = mean[chunk_batch[k], g]
+                factor[g * width + c] = scaling[chunk_batch[k], g] * weight[g * width + c]
+            for i in range(chunk_rows[k]):
+                for c in range(channels):
+                    out[chunk_first[k] + i, c] = T.Cast(
+                        dtype, act((T.Cast("float32", x[chunk_first[k] + i, c]) - center[c]) * factor[c] + bias[c])
+                    )
+
+    return kernel
