@@ -1,3 +1,16 @@
-"""Relax ops on sparse 3D tensors, with type inference, legalization to hand-written TIR, nn modules and eager calls."""
+"""Sparse 3D deep learning in Apache TVM: Relax ops on sparse tensors, and eager calls of the same ops.
 
-import tir_kernels as _kernels  # sets up the thread pool before its first use
+- `sparse_ops.op`: constructors of Relax ops, for graphs; `sparse_ops.nn`: modules in the style of `relax.frontend.nn`;
+  `sparse_ops.build.build` compiles a module for a CPU.
+- `SparseTensor` and the layers below, with spconv's names and argument order: eager calls on numpy, torch or TVM arrays;
+  `sparse_ops.functional` has the functions under them.
+"""
+
+import tir_kernels as _kernels  # noqa: F401, sets up the thread pool before its first use
+
+from . import functional, modules
+from .functional import KernelMap, Weights
+from .modules import *  # noqa: F403
+from .tensor import SparseTensor, sparse_add
+
+__all__ = ["KernelMap", "SparseTensor", "Weights", "functional", "sparse_add", *modules.__all__]

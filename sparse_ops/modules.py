@@ -361,3 +361,5 @@ SubMConv1d, SparseConv1d, SparseConvTranspose1d, SparseInverseConv1d, SparseMaxP
 SubMConv2d, SparseConv2d, SparseConvTranspose2d, SparseInverseConv2d, SparseMaxPool2d, SparseAvgPool2d, SparseSumPool2d = (
     _in_fewer_dimensions(base, 2) for base in _ALL
 )
+
+__all__ = sorted(base.__name__.replace("3d", f"{ndim}d") for base in _ALL for ndim in (1, 2, 3))

@@ -131,6 +131,34 @@ class SparseTensor:
         return f"SparseTensor({rows} voxels, {channels} channels, batch_size={self.batch_size}, spatial_shape={shape})"
 
 
+def sparse_add(*tensors: SparseTensor) -> SparseTensor:
+    """The sum of tensors over the union of their voxels, which ascend in (batch, axes...).
+
+    Raises ValueError where channels, dtype, axes or given spatial shapes differ.
+    """
+    first = tensors[0]
+    for other in tensors[1:]:
+        for name, mine, theirs in (
+            ("channels", first.feats.shape[1], other.feats.shape[1]),
+            ("dtype", first.feats.dtype, other.feats.dtype),
+            ("axes", first.coordinates.dimensions, other.coordinates.dimensions),
+            ("spatial_shape", first.coordinates.spatial_shape, other.coordinates.spatial_shape),
+        ):
+            if mine != theirs:
+                raise ValueError(f"tensors: expected equal {name}, given {mine} and {theirs}")
+    every = np.concatenate([tensor.coordinates.coords.numpy() for tensor in tensors])
+    coords, inverse = functional.unique(every)
+    feats = np.concatenate([as_kind(as_tensor(t.feats, "feats", FLOATS, (None, None)), "numpy") for t in tensors])
+    summed = functional.segment_pool(feats, inverse, len(coords), "sum")
+    coordinates = CoordinateSet(
+        as_tensor(coords, "coords", ("int32",), (None, 4)),
+        first.coordinates.dimensions,
+        first.coordinates.spatial_shape,
+        max(tensor.batch_size for tensor in tensors),
+    )
+    return first.moved_to(as_kind(as_tensor(summed, "feats", FLOATS, (None, None)), first._kind), coordinates)
+
+
 def _as_coords(coords) -> tuple[tvm.runtime.Tensor, int]:
     """coords [N, 1 + d] as a tensor [N, 4] with leading unit axes, and d."""
     width = coords.shape[1] if hasattr(coords, "shape") and len(coords.shape) == 2 else None

@@ -39,6 +39,7 @@ class Comparison:
     l2_error: float  # relative: |actual - expected| / |expected|
     bound: float
     problem: str = ""
+    note: str = ""  # said of a tensor that was rightly not computed
 
     @property
     def ok(self) -> bool:

@@ -3,9 +3,10 @@
     out[i, c] = act((x[i, c] - mean[b, g]) / sqrt(variance[b, g] + eps) * weight[c] + bias[c])
 
 where row i belongs to batch element b and channel c to group g. Rows are cut into chunks that start with their batch
-element, whatever the threads. A chunk finds its mean and its squared deviations from it in two passes over rows that stay
-in cache, with the first mean corrected by the second pass; chunks are then merged in order (Chan, Golub and LeVeque 1979).
-So a mean much larger than the deviations costs no accuracy. Sums are float32.
+element, whatever the threads. A chunk makes two passes over rows that stay in cache: the first finds a center near its mean,
+the second sums deviations from that and their squares. Chunks are then merged in order (Chan, Golub and LeVeque 1979).
+Means are kept as a center and a small difference from it, so a mean much larger than the deviations costs no accuracy. Sums
+are float32.
 """
 
 import numpy as np
@@ -54,8 +55,8 @@ def group_norm(
             chunks[0] += (rows + CHUNK - 1) // CHUNK
 
     @T.inline
-    def measure(x, first, rows, k, means, squares):
-        """Mean and sum of squared deviations of every group of chunk k: rows first .. first + rows."""
+    def measure(x, first, rows, k, centers, means, squares):
+        """A center, the mean less the center, and the squared deviations from the mean of every group of chunk k."""
         center = T.alloc_buffer((channels,), "float32")
         deviation = T.alloc_buffer((channels,), "float32")
         square = T.alloc_buffer((channels,), "float32")
@@ -87,20 +88,23 @@ def group_norm(
             for c in range(width):
                 total[0] += deviation[g * width + c]
                 total[1] += square[g * width + c]
-            means[k, g] = center[g * width] + total[0] / count
+            centers[k, g] = center[g * width]
+            means[k, g] = total[0] / count
             squares[k, g] = total[1] - total[0] * total[0] / count
 
     @T.inline
-    def merge(chunks, chunk_rows, chunk_batch, means, squares, counts, mean, scaling):
-        """mean, scaling [B, groups]: of whole batch elements, from their chunks."""
+    def merge(chunks, chunk_rows, chunk_batch, centers, means, squares, counts, center, mean, square):
+        """center, mean, square [B, groups]: the same of whole batch elements, from their chunks in order."""
         for k in range(chunks[0]):
             b: T.let = chunk_batch[k]
             before: T.let = counts[b]
             share: T.let = T.Cast("float32", chunk_rows[k]) / T.Cast("float32", before + chunk_rows[k])
             for g in range(groups):
-                step: T.let = means[k, g] - mean[b, g]
+                if before == 0:
+                    center[b, g] = centers[k, g]
+                step: T.let = (centers[k, g] - center[b, g]) + means[k, g] - mean[b, g]
                 mean[b, g] += step * share
-                scaling[b, g] += squares[k, g] + step * step * share * T.Cast("float32", before * width)
+                square[b, g] += squares[k, g] + step * step * share * T.Cast("float32", before * width)
             counts[b] = before + chunk_rows[k]
 
     @T.prim_func(s_tir=True)
@@ -116,35 +120,40 @@ def group_norm(
         chunk_first = T.alloc_buffer((n // CHUNK + batch,), "int64")
         chunk_rows = T.alloc_buffer((n // CHUNK + batch,), "int64")
         chunk_batch = T.alloc_buffer((n // CHUNK + batch,), "int64")
+        centers = T.alloc_buffer((n // CHUNK + batch, groups), "float32")
         means = T.alloc_buffer((n // CHUNK + batch, groups), "float32")
         squares = T.alloc_buffer((n // CHUNK + batch, groups), "float32")
         counts = T.alloc_buffer((batch,), "int64")
+        center = T.alloc_buffer((batch, groups), "float32")
         mean = T.alloc_buffer((batch, groups), "float32")
-        scaling = T.alloc_buffer((batch, groups), "float32")
+        square = T.alloc_buffer((batch, groups), "float32")
         check_offsets("batch_offsets", offsets, batch - 1, n)
         cut(offsets, batch - 1, chunks, chunk_first, chunk_rows, chunk_batch)
         for k in T.parallel(chunks[0]):
-            measure(x, chunk_first[k], chunk_rows[k], k, means, squares)
+            measure(x, chunk_first[k], chunk_rows[k], k, centers, means, squares)
         for b in range(batch):
             counts[b] = T.int64(0)
             for g in range(groups):
                 mean[b, g] = T.float32(0)
-                scaling[b, g] = T.float32(0)
-        merge(chunks, chunk_rows, chunk_batch, means, squares, counts, mean, scaling)
-        for b in range(batch):
-            for g in range(groups):
-                variance: T.let = scaling[b, g] / T.Cast("float32", T.max(counts[b] * width, T.int64(1)))
-                scaling[b, g] = T.float32(1) / T.sqrt(variance + T.float32(eps))
+                square[b, g] = T.float32(0)
+        merge(chunks, chunk_rows, chunk_batch, centers, means, squares, counts, center, mean, square)
         for k in T.parallel(chunks[0]):
-            center = T.alloc_buffer((channels,), "float32")
+            middle = T.alloc_buffer((channels,), "float32")
             factor = T.alloc_buffer((channels,), "float32")
-            for g, c in T.grid(groups, width):
-                center[g * width + c] = mean[chunk_batch[k], g]
-                factor[g * width + c] = scaling[chunk_batch[k], g] * weight[g * width + c]
+            addend = T.alloc_buffer((channels,), "float32")
+            b: T.let = chunk_batch[k]
+            for g in range(groups):
+                scaling: T.let = T.float32(1) / T.sqrt(
+                    square[b, g] / T.Cast("float32", counts[b] * width) + T.float32(eps)
+                )
+                for c in range(width):
+                    middle[g * width + c] = center[b, g]
+                    factor[g * width + c] = scaling * weight[g * width + c]
+                    addend[g * width + c] = bias[g * width + c] - mean[b, g] * factor[g * width + c]
             for i in range(chunk_rows[k]):
                 for c in range(channels):
                     out[chunk_first[k] + i, c] = T.Cast(
-                        dtype, act((T.Cast("float32", x[chunk_first[k] + i, c]) - center[c]) * factor[c] + bias[c])
+                        dtype, act((T.Cast("float32", x[chunk_first[k] + i, c]) - middle[c]) * factor[c] + addend[c])
                     )
 
     return kernel

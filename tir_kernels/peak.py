@@ -9,7 +9,6 @@ definition. Operands never leave their registers: what a kernel reaches below th
 """
 
 import functools
-import os
 import time
 
 import numpy as np
@@ -105,7 +104,7 @@ def operand(isa: Isa, dtype: str) -> np.ndarray:
 
 def pool_threads() -> int:
     """Threads of TVM's pool, as `use_available_cores` or the environment set them."""
-    return int(os.environ.get("TVM_NUM_THREADS") or os.cpu_count() or 1)
+    return int(tvm.get_global_func("runtime.NumThreads")())
 
 
 def measure_peak(

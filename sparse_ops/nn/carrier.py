@@ -13,11 +13,8 @@ from tvm import relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec
 
-from ..op.batch_offsets import batch_offsets
+from .. import op
 from ..op.index import triple
-from ..op.kernel_map import inverse_map, strided_map, submanifold_map
-from ..op.subdivide import subdivide
-from ..op.unique import downsample
 
 _fresh = itertools.count()
 
@@ -103,12 +100,12 @@ class Sites:
     def rows(self) -> Rows:
         return self.coords.shape[0]
 
-    def submanifold_map(self, kernel_size=3, dilation=1, method: str = "auto") -> KernelMap:
+    def op.submanifold_map(self, kernel_size=3, dilation=1, method: str = "auto") -> KernelMap:
         """The map of a submanifold convolution, see `op.submanifold_map`."""
         kernel, dilation = _axes("kernel_size", kernel_size), _axes("dilation", dilation)
         return self._once(
             ("submanifold", kernel, dilation),
-            lambda: KernelMap.of(emit_fields(submanifold_map(self.coords._expr, kernel, dilation, method))),
+            lambda: KernelMap.of(emit_fields(op.submanifold_map(self.coords._expr, kernel, dilation, method))),
         )
 
     def put_submanifold_map(self, kernel_map: KernelMap, kernel_size=3, dilation=1) -> None:
@@ -124,7 +121,7 @@ class Sites:
         shape = shape if shape is None or isinstance(shape, str) else tuple(shape)
 
         def build():
-            call = strided_map(self.coords._expr, **axes, shape=shape, transposed=transposed, method=method)
+            call = op.strided_map(self.coords._expr, **axes, shape=shape, transposed=transposed, method=method)
             coords, kernel_map = emit_fields(call)
             bb = relax.BlockBuilder.current()
             fields = [bb.emit(relax.TupleGetItem(kernel_map, i)) for i in range(4)]
@@ -132,11 +129,11 @@ class Sites:
 
         return self._once(("strided", *axes.values(), shape, transposed), build)
 
-    def inverse_map(self, kernel_map: KernelMap) -> KernelMap:
+    def op.inverse_map(self, kernel_map: KernelMap) -> KernelMap:
         """The inverse of a map that reads from these sites, see `op.inverse_map`."""
         return self._once(
             ("inverse", id(kernel_map)),
-            lambda: KernelMap.of(emit_fields(inverse_map(kernel_map.expr, self.coords._expr))),
+            lambda: KernelMap.of(emit_fields(op.inverse_map(kernel_map.expr, self.coords._expr))),
         )
 
     def downsampled(self, factor=2) -> tuple["Sites", nn.Tensor]:
@@ -144,7 +141,7 @@ class Sites:
         factor = _axes("factor", factor)
 
         def build():
-            coords, inverse = emit_fields(downsample(self.coords._expr, factor))
+            coords, inverse = emit_fields(op.downsample(self.coords._expr, factor))
             sites = Sites(cast_shape(coords, (dimension("rows"), 4)), self.batch)
             inverse = nn.Tensor(_expr=inverse)
             sites.finer = (self, inverse)
@@ -165,7 +162,7 @@ class Sites:
 
         def build():
             children = prod(factor)
-            sites = Sites(emit(subdivide(self.coords._expr, factor)), self.batch)
+            sites = Sites(emit(op.subdivide(self.coords._expr, factor)), self.batch)
             numbers = emit(relax.op.arange(0, self.rows * children, 1, "int32"))
             return sites, emit(relax.op.floor_divide(numbers._expr, relax.const(children, "int32")))
 
@@ -182,7 +179,7 @@ class Sites:
 
     def offsets(self) -> nn.Tensor:
         """Where the rows of each batch element start, int32 [batch + 1]; they must ascend, see `op.batch_offsets`."""
-        return self._once("offsets", lambda: emit(batch_offsets(self.coords._expr, self.batch)))
+        return self._once("offsets", lambda: emit(op.batch_offsets(self.coords._expr, self.batch)))
 
     def put_offsets(self, offsets: nn.Tensor) -> None:
         """Use offsets that were built earlier."""

@@ -1,0 +1,438 @@
+"""What every benchmark shares: paired timing against peers, the measured peak, checks first, a table and JSON.
+
+    A case   our call, a check of its result, and peers that do the same work
+    A round  peak, ours, peer, peer, ...: one turn each, in this order, again and again, so that whatever else the
+             machine does falls on all of them alike. A turn is the median of a few calls after one that is not timed.
+    A row    medians over the rounds; a ratio is the median of the ratios within rounds, not a ratio of medians
+
+A speed is reported only for a result that was checked, before the timing and after it. `benchmarks.sparse_conv` shows a
+benchmark built on this:
+
+    bench = Benchmark("sparse_conv", parse_options("Sparse convolution against spconv."))
+    bench.run("subm3_nut64_c64", lambda: Case(...))
+    sys.exit(bench.finish())
+"""
+
+import argparse
+import contextlib
+import ctypes
+import datetime
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import sparse_ops as _sparse_ops  # lets TVM's pool use all cores, before it starts  # noqa: F401
+import tvm
+from rich.console import Console
+from rich.table import Table
+
+from tests.tolerance import Comparison
+from tir_kernels import peak
+from tir_kernels.isa import Isa, host_target
+
+TURN_SECONDS = 0.02  # calls of one turn take at least this long together ...
+TURN_CALLS = 15  # ... unless there are this many of them
+LONG_CALL = 0.3  # seconds; a longer call gets no untimed one before it
+LONG_ROUND = 3.0  # seconds; longer rounds are repeated less often
+
+
+class WrongResult(Exception):
+    """A result that differs from its reference, or that nothing was compared with."""
+
+
+@dataclass
+class Options:
+    """Command line of a benchmark. `only`: run only the cases whose names contain this."""
+
+    quick: bool = False
+    json: Path | None = None
+    only: str = ""
+
+
+@dataclass
+class Peer:
+    """Another way to do a case's work.
+
+    `prepare` runs before every turn and is not timed (it sets the number of threads, say). `check` works as that of
+    a case; without one only the time is used, which is right only for a peer whose results are known to be wrong. `own_pool`:
+    whether it computes on TVM's threads, as ours does; a turn on other threads waits until those of the last one sleep.
+    `memory`: whether to measure its peak memory as well.
+    """
+
+    call: Callable[[], object]
+    check: Callable[[object], Iterable[Comparison]] | None = None
+    prepare: Callable[[], None] | None = None
+    own_pool: bool = False
+    memory: bool = False
+
+
+@dataclass
+class Case:
+    """One line of a benchmark.
+
+    `ours`: the timed call. `check(result)`: comparisons with a reference, at least one and none empty. `flops`: useful
+    floating-point operations, 0 where speed is not arithmetic. `facts`: more entries for the row, such as voxels.
+    """
+
+    dtype: str
+    ours: Callable[[], object]
+    check: Callable[[object], Iterable[Comparison]]
+    peers: dict[str, Peer] = field(default_factory=dict)
+    flops: float = 0.0
+    facts: dict = field(default_factory=dict)
+
+
+def parse_options(description: str, arguments: list[str] | None = None) -> Options:
+    """The options that every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a subset with fewer repeats, within a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and rows to FILE")
+    parser.add_argument("--only", default="", metavar="SUBSTRING", help="run only cases whose names contain this")
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+def require_right(what: str, comparisons: Iterable[Comparison]) -> None:
+    """WrongResult unless there are comparisons, none of them of nothing, and all are within their bounds."""
+    comparisons = list(comparisons)
+    if not comparisons or any(0 in found.shape for found in comparisons):
+        raise WrongResult(f"{what}: nothing was compared with a reference, so no speed is reported")
+    for found in comparisons:
+        if not found.ok:
+            raise WrongResult(
+                f"{what}: {found.name} {list(found.shape)}: {found.problem} "
+                f"(max error {found.max_error:.3e}, relative L2 {found.l2_error:.3e}, bound {found.bound:.3e})"
+            )
+
+
+def settle(most: float = 0.5) -> None:
+    """Wait until this process computes nothing: thread pools spin for a while after a call (TVM's some 0.2 s)."""
+    end = time.perf_counter() + most
+    while time.perf_counter() < end:
+        cpu, wall = time.process_time(), time.perf_counter()
+        time.sleep(0.002)
+        if time.process_time() - cpu < 0.25 * (time.perf_counter() - wall):
+            return
+
+
+@dataclass
+class _Turns:
+    """One participant of the rounds and its times, in seconds."""
+
+    call: Callable[[], object]
+    prepare: Callable[[], None] | None = None
+    own_pool: bool = True
+    times: list[float] = field(default_factory=list)
+    last: float = 0.0  # seconds of the last single call
+    result: object = None
+
+    def first(self):
+        """An untimed call, which returns the result."""
+        if self.prepare:
+            self.prepare()
+        return self._once()
+
+    def _once(self):
+        self.result = None  # memory of the last result goes back before the next call
+        start = time.perf_counter()
+        self.result = self.call()
+        self.last = time.perf_counter() - start
+        return self.result
+
+    def take(self) -> None:
+        """One turn: the median of a few calls."""
+        if self.prepare:
+            self.prepare()
+        if self.last < LONG_CALL:
+            self._once()
+        calls = []
+        while not calls or (sum(calls) < TURN_SECONDS and len(calls) < TURN_CALLS):
+            self._once()
+            calls.append(self.last)
+        self.times.append(statistics.median(calls))
+
+
+class _PeakTurns(_Turns):
+    """The peak takes turns like everyone else; `times` are GFLOP/s."""
+
+    def __init__(self, dtype: str):
+        super().__init__(call=lambda: peak.measure_peak(dtype))
+
+    def take(self) -> None:
+        self.times.append(self.call())
+
+
+@contextlib.contextmanager
+def _no_collection():
+    """Python's garbage collector waits until a measurement is over."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def run_rounds(participants: dict[str, _Turns], quick: bool) -> None:
+    """Let everyone take turns until the medians are worth something: 6 s and 5 rounds, or `quick` 1 s and 3."""
+    budget, least, most = (1.0, 3, 7) if quick else (6.0, 5, 25)
+    start, rounds = time.perf_counter(), 0
+    with _no_collection():
+        while rounds < most:
+            on_own_pool = True
+            for participant in participants.values():
+                if not (on_own_pool and participant.own_pool):
+                    settle()
+                on_own_pool = participant.own_pool
+                participant.take()
+            if not on_own_pool:
+                settle()
+            rounds += 1
+            spent = time.perf_counter() - start
+            if spent >= budget and (rounds >= least or (rounds >= 3 and spent / rounds > LONG_ROUND)):
+                break
+
+
+def peak_mb(call: Callable[[], object], prepare: Callable[[], None] | None = None) -> float | None:
+    """MB (10^6 bytes) that a call adds to this process at its peak: results and workspace, not its inputs.
+
+    None where the system does not tell (it takes Linux). The call runs in a thread of its own, because TVM's workspaces
+    belong to threads and stay with them: a new thread starts without any.
+    """
+    found: list[float | None] = [None]
+
+    def status(entry: str) -> int:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(entry):
+                return int(line.split()[1]) * 1024
+        raise OSError(f"no {entry} in /proc/self/status")
+
+    def measure() -> None:
+        if prepare:
+            prepare()
+        tvm.get_global_func("vm.builtin.memory_manager.clear")()  # what the VM keeps for the next call
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        before = status("VmRSS:")
+        result = call()
+        found[0] = max(0, status("VmHWM:") - before) / 1e6
+        del result
+
+    def guarded() -> None:
+        with contextlib.suppress(OSError, AttributeError, ValueError):
+            measure()
+
+    gc.collect()
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def machine_info(quick: bool) -> dict:
+    """What the figures were measured on."""
+
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    target = host_target()
+    name = platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": name,
+        "llvm_cpu": str(target.attrs["mcpu"]),
+        "isa": Isa.of(target).name,
+        "cores": cores,
+        "threads": peak.pool_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "tvm": version("apache-tvm"),
+        "torch": version("torch"),
+        "spconv": version("spconv"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "quick": quick,
+    }
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write `content` to `path` in one step: a reader sees the old file or the new one."""
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+class Benchmark:
+    """Runs cases, collects rows and reports them."""
+
+    def __init__(self, name: str, options: Options, console: Console | None = None):
+        self.name, self.options = name, options
+        self.console = console or Console()
+        self.machine = machine_info(options.quick)
+        self.rows: list[dict] = []
+        self.failures: list[str] = []
+        self.started = time.perf_counter()
+        isa = Isa.of(host_target())
+        # where bf16 has no instruction of its own, its peak is that of fp32, and one measurement serves both
+        self._peak_of = {dtype: dtype if peak.uses_dot(isa, dtype) else "float32" for dtype in peak.DTYPES}
+        self._peaks: dict[str, list[float]] = {dtype: [] for dtype in set(self._peak_of.values())}
+
+    def wants(self, name: str) -> bool:
+        """Whether a case of this name was asked for."""
+        return self.options.only in name
+
+    def run(self, name: str, make: Callable[[], Case]) -> dict | None:
+        """Measure the case that `make` builds, unless `--only` excludes it; its row, or None.
+
+        A wrong result or an error ends this case, not the benchmark; `finish` then returns 1.
+        """
+        if not self.wants(name):
+            return None
+        try:
+            row = self._measure(name, make())
+        except WrongResult as error:
+            return self._fail(name, str(error))
+        except Exception as error:  # the other cases may still tell something
+            traceback.print_exc()
+            return self._fail(name, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        self.rows.append(row)
+        ratios = "  ".join(f"{peer} {ratio:.2f}x" for peer, ratio in row["ratios"].items())
+        seconds = time.perf_counter() - self.started
+        print(f"[{seconds:6.1f} s] {name} {row['dtype']}  {row['ours_ms']:.3f} ms  {ratios}", file=sys.stderr, flush=True)
+        return row
+
+    def _fail(self, name: str, message: str) -> None:
+        self.failures.append(f"{name}: {message}")
+        print(f"FAILED {self.failures[-1]}", file=sys.stderr, flush=True)
+
+    def _measure(self, name: str, case: Case) -> dict:
+        ours = _Turns(case.ours)
+        peers = {peer: _Turns(p.call, p.prepare, p.own_pool) for peer, p in case.peers.items()}
+        checks = [("ours", ours, case.check)]
+        checks += [(peer, peers[peer], p.check) for peer, p in case.peers.items() if p.check]
+        require_right("ours", case.check(ours.first()))
+        for peer, turns in peers.items():
+            result = turns.first()
+            if case.peers[peer].check:
+                require_right(peer, case.peers[peer].check(result))
+        peaks = {dtype: _PeakTurns(dtype) for dtype in self._peaks}
+        peaks_and_all = {f"peak_{dtype}": turns for dtype, turns in peaks.items()} | {"ours": ours} | peers
+        run_rounds(peaks_and_all, self.options.quick)
+        for who, turns, check in checks:
+            require_right(f"{who}, after the timing", check(turns.result))
+        for turns in (ours, *peers.values()):
+            turns.result = None
+        for dtype, turns in peaks.items():
+            self._peaks[dtype] += turns.times
+
+        seconds = statistics.median(ours.times)
+        near = statistics.median(peaks[self._peak_of.get(case.dtype, "float32")].times)
+        gflops = case.flops / seconds / 1e9 if case.flops else None
+        row = {
+            "case": name,
+            "dtype": case.dtype,
+            "ours_ms": seconds * 1e3,
+            "peers": {peer: statistics.median(turns.times) * 1e3 for peer, turns in peers.items()},
+            "gflops": gflops,
+            "peak_fraction": gflops / near if gflops else None,
+            "peak_mb": peak_mb(case.ours),
+            "peers_peak_mb": {
+                peer: peak_mb(p.call, p.prepare) for peer, p in case.peers.items() if p.memory
+            },
+            "ratios": {peer: self.ratio(turns.times, ours.times) for peer, turns in peers.items()},
+            "best_ms": min(ours.times) * 1e3,
+            "peak_gflops": near,
+            "rounds": len(ours.times),
+        }
+        return row | case.facts
+
+    @staticmethod
+    def ratio(theirs: list[float], ours: list[float]) -> float:
+        """How many times as long a peer takes: the median over pairs."""
+        return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+    def peak_gflops(self) -> dict[str, float | None]:
+        """The median of all measurements of the peak; measured now when there was no case."""
+        for dtype, found in self._peaks.items():
+            if not found:
+                self._peaks[dtype] = [peak.measure_peak(dtype) for _ in range(5)]
+        return {dtype: statistics.median(self._peaks[of]) for dtype, of in self._peak_of.items()}
+
+    def report(self) -> dict:
+        """What `--json` writes."""
+        return {"machine": self.machine | {"peak_gflops": self.peak_gflops()}, "rows": self.rows}
+
+    def finish(self) -> int:
+        """Print the table and the failures, write the JSON; the exit code, 1 when a result was wrong."""
+        report = self.report()
+        machine = report["machine"]
+        peaks = ", ".join(f"{dtype} {value:.0f}" for dtype, value in machine["peak_gflops"].items())
+        self.console.print(
+            f"\n{machine['cpu']} ({machine['llvm_cpu']}, {machine['isa']}), {machine['threads']} threads on "
+            f"{machine['cores']} cores; measured peak in GFLOP/s: {peaks}; load average at the start: "
+            f"{machine['load_average']}; TVM {machine['tvm']}, torch {machine['torch']}, spconv {machine['spconv']}",
+            highlight=False,
+        )
+        self.console.print(self.table(), highlight=False)
+        if self.options.json:
+            write_json(self.options.json, report)
+        if not self.rows and not self.failures:
+            self.failures.append(f"no case has {self.options.only!r} in its name")
+        for failure in self.failures:
+            self.console.print(f"[red]FAILED[/red] {failure}", highlight=False)
+        return 1 if self.failures else 0
+
+    def table(self) -> Table:
+        """The rows for people: a peer's column shows its time and how many times as long as ours it takes."""
+        peers = list(dict.fromkeys(peer for row in self.rows for peer in row["peers"]))
+        table = Table(title=f"benchmarks.{self.name}", title_justify="left")
+        table.add_column("case", no_wrap=True)
+        for column in ("dtype", "ours ms", *(f"{peer} ms" for peer in peers), "GFLOP/s", "% peak", "MB"):
+            table.add_column(column, justify="right", no_wrap=column in ("ours ms", "% peak", "MB"))
+        for row in self.rows:
+            theirs = [f"{row['peers'][p]:.2f} ({row['ratios'][p]:.1f}x)" if p in row["peers"] else "" for p in peers]
+            table.add_row(
+                row["case"],
+                {"float32": "fp32", "bfloat16": "bf16"}.get(row["dtype"], row["dtype"]),
+                f"{row['ours_ms']:.3f}",
+                *theirs,
+                "" if row["gflops"] is None else f"{row['gflops']:.0f}",
+                "" if row["peak_fraction"] is None else f"{100 * row['peak_fraction']:.0f}",
+                "" if row["peak_mb"] is None else f"{row['peak_mb']:.1f}",
+            )
+        return table
+
+
+def arrays(result: object) -> list[np.ndarray]:
+    """The numpy arrays of a result: TVM, torch or numpy tensors, nested in tuples, lists or TVM's arrays."""
+    if isinstance(result, np.ndarray):
+        return [result]
+    if hasattr(result, "numpy"):
+        return [result.numpy()]
+    return [array for part in result for array in arrays(part)]

@@ -1,0 +1,104 @@
+"""Attention within batch elements, whose rows lie one after the other: no padding, no masks."""
+
+from math import sqrt
+
+from tvm import relax
+from tvm.relax.frontend import nn
+
+from .. import op
+from .carrier import SparseTensor, emit
+from .norm import MultiHeadRMSNorm
+from .rows import Linear, Rowwise, check_count, feats_of
+
+
+def attention(
+    q: nn.Tensor,
+    k: nn.Tensor,
+    v: nn.Tensor,
+    q_offsets: nn.Tensor,
+    k_offsets: nn.Tensor,
+    scale: float | None = None,
+) -> nn.Tensor:
+    """softmax(q k^T * scale) v for every head and batch element b, rows offsets[b] to offsets[b + 1].
+
+    q [Nq, H, D]; k, v [Nk, H, D]; q_offsets, k_offsets int32 [B + 1]; scale 1 / sqrt(D) unless given. Returns [Nq, H, D].
+    """
+    scale = 1 / sqrt(q.shape[2]) if scale is None else scale
+    args = (q, k, v, q_offsets, k_offsets)
+    return emit(op.attention(*(argument._expr for argument in args), scale=scale), "attention")
+
+
+class SelfAttention(nn.Module):
+    """Every row attends to the rows of its batch element.
+
+    Parameters: to_qkv and to_out as in `Linear`, q first; with `qk_rms_norm` q_rms_norm.gamma and k_rms_norm.gamma
+    [heads, D]. ValueError if the heads do not divide the channels.
+    """
+
+    def __init__(self, channels: int, num_heads: int, qk_rms_norm: bool = False):
+        self.head_dim = _head_dim("SelfAttention", channels, num_heads)
+        self.num_heads = num_heads
+        self.to_qkv = Linear(channels, 3 * channels)
+        self.to_out = Linear(channels, channels)
+        self.q_rms_norm = MultiHeadRMSNorm(self.head_dim, num_heads) if qk_rms_norm else None
+        self.k_rms_norm = MultiHeadRMSNorm(self.head_dim, num_heads) if qk_rms_norm else None
+
+    def forward(self, x: SparseTensor, residual: SparseTensor | None = None) -> SparseTensor:
+        """x [N, C] -> [N, C]; `residual` is added by the last layer."""
+        q, k, v = (heads_of(part.feats, self.num_heads) for part in self.to_qkv.parts(x, 3))
+        if self.q_rms_norm is not None:
+            q, k = self.q_rms_norm(q), self.k_rms_norm(k)
+        offsets = x.sites.offsets()
+        return self.to_out(x.with_feats(rows_of(attention(q, k, v, offsets, offsets))), residual)
+
+
+class CrossAttention(nn.Module):
+    """Every row attends to the context rows of its batch element.
+
+    Parameters: to_q, to_kv (k first) and to_out as in `Linear`. What depends on the context alone comes from `context`, so
+    that a sampler need compute it only once. ValueError if the heads do not divide the channels.
+    """
+
+    def __init__(self, channels: int, context_channels: int, num_heads: int):
+        check_count("CrossAttention", context_channels=context_channels)
+        self.head_dim = _head_dim("CrossAttention", channels, num_heads)
+        self.num_heads = num_heads
+        self.to_q = Linear(channels, channels)
+        self.to_kv = Linear(context_channels, 2 * channels)
+        self.to_out = Linear(channels, channels)
+
+    def context(self, tokens: nn.Tensor) -> tuple[nn.Tensor, nn.Tensor]:
+        """Keys and values of context rows [L, context_channels]: two of [L, H, D]."""
+        k, v = self.to_kv.parts(feats_of(tokens, "tokens"), 2)
+        return heads_of(k, self.num_heads), heads_of(v, self.num_heads)
+
+    def forward(
+        self,
+        x: SparseTensor,
+        context: tuple[nn.Tensor, nn.Tensor],
+        context_offsets: nn.Tensor,
+        residual: SparseTensor | None = None,
+    ) -> SparseTensor:
+        """x [N, C]; context as `context` returns it; context_offsets int32 [B + 1] -> [N, C]; `residual` is added last."""
+        q = heads_of(self.to_q(x).feats, self.num_heads)
+        h = attention(q, *context, x.sites.offsets(), context_offsets)
+        return self.to_out(x.with_feats(rows_of(h)), residual)
+
+
+def heads_of(x: Rowwise, heads: int) -> nn.Tensor:
+    """[N, H * D] -> [N, H, D], the same memory."""
+    rows, channels = feats_of(x).shape
+    return emit(relax.op.reshape(feats_of(x)._expr, (rows, heads, channels // heads)))
+
+
+def rows_of(x: nn.Tensor) -> nn.Tensor:
+    """[N, H, D] -> [N, H * D], the same memory."""
+    rows, heads, depth = x.shape
+    return emit(relax.op.reshape(x._expr, (rows, heads * depth)))
+
+
+def _head_dim(owner: str, channels: int, heads: int) -> int:
+    check_count(owner, channels=channels, num_heads=heads)
+    if channels % heads:
+        raise ValueError(f"{owner}: num_heads: expected a divisor of {channels} channels, given {heads}")
+    return channels // heads

@@ -1,0 +1,196 @@
+"""Sparse convolutions in three dimensions. Weights are [Cout, kx, ky, kz, Cin], as spconv and its checkpoints hold them."""
+
+from math import prod
+
+from tvm import relax
+from tvm.relax.frontend import nn
+
+from .. import op
+from ..op.index import triple
+from .carrier import KernelMap, Link, Sites, SparseTensor, emit
+from .rows import Rowwise, check_count, expr_of
+
+
+class _SparseConv(nn.Module):
+    """Parameters of any sparse convolution, and its two ways to compute.
+
+    Parameters: weight [Cout, kx, ky, kz, Cin] of `dtype` (float32 or bfloat16), bias float32 [Cout].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size, bias: bool, dtype: str):
+        self._owner = type(self).__name__
+        check_count(self._owner, in_channels=in_channels, out_channels=out_channels)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = triple(f"nn.{self._owner}", "kernel_size", kernel_size, 1)
+        self.weight = nn.Parameter((out_channels, *self.kernel_size, in_channels), dtype)
+        self.bias = nn.Parameter((out_channels,), "float32") if bias else None
+
+    def _through(self, kernel_map: KernelMap, sites: Sites, x: SparseTensor, residual, activation) -> nn.Tensor:
+        """The convolution from `x` to `sites`."""
+        bias = None if self.bias is None else self.bias._expr
+        call = op.sparse_conv(
+            x.feats._expr,
+            self.weight._expr,
+            kernel_map.expr,
+            sites.coords._expr,
+            bias,
+            expr_of(residual, "residual"),
+            activation,
+        )
+        return emit(call, "sparse_conv")
+
+    def _pointwise(self, x: SparseTensor, residual, activation) -> SparseTensor:
+        """A convolution with kernel 1 and stride 1, as spconv computes it: `y = x @ M + bias` on the same sites, where M is
+        the memory of the weight [Cout, 1, 1, 1, Cin] read as a row-major [Cin, Cout] matrix. That is not the transpose,
+        and it is what networks were trained with. It holds for every class here; no other place knows of it.
+        """
+        matrix = emit(relax.op.reshape(self.weight._expr, (self.in_channels, self.out_channels)))
+        weight = emit(relax.op.permute_dims(matrix._expr))  # [Cout, Cin], as `linear` takes it
+        bias = None if self.bias is None else self.bias._expr
+        call = op.linear(x.feats._expr, weight._expr, bias, expr_of(residual, "residual"), activation)
+        return x.with_feats(emit(call, "linear"))
+
+    def _check(self, x: SparseTensor) -> None:
+        if not isinstance(x, SparseTensor):
+            raise ValueError(f"{self._owner}: x: expected a SparseTensor, given {x!r}")
+        if x.channels != self.in_channels:
+            raise ValueError(f"{self._owner}: x: expected {self.in_channels} channels, given {x.channels}")
+
+
+class SubMConv3d(_SparseConv):
+    """Submanifold convolution: output sites are the input sites, stride 1, padding (kernel_size // 2) * dilation.
+
+    kernel_size (odd) and dilation: ints or three along x, y, z. `method`: how the map is built, see `op.submanifold_map`;
+    all give the same bits. Layers of one kernel size and dilation on the same sites share one map.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size=3,
+        dilation=1,
+        bias: bool = True,
+        dtype: str = "float32",
+        method: str = "auto",
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, bias, dtype)
+        if any(k % 2 == 0 for k in self.kernel_size):
+            raise ValueError(f"nn.SubMConv3d: kernel_size: expected odd sizes, given {kernel_size!r}")
+        self.dilation = triple("nn.SubMConv3d", "dilation", dilation, 1)
+        self.method = method
+
+    def forward(self, x: SparseTensor, residual: Rowwise | None = None, activation: str = "none") -> SparseTensor:
+        """x [N, Cin]; residual [N, Cout], added before the activation -> [N, Cout] on the same sites, dtype of x."""
+        self._check(x)
+        if prod(self.kernel_size) == 1:
+            return self._pointwise(x, residual, activation)
+        kernel_map = x.sites.submanifold_map(self.kernel_size, self.dilation, self.method)
+        return x.with_feats(self._through(kernel_map, x.sites, x, residual, activation))
+
+
+class SparseConv3d(_SparseConv):
+    """Strided convolution: a site is active where any tap meets an active one. The number of rows is known at run time.
+
+    kernel_size, stride, padding, dilation: ints or three along x, y, z. `indice_key`: the name under which
+    `SparseInverseConv3d` finds this layer to undo it. `shape`: extent of the input grid, "infer" or None, see
+    `op.strided_map`, which also tells the order of the rows.
+    """
+
+    transposed = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        bias: bool = True,
+        indice_key: str | None = None,
+        shape="infer",
+        dtype: str = "float32",
+        method: str = "auto",
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, bias, dtype)
+        name = f"nn.{self._owner}"
+        self.stride = triple(name, "stride", stride, 1)
+        self.padding = triple(name, "padding", padding, 0)
+        self.dilation = triple(name, "dilation", dilation, 1)
+        self.indice_key = indice_key
+        self.shape = shape
+        self.method = method
+        self.pointwise = prod(self.kernel_size) == 1 and prod(self.stride) == 1
+        if self.pointwise and any(self.padding):
+            raise ValueError(f"{name}: padding: expected 0 with kernel and stride 1, given {padding!r}")
+
+    def forward(self, x: SparseTensor, activation: str = "none") -> SparseTensor:
+        """x [N, Cin] -> [M, Cout] on the output sites, dtype of x."""
+        self._check(x)
+        if self.pointwise:
+            return self._pointwise(x, None, activation)
+        sites, kernel_map = x.sites.strided(
+            self.kernel_size, self.stride, self.padding, self.dilation, self.shape, self.transposed, self.method
+        )
+        return linked(x, self._through(kernel_map, sites, x, None, activation), sites, kernel_map, self.indice_key)
+
+
+class SparseConvTranspose3d(SparseConv3d):
+    """Transposed convolution, which makes new sites: as `SparseConv3d`, with coordinate_out = stride * coordinate_in
+    + dilation * k - padding."""
+
+    transposed = True
+
+
+class SparseInverseConv3d(_SparseConv):
+    """Undoes the layer of `indice_key`: the same triples (input, output, tap) with input and output exchanged.
+
+    Restores the sites, and the order of the rows, that the layer came from; a row that fed nothing gets the bias. Kernel
+    size as that layer's. With kernel 1 it stays on its sites, as in spconv.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        indice_key: str,
+        bias: bool = True,
+        dtype: str = "float32",
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, bias, dtype)
+        self.indice_key = indice_key
+
+    def forward(self, x: SparseTensor, residual: Rowwise | None = None, activation: str = "none") -> SparseTensor:
+        """x [M, Cin] on the sites that the layer led to; residual [N, Cout] -> [N, Cout] on those it came from.
+
+        ValueError for a key that no layer before has, or whose sites are not those of x.
+        """
+        self._check(x)
+        if prod(self.kernel_size) == 1:
+            return self._pointwise(x, residual, activation)
+        link = x.links.get(self.indice_key)
+        if link is None:
+            known = ", ".join(map(repr, x.links)) or "none"
+            raise ValueError(
+                f"SparseInverseConv3d: indice_key: expected that of an earlier layer ({known}), given {self.indice_key!r}"
+            )
+        if link.target is not x.sites:
+            raise ValueError(
+                f"SparseInverseConv3d: x: expected features on the sites that layer {self.indice_key!r} led to, given others"
+            )
+        kernel_map = link.source.inverse_map(link.kernel_map)
+        return x.moved(self._through(kernel_map, link.source, x, residual, activation), link.source)
+
+
+def linked(x: SparseTensor, feats: nn.Tensor, sites: Sites, kernel_map: KernelMap, key: str | None) -> SparseTensor:
+    """What a layer that changed the sites of `x` returns: undoable if it has a key. ValueError for a key already taken."""
+    out = x.moved(feats, sites)
+    if key is None:
+        return out
+    earlier = x.links.get(key)
+    if earlier is not None and (earlier.source, earlier.kernel_map) != (x.sites, kernel_map):
+        raise ValueError(f"indice_key: expected a key of its own for every map, given {key!r} again")
+    return SparseTensor(out.feats, out.sites, x.links | {key: Link(x.sites, sites, kernel_map)})

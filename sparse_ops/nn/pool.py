@@ -1,0 +1,131 @@
+"""Pooling, and the changes of resolution that have no weights."""
+
+from tvm import relax
+from tvm.relax.frontend import nn
+
+from tir_kernels.pool import MODES
+
+from .. import op
+from ..op.index import triple
+from ..op.register import check_choice
+from .carrier import SparseTensor, emit
+from .conv import linked
+
+
+class Downsample(nn.Module):
+    """Voxels of `factor` per axis become one: floor(coordinate / factor), sites ascending; features by `mode`.
+
+    mode "mean", "sum" or "max". `count_bias` is added to the number of rows that a mean divides by: SAM-3D-Objects and
+    TRELLIS average into a zero buffer that is itself counted, which is 1.
+    """
+
+    def __init__(self, factor=2, mode: str = "mean", count_bias: int = 0):
+        self.factor = triple("nn.Downsample", "factor", factor, 1)
+        check_choice("nn.Downsample", "mode", mode, MODES)
+        self.mode = mode
+        self.count_bias = count_bias
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """x [N, C] -> [M, C] on the coarser sites, M known at run time; dtype of x."""
+        sites, inverse = x.sites.downsampled(self.factor)
+        call = op.segment_pool(
+            x.feats._expr, inverse._expr, sites.coords._expr, mode=self.mode, count_bias=self.count_bias
+        )
+        return x.moved(emit(call, "pooled"), sites)
+
+
+class Upsample(nn.Module):
+    """Nearest upsampling: back to the sites, and the order of rows, that downsampling came from. Levels may be nested."""
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """x [M, C] -> [N, C], dtype of x. ValueError if the sites of x do not come from downsampling."""
+        if x.sites.finer is None:
+            raise ValueError("Upsample: x: expected features on sites that downsampling made, given others")
+        sites, inverse = x.sites.finer
+        return x.moved(emit(op.gather_rows(x.feats._expr, inverse._expr), "upsampled"), sites)
+
+
+class Subdivide(nn.Module):
+    """Every voxel becomes factor^3 children at coordinate * factor + offset, z fastest; features are repeated."""
+
+    def __init__(self, factor=2):
+        self.factor = triple("nn.Subdivide", "factor", factor, 1)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """x [N, C] -> [N * children, C], the children of a voxel together; dtype of x."""
+        sites, parent = x.sites.subdivided(self.factor)
+        return x.moved(emit(op.gather_rows(x.feats._expr, parent._expr), "subdivided"), sites)
+
+
+class _SparsePool(nn.Module):
+    """Pooling over the window of a strided convolution."""
+
+    mode = ""
+
+    def __init__(
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        indice_key: str | None = None,
+        shape="infer",
+        method: str = "auto",
+    ):
+        name = f"nn.{type(self).__name__}"
+        self.kernel_size = triple(name, "kernel_size", kernel_size, 1)
+        self.stride = self.kernel_size if stride is None else triple(name, "stride", stride, 1)
+        self.padding = triple(name, "padding", padding, 0)
+        self.dilation = triple(name, "dilation", dilation, 1)
+        self.indice_key = indice_key
+        self.shape = shape
+        self.method = method
+        self.options: dict = {}
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """x [N, C] -> [M, C] on the output sites, M known at run time; dtype of x."""
+        sites, kernel_map = x.sites.strided(
+            self.kernel_size, self.stride, self.padding, self.dilation, self.shape, method=self.method
+        )
+        call = op.pool(x.feats._expr, kernel_map.expr, sites.coords._expr, mode=self.mode, **self.options)
+        return linked(x, emit(call, "pooled"), sites, kernel_map, self.indice_key)
+
+
+class SparseMaxPool3d(_SparsePool):
+    """Maximum over a window; arguments as those of `SparseConv3d`, stride defaults to the kernel size.
+
+    `max_from_zero`: start from 0, as spconv does on a CPU, so that no result is negative.
+    """
+
+    mode = "max"
+
+    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, *, max_from_zero: bool = False, **options):
+        super().__init__(kernel_size, stride, padding, dilation, **options)
+        self.options = {"max_from_zero": max_from_zero}
+
+
+class SparseAvgPool3d(_SparsePool):
+    """Mean over the active voxels of a window; arguments as those of `SparseConv3d`, stride defaults to the kernel size.
+
+    `count_bias` is added to the number of voxels that the mean divides by.
+    """
+
+    mode = "mean"
+
+    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, *, count_bias: int = 0, **options):
+        super().__init__(kernel_size, stride, padding, dilation, **options)
+        self.options = {"count_bias": count_bias}
+
+
+class BatchPool(nn.Module):
+    """One row for each batch element: the "mean", "sum" or "max" over its voxels, 0 where it has none."""
+
+    def __init__(self, mode: str = "mean"):
+        check_choice("nn.BatchPool", "mode", mode, MODES)
+        self.mode = mode
+
+    def forward(self, x: SparseTensor) -> nn.Tensor:
+        """x [N, C] -> [B, C], dtype of x."""
+        batch = emit(relax.op.zeros((x.sites.batch, 1), "int32"))  # only its rows are asked for
+        call = op.segment_pool(x.feats._expr, x.sites.batch_index()._expr, batch._expr, mode=self.mode)
+        return emit(call, "pooled")

@@ -1,0 +1,97 @@
+"""Modules that work on each row by itself: linear layers and activations."""
+
+from tvm import relax
+from tvm.relax.frontend import nn
+
+from tir_kernels.activation import ACTIVATIONS
+
+from .. import op
+from ..op.register import check_choice
+from .carrier import SparseTensor, emit
+
+Rowwise = nn.Tensor | SparseTensor
+
+
+def feats_of(x: Rowwise, name: str = "x") -> nn.Tensor:
+    """The rows [N, C] of a tensor or of a sparse tensor; ValueError for anything else."""
+    feats = x.feats if isinstance(x, SparseTensor) else x
+    if not isinstance(feats, nn.Tensor) or feats.ndim != 2:
+        raise ValueError(f"{name}: expected a tensor [N, C] or a SparseTensor, given {x!r}")
+    return feats
+
+
+def like(x: Rowwise, feats: nn.Tensor) -> Rowwise:
+    """New features in the form of `x`."""
+    return x.with_feats(feats) if isinstance(x, SparseTensor) else feats
+
+
+def expr_of(x: Rowwise | None, name: str = "x") -> relax.Expr | None:
+    """The expression behind an optional argument."""
+    return None if x is None else feats_of(x, name)._expr
+
+
+def check_count(owner: str, **counts: int) -> None:
+    """ValueError unless every argument is an int of at least 1."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{owner}: {name}: expected an int of at least 1, given {value!r}")
+
+
+class Linear(nn.Module):
+    """`activation(x @ weight.T + bias + residual)` over rows.
+
+    Parameters: weight [out_features, in_features] of `dtype` (float32 or bfloat16), bias float32 [out_features].
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, dtype: str = "float32"):
+        check_count("Linear", in_features=in_features, out_features=out_features)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter((out_features, in_features), dtype)
+        self.bias = nn.Parameter((out_features,), "float32") if bias else None
+
+    def forward(self, x: Rowwise, residual: Rowwise | None = None, activation: str = "none") -> Rowwise:
+        """x `dtype` [N, in_features], residual `dtype` [N, out_features] -> `dtype` [N, out_features]."""
+        bias = None if self.bias is None else self.bias._expr
+        call = op.linear(expr_of(x), self.weight._expr, bias, expr_of(residual, "residual"), activation)
+        return like(x, emit(call, "linear"))
+
+    def parts(self, x: Rowwise, count: int) -> list[Rowwise]:
+        """The output cut into `count` equal ranges of columns, each a tensor of its own, without a copy of the output.
+
+        The weight is cut instead, which happens once where parameters are packed once. ValueError if they do not divide.
+        """
+        if self.out_features % count:
+            raise ValueError(f"Linear: count: expected a divisor of {self.out_features} columns, given {count}")
+        width, result = self.out_features // count, []
+        for i in range(count):
+            weight, bias = (
+                None if p is None else emit(relax.op.strided_slice(p._expr, [0], [i * width], [(i + 1) * width]))._expr
+                for p in (self.weight, self.bias)
+            )
+            result.append(like(x, emit(op.linear(expr_of(x), weight, bias), "linear")))
+        return result
+
+
+class Activation(nn.Module):
+    """One of "none", "relu", "silu", "gelu_tanh", by element. Layers that take `activation=` need none of these."""
+
+    def __init__(self, name: str):
+        check_choice("nn.Activation", "name", name, ACTIVATIONS)
+        self.name = name
+
+    def forward(self, x: Rowwise) -> Rowwise:
+        """x [N, C] -> [N, C], dtype of x."""
+        return like(x, emit(op.activation(expr_of(x), self.name), self.name))
+
+
+def concat(tensors: list[Rowwise]) -> Rowwise:
+    """Rows side by side: [N, C1], [N, C2], ... -> [N, C1 + C2 + ...], in the form of the first.
+
+    ValueError for sparse tensors on other sites than the first.
+    """
+    first = tensors[0]
+    for i, x in enumerate(tensors[1:], start=1):
+        if isinstance(first, SparseTensor) and isinstance(x, SparseTensor) and x.sites is not first.sites:
+            raise ValueError(f"tensors[{i}]: expected features on the sites of tensors[0], given others")
+    return like(first, emit(relax.op.concat([expr_of(x) for x in tensors], axis=1), "concat"))

@@ -1,0 +1,37 @@
+"""`sparse_downsample_upsample`: downsampling whose mean divides by count + 1, upsampling, subdivision."""
+
+import numpy as np
+
+from sparse_ops import functional as F
+from tests.golden.case import Case, Tensors
+
+
+def run(tensors: Tensors, config: dict) -> Tensors:
+    x, coords, factor = tensors["in.x"], tensors["in.coords"], config["factor"]
+    down_coords, inverse = F.downsample(coords, factor)
+    down = F.segment_pool(x, inverse, len(down_coords), "mean", count_bias=1)
+    twice_coords, twice = F.downsample(down_coords, factor)
+    children, families = F.subdivide(coords), np.repeat(np.arange(len(coords), dtype="int32"), 8)
+    ones = np.ones((len(coords), 1), "float32")
+    return {
+        "mid.down_idx": inverse.astype("int64"),
+        "mid.down_count": F.segment_pool(ones, inverse, len(down_coords), "sum")[:, 0].astype("int64"),
+        "out.down": down,
+        "out.down_coords": down_coords,
+        "out.down_mod": 2 * down + 1,
+        "out.up": F.gather_rows(2 * down + 1, inverse),
+        "out.up_coords": coords,
+        "out.down2": F.segment_pool(down, twice, len(twice_coords), "mean", count_bias=1),
+        "out.down2_coords": twice_coords,
+        "out.subdivide": F.gather_rows(x, families),
+        "out.subdivide_coords": children,
+        "out.subdivide_twice_coords_first64": F.subdivide(children)[:64],
+    }
+
+
+def depth(name: str, tensors: Tensors, config: dict) -> float:
+    """Additions of one mean, or of two after each other."""
+    return config["factor"] ** 3 * (2 if "down2" in name else 1)
+
+
+CASE = Case(run, depth)

@@ -1,0 +1,66 @@
+"""Residual addition with a gate, as adaptive layer norm uses it: `out[i, :] = x[i, :] + y[i, :] * gate[b, :]`.
+
+b is 0, or the batch element that row i belongs to. Computed in float32.
+"""
+
+import numpy as np
+import tvm
+from tvm.script import tirx as T
+
+from .buffers import match_buffer
+from .layer_norm import check_batch_index
+
+CHUNK = 16  # rows of one task
+
+
+def naive(x, y, gate, batch_index=None):
+    """Oracle, in float64. x, y [N, C], gate [B, C], batch_index int [N] -> [N, C]."""
+    rows = np.zeros(len(x), int) if batch_index is None else batch_index
+    return x.astype(np.float64) + y.astype(np.float64) * gate[rows].astype(np.float64)
+
+
+def modulated_add(channels: int, dtype: str = "float32", has_index: bool = False) -> tvm.tirx.PrimFunc:
+    """PrimFunc (x, y, gate, [batch_index,] out).
+
+    x, y, out `dtype` [N, C]; gate float32 [B, C], of which every row takes the first, or that of batch_index int32 [N]:
+    ValueError for an index outside of 0 .. B - 1.
+    """
+
+    @T.inline
+    def add(x, y, gate, batch_index, out, n):
+        for chunk in T.parallel((n + CHUNK - 1) // CHUNK):
+            for i in range(T.min(T.int64(CHUNK), n - chunk * CHUNK)):
+                row: T.let = chunk * CHUNK + i
+                b: T.let = T.Cast("int64", batch_index[row]) if has_index else T.int64(0)
+                for c in range(channels):
+                    out[row, c] = T.Cast(
+                        dtype, T.Cast("float32", x[row, c]) + T.Cast("float32", y[row, c]) * gate[b, c]
+                    )
+
+    if has_index:
+
+        @T.prim_func(s_tir=True)
+        def kernel(x_: T.handle, y_: T.handle, gate_: T.handle, batch_index_: T.handle, out_: T.handle):
+            T.func_attr({"tirx.noalias": True, "global_symbol": f"modulated_add_{dtype}"})
+            n, batch = T.int64(), T.int64()
+            x = match_buffer(x_, (n, channels), dtype)
+            y = match_buffer(y_, (n, channels), dtype)
+            gate = match_buffer(gate_, (batch, channels), "float32")
+            batch_index = match_buffer(batch_index_, (n,), "int32")
+            out = match_buffer(out_, (n, channels), dtype)
+            check_batch_index(batch_index, n, batch)
+            add(x, y, gate, batch_index, out, n)
+
+        return kernel
+
+    @T.prim_func(s_tir=True)
+    def kernel(x_: T.handle, y_: T.handle, gate_: T.handle, out_: T.handle):
+        T.func_attr({"tirx.noalias": True, "global_symbol": f"modulated_add_{dtype}"})
+        n = T.int64()
+        x = match_buffer(x_, (n, channels), dtype)
+        y = match_buffer(y_, (n, channels), dtype)
+        gate = match_buffer(gate_, (1, channels), "float32")
+        out = match_buffer(out_, (n, channels), dtype)
+        add(x, y, gate, None, out, n)
+
+    return kernel
