@@ -324,7 +324,9 @@ class Benchmark:
         self.rows.append(row)
         ratios = "  ".join(f"{peer} {ratio:.2f}x" for peer, ratio in row["ratios"].items())
         seconds = time.perf_counter() - self.started
-        print(f"[{seconds:6.1f} s] {name} {row['dtype']}  {row['ours_ms']:.3f} ms  {ratios}", file=sys.stderr, flush=True)
+        print(
+            f"[{seconds:6.1f} s] {name} {row['dtype']}  {row['ours_ms']:.3f} ms  {ratios}", file=sys.stderr, flush=True
+        )
         return row
 
     def _fail(self, name: str, message: str) -> None:
@@ -362,9 +364,7 @@ class Benchmark:
             "gflops": gflops,
             "peak_fraction": gflops / near if gflops else None,
             "peak_mb": peak_mb(case.ours),
-            "peers_peak_mb": {
-                peer: peak_mb(p.call, p.prepare) for peer, p in case.peers.items() if p.memory
-            },
+            "peers_peak_mb": {peer: peak_mb(p.call, p.prepare) for peer, p in case.peers.items() if p.memory},
             "ratios": {peer: self.ratio(turns.times, ours.times) for peer, turns in peers.items()},
             "best_ms": min(ours.times) * 1e3,
             "peak_gflops": near,

@@ -57,7 +57,9 @@ class SpconvLayer:
     kind: "SubMConv3d", "SparseConv3d" or "SparseConvTranspose3d".
     """
 
-    def __init__(self, kind: str, weight: np.ndarray, coords: np.ndarray, extent: int, stride: int = 1, padding: int = 0):
+    def __init__(
+        self, kind: str, weight: np.ndarray, coords: np.ndarray, extent: int, stride: int = 1, padding: int = 0
+    ):
         cout, self.kernel, cin = weight.shape[0], weight.shape[1], weight.shape[-1]
         self.subm, self.transposed = kind == "SubMConv3d", kind == "SparseConvTranspose3d"
         self.stride, self.padding, self.extent = stride, padding, extent
@@ -65,9 +67,7 @@ class SpconvLayer:
         geometry = {} if self.subm else {"stride": stride, "padding": padding}
         make = getattr(spconv, kind)
         self.layer = make(cin, cout, self.kernel, bias=False, algo=ConvAlgo.Native, **geometry).eval()
-        self.keyed = make(
-            cin, cout, self.kernel, bias=False, algo=ConvAlgo.Native, indice_key="map", **geometry
-        ).eval()
+        self.keyed = make(cin, cout, self.kernel, bias=False, algo=ConvAlgo.Native, indice_key="map", **geometry).eval()
         for layer in (self.layer, self.keyed):
             layer.weight.data = torch.from_numpy(weight)
 

@@ -1,23 +1,74 @@
-"""Compile a Relax module that uses our ops, for a CPU target."""
+"""Compile a Relax module that uses our ops, for a CPU target, and pack its weights."""
+
+from collections.abc import Callable
 
 import tvm
+import tvm.relax.op.vm  # LazyTransformParams needs it and does not import it
+import tvm_ffi
 from tvm import relax
 
 from tir_kernels.isa import host_target
 
 TRANSFORM_PARAMS = "_transform_params"
+READ_PARAMETER = "sparse_ops.read_parameter"
+STORE_PARAMETER = "sparse_ops.store_parameter"
 
 
 def build(mod: tvm.IRModule, target: tvm.target.Target | None = None, lift_params: bool = False) -> tvm.runtime.Executable:
     """Compile `mod` for `target` (default: the host CPU with all of its instructions).
 
-    `lift_params=True`: functions with the attribute `num_input` take their trailing parameters through an extra function
-    `<name>_transform_params`, which packs the weights once; what it returns is passed instead of the parameters.
+    `lift_params=True`: a function with the attribute `num_input`, as `export_tvm` makes them, takes what `pack_params`
+    returns in place of its parameters, so that weights are packed once and are not part of what is compiled.
     Without it the plain `tvm.compile` gives the same program; constants are packed while compiling either way.
     """
     target = target or host_target()
     with target:
-        mod = relax.transform.LegalizeOps()(mod)
+        mod = relax.transform.LegalizeOps()(mod)  # makes the packing of weights a call of its own
         if lift_params:
-            mod = relax.transform.LiftTransformParams()(mod)
+            mod = _lazy(relax.transform.LiftTransformParams()(mod))
     return tvm.compile(mod, target=target)
+
+
+def pack_params(
+    vm: relax.VirtualMachine, name: str, read: Callable[[int], tvm.runtime.Tensor]
+) -> list[tvm.runtime.Tensor]:
+    """The packed parameters of function `name` of a module built with `lift_params=True`, to be passed after its inputs.
+
+    `read(i)` returns parameter i in the order of `export_tvm`. It is called once for each parameter that the function
+    uses, and the result dropped after its last use: weights of any size never lie in memory twice.
+    """
+    packed = {}
+
+    def store(index: int, value: tvm.runtime.Tensor) -> None:
+        packed[index] = value.copyto(tvm.cpu())  # its memory is used again by the next ones
+
+    vm[name + TRANSFORM_PARAMS](tvm_ffi.convert(read), tvm_ffi.convert(store))
+    return [packed[i] for i in range(len(packed))]
+
+
+@tvm.register_global_func(READ_PARAMETER)
+def _read_parameter(source: Callable, index: int):
+    return source(index)
+
+
+@tvm.register_global_func(STORE_PARAMETER)
+def _store_parameter(sink: Callable, index: int, value: tvm.runtime.Tensor):
+    sink(index, value)
+
+
+def _lazy(mod: tvm.IRModule) -> tvm.IRModule:
+    """Let the functions that LiftTransformParams made read and store one parameter at a time, by the functions above."""
+    lifted = [gv for gv, _ in mod.functions_items() if gv.name_hint.endswith(TRANSFORM_PARAMS)]
+    part = tvm.IRModule(
+        {gv: f for gv, f in mod.functions_items() if gv in lifted or not isinstance(f, relax.Function)}
+    )
+    source, sink = (relax.Var(name, relax.AnyType()) for name in ("source", "sink"))
+    passes = [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.LazyTransformParams(READ_PARAMETER, STORE_PARAMETER, [source], [sink]),
+    ]
+    part = tvm.transform.Sequential(passes)(part)
+    for gv in lifted:
+        mod.update_func(gv, part[gv.name_hint])
+    return mod

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import tvm
 from tvm import relax
 
 
@@ -45,6 +46,152 @@ def features(rng: np.random.Generator, *shape: int, dtype: str = "float32") -> n
     return rng.standard_normal(shape).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
+def voxels(rng: np.random.Generator, rows: int, batch: int = 3, low: int = -4) -> np.ndarray:
+    """int32 [rows, 4]: distinct coordinates in random order, some of them neighbours, some negative if `low` is."""
+    side = 2 + int((2 * rows) ** (1 / 3))
+    cells = rng.permutation(batch * side**3)[:rows]
+    return np.stack([cells // side**3, *(cells // side**axis % side + low for axis in (2, 1, 0))], 1).astype("int32")
+
+
+def _emit(expr: relax.Expr) -> relax.Var:
+    """A variable for a value that is used more than once."""
+    return relax.BlockBuilder.current().emit(expr)
+
+
+def _named_rows(coords: relax.Expr) -> relax.Var:
+    """Give the rows of data-dependent coordinates a name."""
+    rows = tvm.tirx.Var("m", "int64")
+    return relax.BlockBuilder.current().match_cast(coords, relax.TensorType([rows, 4], "int32"))
+
+
+def _lookup(rng, rows, dtype):
+    from tir_kernels.coordinate_index import naive
+
+    from .op import lookup
+
+    coords = voxels(rng, rows)
+    queries = np.concatenate([coords[::2], voxels(rng, rows) + 1]).astype("int32")
+    return Example([coords, queries], [("n", 4), ("m", 4)], lookup, [naive(coords, queries)])
+
+
+def _unique(rng, rows, dtype):
+    from tir_kernels.unique import naive
+
+    from .op import unique
+
+    coords = rng.permutation(np.repeat(voxels(rng, (rows + 1) // 2), 2, axis=0)[:rows])
+    return Example([coords], [("n", 4)], unique, list(naive(coords)))
+
+
+def _downsample(rng, rows, dtype):
+    from tir_kernels.unique import naive
+
+    from .op import downsample
+
+    coords = voxels(rng, rows)
+    return Example([coords], [("n", 4)], lambda c: downsample(c, (2, 3, 1)), list(naive(coords, (2, 3, 1))))
+
+
+def _subdivide(rng, rows, dtype):
+    from tir_kernels.subdivide import naive
+
+    from .op import subdivide
+
+    coords = voxels(rng, rows)
+    return Example([coords], [("n", 4)], lambda c: subdivide(c, (2, 1, 3)), [naive(coords, (2, 1, 3))])
+
+
+def _conv_parameters(rng, taps, cin, cout, dtype):
+    """weight [Cout, *taps, Cin], the same as [K, Cin, Cout] for the oracle, bias float32 [Cout]."""
+    weight = features(rng, cout, *taps, cin, dtype=dtype)
+    return weight, weight.reshape(cout, -1, cin).transpose(1, 2, 0), features(rng, cout)
+
+
+def _submanifold_map(rng, rows, dtype):
+    from tir_kernels.gather_gemm import naive
+    from tir_kernels.kernel_map import Geometry, naive_table
+
+    from .op import sparse_conv, submanifold_map
+
+    coords, x = voxels(rng, rows), features(rng, rows, 3, dtype=dtype)
+    weight, taps, bias = _conv_parameters(rng, (1, 3, 5), 3, 7, dtype)
+    table = naive_table(coords, coords, Geometry.submanifold((1, 3, 5), (1, 2, 3)))
+    return Example(
+        [coords, x, weight, bias],
+        [("n", 4), ("n", 3), (7, 1, 3, 5, 3), (7,)],
+        lambda c, x, w, b: sparse_conv(x, w, submanifold_map(c, (1, 3, 5), (1, 2, 3)), c, b),
+        [naive(x, taps, table, bias)],
+        depth=15 * 3,
+        flops=2.0 * (table >= 0).sum() * 3 * 7,
+    )
+
+
+def _sparse_conv(rng, rows, dtype):
+    from tir_kernels.gather_gemm import naive
+    from tir_kernels.kernel_map import Geometry, naive_table
+
+    from .op import sparse_conv, submanifold_map
+
+    coords, x = voxels(rng, rows), features(rng, rows, 33, dtype=dtype)
+    residual = features(rng, rows, 40, dtype=dtype)
+    weight, taps, bias = _conv_parameters(rng, (3, 3, 3), 33, 40, dtype)
+    table = naive_table(coords, coords, Geometry.submanifold((3, 3, 3)))
+    return Example(
+        [coords, x, weight, bias, residual],
+        [("n", 4), ("n", 33), (40, 3, 3, 3, 33), (40,), ("n", 40)],
+        lambda c, x, w, b, r: sparse_conv(x, w, submanifold_map(c), c, b, r, activation="silu"),
+        [naive(x, taps, table, bias, residual, "silu")],
+        depth=27 * 33,
+        flops=2.0 * (table >= 0).sum() * 33 * 40,
+    )
+
+
+def _strided_example(rng, rows, dtype, transposed):
+    """Sites, the convolution onto them, and the inverse convolution back."""
+    from tir_kernels import sites
+    from tir_kernels.gather_gemm import naive
+    from tir_kernels.kernel_map import Geometry, naive_inverse, naive_table
+
+    from .op import inverse_map, sparse_conv, strided_map
+
+    geometry = Geometry((3, 2, 3), (2, 1, 2), (1, 0, 1), (1, 2, 1), transposed)
+    coords, x = voxels(rng, rows), features(rng, rows, 5, dtype=dtype)
+    weight, taps, bias = _conv_parameters(rng, geometry.kernel, 5, 9, dtype)
+    out_coords = sites.naive(coords, geometry)
+    table = naive_table(coords, out_coords, geometry)
+    inverse = naive_inverse(table, rows)
+    y = features(rng, len(out_coords), 5, dtype=dtype)
+
+    def call(c, x, w, b, y):
+        pair = _emit(
+            strided_map(
+                c, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, None, transposed
+            )
+        )
+        kernel_map = _emit(relax.TupleGetItem(pair, 1))
+        sites = _named_rows(_emit(relax.TupleGetItem(pair, 0)))
+        down = _emit(sparse_conv(x, w, kernel_map, sites, b))
+        up = _emit(sparse_conv(y, w, _emit(inverse_map(kernel_map, c)), c, b))
+        return relax.Tuple([sites, down, up])
+
+    return Example(
+        [coords, x, weight, bias, y],
+        [("n", 4), ("n", 5), (9, *geometry.kernel, 5), (9,), ("k", 5)],
+        call,
+        [out_coords, naive(x, taps, table, bias), naive(y, taps, inverse, bias)],
+        depth=geometry.taps * 5,
+        flops=4.0 * (table >= 0).sum() * 5 * 9,
+    )
+
+
+def _strided_map(rng, rows, dtype):
+    return _strided_example(rng, rows, dtype, transposed=False)
+
+
+def _transposed_map(rng, rows, dtype):
+    return _strided_example(rng, rows, dtype, transposed=True)
+
+
 def _linear(rng, rows, dtype):
     from tir_kernels.linear import naive
 
@@ -62,4 +209,16 @@ def _linear(rng, rows, dtype):
     )
 
 
-OPS = [OpRow("linear", _linear)]
+COORDINATES = ("int32",)
+
+OPS = [
+    OpRow("lookup", _lookup, COORDINATES),
+    OpRow("unique", _unique, COORDINATES),
+    OpRow("downsample", _downsample, COORDINATES),
+    OpRow("subdivide", _subdivide, COORDINATES),
+    OpRow("submanifold_map", _submanifold_map),
+    OpRow("strided_map", _strided_map),
+    OpRow("transposed_map", _transposed_map),
+    OpRow("sparse_conv", _sparse_conv),
+    OpRow("linear", _linear),
+]

@@ -27,6 +27,23 @@ def check_offsets(argument: str, offsets, batch, rows):
     check(offsets, batch, rows)
 
 
+@T.inline
+def cut(offsets, batch, size, chunks, chunk_first, chunk_rows, chunk_batch):
+    """Cut every batch element into chunks of at most `size` rows.
+
+    chunks[0] = their number, at most rows // size + batch; for each, in order: its first row, its rows, its batch element.
+    """
+    chunks[0] = T.int64(0)
+    for b in range(batch):
+        first: T.let = T.Cast("int64", offsets[b])
+        rows: T.let = T.Cast("int64", offsets[b + 1]) - first
+        for i in range((rows + size - 1) // size):
+            chunk_first[chunks[0] + i] = first + i * size
+            chunk_rows[chunks[0] + i] = T.min(T.int64(size), rows - i * size)
+            chunk_batch[chunks[0] + i] = T.Cast("int64", b)
+        chunks[0] += (rows + size - 1) // size
+
+
 def batch_offsets(batch: int) -> tvm.tirx.PrimFunc:
     """PrimFunc (coords int32 [N, 4], offsets int32 [batch + 1]).
 

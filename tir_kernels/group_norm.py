@@ -14,7 +14,7 @@ import tvm
 from tvm.script import tirx as T
 
 from .activation import ACTIVATIONS
-from .batch_offsets import check_offsets
+from .batch_offsets import check_offsets, cut
 from .buffers import match_buffer
 
 CHUNK = 256  # rows of one task
@@ -40,19 +40,6 @@ def group_norm(
     """
     width = channels // groups
     act = ACTIVATIONS[activation].emit
-
-    @T.inline
-    def cut(offsets, batch, chunks, chunk_first, chunk_rows, chunk_batch):
-        """The chunks of all batch elements, in order; chunks[0] = how many."""
-        chunks[0] = T.int64(0)
-        for b in range(batch):
-            first: T.let = T.Cast("int64", offsets[b])
-            rows: T.let = T.Cast("int64", offsets[b + 1]) - first
-            for i in range((rows + CHUNK - 1) // CHUNK):
-                chunk_first[chunks[0] + i] = first + i * CHUNK
-                chunk_rows[chunks[0] + i] = T.min(T.int64(CHUNK), rows - i * CHUNK)
-                chunk_batch[chunks[0] + i] = b
-            chunks[0] += (rows + CHUNK - 1) // CHUNK
 
     @T.inline
     def measure(x, first, rows, k, centers, means, squares):
@@ -128,7 +115,7 @@ def group_norm(
         mean = T.alloc_buffer((batch, groups), "float32")
         square = T.alloc_buffer((batch, groups), "float32")
         check_offsets("batch_offsets", offsets, batch - 1, n)
-        cut(offsets, batch - 1, chunks, chunk_first, chunk_rows, chunk_batch)
+        cut(offsets, batch - 1, CHUNK, chunks, chunk_first, chunk_rows, chunk_batch)
         for k in T.parallel(chunks[0]):
             measure(x, chunk_first[k], chunk_rows[k], k, centers, means, squares)
         for b in range(batch):

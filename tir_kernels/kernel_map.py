@@ -107,6 +107,14 @@ def naive_pairs(table: np.ndarray, rows_per_block: int):
     return blocks
 
 
+def naive_inverse(table: np.ndarray, rows: int) -> np.ndarray:
+    """Oracle. table [taps, M] of `rows` inputs -> int32 [taps, rows]: the same triples with input and output exchanged."""
+    inverse = np.full((len(table), rows), -1, "int32")
+    for tap, sources in enumerate(table):
+        inverse[tap, sources[sources >= 0]] = np.flatnonzero(sources >= 0)
+    return inverse
+
+
 @T.inline
 def check_map(map_rows, rows_in, rows_out, map_taps, taps):
     """Raise unless a map leads from `rows_in` to `rows_out` rows by `taps` taps."""

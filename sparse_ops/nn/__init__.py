@@ -24,7 +24,7 @@ from .carrier import KernelMap, Link, Sites, SparseTensor
 from .conv import SparseConv3d, SparseConvTranspose3d, SparseInverseConv3d, SubMConv3d
 from .norm import GroupNorm, LayerNorm, MultiHeadRMSNorm
 from .pool import BatchPool, Downsample, SparseAvgPool3d, SparseMaxPool3d, Subdivide, Upsample
-from .rows import Activation, Linear, concat
+from .rows import Activation, Linear, concat, modulated_add
 
 __all__ = [
     "Activation",
@@ -54,4 +54,5 @@ __all__ = [
     "Upsample",
     "attention",
     "concat",
+    "modulated_add",
 ]

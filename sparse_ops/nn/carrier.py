@@ -44,7 +44,7 @@ def cast_shape(expr: relax.Expr, shape: Sequence[Rows]) -> nn.Tensor:
     return nn.Tensor(_expr=relax.BlockBuilder.current().match_cast(expr, cast))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelMap:
     """A kernel map in the graph.
 
@@ -100,7 +100,7 @@ class Sites:
     def rows(self) -> Rows:
         return self.coords.shape[0]
 
-    def op.submanifold_map(self, kernel_size=3, dilation=1, method: str = "auto") -> KernelMap:
+    def submanifold_map(self, kernel_size=3, dilation=1, method: str = "auto") -> KernelMap:
         """The map of a submanifold convolution, see `op.submanifold_map`."""
         kernel, dilation = _axes("kernel_size", kernel_size), _axes("dilation", dilation)
         return self._once(
@@ -129,7 +129,7 @@ class Sites:
 
         return self._once(("strided", *axes.values(), shape, transposed), build)
 
-    def op.inverse_map(self, kernel_map: KernelMap) -> KernelMap:
+    def inverse_map(self, kernel_map: KernelMap) -> KernelMap:
         """The inverse of a map that reads from these sites, see `op.inverse_map`."""
         return self._once(
             ("inverse", id(kernel_map)),
@@ -191,7 +191,7 @@ class Sites:
         return self._built[key]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Link:
     """A layer that led from sites to sites, kept under its `indice_key` for the layer that undoes it."""
 
@@ -200,7 +200,7 @@ class Link:
     kernel_map: KernelMap
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseTensor:
     """Features on sites, as modules take and return them: `feats` float32 or bfloat16 [N, C], row i at site i.
 

@@ -191,6 +191,6 @@ def linked(x: SparseTensor, feats: nn.Tensor, sites: Sites, kernel_map: KernelMa
     if key is None:
         return out
     earlier = x.links.get(key)
-    if earlier is not None and (earlier.source, earlier.kernel_map) != (x.sites, kernel_map):
+    if earlier is not None and not (earlier.source is x.sites and earlier.kernel_map is kernel_map):
         raise ValueError(f"indice_key: expected a key of its own for every map, given {key!r} again")
     return SparseTensor(out.feats, out.sites, x.links | {key: Link(x.sites, sites, kernel_map)})

@@ -85,6 +85,19 @@ class Activation(nn.Module):
         return like(x, emit(op.activation(expr_of(x), self.name), self.name))
 
 
+def modulated_add(x: Rowwise, y: Rowwise, gate: nn.Tensor, batch_index: nn.Tensor | None = None) -> Rowwise:
+    """`x + y * gate[b]`: a residual with a gate for each batch element.
+
+    x, y [N, C], gate float32 [B, C], which a row takes by `batch_index` int32 [N]; a sparse tensor brings that of its sites.
+    Returns [N, C] in the form of x.
+    """
+    if batch_index is None and isinstance(x, SparseTensor):
+        batch_index = x.sites.batch_index()
+    index = None if batch_index is None else batch_index._expr
+    call = op.modulated_add(expr_of(x), expr_of(y, "y"), gate._expr, batch_index=index)
+    return like(x, emit(call, "modulated_add"))
+
+
 def concat(tensors: list[Rowwise]) -> Rowwise:
     """Rows side by side: [N, C1], [N, C2], ... -> [N, C1 + C2 + ...], in the form of the first.
 
