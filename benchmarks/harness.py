@@ -1,7 +1,7 @@
 """What every benchmark shares: paired timing against peers, the measured peak, checks first, a table and JSON.
 
     A case   our call, a check of its result, and peers that do the same work
-    A round  peak, ours, peer, peer, ...: one turn each, in this order, again and again, so that whatever else the
+    A round  peak, ours, peak, peer, peer, ...: one turn each, in this order, again and again, so that whatever else the
              machine does falls on all of them alike. A turn is the median of a few calls after one that is not timed.
     A row    medians over the rounds; a ratio is the median of the ratios within rounds, not a ratio of medians
 
@@ -33,19 +33,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import sparse_ops as _sparse_ops  # lets TVM's pool use all cores, before it starts  # noqa: F401
 import tvm
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from tests.tolerance import Comparison
-from tir_kernels import peak
+from tir_kernels import peak  # the package also lets TVM's pool use all cores, before it starts
 from tir_kernels.isa import Isa, host_target
 
 TURN_SECONDS = 0.02  # calls of one turn take at least this long together ...
 TURN_CALLS = 15  # ... unless there are this many of them
 LONG_CALL = 0.3  # seconds; a longer call gets no untimed one before it
-LONG_ROUND = 3.0  # seconds; longer rounds are repeated less often
+LONG_ROUND = 3.0  # seconds; of longer rounds, 3 are enough
+FULL = (4.0, 5, 25)  # a case's rounds go on for these seconds, but are at least and at most this many
+QUICK = (0.8, 3, 7)
+QUICK_SECONDS = 45.0  # with --quick no case starts later than this: on a busy machine a minute is a minute
+STARTED = time.perf_counter() - time.process_time()  # about when the process did
+
+M_ARENA_MAX = -8  # of glibc's mallopt
+PR_SET_THP_DISABLE = 41  # of Linux's prctl
+with contextlib.suppress(OSError, AttributeError, TypeError):
+    # One heap for all threads: of others, glibc's malloc_trim does not give back everything, which `peak_mb` relies on.
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 class WrongResult(Exception):
@@ -66,9 +76,9 @@ class Peer:
     """Another way to do a case's work.
 
     `prepare` runs before every turn and is not timed (it sets the number of threads, say). `check` works as that of
-    a case; without one only the time is used, which is right only for a peer whose results are known to be wrong. `own_pool`:
-    whether it computes on TVM's threads, as ours does; a turn on other threads waits until those of the last one sleep.
-    `memory`: whether to measure its peak memory as well.
+    a case; without one only the time is used, which is right only for a peer whose results are known to be wrong.
+    `own_pool`: whether it computes on TVM's threads, as ours does; a turn on other threads waits until those of the
+    last one sleep. `memory`: whether to measure its peak memory as well.
     """
 
     call: Callable[[], object]
@@ -164,10 +174,10 @@ class _Turns:
 
 
 class _PeakTurns(_Turns):
-    """The peak takes turns like everyone else; `times` are GFLOP/s."""
+    """The peak takes turns like everyone else; `times` are GFLOP/s. The longer our call takes, the longer a turn."""
 
-    def __init__(self, dtype: str):
-        super().__init__(call=lambda: peak.measure_peak(dtype))
+    def __init__(self, dtype: str, ours: _Turns):
+        super().__init__(call=lambda: peak.measure_peak(dtype, seconds=min(max(ours.last / 4, 0.01), 0.1)))
 
     def take(self) -> None:
         self.times.append(self.call())
@@ -184,14 +194,14 @@ def _no_collection():
         gc.enable()
 
 
-def run_rounds(participants: dict[str, _Turns], quick: bool) -> None:
-    """Let everyone take turns until the medians are worth something: 6 s and 5 rounds, or `quick` 1 s and 3."""
-    budget, least, most = (1.0, 3, 7) if quick else (6.0, 5, 25)
+def run_rounds(participants: list[_Turns], quick: bool) -> None:
+    """Let everyone take turns until the medians are worth something, see `FULL` and `QUICK`."""
+    budget, least, most = QUICK if quick else FULL
     start, rounds = time.perf_counter(), 0
     with _no_collection():
         while rounds < most:
             on_own_pool = True
-            for participant in participants.values():
+            for participant in participants:
                 if not (on_own_pool and participant.own_pool):
                     settle()
                 on_own_pool = participant.own_pool
@@ -221,16 +231,21 @@ def peak_mb(call: Callable[[], object], prepare: Callable[[], None] | None = Non
     def measure() -> None:
         if prepare:
             prepare()
-        tvm.get_global_func("vm.builtin.memory_manager.clear")()  # what the VM keeps for the next call
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-        before = status("VmRSS:")
-        result = call()
-        found[0] = max(0, status("VmHWM:") - before) / 1e6
-        del result
+        libc = ctypes.CDLL(None)
+        libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # pages of 2 MB would round everything up
+        try:
+            tvm.get_global_func("vm.builtin.memory_manager.clear")()  # what the VM keeps for the next call
+            libc.malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+            before = status("VmRSS:")
+            result = call()
+            found[0] = max(0, status("VmHWM:") - before) / 1e6
+            del result
+        finally:
+            libc.prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
 
     def guarded() -> None:
-        with contextlib.suppress(OSError, AttributeError, ValueError):
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # no /proc, or no glibc
             measure()
 
     gc.collect()
@@ -288,16 +303,22 @@ def write_json(path: Path, content: dict) -> None:
         raise
 
 
+def default_console() -> Console:
+    """Standard output; a file or a pipe has no width, and tables would be cut to 80 columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
 class Benchmark:
     """Runs cases, collects rows and reports them."""
 
     def __init__(self, name: str, options: Options, console: Console | None = None):
         self.name, self.options = name, options
-        self.console = console or Console()
+        self.console = console or default_console()
         self.machine = machine_info(options.quick)
         self.rows: list[dict] = []
         self.failures: list[str] = []
-        self.started = time.perf_counter()
+        self.skipped: list[str] = []
         isa = Isa.of(host_target())
         # where bf16 has no instruction of its own, its peak is that of fp32, and one measurement serves both
         self._peak_of = {dtype: dtype if peak.uses_dot(isa, dtype) else "float32" for dtype in peak.DTYPES}
@@ -308,11 +329,15 @@ class Benchmark:
         return self.options.only in name
 
     def run(self, name: str, make: Callable[[], Case]) -> dict | None:
-        """Measure the case that `make` builds, unless `--only` excludes it; its row, or None.
+        """Measure the case that `make` builds; its row, or None.
 
-        A wrong result or an error ends this case, not the benchmark; `finish` then returns 1.
+        Nothing runs that `--only` excludes or for which `--quick` has no time left. A wrong result or an error ends this
+        case, not the benchmark; `finish` then returns 1.
         """
         if not self.wants(name):
+            return None
+        if self.options.quick and time.perf_counter() - STARTED > QUICK_SECONDS:
+            self.skipped.append(name)
             return None
         try:
             row = self._measure(name, make())
@@ -323,7 +348,7 @@ class Benchmark:
             return self._fail(name, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         self.rows.append(row)
         ratios = "  ".join(f"{peer} {ratio:.2f}x" for peer, ratio in row["ratios"].items())
-        seconds = time.perf_counter() - self.started
+        seconds = time.perf_counter() - STARTED
         print(
             f"[{seconds:6.1f} s] {name} {row['dtype']}  {row['ours_ms']:.3f} ms  {ratios}", file=sys.stderr, flush=True
         )
@@ -343,9 +368,8 @@ class Benchmark:
             result = turns.first()
             if case.peers[peer].check:
                 require_right(peer, case.peers[peer].check(result))
-        peaks = {dtype: _PeakTurns(dtype) for dtype in self._peaks}
-        peaks_and_all = {f"peak_{dtype}": turns for dtype, turns in peaks.items()} | {"ours": ours} | peers
-        run_rounds(peaks_and_all, self.options.quick)
+        peaks = {dtype: _PeakTurns(dtype, ours) for dtype in self._peaks}
+        run_rounds([*peaks.values(), ours, *peaks.values(), *peers.values()], self.options.quick)
         for who, turns, check in checks:
             require_right(f"{who}, after the timing", check(turns.result))
         for turns in (ours, *peers.values()):
@@ -392,39 +416,51 @@ class Benchmark:
         """Print the table and the failures, write the JSON; the exit code, 1 when a result was wrong."""
         report = self.report()
         machine = report["machine"]
-        peaks = ", ".join(f"{dtype} {value:.0f}" for dtype, value in machine["peak_gflops"].items())
-        self.console.print(
-            f"\n{machine['cpu']} ({machine['llvm_cpu']}, {machine['isa']}), {machine['threads']} threads on "
-            f"{machine['cores']} cores; measured peak in GFLOP/s: {peaks}; load average at the start: "
-            f"{machine['load_average']}; TVM {machine['tvm']}, torch {machine['torch']}, spconv {machine['spconv']}",
-            highlight=False,
-        )
+        peaks = ", ".join(f"{dtype} {value:.0f} GFLOP/s" for dtype, value in machine["peak_gflops"].items())
+        self._print(f"\n{machine['cpu']} ({machine['llvm_cpu']}, {machine['isa']}), {machine['cores']} cores")
+        self._print(f"TVM {machine['tvm']} ({machine['threads']} threads), torch {machine['torch']}", end=", ")
+        self._print(f"spconv {machine['spconv']}; load average at the start {machine['load_average']}")
+        self._print(f"peak, median over the run: {peaks}")
         self.console.print(self.table(), highlight=False)
         if self.options.json:
             write_json(self.options.json, report)
-        if not self.rows and not self.failures:
+        if self.skipped:
+            self._print(f"not run, as --quick was out of time: {', '.join(self.skipped)}")
+        if not self.rows and not self.failures and not self.skipped:
             self.failures.append(f"no case has {self.options.only!r} in its name")
         for failure in self.failures:
-            self.console.print(f"[red]FAILED[/red] {failure}", highlight=False)
+            self._print(f"FAILED {failure}", style="red")
         return 1 if self.failures else 0
 
+    def _print(self, text: str, **style) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False, **style)
+
     def table(self) -> Table:
-        """The rows for people: a peer's column shows its time and how many times as long as ours it takes."""
-        peers = list(dict.fromkeys(peer for row in self.rows for peer in row["peers"]))
-        table = Table(title=f"benchmarks.{self.name}", title_justify="left")
-        table.add_column("case", no_wrap=True)
-        for column in ("dtype", "ours ms", *(f"{peer} ms" for peer in peers), "GFLOP/s", "% peak", "MB"):
-            table.add_column(column, justify="right", no_wrap=column in ("ours ms", "% peak", "MB"))
+        """The rows for people: peers with their time and how many times as long as ours they take."""
+        table = Table(title=f"benchmarks.{self.name}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        paired = any(row["peers"] for row in self.rows)
+        columns = [
+            "case",
+            "dtype",
+            "ours ms",
+            "GFLOP/s",
+            "% peak",
+            "MB",
+            *(["peers: ms, times ours"] if paired else []),
+        ]
+        for column in columns:
+            left = column in ("case", "dtype") or column.startswith("peers")
+            table.add_column(column, justify="left" if left else "right", no_wrap=not column.startswith("peers"))
         for row in self.rows:
-            theirs = [f"{row['peers'][p]:.2f} ({row['ratios'][p]:.1f}x)" if p in row["peers"] else "" for p in peers]
+            peers = [f"{peer} {theirs:.2f} {row['ratios'][peer]:.1f}x" for peer, theirs in row["peers"].items()]
             table.add_row(
                 row["case"],
                 {"float32": "fp32", "bfloat16": "bf16"}.get(row["dtype"], row["dtype"]),
                 f"{row['ours_ms']:.3f}",
-                *theirs,
                 "" if row["gflops"] is None else f"{row['gflops']:.0f}",
                 "" if row["peak_fraction"] is None else f"{100 * row['peak_fraction']:.0f}",
                 "" if row["peak_mb"] is None else f"{row['peak_mb']:.1f}",
+                *(["  ".join(peers)] if paired else []),
             )
         return table
 

@@ -54,7 +54,7 @@ def table_of_map(pair_in: np.ndarray, pair_out: np.ndarray, segment: np.ndarray,
 
 
 def sites_of(coords: np.ndarray, geometry: Geometry, extent: int) -> np.ndarray:
-    """The sites of a strided or transposed convolution, ascending; `extent`: cells of the input grid along each axis."""
+    """The sites of a strided or transposed convolution, ascending; `extent`: cells of the input grid along an axis."""
     stride = np.array(geometry.stride)
     kernel, padding, dilation = (np.array(axis) for axis in (geometry.kernel, geometry.padding, geometry.dilation))
     if geometry.transposed:

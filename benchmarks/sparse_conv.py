@@ -32,6 +32,7 @@ from sparse_ops.op.kernel_map import strided_map, submanifold_map
 from sparse_ops.op.sparse_conv import sparse_conv
 from sparse_ops.op.unique import downsample
 from tests.tolerance import compare
+from tir_kernels.isa import host_target
 from tir_kernels.kernel_map import Geometry
 
 from . import oracle
@@ -89,30 +90,34 @@ def coords_var(rows) -> relax.Var:
     return relax.Var("coords", relax.TensorType([rows, 4], "int32"))
 
 
-def emit_map(bb: relax.BlockBuilder, coords: relax.Expr, geometry: Geometry, method: str = "auto"):
-    """(output coordinates, kernel map) of a convolution on `coords`."""
+def emit_map(bb: relax.BlockBuilder, coords: relax.Expr, geometry: Geometry, extent: int, method: str = "auto"):
+    """(output coordinates, kernel map) of a convolution on `coords` in a grid of `extent` cells along each axis."""
     if geometry == SUBM3:
         return coords, bb.emit(submanifold_map(coords, 3, method=method))
-    found = bb.emit(
-        strided_map(coords, geometry.kernel, geometry.stride, geometry.padding, transposed=geometry.transposed)
-    )
+    shape = (extent,) * 3
+    given = (coords, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, shape, geometry.transposed)
+    found = bb.emit(strided_map(*given))
     (rows,) = symbols("m")
     out = bb.match_cast(bb.emit(relax.TupleGetItem(found, 0)), relax.TensorType([rows, 4], "int32"))
     return out, bb.emit(relax.TupleGetItem(found, 1))
 
 
 def compiled(bb: relax.BlockBuilder):
-    return relax.VirtualMachine(build(bb.get()), tvm.cpu())["main"]
+    """The function `main` of a module, its weights packed."""
+    with host_target():
+        # `tvm.compile` folds no constants on a CPU: without this, every call would pack the weights again
+        mod = relax.transform.FoldConstant()(relax.transform.LegalizeOps()(bb.get()))
+    return relax.VirtualMachine(build(mod), tvm.cpu())["main"]
 
 
 @functools.cache
-def map_function(geometry: Geometry, method: str = "auto"):
+def map_function(geometry: Geometry, extent: int = 0, method: str = "auto"):
     """coords -> (output coordinates, kernel map)"""
     bb = relax.BlockBuilder()
     coords = coords_var(*symbols("n"))
     with bb.function("main", [coords]):
         with bb.dataflow():
-            result = bb.emit_output(relax.Tuple(emit_map(bb, coords, geometry, method)))
+            result = bb.emit_output(relax.Tuple(emit_map(bb, coords, geometry, extent, method)))
         bb.emit_func_output(result)
     return compiled(bb)
 
@@ -136,7 +141,7 @@ def conv_function(geometry: Geometry, cin: int, cout: int, dtype: str):
 
 
 @functools.cache
-def cold_function(geometry: Geometry, cin: int, cout: int, dtype: str):
+def cold_function(geometry: Geometry, extent: int, cin: int, cout: int, dtype: str):
     """(coords, x) -> (output coordinates, features)"""
     bb = relax.BlockBuilder()
     (n,) = symbols("n")
@@ -144,7 +149,7 @@ def cold_function(geometry: Geometry, cin: int, cout: int, dtype: str):
     weight = relax.const(tvm.runtime.tensor(weight_of(geometry, cin, cout, dtype)), dtype)
     with bb.function("main", [coords, x]):
         with bb.dataflow():
-            out, kernel_map = emit_map(bb, coords, geometry)
+            out, kernel_map = emit_map(bb, coords, geometry, extent)
             result = bb.emit_output(relax.Tuple([out, bb.emit(sparse_conv(x, weight, kernel_map, out))]))
         bb.emit_func_output(result)
     return compiled(bb)
@@ -234,7 +239,7 @@ def subm_warm(occupancy: str, cin: int, cout: int, dtype: str) -> Case:
 def map_case(occupancy: str, method: str) -> Case:
     """The kernel map of a submanifold 3^3 convolution against get_indice_pairs."""
     coords, table = coords_of(occupancy), table_of(occupancy)
-    function, given = map_function(SUBM3, method), tvm.runtime.tensor(coords)
+    function, given = map_function(SUBM3, method=method), tvm.runtime.tensor(coords)
 
     def check(result):
         return [compare(oracle.table_of_map(*arrays(result)[1:]), table, name="neighbour table")]
@@ -277,14 +282,15 @@ def cold_case(geometry: Geometry, occupancy: str, channels: int, warm: bool = Fa
     coords, extent = coords_of(occupancy), extent_of(occupancy)
     feats, weight = features(len(coords), channels, "float32"), weight_of(geometry, channels, channels, "float32")
     given, x = tvm.runtime.tensor(coords), tvm.runtime.tensor(feats)
+    bounds = 0 if geometry == SUBM3 else extent  # a submanifold map needs none: one module serves all grids
     if warm:
-        out, kernel_map = map_function(geometry)(given)
+        out, kernel_map = map_function(geometry, bounds)(given)
         conv = conv_function(geometry, channels, channels, "float32")
 
         def ours():
             return out, conv(x, out, *kernel_map)
     else:
-        cold = cold_function(geometry, channels, channels, "float32")
+        cold = cold_function(geometry, bounds, channels, channels, "float32")
 
         def ours():
             return cold(given, x)
@@ -297,7 +303,7 @@ def cold_case(geometry: Geometry, occupancy: str, channels: int, warm: bool = Fa
         their_cold = layer.cold(feats)
         their_sites = their_cold()[0].numpy()
         right = functools.partial(single_threaded, their_cold)
-    # one batch element: the order of our output rows is documented to be spconv's, whose rows can then be compared as they are
+    # our output rows come in spconv's order (there is one batch element), so that features can be compared row by row
     sites = arrays(ours())[0]
     table = table_of(occupancy) if geometry == SUBM3 else oracle.table_of(coords, sites, geometry)
     values = check_values(feats, weight, table, right)
@@ -386,14 +392,13 @@ class Mark:
         """What a row reached; None where it was not measured."""
         return row["ratios"].get(self.peer) if self.peer else row["peak_fraction"]
 
-    def needs(self, row: dict, peaks: dict[str, float]) -> float:
+    def needs(self, row: dict) -> float:
         """The fraction of the machine's peak that the mark asks for on this row; 0 where it is not arithmetic."""
         if not self.peer:
             return self.target
         if row["gflops"] is None:
             return 0.0
-        flops = row["gflops"] * row["ours_ms"]
-        return flops * self.target / row["peers"][self.peer] / peaks[row["dtype"]]
+        return row["peak_fraction"] * self.target / row["ratios"][self.peer]
 
 
 def is_subm(row: dict, dtype: str, least: int, most: int = 256) -> bool:
@@ -421,10 +426,10 @@ MARKS = [
 
 def print_marks(bench: Benchmark) -> None:
     """Each mark with what was reached; whoever misses one, and whether the machine could reach it at all."""
-    peaks = bench.peak_gflops()
     table = Table(title="marks", title_justify="left")
     for column in ("mark", "target", "lowest", "median", "rows", "verdict"):
         table.add_column(column, justify="left" if column in ("mark", "verdict") else "right")
+    print_line = functools.partial(bench.console.print, highlight=False, soft_wrap=True)
     misses = []
     for mark in MARKS:
         rows = [(mark.value(row), row) for row in bench.rows if mark.covers(row) and mark.value(row) is not None]
@@ -436,7 +441,7 @@ def print_marks(bench: Benchmark) -> None:
 
         values = [value for value, _ in rows]
         missed = [(value, row) for value, row in rows if value < mark.target]
-        impossible = [row for _, row in missed if mark.needs(row, peaks) > 1]
+        impossible = [row for _, row in missed if mark.needs(row) > 1]
         verdict = "reached" if not missed else f"not reached in {len(missed)}"
         if impossible:
             verdict += f", {len(impossible)} of them beyond the machine's peak"
@@ -446,23 +451,21 @@ def print_marks(bench: Benchmark) -> None:
         for value, row in missed:
             text = f"{row['case']} {row['dtype']}: {show(value)} of {show(mark.target)}"
             if mark.peer and row["gflops"]:
-                text += f" {mark.peer}; the mark needs {100 * mark.needs(row, peaks):.0f} % of the measured peak"
+                text += f" {mark.peer}; the mark needs {100 * mark.needs(row):.0f} % of the measured peak"
                 text += f", {100 * row['peak_fraction']:.0f} % were reached"
             misses.append(text)
     if table.row_count:
         bench.console.print(table, highlight=False)
     for miss in misses:
-        bench.console.print(f"  not reached: {miss}", highlight=False)
+        print_line(f"  not reached: {miss}")
     growth = [row for row in bench.rows if "ns_per_voxel" in row]
     if growth:
         steps = ", ".join(f"{row['voxels']:,}: {row['ns_per_voxel']:.0f}" for row in growth)
-        bench.console.print(f"growth, ns per voxel at each number of voxels: {steps}", highlight=False)
+        print_line(f"growth, ns per voxel at each number of voxels: {steps}")
     if spconv is None:
-        bench.console.print("spconv is not installed: no figures against it")
+        print_line("spconv is not installed: no figures against it")
     elif any("spconv" in row["peers"] for row in bench.rows):
-        bench.console.print(
-            "spconv with several threads computes wrong results; only its time is used", highlight=False
-        )
+        print_line("spconv with several threads computes wrong convolutions: of those only the time is used")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -49,6 +49,8 @@ def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tv
         refuse("")
     if any(isinstance(want, int) and have != want for want, have in zip(shape, array.shape, strict=True)):
         refuse("")
+    if 0 in array.shape:  # numpy gives such arrays strides that TVM does not take for compact
+        return tvm.runtime.empty(tuple(array.shape), str(array.dtype).removeprefix("torch."))
     if kind == "numpy":
         if not array.flags.c_contiguous:
             refuse(", not contiguous: pass np.ascontiguousarray(...)")

@@ -14,7 +14,9 @@ READ_PARAMETER = "sparse_ops.read_parameter"
 STORE_PARAMETER = "sparse_ops.store_parameter"
 
 
-def build(mod: tvm.IRModule, target: tvm.target.Target | None = None, lift_params: bool = False) -> tvm.runtime.Executable:
+def build(
+    mod: tvm.IRModule, target: tvm.target.Target | None = None, lift_params: bool = False
+) -> tvm.runtime.Executable:
     """Compile `mod` for `target` (default: the host CPU with all of its instructions).
 
     `lift_params=True`: a function with the attribute `num_input`, as `export_tvm` makes them, takes what `pack_params`
@@ -58,17 +60,16 @@ def _store_parameter(sink: Callable, index: int, value: tvm.runtime.Tensor):
 
 def _lazy(mod: tvm.IRModule) -> tvm.IRModule:
     """Let the functions that LiftTransformParams made read and store one parameter at a time, by the functions above."""
-    lifted = [gv for gv, _ in mod.functions_items() if gv.name_hint.endswith(TRANSFORM_PARAMS)]
-    part = tvm.IRModule(
-        {gv: f for gv, f in mod.functions_items() if gv in lifted or not isinstance(f, relax.Function)}
-    )
-    source, sink = (relax.Var(name, relax.AnyType()) for name in ("source", "sink"))
-    passes = [
-        relax.transform.ToNonDataflow(),
-        relax.transform.RemovePurityChecking(),
-        relax.transform.LazyTransformParams(READ_PARAMETER, STORE_PARAMETER, [source], [sink]),
-    ]
-    part = tvm.transform.Sequential(passes)(part)
-    for gv in lifted:
-        mod.update_func(gv, part[gv.name_hint])
+    kernels = {gv: f for gv, f in mod.functions_items() if not isinstance(f, relax.Function)}
+    for gv, function in mod.functions_items():
+        if gv.name_hint.endswith(TRANSFORM_PARAMS):
+            source, sink = (relax.Var(name, relax.AnyType()) for name in ("source", "sink"))
+            passes = [
+                relax.transform.RewriteDataflowReshape(),
+                relax.transform.ToNonDataflow(),
+                relax.transform.RemovePurityChecking(),
+                relax.transform.LazyTransformParams(READ_PARAMETER, STORE_PARAMETER, [source], [sink]),
+            ]
+            alone = tvm.transform.Sequential(passes)(tvm.IRModule(kernels | {gv: function}))
+            mod.update_func(gv, alone[gv.name_hint])
     return mod

@@ -15,6 +15,7 @@ from tvm import relax
 from tir_kernels.kernel_map import Geometry
 
 from . import op
+from .build import pack_params
 from .arrays import as_kind, as_tensor, describe, kind_of
 from .compile_cache import compiled
 from .op.index import triple
@@ -68,7 +69,8 @@ class Weights:
     def packed(self, machine: relax.VirtualMachine, tensors: dict[str, tuple]) -> list:
         """What the compiled function takes in place of the parameters."""
         if id(machine) not in self._packed:
-            self._packed[id(machine)] = list(machine["main_transform_params"]([t for t, _ in tensors.values()]))
+            parameters = [tensor for tensor, _ in tensors.values()]
+            self._packed[id(machine)] = pack_params(machine, "main", parameters.__getitem__)
         return self._packed[id(machine)]
 
 
@@ -274,3 +276,123 @@ def linear(x, weight, bias=None, residual=None, activation: str = "none"):
 
     out = _run("linear", tensors, call, {"activation": activation, "weight_dims": (cout, cin)}, weights)
     return as_kind(out, kind_of(x))
+
+
+def _pool_options(mode: str, count_bias: int, max_from_zero: bool) -> dict:
+    return {"mode": mode, "count_bias": count_bias, "max_from_zero": max_from_zero}
+
+
+def pool(x, kernel_map: KernelMap, mode: str = "mean", count_bias: int = 0, max_from_zero: bool = False):
+    """Sum, mean or maximum of the input rows of each output row of a map: x [N, C] -> [M, C]; see `op.pool`."""
+    tensor, arrays = _features(x), _map_tensors(kernel_map)
+    _check_rows("x", tensor.shape[0], kernel_map)
+    options = _pool_options(mode, count_bias, max_from_zero)
+
+    def call(x, like, **arrays):
+        return op.pool(x, relax.Tuple([arrays[name] for name in MAP_ARRAYS]), like, **options)
+
+    tensors = {"x": (tensor, ("n", tensor.shape[1]))} | arrays | {"like": (kernel_map.coords_out, ("m", 4))}
+    return as_kind(_run("pool", tensors, call, options), kind_of(x))
+
+
+def segment_pool(x, index, rows: int, mode: str = "mean", count_bias: int = 0, max_from_zero: bool = False):
+    """Sum, mean or maximum of the rows with the same index: x [N, C], index int32 [N] -> [rows, C]; see `op.segment_pool`.
+
+    With the inverse of `downsample` this pools voxels, with the batch column of the coordinates batch elements.
+    """
+    tensor = _features(x)
+    places = as_tensor(index, "index", ("int32",), (tensor.shape[0],))
+    like = tvm.runtime.empty((rows,), "int32")
+    options = _pool_options(mode, count_bias, max_from_zero)
+    out = _run(
+        "segment_pool",
+        {"x": (tensor, ("n", tensor.shape[1])), "index": (places, ("n",)), "like": (like, ("m",))},
+        lambda x, index, like: op.segment_pool(x, index, like, **options),
+        options,
+    )
+    return as_kind(out, kind_of(x))
+
+
+def gather_rows(x, index):
+    """x [N, C], index int32 [M] -> [M, C]: x[index], zeros where the index is -1; nearest upsampling, see `op.gather_rows`."""
+    tensor = _features(x)
+    out = _run(
+        "gather_rows",
+        {"x": (tensor, ("n", tensor.shape[1])), "index": (as_tensor(index, "index", ("int32",), (None,)), ("m",))},
+        lambda x, index: op.gather_rows(x, index),
+        {},
+    )
+    return as_kind(out, kind_of(x))
+
+
+def to_dense(x, coords, batch: int, shape: tuple[int, int, int], channels_last: bool = False):
+    """Rows at their places in a grid of zeros: [batch, C, *shape], or [batch, *shape, C]; see `op.to_dense`."""
+    tensor = _features(x)
+    shape = triple("to_dense", "shape", shape, 1)
+    places = as_tensor(coords, "coords", ("int32",), (tensor.shape[0], 4))
+    out = _run(
+        "to_dense",
+        {"x": (tensor, ("n", tensor.shape[1])), "coords": (places, ("n", 4))},
+        lambda x, coords: op.to_dense(x, coords, batch, shape, channels_last),
+        {"batch": batch, "shape": shape, "channels_last": channels_last},
+    )
+    return as_kind(out, kind_of(x))
+
+
+def from_dense(dense, coords, channels_last: bool = False):
+    """The rows of a grid [B, C, X, Y, Z] (or [B, X, Y, Z, C]) at coords int32 [N, 4]: [N, C]; see `op.from_dense`."""
+    tensor = as_tensor(dense, "dense", FLOATS, (None,) * 5)
+    out = _run(
+        "from_dense",
+        {"dense": (tensor, tuple(tensor.shape)), "coords": (_coords(coords), ("n", 4))},
+        lambda dense, coords: op.from_dense(dense, coords, channels_last),
+        {"channels_last": channels_last},
+    )
+    return as_kind(out, kind_of(dense))
+
+
+def batch_offsets(coords, batch: int):
+    """Offsets int32 [batch + 1] of the batch elements in coords int32 [N, 4]; see `op.batch_offsets`."""
+    out = _run(
+        "batch_offsets",
+        {"coords": (_coords(coords), ("n", 4))},
+        lambda coords: op.batch_offsets(coords, batch),
+        {"batch": batch},
+    )
+    return as_kind(out, kind_of(coords))
+
+
+def group_norm(x, offsets, weight, bias, groups: int, eps: float = 1e-5, activation: str = "none"):
+    """Group norm over the voxels of each batch element: x [N, C], offsets int32 [B + 1] -> [N, C]; see `op.group_norm`."""
+    tensor = _features(x)
+    channels = tensor.shape[1]
+    vectors = {
+        name: (as_tensor(array, name, ("float32",), (channels,)), (channels,))
+        for name, array in (("weight", weight), ("bias", bias))
+    }
+    segments = as_tensor(offsets, "offsets", ("int32",), (None,))
+    out = _run(
+        "group_norm",
+        {"x": (tensor, ("n", channels)), "offsets": (segments, ("b",))} | vectors,
+        lambda x, offsets, weight, bias: op.group_norm(x, offsets, weight, bias, groups, eps, activation),
+        {"groups": groups, "eps": eps, "activation": activation},
+    )
+    return as_kind(out, kind_of(x))
+
+
+def attention(q, k, v, q_offsets, k_offsets, scale: float | None = None):
+    """Attention within segments: q [Nq, H, D], k, v [Nk, H, D], offsets int32 [B + 1] -> [Nq, H, D]; see `op.attention`."""
+    queries = as_tensor(q, "q", FLOATS, (None, None, None))
+    _, heads, depth = queries.shape
+    keys = as_tensor(k, "k", (str(queries.dtype),), (None, heads, depth))
+    values = as_tensor(v, "v", (str(queries.dtype),), (keys.shape[0], heads, depth))
+    starts = as_tensor(q_offsets, "q_offsets", ("int32",), (None,))
+    tensors = {
+        "q": (queries, ("n", heads, depth)),
+        "k": (keys, ("m", heads, depth)),
+        "v": (values, ("m", heads, depth)),
+        "q_offsets": (starts, ("b",)),
+        "k_offsets": (as_tensor(k_offsets, "k_offsets", ("int32",), (starts.shape[0],)), ("b",)),
+    }
+    out = _run("attention", tensors, lambda **t: op.attention(**t, scale=scale), {"scale": scale})
+    return as_kind(out, kind_of(q))

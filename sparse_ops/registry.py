@@ -209,6 +209,174 @@ def _linear(rng, rows, dtype):
     )
 
 
+def _gather_rows(rng, rows, dtype):
+    from tir_kernels.gather_rows import naive
+
+    from .op import gather_rows
+
+    x, index = features(rng, rows, 33, dtype=dtype), rng.integers(-1, rows, 2 * rows + 1).astype("int32")
+    return Example([x, index], [("n", 33), ("m",)], gather_rows, [naive(x, index)])
+
+
+def _pool(rng, rows, dtype):
+    from tir_kernels import sites
+    from tir_kernels.kernel_map import Geometry, naive_table
+    from tir_kernels.pool import Reduction, naive
+
+    from .op import pool, strided_map
+
+    geometry = Geometry((3, 2, 3), (2, 1, 2), (1, 0, 1))
+    coords, x = voxels(rng, rows), features(rng, rows, 33, dtype=dtype)
+    table = naive_table(coords, sites.naive(coords, geometry), geometry)
+
+    def call(c, x):
+        pair = _emit(strided_map(c, geometry.kernel, geometry.stride, geometry.padding, shape=None))
+        return pool(x, _emit(relax.TupleGetItem(pair, 1)), _named_rows(_emit(relax.TupleGetItem(pair, 0))))
+
+    out = naive(x, table, Reduction("mean"))
+    return Example([coords, x], [("n", 4), ("n", 33)], call, [out], depth=geometry.taps)
+
+
+def _segment_pool(rng, rows, dtype):
+    from tir_kernels.pool import Reduction
+    from tir_kernels.segment_pool import naive
+
+    from .op import segment_pool
+
+    x, like = features(rng, rows, 67, dtype=dtype), np.zeros((rows // 3 + 2, 4), "int32")
+    index = rng.integers(-1, len(like), rows).astype("int32")
+    return Example(
+        [x, index, like],
+        [("n", 67), ("n",), ("m", 4)],
+        lambda x, index, like: segment_pool(x, index, like, "mean", count_bias=1),
+        [naive(x, index, len(like), Reduction("mean", 1))],
+        depth=max(np.bincount(index + 1)[1:], default=1),
+    )
+
+
+def _batches(rng, rows, batch):
+    """Ascending batch index int32 [rows] and its offsets int32 [batch + 1]; the second element has no rows."""
+    index = np.sort(rng.choice([b for b in range(batch) if b != 1], rows)).astype("int32")
+    return index, np.searchsorted(index, np.arange(batch + 1)).astype("int32")
+
+
+def _batch_offsets(rng, rows, dtype):
+    from .op import batch_offsets
+
+    index, offsets = _batches(rng, rows, 4)
+    coords = np.concatenate([index[:, None], voxels(rng, rows)[:, 1:]], 1)
+    return Example([coords], [("n", 4)], lambda c: batch_offsets(c, 4), [offsets])
+
+
+def _group_norm(rng, rows, dtype):
+    from tir_kernels.group_norm import naive
+
+    from .op import group_norm
+
+    x, weight, bias = features(rng, rows, 33, dtype=dtype), features(rng, 33), features(rng, 33)
+    _, offsets = _batches(rng, rows, 4)
+    return Example(
+        [x, offsets, weight, bias],
+        [("n", 33), ("b",), (33,), (33,)],
+        lambda x, offsets, w, b: group_norm(x, offsets, w, b, 11, activation="silu"),
+        [naive(x, offsets, weight, bias, 11, activation="silu")],
+        depth=3 * rows,
+    )
+
+
+def _layer_norm(rng, rows, dtype):
+    from tir_kernels.layer_norm import naive
+
+    from .op import layer_norm
+
+    x = features(rng, rows, 67, dtype=dtype)
+    weight, bias, scale, shift = (features(rng, *shape) for shape in ((67,), (67,), (3, 67), (3, 67)))
+    index = rng.integers(0, 3, rows).astype("int32")
+    return Example(
+        [x, weight, bias, scale, shift, index],
+        [("n", 67), (67,), (67,), ("b", 67), ("b", 67), ("n",)],
+        lambda x, w, b, scale, shift, index: layer_norm(x, w, b, scale, shift, activation="silu", batch_index=index),
+        [naive(x, weight, bias, scale, shift, index, activation="silu")],
+        depth=67,
+    )
+
+
+def _rms_norm_heads(rng, rows, dtype):
+    from tir_kernels.rms_norm_heads import naive
+
+    from .op import rms_norm_heads
+
+    x, gamma = features(rng, rows, 3, 35, dtype=dtype), features(rng, 3, 35)
+    return Example([x, gamma], [("n", 3, 35), (3, 35)], rms_norm_heads, [naive(x, gamma)], depth=35)
+
+
+def _attention(rng, rows, dtype):
+    from tir_kernels.attention import naive
+
+    from .op import attention
+
+    (_, q_offsets), (_, k_offsets) = _batches(rng, rows, 4), _batches(rng, 2 * rows, 4)
+    q = features(rng, rows, 3, 21, dtype=dtype)
+    k, v = (features(rng, 2 * rows, 3, 21, dtype=dtype) for _ in range(2))
+    return Example(
+        [q, k, v, q_offsets, k_offsets],
+        [("n", 3, 21), ("k", 3, 21), ("k", 3, 21), ("b",), ("b",)],
+        attention,
+        [naive(q, k, v, q_offsets, k_offsets)],
+        depth=max(2 * rows, 21),
+        flops=4.0 * (np.diff(q_offsets) * np.diff(k_offsets)).sum() * 3 * 21,
+    )
+
+
+def _activation(rng, rows, dtype):
+    from tir_kernels.elementwise import naive
+
+    from .op import activation
+
+    x = features(rng, rows, 3, 35, dtype=dtype)
+    return Example([x], [("n", 3, 35)], lambda x: activation(x, "silu"), [naive(x, "silu")], depth=2)
+
+
+def _modulated_add(rng, rows, dtype):
+    from tir_kernels.modulated_add import naive
+
+    from .op import modulated_add
+
+    x, y, gate = features(rng, rows, 33, dtype=dtype), features(rng, rows, 33, dtype=dtype), features(rng, 1, 33)
+    return Example(
+        [x, y, gate], [("n", 33), ("n", 33), (1, 33)], modulated_add, [naive(x, y, gate)], depth=2
+    )
+
+
+def _dense_coords(rng, rows):
+    """Distinct coordinates int32 [rows, 4] in a grid of 3 x (11, 12, 13)."""
+    cells = rng.permutation(3 * 11 * 12 * 13)[:rows]
+    return np.stack(np.unravel_index(cells, (3, 11, 12, 13)), 1).astype("int32")
+
+
+def _to_dense(rng, rows, dtype):
+    from tir_kernels.dense import naive_to_dense
+
+    from .op import to_dense
+
+    x, coords = features(rng, rows, 33, dtype=dtype), _dense_coords(rng, rows)
+    return Example(
+        [x, coords],
+        [("n", 33), ("n", 4)],
+        lambda x, c: to_dense(x, c, 3, (11, 12, 13)),
+        [naive_to_dense(x, coords, 3, (11, 12, 13))],
+    )
+
+
+def _from_dense(rng, rows, dtype):
+    from tir_kernels.dense import naive_from_dense
+
+    from .op import from_dense
+
+    dense, coords = features(rng, 3, 33, 11, 12, 13, dtype=dtype), _dense_coords(rng, rows)
+    return Example([dense, coords], [(3, 33, 11, 12, 13), ("n", 4)], from_dense, [naive_from_dense(dense, coords)])
+
+
 COORDINATES = ("int32",)
 
 OPS = [
@@ -221,4 +389,16 @@ OPS = [
     OpRow("transposed_map", _transposed_map),
     OpRow("sparse_conv", _sparse_conv),
     OpRow("linear", _linear),
+    OpRow("gather_rows", _gather_rows),
+    OpRow("pool", _pool),
+    OpRow("segment_pool", _segment_pool),
+    OpRow("batch_offsets", _batch_offsets, COORDINATES),
+    OpRow("group_norm", _group_norm),
+    OpRow("layer_norm", _layer_norm),
+    OpRow("rms_norm_heads", _rms_norm_heads),
+    OpRow("attention", _attention),
+    OpRow("activation", _activation),
+    OpRow("modulated_add", _modulated_add),
+    OpRow("to_dense", _to_dense),
+    OpRow("from_dense", _from_dense),
 ]

@@ -2,13 +2,14 @@
 
     out[i, h, :] = sum over the keys j of i's segment of softmax_j(scale * q[i, h, :] . k[j, h, :]) * v[j, h, :]
 
-A task is up to 128 queries of one segment and one head. It walks the keys in tiles, keeping for each query the maximum so
-far, the sum of exponentials and the weighted sum of values. Everything is transposed: vector lanes are queries, so that
-maximum and sum need no shuffles, keys and values are read as scalars in their own layout, and any depth fits. The two
-products are register tiles of (keys or channels) x queries. A query belongs to one task and its keys come in order, so
-the bits do not depend on threads. Sums are float32.
+A task is up to 128 queries of one segment and one head. It walks the keys in tiles, keeping for each query the maximum
+so far, the sum of exponentials and the weighted sum of values. Everything is transposed: vector lanes are queries, so
+that maximum and sum need no shuffles, keys and values are read as scalars in their own layout, and any depth fits. The
+two products are register tiles of (keys or channels) x queries. A query belongs to one task and its keys come in order,
+so the bits do not depend on threads. Sums are float32.
 """
 
+from functools import cache
 import numpy as np
 import tvm
 from tvm.script import tirx as T
@@ -17,9 +18,11 @@ from .activation import exp
 from .batch_offsets import check_offsets, cut
 from .buffers import match_buffer
 from .isa import Isa, Tile, kernel_name
+from .script import inline
 
 QUERIES = 128  # of one task: what is copied of keys and values serves them all
 KEYS = 96  # of one tile, a multiple of the rows of every register tile; their logits stay in the L1 cache
+SQUARE = 8  # rows and columns that are transposed at once
 
 
 def naive(q, k, v, q_offsets, k_offsets, scale=None):
@@ -36,38 +39,71 @@ def naive(q, k, v, q_offsets, k_offsets, scale=None):
     return out
 
 
-def attention(heads: int, depth: int, isa: Isa, dtype: str = "float32", scale: float | None = None) -> tvm.tirx.PrimFunc:
+@inline
+def exchange(block, i, j, low, high):
+    """Rows i and j of a block become two selections of the elements of both: `low` and `high` index (row i, row j)."""
+    first: T.let = block[i, T.Ramp(0, 1, SQUARE)]
+    second: T.let = block[j, T.Ramp(0, 1, SQUARE)]
+    block[i, T.Ramp(0, 1, SQUARE)] = tvm.tirx.Shuffle([first, second], low)
+    block[j, T.Ramp(0, 1, SQUARE)] = tvm.tirx.Shuffle([first, second], high)
+
+
+def transpose(block):
+    """Emit: transpose a [SQUARE, SQUARE] block in registers, exchanging ever larger squares off its diagonal."""
+    width = 1
+    while width < SQUARE:
+        low = [SQUARE + i - width if i & width else i for i in range(SQUARE)]
+        high = [SQUARE + i if i & width else i + width for i in range(SQUARE)]
+        for i in range(SQUARE):
+            if not i & width:
+                exchange(block, i, i + width, low, high)
+        width *= 2
+
+
+@cache
+def attention(
+    heads: int, depth: int, isa: Isa, dtype: str = "float32", scale: float | None = None
+) -> tvm.tirx.PrimFunc:
     """PrimFunc (q, k, v, q_offsets, k_offsets, out).
 
-    q, out `dtype` [Nq, H, D]; k, v `dtype` [Nk, H, D]; q_offsets, k_offsets int32 [B + 1], ascending from 0 to Nq and Nk, or
-    ValueError. Queries of a segment without keys get 0.
+    q, out `dtype` [Nq, H, D]; k, v `dtype` [Nk, H, D]; q_offsets, k_offsets int32 [B + 1], ascending from 0 to Nq and
+    Nk, or ValueError. Queries of a segment without keys get 0.
     """
     tile = Tile.of(isa, 2 * isa.lanes)
     rows, cols, lanes, vectors = tile.rows, tile.cols, tile.lanes, tile.vectors
     panels = QUERIES // cols
     scale = depth**-0.5 if scale is None else scale
 
-    @T.inline
+    @inline
     def load_queries(q, first, count, h, queries):
-        """queries[panel, d, lane] = scale * q[first + panel * cols + lane, h, d], or 0 past the last one"""
-        for panel in range((count + cols - 1) // cols):
-            for lane in range(cols):
-                if panel * cols + lane < count:
-                    for d in range(depth):
-                        queries[panel, d, lane] = (
-                            T.Cast("float32", q[first + panel * cols + lane, h, d]) * T.float32(scale)
+        """queries[panel, d, lane] = scale * q[first + panel * cols + lane, h, d]; past the last one, that one again"""
+        for i in range((count + cols - 1) // cols * cols // SQUARE):
+            block = T.alloc_buffer((SQUARE, SQUARE), "float32")  # registers
+            panel: T.let = i // (cols // SQUARE)
+            left: T.let = i % (cols // SQUARE) * SQUARE
+            for j in range(depth // SQUARE):
+                for r in T.unroll(SQUARE):
+                    for lane in T.vectorized(SQUARE):
+                        block[r, lane] = T.float32(scale) * T.Cast(
+                            "float32", q[first + T.min(i * SQUARE + r, count - 1), h, j * SQUARE + lane]
                         )
-                else:
-                    for d in range(depth):
-                        queries[panel, d, lane] = T.float32(0)
+                transpose(block)
+                for r in T.unroll(SQUARE):
+                    for lane in T.vectorized(SQUARE):
+                        queries[panel, j * SQUARE + r, left + lane] = block[r, lane]
+            for r in range(SQUARE):
+                for d in range(depth // SQUARE * SQUARE, depth):
+                    queries[panel, d, left + r] = T.float32(scale) * T.Cast(
+                        "float32", q[first + T.min(i * SQUARE + r, count - 1), h, d]
+                    )
 
-    @T.inline
+    @inline
     def load_rows(x, first, count, h, tile_rows):
         for j in range(count):
             for d in range(depth):
                 tile_rows[j, d] = T.Cast("float32", x[first + j, h, d])
 
-    @T.inline
+    @inline
     def find_logits(queries, panel, keys, count, logits):
         """logits[j, :] = keys[j, :] . queries[panel, :, :]; the last group may end in rows that nobody reads"""
         for group in range((count + rows - 1) // rows):
@@ -86,7 +122,7 @@ def attention(heads: int, depth: int, isa: Isa, dtype: str = "float32", scale: f
                     for lane in T.vectorized(lanes):
                         logits[group * rows + r, v * lanes + lane] = acc[r, v * lanes + lane]
 
-    @T.inline
+    @inline
     def exponentiate(logits, count, panel, top, total, decay):
         """logits -> exp(logits - maximum so far); `decay` is what earlier sums are to be multiplied by."""
         most = T.alloc_buffer((cols,), "float32")
@@ -110,7 +146,7 @@ def attention(heads: int, depth: int, isa: Isa, dtype: str = "float32", scale: f
         for lane in T.vectorized(cols):
             top[panel, lane] = most[lane]
 
-    @T.inline
+    @inline
     def add_values(channels, first, weights, count, panel, values, decay, sums):
         """sums[panel, d, :] = sums * decay + values[:, d] . weights, for `channels` d from `first`"""
         acc = T.alloc_buffer((channels, cols), "float32")  # registers
@@ -128,7 +164,30 @@ def attention(heads: int, depth: int, isa: Isa, dtype: str = "float32", scale: f
                 for lane in T.vectorized(lanes):
                     sums[panel, first + r, v * lanes + lane] = acc[r, v * lanes + lane]
 
-    @T.inline
+    @inline
+    def store_sums(sums, total, first, count, num_keys, h, out):
+        """out[first + panel * cols + lane, h, d] = sums[panel, d, lane] / total[panel, lane]"""
+        for i in range((count + SQUARE - 1) // SQUARE):
+            block = T.alloc_buffer((SQUARE, SQUARE), "float32")  # registers
+            factor = T.alloc_buffer((SQUARE,), "float32")
+            panel: T.let = i // (cols // SQUARE)
+            left: T.let = i % (cols // SQUARE) * SQUARE
+            for lane in T.vectorized(SQUARE):
+                factor[lane] = T.if_then_else(num_keys > 0, T.float32(1) / total[panel, left + lane], T.float32(0))
+            for j in range(depth // SQUARE):
+                for r in T.unroll(SQUARE):
+                    for lane in T.vectorized(SQUARE):
+                        block[r, lane] = sums[panel, j * SQUARE + r, left + lane] * factor[lane]
+                transpose(block)
+                for r in T.unroll(SQUARE):
+                    if i * SQUARE + r < count:
+                        for lane in T.vectorized(SQUARE):
+                            out[first + i * SQUARE + r, h, j * SQUARE + lane] = T.Cast(dtype, block[r, lane])
+            for r in range(T.min(T.int64(SQUARE), count - i * SQUARE)):
+                for d in range(depth // SQUARE * SQUARE, depth):
+                    out[first + i * SQUARE + r, h, d] = T.Cast(dtype, sums[panel, d, left + r] * factor[r])
+
+    @inline
     def attend(q, k, v, out, first, count, first_key, num_keys, h):
         queries = T.alloc_buffer((panels, depth, cols), "float32")
         sums = T.alloc_buffer((panels, depth, cols), "float32")
@@ -158,10 +217,7 @@ def attention(heads: int, depth: int, isa: Isa, dtype: str = "float32", scale: f
                     add_values(rows, group * rows, logits, here, panel, values, decay, sums)
                 if depth % rows > 0:
                     add_values(depth % rows, depth // rows * rows, logits, here, panel, values, decay, sums)
-        for i in range(count):
-            factor: T.let = T.if_then_else(num_keys > 0, T.float32(1) / total[i // cols, i % cols], T.float32(0))
-            for d in range(depth):
-                out[first + i, h, d] = T.Cast(dtype, sums[i // cols, d, i % cols] * factor)
+        store_sums(sums, total, first, count, num_keys, h, out)
 
     @T.prim_func(s_tir=True)
     def kernel(q_: T.handle, k_: T.handle, v_: T.handle, q_offsets_: T.handle, k_offsets_: T.handle, out_: T.handle):
@@ -182,7 +238,7 @@ def attention(heads: int, depth: int, isa: Isa, dtype: str = "float32", scale: f
         cut(q_offsets, batch - 1, QUERIES, tiles, tile_first, tile_rows, tile_batch)
         for task in T.parallel(tiles[0] * heads):
             T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)  # neighbouring tasks cost alike: deal them out
-            # all tiles of a segment and head, then the next head: keys and values stay in cache, in long segments and short
+            # all tiles of one segment and head, then the next head: its keys and values stay in cache
             b: T.let = tile_batch[task // heads]
             segment_first: T.let = T.Cast("int64", q_offsets[b])
             segment_tiles: T.let = (T.Cast("int64", q_offsets[b + 1]) - segment_first + (QUERIES - 1)) // QUERIES

@@ -13,12 +13,14 @@ formed without a check and never wraps into another axis. Four voxels that follo
 by its key without the last two bits, so that the taps of one (x, y) column meet one or two buckets.
 """
 
+from functools import cache
 import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .buffers import match_buffer
 from .errors import RAISE_DUPLICATE, RAISE_RANGE
+from .script import inline
 
 BATCH_LIMIT = 4096
 COORDINATE_LIMIT = 32768
@@ -80,7 +82,7 @@ def cell_of(plan, batch, x, y, z):
 def check_range(coords, rows, lowest, highest, low, high):
     """Emit: raise for the first row of `coords` outside [low, high], if the extremes say that there is one."""
 
-    @T.inline
+    @inline
     def check_column(column, low, high):
         if T.And(rows > 0, T.Or(lowest[column] < low, highest[column] > high)):
             for row in range(rows):
@@ -100,7 +102,7 @@ def check_range(coords, rows, lowest, highest, low, high):
         check_column(column, low[column], high[column])
 
 
-@T.inline
+@inline
 def extremes(coords, rows, lowest, highest):
     """lowest, highest [4]: over all rows of coords [rows, 4]; of no rows, 0 and -1."""
     for c in T.vectorized(4):
@@ -114,7 +116,7 @@ def extremes(coords, rows, lowest, highest):
             highest[c] = T.max(highest[c], coords[row, c])
 
 
-@T.inline
+@inline
 def choose(method, rows, plan, size):
     """Fill plan[PLAN_METHOD] and size [2] (slots, keys) from the box in `plan`; `method` is a Python string."""
     cells = T.alloc_buffer((1,), "int64")
@@ -141,6 +143,7 @@ def choose(method, rows, plan, size):
         size[0] = size[1] * BUCKET
 
 
+@cache
 def plan_index(
     pad: tuple[int, int, int] = (0, 0, 0), method: str = "auto", low=DEFAULT_LOW, high=DEFAULT_HIGH
 ) -> tvm.tirx.PrimFunc:
@@ -174,7 +177,7 @@ def plan_index(
 def plan_box(plan, lowest, highest, pad):
     """Emit: origin and extent of the box from `lowest` to `highest`, padded along x, y, z."""
 
-    @T.inline
+    @inline
     def axis_box(axis, reach):
         plan[PLAN_ORIGIN + axis] = T.Cast("int64", lowest[axis]) - reach
         plan[PLAN_EXTENT + axis] = T.Cast("int64", highest[axis]) - T.Cast("int64", lowest[axis]) + 1 + 2 * reach
@@ -183,7 +186,7 @@ def plan_box(plan, lowest, highest, pad):
         axis_box(axis, reach)
 
 
-@T.inline
+@inline
 def find_bucket(keys, buckets, bucket_key, bucket):
     """bucket[0] = the bucket of `bucket_key`, or the free one where it belongs."""
     bucket[0] = home_bucket(bucket_key, buckets)
@@ -191,7 +194,7 @@ def find_bucket(keys, buckets, bucket_key, bucket):
         bucket[0] = T.if_then_else(bucket[0] + 1 == buckets, T.int64(0), bucket[0] + 1)
 
 
-@T.inline
+@inline
 def insert_key(keys, slots, buckets, key, row, found):
     """Insert (key, row) into a hash unless the key is there; found[0] is the row that the key has afterwards."""
     bucket = T.alloc_buffer((1,), "int64")
@@ -203,7 +206,7 @@ def insert_key(keys, slots, buckets, key, row, found):
         found[0] = row
 
 
-@T.inline
+@inline
 def find_key(keys, slots, buckets, key, found):
     """found[0] = row of `key` in a hash, or -1 (the places of a free bucket hold -1)."""
     bucket = T.alloc_buffer((1,), "int64")
@@ -220,7 +223,7 @@ def in_box(plan, batch, x, y, z):
     return inside
 
 
-@T.inline
+@inline
 def find(plan, slots, keys, buckets, batch, x, y, z, found):
     """found[0] = row of any coordinate, in an index of either method, or -1."""
     if plan[PLAN_METHOD] == GRID:
@@ -231,7 +234,7 @@ def find(plan, slots, keys, buckets, batch, x, y, z, found):
         find_key(keys, slots, buckets, key_of(batch, x, y, z), found)
 
 
-@T.inline
+@inline
 def fill(buffer, size, value):
     """buffer [size] = value, in parallel chunks."""
     for chunk in T.parallel((size + FILL_CHUNK - 1) // FILL_CHUNK):
@@ -239,7 +242,7 @@ def fill(buffer, size, value):
             buffer[chunk * FILL_CHUNK + i] = value
 
 
-@T.inline
+@inline
 def report_duplicate(coords, rows, plan, slots):
     """Raise for the first row of a grid that repeats an earlier one: insert again, one by one."""
     for row in range(rows):
@@ -251,6 +254,7 @@ def report_duplicate(coords, rows, plan, slots):
         slots[cell] = T.Cast("int32", row)
 
 
+@cache
 def build_index() -> tvm.tirx.PrimFunc:
     """PrimFunc (coords int32 [N, 4], plan, slots, keys): fills the index; ValueError for the first duplicate row."""
 
@@ -298,6 +302,7 @@ def build_index() -> tvm.tirx.PrimFunc:
     return kernel
 
 
+@cache
 def lookup() -> tvm.tirx.PrimFunc:
     """PrimFunc (queries int32 [M, 4], plan, slots, keys, rows int32 [M]): the row of each query, or -1."""
 

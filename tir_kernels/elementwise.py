@@ -1,5 +1,6 @@
 """Activations on their own: `out = act(x)`, element by element, for tensors of any rank."""
 
+from functools import cache
 import tvm
 from tvm.script import tirx as T
 
@@ -14,6 +15,7 @@ def naive(x, name: str):
     return ACTIVATIONS[name].naive(x.astype("float64"))
 
 
+@cache
 def elementwise(rank: int, name: str, dtype: str = "float32") -> tvm.tirx.PrimFunc:
     """PrimFunc (x, out), both `dtype` of one shape with `rank` dimensions of any size."""
     act = ACTIVATIONS[name].emit

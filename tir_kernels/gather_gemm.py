@@ -8,6 +8,7 @@ threads add into a row and the order of every sum is fixed, so the bits do not d
 Rows are read through the map, nothing is gathered first.
 """
 
+from functools import cache
 import numpy as np
 import tvm
 from tvm.script import tirx as T
@@ -17,6 +18,7 @@ from .activation import ACTIVATIONS
 from .isa import Isa, kernel_name
 from .kernel_map import check_map
 from .microkernel import RegisterTile
+from .script import inline
 
 
 def naive(feats, weight, table, bias=None, residual=None, activation="none"):
@@ -32,6 +34,7 @@ def naive(feats, weight, table, bias=None, residual=None, activation="none"):
     return ACTIVATIONS[activation].naive(out)
 
 
+@cache
 def gather_gemm(
     cin: int, cout: int, isa: Isa, dtype: str = "float32", has_residual: bool = False, activation: str = "none"
 ) -> tvm.tirx.PrimFunc:
@@ -45,27 +48,27 @@ def gather_gemm(
     act = ACTIVATIONS[activation].emit
     direct = dtype == "float32"  # a narrower output is summed in a float32 scratch of the block
 
-    @T.inline
+    @inline
     def find_rows(rows, first, pair_in, pair_out, block, base, source, target):
         for r in T.unroll(rows):
             source[r] = T.Cast("int64", pair_in[block, first + r])
             target[r] = T.Cast("int64", pair_out[block, first + r]) + base
 
-    @T.inline
+    @inline
     def add_product(rows, columns, panel, feats, source, target, weight, tap, sums):
         acc = T.alloc_buffer((rows, tile.cols), "float32")  # registers
         micro.load(acc, rows, columns, target, panel * tile.cols, lambda row, column: sums[row, column])
         micro.multiply(acc, rows, columns, feats, source, weight, tap, panel)
         micro.store(acc, rows, columns, sums, target, panel * tile.cols, lambda value, row, column: value)
 
-    @T.inline
+    @inline
     def panel_of_pairs(rows, first, columns, panel, feats, weight, pair_in, pair_out, block, tap, base, sums):
         source = T.alloc_buffer((rows,), "int64")
         target = T.alloc_buffer((rows,), "int64")
         find_rows(rows, first, pair_in, pair_out, block, base, source, target)
         add_product(rows, columns, panel, feats, source, target, weight, tap, sums)
 
-    @T.inline
+    @inline
     def pairs_widened(rows, first, feats, weight, pair_in, pair_out, block, tap, base, sums, wide):
         source = T.alloc_buffer((rows,), "int64")
         target = T.alloc_buffer((rows,), "int64")
@@ -88,7 +91,7 @@ def gather_gemm(
                 )
             )
 
-    @T.inline
+    @inline
     def convolve(feats, weight, bias, residual, pair_in, pair_out, segment, out, num_out, blocks, taps, block_rows):
         if micro.llvm_ir is not None:
             T.attr(T.int32(0), "pragma_import_llvm", micro.llvm_ir)

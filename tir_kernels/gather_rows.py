@@ -5,12 +5,14 @@
 A chunk of output rows is one thread's. The index is checked first, whole, so that no thread reads out of bounds.
 """
 
+from functools import cache
 import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .buffers import match_buffer
 from .errors import RAISE_INDEX
+from .script import inline
 
 CHUNK = 64  # rows that one task copies
 
@@ -23,7 +25,7 @@ def naive(x, index):
     return out
 
 
-@T.inline
+@inline
 def check_index(index, count, rows):
     """Raise for the first of the `count` entries of `index` that is neither a row, from 0 to rows - 1, nor -1."""
     lowest = T.alloc_buffer((1,), "int32")
@@ -39,8 +41,9 @@ def check_index(index, count, rows):
                 T.evaluate(T.call_packed(RAISE_INDEX, i, index[i], rows))
 
 
+@cache
 def gather_rows(channels: int, dtype: str = "float32") -> tvm.tirx.PrimFunc:
-    """PrimFunc (x `dtype` [N, C], index int32 [M], out `dtype` [M, C]): ValueError for an index outside of -1 .. N - 1."""
+    """PrimFunc (x `dtype` [N, C], index int32 [M], out `dtype` [M, C]); ValueError for an index not in -1 .. N - 1."""
 
     @T.prim_func(s_tir=True)
     def kernel(x_: T.handle, index_: T.handle, out_: T.handle):

@@ -3,11 +3,14 @@
     out[i, c] = act((x[i, c] - mean[b, g]) / sqrt(variance[b, g] + eps) * weight[c] + bias[c])
 
 where row i belongs to batch element b and channel c to group g. Rows are cut into chunks that start with their batch
-element, whatever the threads. A chunk makes two passes over rows that stay in cache: the first finds a center near its mean,
-the second sums deviations from that and their squares. Chunks are then merged in order (Chan, Golub and LeVeque 1979).
-Means are kept as a center and a small difference from it, so a mean much larger than the deviations costs no accuracy. Sums
-are float32.
+element, whatever the threads. A chunk makes two passes over rows that stay in cache: the first finds a center near its
+mean, the second sums deviations from that and their squares. Chunks are then merged in order (Chan, Golub and LeVeque
+1979). Means are kept as a center and a small difference from it, so a mean much larger than the deviations costs no
+accuracy. Sums are float32.
 """
+
+from functools import cache
+import itertools
 
 import numpy as np
 import tvm
@@ -16,6 +19,7 @@ from tvm.script import tirx as T
 from .activation import ACTIVATIONS
 from .batch_offsets import check_offsets, cut
 from .buffers import match_buffer
+from .script import inline
 
 CHUNK = 256  # rows of one task
 
@@ -23,7 +27,7 @@ CHUNK = 256  # rows of one task
 def naive(x, batch_offsets, weight, bias, groups: int, eps=1e-5, activation="none"):
     """Oracle, in float64. x [N, C], batch_offsets int [B + 1], weight, bias [C] -> [N, C]."""
     out = np.zeros(x.shape)
-    for first, last in zip(batch_offsets[:-1], batch_offsets[1:], strict=True):
+    for first, last in itertools.pairwise(batch_offsets):
         if first < last:
             part = x[first:last].astype(np.float64).reshape(last - first, groups, -1)
             normal = (part - part.mean((0, 2), keepdims=True)) / np.sqrt(part.var((0, 2), keepdims=True) + eps)
@@ -31,6 +35,7 @@ def naive(x, batch_offsets, weight, bias, groups: int, eps=1e-5, activation="non
     return ACTIVATIONS[activation].naive(out)
 
 
+@cache
 def group_norm(
     channels: int, groups: int, dtype: str = "float32", eps: float = 1e-5, activation: str = "none"
 ) -> tvm.tirx.PrimFunc:
@@ -41,7 +46,7 @@ def group_norm(
     width = channels // groups
     act = ACTIVATIONS[activation].emit
 
-    @T.inline
+    @inline
     def measure(x, first, rows, k, centers, means, squares):
         """A center, the mean less the center, and the squared deviations from the mean of every group of chunk k."""
         center = T.alloc_buffer((channels,), "float32")
@@ -79,7 +84,7 @@ def group_norm(
             means[k, g] = total[0] / count
             squares[k, g] = total[1] - total[0] * total[0] / count
 
-    @T.inline
+    @inline
     def merge(chunks, chunk_rows, chunk_batch, centers, means, squares, counts, center, mean, square):
         """center, mean, square [B, groups]: the same of whole batch elements, from their chunks in order."""
         for k in range(chunks[0]):

@@ -4,6 +4,9 @@ A kernel's body never names a vector width. It asks `Isa.of(target)` once and is
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import tvm
@@ -35,6 +38,8 @@ class Isa:
         target = target or tvm.target.Target.current(allow_none=True) or host_target()
         if target.kind.name != "llvm":
             raise ValueError(f"target: expected a CPU target of kind 'llvm', given kind {target.kind.name!r}")
+        if _forced.get() is not None:
+            return _forced.get()
         features = set(tvm.target.codegen.llvm_get_cpu_features(target))
         if "avx512f" in features:
             return AVX512_BF16 if "avx512bf16" in features else AVX512
@@ -45,6 +50,22 @@ AVX512_BF16 = Isa("avx512bf16", lanes=16, registers=32, bf16_dot=True)
 AVX512 = Isa("avx512", lanes=16, registers=32)
 AVX2 = Isa("avx2", lanes=8, registers=16)
 PORTABLE = Isa("portable", lanes=4, registers=16)
+
+
+_forced: ContextVar[Isa | None] = ContextVar("forced_isa", default=None)
+
+
+@contextmanager
+def forced_isa(isa: Isa) -> Iterator[None]:
+    """Inside, `Isa.of` any CPU target is `isa`, so that one machine can test the kernels of others.
+
+    Wider vectors than the target has are legal, code generation splits them; only `bf16_dot` needs its instruction.
+    """
+    token = _forced.set(isa)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ and no other thread adds into its rows. Taps are numbered with the last axis fas
     rows      int64 [2]                          input and output rows, which every use checks
 """
 
+from functools import cache
 import itertools
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ from .coordinate_index import (
     key_of,
 )
 from .errors import RAISE_MAP, RAISE_TAPS
+from .script import inline
 
 CHUNK = 512  # rows that one task of a table kernel walks, tap by tap
 
@@ -115,7 +117,7 @@ def naive_inverse(table: np.ndarray, rows: int) -> np.ndarray:
     return inverse
 
 
-@T.inline
+@inline
 def check_map(map_rows, rows_in, rows_out, map_taps, taps):
     """Raise unless a map leads from `rows_in` to `rows_out` rows by `taps` taps."""
     if T.Or(map_rows[0] != rows_in, map_rows[1] != rows_out):
@@ -124,7 +126,7 @@ def check_map(map_rows, rows_in, rows_out, map_taps, taps):
         T.evaluate(T.call_packed(RAISE_TAPS, map_taps, taps))
 
 
-@T.inline
+@inline
 def pack_block(table, first, count, pair_in, pair_out, segment, block, taps):
     """The pairs of one block from a neighbour table [taps, columns]: columns first .. first + count."""
     cursor = T.alloc_buffer((1,), "int64")
@@ -140,6 +142,7 @@ def pack_block(table, first, count, pair_in, pair_out, segment, block, taps):
     segment[block, taps] = T.Cast("int32", cursor[0])
 
 
+@cache
 def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
     """PrimFunc (coords int32 [N, 4], plan, slots, keys, pair_in, pair_out, segment, rows) of a submanifold convolution.
 
@@ -153,7 +156,7 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
     dx, dy, dz = geometry.dilation
     px, py, pz = geometry.padding
 
-    @T.inline
+    @inline
     def pack_grid(coords, plan, slots, first, count, pair_in, pair_out, segment, block, size):
         cells = T.alloc_buffer((size,), "int64")
         cursor = T.alloc_buffer((1,), "int64")
@@ -174,7 +177,7 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
                 cursor[0] += T.Cast("int64", row >= 0)
         segment[block, taps] = T.Cast("int32", cursor[0])
 
-    @T.inline
+    @inline
     def probe_hash(coords, slots, keys, buckets, first, count, rows, table):
         bucket = T.alloc_buffer((1,), "int64")
         bucket_key = T.alloc_buffer((1,), "int64")
@@ -246,6 +249,7 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
     return kernel
 
 
+@cache
 def probe_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
     """PrimFunc (coords_out int32 [M, 4], plan, slots, keys, pair_in, pair_out, segment, rows): any map, by the law.
 
@@ -313,6 +317,7 @@ def probe_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
     return kernel
 
 
+@cache
 def inverse_map() -> tvm.tirx.PrimFunc:
     """PrimFunc (pair_in, pair_out, segment, rows, coords int32 [N, 4], pair_in', pair_out', segment', rows').
 

@@ -5,6 +5,7 @@
 where b is 0, or the batch element that row i belongs to. Mean and variance are those of row i, in two passes, float32.
 """
 
+from functools import cache
 import numpy as np
 import tvm
 from tvm.script import tirx as T
@@ -13,6 +14,7 @@ from .activation import ACTIVATIONS
 from .buffers import match_buffer
 from .errors import RAISE_BATCH_INDEX
 from .rows import row_sum
+from .script import inline
 
 CHUNK = 16  # rows of one task
 
@@ -27,7 +29,7 @@ def naive(x, weight=None, bias=None, scale=None, shift=None, batch_index=None, e
     return ACTIVATIONS[activation].naive(out)
 
 
-@T.inline
+@inline
 def check_batch_index(batch_index, count, batch):
     """Raise for the first of the `count` entries of `batch_index` outside of 0 to batch - 1."""
     lowest = T.alloc_buffer((1,), "int32")
@@ -43,17 +45,18 @@ def check_batch_index(batch_index, count, batch):
                 T.evaluate(T.call_packed(RAISE_BATCH_INDEX, i, batch_index[i], batch))
 
 
+@cache
 def layer_norm(
     channels: int, dtype: str = "float32", has_index: bool = False, eps: float = 1e-6, activation: str = "none"
 ) -> tvm.tirx.PrimFunc:
     """PrimFunc (x, weight, bias, scale, shift, [batch_index,] out).
 
-    x, out `dtype` [N, C]; weight, bias float32 [C]; scale, shift float32 [B, C], of which every row takes the first, or that
-    of batch_index int32 [N]: ValueError for an index outside of 0 .. B - 1.
+    x, out `dtype` [N, C]; weight, bias float32 [C]; scale, shift float32 [B, C], of which every row takes the first, or
+    that of batch_index int32 [N]: ValueError for an index outside of 0 .. B - 1.
     """
     act = ACTIVATIONS[activation].emit
 
-    @T.inline
+    @inline
     def normalise(x, weight, bias, scale, shift, batch_index, out, n):
         for chunk in T.parallel((n + CHUNK - 1) // CHUNK):
             total = T.alloc_buffer((1,), "float32")

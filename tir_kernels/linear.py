@@ -3,6 +3,7 @@
 The same register tile as the sparse convolution, with rows that follow each other. A block of rows is one thread's.
 """
 
+from functools import cache
 import numpy as np
 import tvm
 from tvm.script import tirx as T
@@ -11,6 +12,7 @@ from .buffers import match_buffer
 from .activation import ACTIVATIONS
 from .isa import Isa, kernel_name
 from .microkernel import RegisterTile
+from .script import inline
 
 BLOCK_ROWS = 96  # a multiple of every tile's rows that does not leave one of a few threads without work
 
@@ -24,6 +26,7 @@ def naive(x, weight, bias=None, residual=None, activation="none"):
     return ACTIVATIONS[activation].naive(out)
 
 
+@cache
 def linear(
     cin: int, cout: int, isa: Isa, dtype: str = "float32", has_residual: bool = False, activation: str = "none"
 ) -> tvm.tirx.PrimFunc:
@@ -36,7 +39,7 @@ def linear(
     tile = micro.tile
     act = ACTIVATIONS[activation].emit
 
-    @T.inline
+    @inline
     def product(rows, columns, panel, x, source, target, weight, bias, residual, out):
         acc = T.alloc_buffer((rows, tile.cols), "float32")  # registers
         micro.load(acc, rows, columns, target, panel * tile.cols, lambda row, column: bias[column])
@@ -53,14 +56,14 @@ def linear(
             ),
         )
 
-    @T.inline
+    @inline
     def panel_of_rows(rows, first, columns, panel, x, weight, bias, residual, out):
         target = T.alloc_buffer((rows,), "int64")
         for r in T.unroll(rows):
             target[r] = first + r
         product(rows, columns, panel, x, target, target, weight, bias, residual, out)
 
-    @T.inline
+    @inline
     def rows_widened(rows, first, x, weight, bias, residual, out, wide):
         target = T.alloc_buffer((rows,), "int64")
         own = T.alloc_buffer((rows,), "int64")
@@ -82,7 +85,7 @@ def linear(
                 )
             )
 
-    @T.inline
+    @inline
     def body(x, weight, bias, residual, out, n):
         if micro.llvm_ir is not None:
             T.attr(T.int32(0), "pragma_import_llvm", micro.llvm_ir)

@@ -10,10 +10,15 @@ Activations may be float32 or bfloat16; sums are always float32. For bfloat16 th
   stays in the L1 cache. It costs what float32 costs and saves memory, not time.
 """
 
+from functools import cache
+from math import prod
+
+import tvm
 from tvm.script import tirx as T
 
 from .buffers import match_buffer
 from .isa import Isa, Tile
+from .script import inline
 
 # TIR has no name for the instruction, and a bfloat16 operand would be rewritten to integers before code generation.
 DOT_NATIVE = """
@@ -88,7 +93,7 @@ class RegisterTile:
     def _define_macros(self):
         lanes, depth, vector = self.tile.lanes, self.depth, f"float32x{self.tile.lanes}"
 
-        @T.inline
+        @inline
         def load(acc, rows, columns, target, first_column, value):
             """acc[r, :] = value(target[r], column) for the `columns` columns from first_column"""
             for r in T.unroll(rows):
@@ -103,7 +108,7 @@ class RegisterTile:
                             T.float32(0),
                         )
 
-        @T.inline
+        @inline
         def multiply_f32(acc, rows, columns, a, source, weight, tap, panel):
             """acc[r, :] += a[source[r], c] * weight[tap, panel, c, :] over c, in order"""
             for c in range(depth):
@@ -112,7 +117,7 @@ class RegisterTile:
                         for lane in T.vectorized(lanes):
                             acc[r, v * lanes + lane] += a[source[r], c] * weight[tap, panel, c, v * lanes + lane]
 
-        @T.inline
+        @inline
         def multiply_dot(acc, rows, columns, a, source, weight, tap, panel):
             """acc[r, :] += a[source[r], 2 c] * weight low + a[source[r], 2 c + 1] * weight high over c, in order"""
             for c in range(depth // 2):
@@ -136,7 +141,7 @@ class RegisterTile:
                             T.Cast("int32", T.reinterpret("uint16", a[source[r], depth - 1])),
                         )
 
-        @T.inline
+        @inline
         def widen(wide, rows, a, source, own):
             """wide[r, :] = float32(a[source[r], :]); own[r] = r, the place of each row in `wide`"""
             for r in T.unroll(rows):
@@ -144,7 +149,7 @@ class RegisterTile:
                 for c in range(depth):
                     wide[r, c] = T.Cast("float32", a[source[r], c])
 
-        @T.inline
+        @inline
         def store(acc, rows, columns, buffer, target, first_column, finish):
             """buffer[target[r], column] = finish(acc[r, :], target[r], column) from first_column on"""
             for r in T.unroll(rows):
@@ -186,24 +191,33 @@ class RegisterTile:
             body(self.last_width, full)
 
 
-def pack_weight(isa: Isa, taps: int, depth: int, width: int, dtype: str, activations: str):
-    """PrimFunc (weight `dtype` [width, taps, depth], packed): the layout that `RegisterTile` reads.
+@cache
+def pack_weight(isa: Isa, shape: tuple[int, ...], dtype: str, activations: str) -> tvm.tirx.PrimFunc:
+    """PrimFunc (weight `dtype` [width, *taps, depth], packed): the layout that `RegisterTile` reads.
 
-    packed float32 [taps, panels, depth, cols], or int32 [taps, panels, ceil(depth / 2), cols] of bfloat16 pairs where
-    `activations` is bfloat16 and the CPU has the dot instruction. Columns past `width` are zero.
+    `shape` is that of the weight: [Cout, Cin] of a linear layer, [Cout, kx, ky, kz, Cin] of a convolution. packed float32
+    [taps, panels, depth, cols], or int32 [taps, panels, ceil(depth / 2), cols] of bfloat16 pairs where `activations` is
+    bfloat16 and the CPU has the dot instruction. Columns past `width` are zero.
     """
+    width, *kernel, depth = shape
+    taps = prod(kernel)
     micro = RegisterTile(isa, depth, width, activations)
     cols, dot = micro.tile.cols, micro.dot
 
+    def at(weight, column, tap, c):
+        """weight[column, kx, ky, kz, c] of the tap with that number."""
+        places = [tap // prod(kernel[axis + 1 :]) % size for axis, size in enumerate(kernel)]
+        return weight[(column, *places, c)]
+
     def half(weight, column, tap, c):
         """The upper 16 bits of a weight, rounded to bfloat16, as int32; zero past the end of the depth."""
-        value = T.Cast("bfloat16", weight[column, tap, T.min(c, depth - 1)])
+        value = T.Cast("bfloat16", at(weight, column, tap, T.min(c, depth - 1)))
         return T.if_then_else(c < depth, T.Cast("int32", T.reinterpret("uint16", value)), T.int32(0))
 
     def element(weight, column, tap, step):
         if dot:
             return half(weight, column, tap, 2 * step) | (half(weight, column, tap, 2 * step + 1) << 16)
-        return T.Cast("float32", weight[column, tap, step])
+        return T.Cast("float32", at(weight, column, tap, step))
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -211,9 +225,9 @@ def pack_weight(isa: Isa, taps: int, depth: int, width: int, dtype: str, activat
         packed: T.Buffer((taps, micro.panels, micro.steps, cols), micro.weight_dtype),
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "pack_weight"})
-        weight = match_buffer(weight_, (width, taps, depth), dtype)
-        for tap, panel in T.grid(taps, micro.panels):
-            for step, column in T.grid(micro.steps, cols):
+        weight = match_buffer(weight_, shape, dtype)
+        for tap in T.parallel(taps):
+            for panel, step, column in T.grid(micro.panels, micro.steps, cols):
                 packed[tap, panel, step, column] = T.if_then_else(
                     panel * cols + column < width,
                     element(weight, T.min(panel * cols + column, width - 1), tap, step),

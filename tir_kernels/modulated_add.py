@@ -3,12 +3,14 @@
 b is 0, or the batch element that row i belongs to. Computed in float32.
 """
 
+from functools import cache
 import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .buffers import match_buffer
 from .layer_norm import check_batch_index
+from .script import inline
 
 CHUNK = 16  # rows of one task
 
@@ -19,6 +21,7 @@ def naive(x, y, gate, batch_index=None):
     return x.astype(np.float64) + y.astype(np.float64) * gate[rows].astype(np.float64)
 
 
+@cache
 def modulated_add(channels: int, dtype: str = "float32", has_index: bool = False) -> tvm.tirx.PrimFunc:
     """PrimFunc (x, y, gate, [batch_index,] out).
 
@@ -26,7 +29,7 @@ def modulated_add(channels: int, dtype: str = "float32", has_index: bool = False
     ValueError for an index outside of 0 .. B - 1.
     """
 
-    @T.inline
+    @inline
     def add(x, y, gate, batch_index, out, n):
         for chunk in T.parallel((n + CHUNK - 1) // CHUNK):
             for i in range(T.min(T.int64(CHUNK), n - chunk * CHUNK)):

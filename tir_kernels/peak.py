@@ -5,11 +5,12 @@
     acc = acc + x . w   bf16: one dot instruction a vector, where the instruction set has it
 
 Without the dot instruction the bf16 kernels widen to float32, so that the peak of bf16 is then that of fp32 by
-definition. Operands never leave their registers: what a kernel reaches below this is spent on loads, stores and waiting.
+definition. Operands never leave their registers: what a kernel lacks to this is spent on loads, stores and waiting.
 """
 
 import functools
 import time
+from functools import cache
 
 import numpy as np
 import tvm
@@ -17,6 +18,7 @@ from tvm.script import tirx as T
 
 from .isa import Isa, host_target, kernel_name
 from .microkernel import RegisterTile
+from .script import inline
 
 DTYPES = ("float32", "bfloat16")
 
@@ -44,6 +46,7 @@ def uses_dot(isa: Isa, dtype: str) -> bool:
     return dtype == "bfloat16" and isa.bf16_dot
 
 
+@cache
 def peak_loop(isa: Isa, dtype: str = "float32") -> tvm.tirx.PrimFunc:
     """PrimFunc (acc float32 [threads, A, lanes], w, steps int64): `steps` multiply-adds of each accumulator.
 
@@ -53,14 +56,14 @@ def peak_loop(isa: Isa, dtype: str = "float32") -> tvm.tirx.PrimFunc:
     llvm_ir = RegisterTile(isa, 2, lanes, dtype).llvm_ir
     vector = f"float32x{lanes}"
 
-    @T.inline
+    @inline
     def step_f32(acc, w):
         # the accumulator is a factor: a product of two constants would be taken out of the loop
         for a in T.unroll(count):
             for lane in T.vectorized(lanes):
                 acc[a, lane] = acc[a, lane] * w[lane] + w[lane]
 
-    @T.inline
+    @inline
     def step_dot(acc, w):
         for a in T.unroll(count):
             acc[a, T.Ramp(0, 1, lanes)] = T.call_pure_extern(
@@ -110,7 +113,7 @@ def pool_threads() -> int:
 def measure_peak(
     dtype: str = "float32", threads: int | None = None, isa: Isa | None = None, seconds: float = 0.01
 ) -> float:
-    """GFLOP/s of the multiply-add of `dtype`'s kernels on `threads` threads (default: all of TVM's pool), measured once.
+    """GFLOP/s of the multiply-add of `dtype`'s kernels on `threads` threads (default: TVM's pool), measured once.
 
     `seconds`: about how long to measure. On a machine with other work repeat it and take the median.
     Raises ValueError for another dtype than float32 and bfloat16.

@@ -2,9 +2,11 @@
 
     out[o, :] = reduction over taps k, pairs (i, o) of k, of x[i, :]
 
-A block of output rows is one thread's, which walks its taps in order, so the order of every sum is fixed. Sums are float32.
+A block of output rows is one thread's, which walks its taps in order, so the order of every sum is fixed. Sums are
+float32.
 """
 
+from functools import cache
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,11 +61,12 @@ def naive(x, table, reduction: Reduction):
     return np.stack(rows) if rows else np.zeros((0, x.shape[1]))
 
 
+@cache
 def pool(channels: int, reduction: Reduction, dtype: str = "float32") -> tvm.tirx.PrimFunc:
     """PrimFunc (x, pair_in, pair_out, segment, rows, out).
 
-    x `dtype` [N, C]; the map's arrays as `kernel_map` makes them; out `dtype` [M, C]. Raises ValueError when the map does
-    not fit N and M.
+    x `dtype` [N, C]; the map's arrays as `kernel_map` makes them; out `dtype` [M, C]. Raises ValueError when the map
+    does not fit N and M.
     """
     direct = dtype == "float32"  # a narrower output is reduced in a float32 scratch of the block
 

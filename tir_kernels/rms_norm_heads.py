@@ -1,8 +1,9 @@
 """RMS normalisation of every attention head, as upstream applies it to queries and keys.
 
-    out[i, h, :] = x[i, h, :] / max(|x[i, h, :]|, 1e-12) * gamma[h, :] * sqrt(D)
+out[i, h, :] = x[i, h, :] / max(|x[i, h, :]|, 1e-12) * gamma[h, :] * sqrt(D)
 """
 
+from functools import cache
 import numpy as np
 import tvm
 from tvm.script import tirx as T
@@ -21,6 +22,7 @@ def naive(x, gamma):
     return x / norm * gamma * np.sqrt(x.shape[-1])
 
 
+@cache
 def rms_norm_heads(heads: int, depth: int, dtype: str = "float32") -> tvm.tirx.PrimFunc:
     """PrimFunc (x `dtype` [N, H, D], gamma float32 [H, D], out `dtype` [N, H, D])."""
 

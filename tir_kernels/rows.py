@@ -2,10 +2,12 @@
 
 from tvm.script import tirx as T
 
+from .script import inline
+
 WIDTH = 32  # partial sums of a row: enough vectors in flight for any instruction set, whose width changes no bit
 
 
-@T.inline
+@inline
 def fold(partial, half):
     """The lower half of `partial` += its upper half."""
     for lane in T.vectorized(half):
@@ -18,7 +20,7 @@ def row_sum(total, count: int, value):
     `value` is a Python function from a TIR index to a float32 expression.
     """
 
-    @T.inline
+    @inline
     def sum_up(total):
         partial = T.alloc_buffer((WIDTH,), "float32")
         for lane in T.vectorized(WIDTH):

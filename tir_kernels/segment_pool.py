@@ -7,6 +7,7 @@ thread, so the order of every sum is fixed. Wide rows are cut into panels of cha
 pooling over a batch, still occupy many threads. Sums are float32.
 """
 
+from functools import cache
 import numpy as np
 import tvm
 from tvm.script import tirx as T
@@ -14,6 +15,7 @@ from tvm.script import tirx as T
 from .buffers import match_buffer
 from .gather_rows import check_index
 from .pool import Reduction
+from .script import inline
 
 PANEL = 64  # channels, and
 ROWS = 64  # output rows of one task
@@ -25,7 +27,7 @@ def naive(x, index, rows: int, reduction: Reduction):
     return np.stack(out) if out else np.zeros((0, x.shape[1]))
 
 
-@T.inline
+@inline
 def sort_by_index(index, n, m, start, order):
     """order[start[o]:start[o + 1]] = the rows i with index[i] == o, ascending; start [m + 2], order [n]."""
     for row in range(m + 2):
@@ -40,8 +42,9 @@ def sort_by_index(index, n, m, start, order):
             start[T.Cast("int64", index[i]) + 1] += 1
 
 
+@cache
 def segment_pool(channels: int, reduction: Reduction, dtype: str = "float32") -> tvm.tirx.PrimFunc:
-    """PrimFunc (x `dtype` [N, C], index int32 [N], out `dtype` [M, C]): ValueError for an index outside of -1 .. M - 1."""
+    """PrimFunc (x `dtype` [N, C], index int32 [N], out `dtype` [M, C]); ValueError for an index not in -1 .. M - 1."""
     panels = -(-channels // PANEL)
 
     @T.prim_func(s_tir=True)

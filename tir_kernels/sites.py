@@ -9,6 +9,7 @@ input rows inside. That is the order of spconv's CPU code, which golden data of 
     copy_sites  (list, out int32 [M, 4])
 """
 
+from functools import cache
 import numpy as np
 import tvm
 from tvm.script import tirx as T
@@ -35,6 +36,7 @@ from .coordinate_index import (
 )
 from .errors import RAISE_SITES
 from .kernel_map import Geometry
+from .script import inline
 from .unique import divide
 
 
@@ -75,6 +77,7 @@ def most_sites(geometry: Geometry) -> int:
     return most
 
 
+@cache
 def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, method: str = "auto") -> tvm.tirx.PrimFunc:
     """PrimFunc (coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [3]): the box of the sites, and scratch sizes.
 
@@ -97,7 +100,7 @@ def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, met
             return (n - 1) * s - 2 * p + k - 1
         return T.floordiv(n + (2 * p - d * (k - 1) - 1), T.int64(s))
 
-    @T.inline
+    @inline
     def set_range(axis, first, last, plan, highest):
         if shape is None:
             plan[PLAN_ORIGIN + axis + 1] = first
@@ -113,7 +116,7 @@ def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, met
         ):
             T.evaluate(T.call_packed(RAISE_SITES, T.int32(axis + 1), first, last))
 
-    @T.inline
+    @inline
     def site_range(axis, first_tap, last_tap, stride, plan, lowest, highest):
         low_input: T.let = T.Cast("int64", lowest[axis + 1])
         high_input: T.let = T.Cast("int64", highest[axis + 1])
@@ -159,6 +162,7 @@ def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, met
     return kernel
 
 
+@cache
 def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
     """PrimFunc (coords, plan, slots, keys, list int32 [L, 4], count int64 [1]): the sites in order of first touch.
 
@@ -230,6 +234,7 @@ def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
     return kernel
 
 
+@cache
 def copy_sites() -> tvm.tirx.PrimFunc:
     """PrimFunc (list int32 [L, 4], plan, out int32 [M, 4]): the first M rows of the list, grouped by batch element."""
 

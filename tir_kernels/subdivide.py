@@ -4,6 +4,7 @@ Children of one voxel follow each other with the offset along z fastest, so the 
 i * children on; features follow by repeating rows.
 """
 
+from functools import cache
 import itertools
 
 import numpy as np
@@ -21,6 +22,7 @@ def naive(coords, factor=(2, 2, 2)):
     return children.reshape(-1, 4).astype("int32")
 
 
+@cache
 def subdivide(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
     """PrimFunc (coords int32 [N, 4], out int32 [N * fx * fy * fz, 4])."""
     fx, fy, fz = factor

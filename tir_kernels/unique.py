@@ -13,6 +13,7 @@ Three kernels, with the number of output rows between them:
     fill_unique   (coords, inverse, out int32 [M, 4])
 """
 
+from functools import cache
 import numpy as np
 import tvm
 from tvm.script import tirx as T
@@ -36,6 +37,7 @@ from .coordinate_index import (
     extremes,
     fill,
 )
+from .script import inline
 
 SORT = HASH  # the method where no grid fits
 DIGIT_BITS = 11  # of the radix sort: 2048 counters stay in the L1 cache
@@ -57,6 +59,7 @@ def divide(value, factor: int):
     return T.floordiv(value, T.int32(factor))
 
 
+@cache
 def plan_unique(factor: tuple[int, int, int], method: str = "auto", low=DEFAULT_LOW, high=DEFAULT_HIGH):
     """PrimFunc (coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [2]); ValueError for a row outside of the range.
 
@@ -64,7 +67,7 @@ def plan_unique(factor: tuple[int, int, int], method: str = "auto", low=DEFAULT_
     """
     factors = (1, *factor)
 
-    @T.inline
+    @inline
     def divided_box(axis, plan, lowest, highest):
         plan[PLAN_ORIGIN + axis] = T.Cast("int64", divide(lowest[axis], factors[axis]))
         plan[PLAN_EXTENT + axis] = T.Cast(
@@ -105,6 +108,7 @@ def plan_unique(factor: tuple[int, int, int], method: str = "auto", low=DEFAULT_
     return kernel
 
 
+@cache
 def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
     """PrimFunc (coords, plan, cells int32 [S], order int64 [T], inverse int32 [N], count int64 [1]).
 
@@ -115,7 +119,7 @@ def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
         x, y, z = (divide(coords[row, axis + 1], factor[axis]) for axis in range(3))
         return cell_of(plan, coords[row, 0], x, y, z)
 
-    @T.inline
+    @inline
     def rank_grid(coords, plan, cells, inverse, count, rows, num_cells):
         chunks: T.let = (num_cells + CELL_CHUNK - 1) // CELL_CHUNK
         marked = T.alloc_buffer((chunks,), "int32")
@@ -143,7 +147,7 @@ def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
             for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
                 inverse[chunk * ROW_CHUNK + i] = cells[cell(coords, chunk * ROW_CHUNK + i, plan)]
 
-    @T.inline
+    @inline
     def sort_digit(order, source, target, rows, shift):
         """One stable pass: order[target ..] = order[source ..] by the digit at `shift`; entries are (cell, row) pairs."""
         starts = T.alloc_buffer((DIGITS,), "int64")
@@ -165,7 +169,7 @@ def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
             order[place + 1] = order[source + 2 * i + 1]
             starts[digit] = starts[digit] + 1
 
-    @T.inline
+    @inline
     def rank_sorted(coords, plan, order, inverse, count, rows):
         shift = T.alloc_buffer((1,), "int64")
         source = T.alloc_buffer((1,), "int64")
@@ -211,6 +215,7 @@ def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
     return kernel
 
 
+@cache
 def fill_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
     """PrimFunc (coords int32 [N, 4], inverse int32 [N], out int32 [M, 4])."""
 

@@ -43,7 +43,9 @@ class TimestepEmbedder(Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """t float32 [B], already multiplied by the time scale -> float32 [B, channels]."""
-        angles = relax.op.multiply(relax.op.reshape(t._expr, (t.shape[0], 1)), relax.const(timestep_frequencies()[None]))
+        angles = relax.op.multiply(
+            relax.op.reshape(t._expr, (t.shape[0], 1)), relax.const(timestep_frequencies()[None])
+        )
         angles = emit(angles)._expr
         waves = emit(relax.op.concat([emit(relax.op.cos(angles))._expr, emit(relax.op.sin(angles))._expr], axis=1))
         return self.mlp[2](self.mlp[0](waves, activation="silu"))

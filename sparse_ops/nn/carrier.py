@@ -177,6 +177,10 @@ class Sites:
 
         return self._once("batch_index", build)
 
+    def put_batch_index(self, batch_index: nn.Tensor) -> None:
+        """Use a batch index that was found earlier."""
+        self._built["batch_index"] = batch_index
+
     def offsets(self) -> nn.Tensor:
         """Where the rows of each batch element start, int32 [batch + 1]; they must ascend, see `op.batch_offsets`."""
         return self._once("offsets", lambda: emit(op.batch_offsets(self.coords._expr, self.batch)))

@@ -1,20 +1,42 @@
 """Graph face: `sparse_ops.op.<name>(...)` makes a Relax call, with type inference and legalization of our own."""
 
+from .activation import activation
+from .attention import attention
+from .batch_offsets import batch_offsets
+from .dense import from_dense, to_dense
+from .gather_rows import gather_rows
+from .group_norm import group_norm
 from .kernel_map import inverse_map, strided_map, submanifold_map
+from .layer_norm import layer_norm
 from .linear import linear
 from .lookup import lookup
+from .modulated_add import modulated_add
+from .pool import pool, segment_pool
+from .rms_norm_heads import rms_norm_heads
 from .sparse_conv import sparse_conv
 from .subdivide import subdivide
 from .unique import downsample, unique
 
 __all__ = [
+    "activation",
+    "attention",
+    "batch_offsets",
     "downsample",
+    "from_dense",
+    "gather_rows",
+    "group_norm",
     "inverse_map",
+    "layer_norm",
     "linear",
     "lookup",
+    "modulated_add",
+    "pool",
+    "rms_norm_heads",
+    "segment_pool",
     "sparse_conv",
     "strided_map",
     "subdivide",
     "submanifold_map",
+    "to_dense",
     "unique",
 ]

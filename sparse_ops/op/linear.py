@@ -55,7 +55,7 @@ def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     cout, cin = (int(d) for d in weight.ty.shape.values)
     dtype = str(x.ty.dtype)
     isa = Isa.of()
-    packed = packed_weight(bb, weight, isa, taps=1, cin=cin, cout=cout, activations=dtype)
+    packed = packed_weight(bb, weight, isa, dtype)
     bias = relax.const(np.zeros(cout, "float32")) if bias is None else bias
     kernel = linear_kernel(cin, cout, isa, dtype, residual is not None, str(call.attrs["activation"]))
     args = [x, packed, bias] + ([residual] if residual is not None else [])

@@ -5,6 +5,7 @@ An op prints as `R.sparse_ops.<name>(...)`. `infer` maps the call to its type an
 """
 
 from collections.abc import Callable
+from math import prod
 
 import tvm
 from tvm import relax
@@ -78,13 +79,13 @@ def call_kernel(bb: relax.BlockBuilder, kernel: tvm.tirx.PrimFunc, args: list, o
     return relax.call_tir(function, list(args), out_ty=out_ty)
 
 
-def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, isa: Isa, taps: int, cin: int, cout: int, activations: str):
+def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, isa: Isa, activations: str) -> relax.Expr:
     """Emit the packing of a weight [Cout, ..., Cin] for kernels that read `activations`; it folds where constant."""
-    micro = RegisterTile(isa, cin, cout, activations)
-    flat = bb.emit(relax.op.reshape(weight, (cout, taps, cin)))
-    kernel = pack_weight(isa, taps, cin, cout, str(weight.ty.dtype), activations)
-    shape = (taps, micro.panels, micro.steps, micro.tile.cols)
-    return bb.emit(call_kernel(bb, kernel, [flat], relax.TensorType(shape, micro.weight_dtype)))
+    shape = tuple(int(d) for d in weight.ty.shape.values)
+    micro = RegisterTile(isa, shape[-1], shape[0], activations)
+    kernel = pack_weight(isa, shape, str(weight.ty.dtype), activations)
+    packed = (prod(shape[1:-1]), micro.panels, micro.steps, micro.tile.cols)
+    return bb.emit(call_kernel(bb, kernel, [weight], relax.TensorType(packed, micro.weight_dtype)))
 
 
 def check_choice(op: str, argument: str, given, choices):

@@ -1,7 +1,5 @@
 """Sparse convolution through a kernel map, `R.sparse_ops.sparse_conv`."""
 
-from math import prod
-
 import numpy as np
 from tvm import relax
 
@@ -68,10 +66,10 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, weight, kernel_map, _, *rest = call.args
-    cout, *kernel, cin = (int(d) for d in weight.ty.shape.values)
+    cout, *_, cin = (int(d) for d in weight.ty.shape.values)
     dtype = str(x.ty.dtype)
     isa = Isa.of()
-    packed = packed_weight(bb, weight, isa, taps=prod(kernel), cin=cin, cout=cout, activations=dtype)
+    packed = packed_weight(bb, weight, isa, dtype)
     bias = rest.pop(0) if call.attrs["bias"] else relax.const(np.zeros(cout, "float32"))
     function = gather_gemm(cin, cout, isa, dtype, bool(call.attrs["residual"]), str(call.attrs["activation"]))
     return call_kernel(bb, function, [x, packed, bias, *rest, *map_fields(bb, kernel_map)], call.ty)

@@ -1,0 +1,87 @@
+"""Layer normalisation with modulation, `R.sparse_ops.layer_norm`."""
+
+import numpy as np
+from tvm import relax
+
+from tir_kernels.activation import ACTIVATIONS
+from tir_kernels.layer_norm import layer_norm as norm_kernel
+
+from .register import FLOATS, call_kernel, check_choice, check_tensor, register_op
+from .shapes import check_positive, known
+
+OPTIONAL = ("weight", "bias", "scale", "shift", "batch_index")
+
+
+def layer_norm(
+    x: relax.Expr,
+    weight: relax.Expr | None = None,
+    bias: relax.Expr | None = None,
+    scale: relax.Expr | None = None,
+    shift: relax.Expr | None = None,
+    eps: float = 1e-6,
+    activation: str = "none",
+    batch_index: relax.Expr | None = None,
+) -> relax.Call:
+    """`activation((norm(x) * weight + bias) * (1 + scale[b]) + shift[b])`, every row normalised by itself.
+
+    x float32 or bfloat16 [N, C]; weight, bias float32 [C]; scale, shift float32 [B, C], of which row i takes b =
+    batch_index[i], int32 [N], or the only one if no batch_index is given (then B = 1); activation one of "none",
+    "relu", "silu", "gelu_tanh". Returns dtype of x, [N, C]; computed in float32.
+
+    Raises ValueError naming the argument or option that does not fit and, from the running module, for the first entry
+    of batch_index that is not in 0 to B - 1.
+    """
+    check_choice("layer_norm", "activation", activation, ACTIVATIONS)
+    if batch_index is not None and scale is None and shift is None:
+        batch_index = None  # nothing depends on it
+    given = dict(zip(OPTIONAL, (weight, bias, scale, shift, batch_index), strict=True))
+    return _make(
+        x,
+        *(argument for argument in given.values() if argument is not None),
+        **{name: argument is not None for name, argument in given.items()},
+        eps=check_positive("layer_norm", "eps", eps),
+        activation=activation,
+    )
+
+
+def _positions(call: relax.Call) -> dict[str, int]:
+    """Where the optional arguments stand that were given."""
+    return {name: place for place, name in enumerate((name for name in OPTIONAL if call.attrs[name]), start=1)}
+
+
+def _infer(call: relax.Call) -> relax.TensorType:
+    rows, channels = check_tensor(call, 0, "x", (None, None), FLOATS)
+    known(call, "x", [channels])
+    at = _positions(call)
+    batch = None if "batch_index" in at else 1
+    for name, place in at.items():
+        if name in ("weight", "bias"):
+            check_tensor(call, place, name, (channels,), ("float32",))
+        elif name == "batch_index":
+            check_tensor(call, place, name, (rows,), ("int32",))
+        else:
+            batch, _ = check_tensor(call, place, name, (batch, channels), ("float32",))
+    return relax.TensorType([rows, channels], str(call.args[0].ty.dtype))
+
+
+def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    at = _positions(call)
+    given = {name: call.args[place] for name, place in at.items()}
+    channels = int(call.ty.shape.values[1])
+    modulation = given.get("scale", given.get("shift"))
+    batch = 1 if modulation is None else modulation.ty.shape.values[0]
+    missing = {
+        "weight": lambda: relax.const(np.ones(channels, "float32")),
+        "bias": lambda: relax.const(np.zeros(channels, "float32")),
+        "scale": lambda: bb.emit(relax.op.zeros((batch, channels), "float32")),
+        "shift": lambda: bb.emit(relax.op.zeros((batch, channels), "float32")),
+    }
+    args = [given[name] if name in given else make() for name, make in missing.items()]
+    index = [given["batch_index"]] if "batch_index" in given else []
+    kernel = norm_kernel(
+        channels, str(call.ty.dtype), bool(index), float(call.attrs["eps"]), str(call.attrs["activation"])
+    )
+    return call_kernel(bb, kernel, [call.args[0], *args, *index], call.ty)
+
+
+_make = register_op("layer_norm", _infer, _legalize)

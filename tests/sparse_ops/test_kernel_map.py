@@ -1,0 +1,164 @@
+"""Kernel maps: the law for every tap, grid against hash, sites and their order, inverse maps, bad coordinates."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse_ops import functional as F
+from tests.sparse_ops.strategies import coordinates, table_of
+from tir_kernels import sites
+from tir_kernels.kernel_map import Geometry, naive_inverse, naive_table
+
+SUBMANIFOLD = [((3, 3, 3), (1, 1, 1)), ((1, 3, 5), (1, 2, 3)), ((5, 5, 5), (2, 1, 1))]
+STRIDED = [
+    Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1)),
+    Geometry((2, 2, 2), (2, 2, 2)),
+    Geometry((1, 1, 1), (2, 2, 2)),
+    Geometry((4, 2, 3), (2, 1, 3), (1, 0, 2), (1, 3, 2)),
+    Geometry((3, 3, 3), (1, 1, 1), (2, 2, 2), (2, 2, 2)),
+    Geometry((3, 1, 2), (2, 1, 3), (1, 0, 0), (1, 1, 1), True),
+    Geometry((3, 3, 3), (2, 2, 2), (0, 0, 0), (2, 2, 2), True),
+]
+quick = settings(max_examples=40, deadline=None)
+
+
+def axes_of(geometry: Geometry):
+    return geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
+
+
+def check_law(table, coords_in, coords_out, geometry: Geometry):
+    """coordinate_in = stride * coordinate_out + dilation * k - padding, for every pair of every tap."""
+    for tap, offset in enumerate(geometry.offsets()):
+        out = np.flatnonzero(table[tap] >= 0)
+        i, o = coords_in[table[tap, out]], coords_out[out]
+        if geometry.transposed:
+            i, o = o, i
+        assert (i[:, 0] == o[:, 0]).all()
+        assert (i[:, 1:] == np.array(geometry.stride) * o[:, 1:] + offset).all()
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), SUBMANIFOLD)
+@quick
+@given(coords=coordinates())
+def test_submanifold_map_keeps_the_law(kernel, dilation, coords):
+    geometry = Geometry.submanifold(kernel, dilation)
+    table = table_of(F.submanifold_map(coords, kernel, dilation))
+    check_law(table, coords, coords, geometry)
+    np.testing.assert_array_equal(table, naive_table(coords, coords, geometry))  # and no pair is missing
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), SUBMANIFOLD[:2])
+@quick
+@given(coords=coordinates())
+def test_grid_and_hash_agree(kernel, dilation, coords):
+    grid, hashed = (F.submanifold_map(coords, kernel, dilation, method) for method in ("grid", "hash"))
+    np.testing.assert_array_equal(table_of(grid), table_of(hashed))
+    np.testing.assert_array_equal(grid.arrays[2].numpy(), hashed.arrays[2].numpy())
+
+
+@pytest.mark.parametrize("geometry", STRIDED, ids=str)
+@settings(max_examples=25, deadline=None)
+@given(coords=coordinates(max_rows=30))
+def test_strided_map_keeps_the_law(geometry, coords):
+    grid, hashed = (
+        F.strided_map(coords, *axes_of(geometry), None, geometry.transposed, method) for method in ("grid", "hash")
+    )
+    out = grid.coords_out.numpy()
+    np.testing.assert_array_equal(out, sites.naive(coords, geometry))  # sites and their order
+    np.testing.assert_array_equal(out, hashed.coords_out.numpy())
+    table = table_of(grid)
+    check_law(table, coords, out, geometry)
+    np.testing.assert_array_equal(table, naive_table(coords, out, geometry))
+    np.testing.assert_array_equal(table, table_of(hashed))
+    inverse = F.inverse_map(grid)
+    np.testing.assert_array_equal(table_of(inverse), naive_inverse(table, len(coords)))
+
+
+@pytest.mark.parametrize("geometry", STRIDED, ids=str)
+@settings(max_examples=20, deadline=None)
+@given(coords=coordinates(max_rows=30, low=0, high=9, min_rows=1), slack=st.sampled_from([None, 10]))
+def test_sites_stay_within_the_output_grid(geometry, coords, slack):
+    shape = tuple(coords[:, 1:].max(axis=0) + 1) if slack is None else (slack,) * 3
+    extent = sites.out_extent(shape, geometry)
+    kernel_map = F.strided_map(
+        coords, *axes_of(geometry), "infer" if slack is None else shape, transposed=geometry.transposed
+    )
+    np.testing.assert_array_equal(kernel_map.coords_out.numpy(), sites.naive(coords, geometry, extent))
+
+
+def test_far_coordinates_and_taps_do_not_wrap():
+    edge = 32767
+    coords = np.array([[0, edge, edge, edge], [0, -edge - 1, -edge - 1, -edge - 1], [4095, 0, 0, edge]], "int32")
+    for method in ("auto", "hash"):
+        table = table_of(F.submanifold_map(coords, 3, 2, method))
+        assert (np.delete(table, 13, axis=0) == -1).all()
+        np.testing.assert_array_equal(table[13], [0, 1, 2])
+
+
+def test_scattered_voxels_take_the_hash():
+    """A grid over this box would hold 2^45 cells; `grid` falls back as well."""
+    rng = np.random.default_rng(0)
+    coords = np.unique(rng.integers(-30000, 30000, (500, 4)) % [4, 60000, 60000, 60000] - [0, 30000, 30000, 30000], axis=0)
+    coords = coords.astype("int32")
+    auto, grid = (F.submanifold_map(coords, 3, method=method) for method in ("auto", "grid"))
+    np.testing.assert_array_equal(table_of(auto), table_of(grid))
+    assert auto.num_pairs >= len(coords)
+
+
+@pytest.mark.parametrize("method", ["grid", "hash"])
+def test_the_first_duplicate_is_named(method):
+    coords = np.array([[0, 1, 2, 3], [0, 4, 5, 6], [1, 1, 2, 3], [0, 4, 5, 6], [0, 1, 2, 3]], "int32")
+    for build in (
+        lambda: F.submanifold_map(coords, method=method),
+        lambda: F.strided_map(coords, 2, 2, method=method),
+        lambda: F.lookup(coords, coords, method=method),
+    ):
+        with pytest.raises(ValueError, match="coords: row 3 repeats the coordinates of row 1"):
+            build()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([-1, 0, 0, 0], "row 1 has batch index -1, expected 0 to 4095"),
+        ([4096, 0, 0, 0], "row 1 has batch index 4096, expected 0 to 4095"),
+        ([0, 32768, 0, 0], "row 1 has x 32768, expected -32768 to 32767"),
+        ([0, 0, 0, -32769], "row 1 has z -32769, expected -32768 to 32767"),
+    ],
+)
+def test_the_first_row_out_of_range_is_named(row, message):
+    coords = np.array([[0, 0, 0, 0], row, row], "int32")
+    for build in (lambda: F.submanifold_map(coords), lambda: F.unique(coords), lambda: F.lookup(coords, coords)):
+        with pytest.raises(ValueError, match=message):
+            build()
+
+
+def test_bounded_sites_refuse_rows_outside():
+    coords = np.array([[0, 0, 0, 0], [0, -1, 0, 0]], "int32")
+    with pytest.raises(ValueError, match="row 1 has x -1, expected 0 to"):
+        F.strided_map(coords, 2, 2)
+    with pytest.raises(ValueError, match="row 0 has y 5, expected 0 to 3"):
+        F.strided_map(np.array([[0, 0, 5, 0]], "int32"), 2, 2, shape=(4, 4, 4))
+    with pytest.raises(ValueError, match="output sites reach from"):
+        F.strided_map(np.array([[0, 32000, 0, 0]], "int32"), 2, 2, shape=None, transposed=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c: F.submanifold_map(c, 2), "kernel_size: expected odd sizes, given"),
+        (lambda c: F.submanifold_map(c, (3, 3)), r"kernel_size: expected an int or three of at least 1, given \(3, 3\)"),
+        (lambda c: F.submanifold_map(c, 3, 0), "dilation: expected an int or three of at least 1, given 0"),
+        (lambda c: F.submanifold_map(c, 3, method="tree"), "method: expected one of 'auto', 'grid', 'hash', given 'tree'"),
+        (lambda c: F.strided_map(c, 3, padding=-1), "padding: expected an int or three of at least 0, given -1"),
+        (lambda c: F.strided_map(c, 3, shape="all"), "shape: expected three ints, 'infer' or None, given 'all'"),
+        (lambda c: F.submanifold_map(c.astype("int64")), r"coords: expected int32 \[any, 4\], given int64 \[2, 4\]"),
+        (lambda c: F.submanifold_map(c[:, :3].copy()), r"coords: expected int32 \[any, 4\], given int32 \[2, 3\]"),
+        (lambda c: F.submanifold_map(c[:, ::-1]), "coords: expected .* not contiguous"),
+        (lambda c: F.inverse_map(c), "kernel_map: expected a KernelMap, given int32"),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(np.array([[0, 1, 2, 3], [0, 4, 5, 6]], "int32"))
