@@ -331,8 +331,8 @@ class Benchmark:
     def run(self, name: str, make: Callable[[], Case]) -> dict | None:
         """Measure the case that `make` builds; its row, or None.
 
-        Nothing runs that `--only` excludes or for which `--quick` has no time left. A wrong result or an error ends this
-        case, not the benchmark; `finish` then returns 1.
+        Nothing runs that `--only` excludes or for which `--quick` has no time left. A wrong result or an error ends
+        this case, not the benchmark; `finish` then returns 1.
         """
         if not self.wants(name):
             return None
@@ -348,10 +348,8 @@ class Benchmark:
             return self._fail(name, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         self.rows.append(row)
         ratios = "  ".join(f"{peer} {ratio:.2f}x" for peer, ratio in row["ratios"].items())
-        seconds = time.perf_counter() - STARTED
-        print(
-            f"[{seconds:6.1f} s] {name} {row['dtype']}  {row['ours_ms']:.3f} ms  {ratios}", file=sys.stderr, flush=True
-        )
+        line = f"[{time.perf_counter() - STARTED:6.1f} s] {name} {row['dtype']}  {row['ours_ms']:.3f} ms  {ratios}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
         return row
 
     def _fail(self, name: str, message: str) -> None:

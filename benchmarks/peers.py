@@ -57,9 +57,7 @@ class SpconvLayer:
     kind: "SubMConv3d", "SparseConv3d" or "SparseConvTranspose3d".
     """
 
-    def __init__(
-        self, kind: str, weight: np.ndarray, coords: np.ndarray, extent: int, stride: int = 1, padding: int = 0
-    ):
+    def __init__(self, kind: str, weight: np.ndarray, coords: np.ndarray, extent: int, stride: int = 1, padding: int = 0):
         cout, self.kernel, cin = weight.shape[0], weight.shape[1], weight.shape[-1]
         self.subm, self.transposed = kind == "SubMConv3d", kind == "SparseConvTranspose3d"
         self.stride, self.padding, self.extent = stride, padding, extent

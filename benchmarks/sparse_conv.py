@@ -185,9 +185,7 @@ def check_values(feats, weight, table: np.ndarray, right: Callable[[], np.ndarra
     all_rows = functools.cache(right) if right else None
 
     def check(values: np.ndarray):
-        found = [
-            compare(values[sample], expected(), depth, dtype=weight.dtype, name=f"{len(sample)} rows against fp64")
-        ]
+        found = [compare(values[sample], expected(), depth, dtype=weight.dtype, name=f"{len(sample)} rows against fp64")]
         if all_rows:
             found.append(compare(values, all_rows(), depth, name="all rows against spconv with one thread"))
         return found
@@ -350,14 +348,10 @@ def run_cases(bench: Benchmark, quick: bool) -> None:
         for dtype in ("float32", "bfloat16"):
             if quick and dtype == "bfloat16" and cin < 128:
                 continue
-            bench.run(
-                f"subm3_{name_of(occupancy)}_{channels}", functools.partial(subm_warm, occupancy, cin, cout, dtype)
-            )
+            bench.run(f"subm3_{name_of(occupancy)}_{channels}", functools.partial(subm_warm, occupancy, cin, cout, dtype))
 
     for occupancy, channels in itertools.product(occupancies, (32,) if quick else (32, 128)):
-        bench.run(
-            f"cold_subm3_{name_of(occupancy)}_c{channels}", functools.partial(cold_case, SUBM3, occupancy, channels)
-        )
+        bench.run(f"cold_subm3_{name_of(occupancy)}_c{channels}", functools.partial(cold_case, SUBM3, occupancy, channels))
     for kind, geometry in {"strided_k3s2p1": STRIDED, "transposed_k2s2": TRANSPOSED}.items():
         if quick and geometry == TRANSPOSED:
             continue
@@ -368,9 +362,7 @@ def run_cases(bench: Benchmark, quick: bool) -> None:
                 bench.run(f"{kind}_{name_of(occupancy)}_c{channels}_{state}", make)
     grown = ("airplane_64", "nut_128") if quick else ("airplane_64", "ant_64", "nut_64", "nut_128", "nut_256")
     for occupancy in grown:
-        row = bench.run(
-            f"growth_{name_of(occupancy)}_c32", functools.partial(cold_case, SUBM3, occupancy, 32, peers=False)
-        )
+        row = bench.run(f"growth_{name_of(occupancy)}_c32", functools.partial(cold_case, SUBM3, occupancy, 32, peers=False))
         if row:
             row["ns_per_voxel"] = row["ours_ms"] * 1e6 / row["voxels"]
             row["ns_per_pair"] = row["ours_ms"] * 1e6 / row["pairs"]
@@ -445,9 +437,7 @@ def print_marks(bench: Benchmark) -> None:
         verdict = "reached" if not missed else f"not reached in {len(missed)}"
         if impossible:
             verdict += f", {len(impossible)} of them beyond the machine's peak"
-        table.add_row(
-            mark.text, show(mark.target), show(min(values)), show(float(np.median(values))), str(len(rows)), verdict
-        )
+        table.add_row(mark.text, show(mark.target), show(min(values)), show(float(np.median(values))), str(len(rows)), verdict)
         for value, row in missed:
             text = f"{row['case']} {row['dtype']}: {show(value)} of {show(mark.target)}"
             if mark.peer and row["gflops"]:

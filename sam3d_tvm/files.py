@@ -107,9 +107,7 @@ def save_png(path: str | os.PathLike, image: Image.Image | np.ndarray) -> None:
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
-            raise ValueError(
-                f"image: expected uint8 [H, W], [H, W, 3] or [H, W, 4], given {image.dtype} {list(image.shape)}"
-            )
+            raise ValueError(f"image: expected uint8 [H, W], [H, W, 3] or [H, W, 4], given {image.dtype} {list(image.shape)}")
         if image.size == 0:
             raise ValueError(f"image: expected at least one pixel, given {list(image.shape)}")
         image = Image.fromarray(np.ascontiguousarray(image))

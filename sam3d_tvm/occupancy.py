@@ -19,9 +19,7 @@ def load_occupancy(path: str | os.PathLike) -> np.ndarray:
     except (OSError, KeyError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"path: expected a .npz file that holds 'coords', given {str(path)!r}: {error}") from error
     if coords.dtype.kind not in "iu" or coords.ndim != 2 or coords.shape[1] != 3:
-        raise ValueError(
-            f"coords: expected integers [N, 3], given {coords.dtype} {list(coords.shape)} in {str(path)!r}"
-        )
+        raise ValueError(f"coords: expected integers [N, 3], given {coords.dtype} {list(coords.shape)} in {str(path)!r}")
     limits = np.iinfo(np.int32)
     if coords.size and not (limits.min <= coords.min() and coords.max() <= limits.max):
         raise ValueError(f"coords: expected values within int32, given {coords.min()} to {coords.max()}")

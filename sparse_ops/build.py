@@ -14,9 +14,7 @@ READ_PARAMETER = "sparse_ops.read_parameter"
 STORE_PARAMETER = "sparse_ops.store_parameter"
 
 
-def build(
-    mod: tvm.IRModule, target: tvm.target.Target | None = None, lift_params: bool = False
-) -> tvm.runtime.Executable:
+def build(mod: tvm.IRModule, target: tvm.target.Target | None = None, lift_params: bool = False) -> tvm.runtime.Executable:
     """Compile `mod` for `target` (default: the host CPU with all of its instructions).
 
     `lift_params=True`: a function with the attribute `num_input`, as `export_tvm` makes them, takes what `pack_params`
@@ -31,9 +29,7 @@ def build(
     return tvm.compile(mod, target=target)
 
 
-def pack_params(
-    vm: relax.VirtualMachine, name: str, read: Callable[[int], tvm.runtime.Tensor]
-) -> list[tvm.runtime.Tensor]:
+def pack_params(vm: relax.VirtualMachine, name: str, read: Callable[[int], tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
     """The packed parameters of function `name` of a module built with `lift_params=True`, to be passed after its inputs.
 
     `read(i)` returns parameter i in the order of `export_tvm`. It is called once for each parameter that the function

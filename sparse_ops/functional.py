@@ -15,8 +15,8 @@ from tvm import relax
 from tir_kernels.kernel_map import Geometry
 
 from . import op
-from .build import pack_params
 from .arrays import as_kind, as_tensor, describe, kind_of
+from .build import pack_params
 from .compile_cache import compiled
 from .op.index import triple
 
@@ -101,9 +101,7 @@ def _types(tensors: dict[str, tuple[tvm.runtime.Tensor, tuple]]) -> list[tuple[s
     ]
 
 
-def _run(
-    name: str, tensors: dict[str, tuple], call: Callable[..., relax.Expr], options: dict, weights: Weights | None = None
-):
+def _run(name: str, tensors: dict[str, tuple], call: Callable[..., relax.Expr], options: dict, weights: Weights | None = None):
     """Compile `call(**tensors)` for their dtypes and fixed dimensions, and run it. `weights` follow the other arguments."""
     parameters = weights.tensors(options["weight_dims"]) if weights else {}
     arguments = tensors | parameters
@@ -206,10 +204,10 @@ def strided_map(
 def inverse_map(kernel_map: KernelMap) -> KernelMap:
     """The map of the inverse convolution: the same triples, with input and output exchanged."""
     tensors = _map_tensors(kernel_map) | {"coords": (kernel_map.coords_in, ("n", 4))}
-    arrays = _run("inverse_map", tensors, lambda coords, **m: op.inverse_map(relax.Tuple([m[name] for name in MAP_ARRAYS]), coords), {})
-    return KernelMap(
-        kernel_map.coords_out, kernel_map.coords_in, kernel_map.geometry, tuple(arrays), not kernel_map.inverted
+    arrays = _run(
+        "inverse_map", tensors, lambda coords, **m: op.inverse_map(relax.Tuple([m[name] for name in MAP_ARRAYS]), coords), {}
     )
+    return KernelMap(kernel_map.coords_out, kernel_map.coords_in, kernel_map.geometry, tuple(arrays), not kernel_map.inverted)
 
 
 def _map_tensors(kernel_map: KernelMap) -> dict[str, tuple]:

@@ -42,8 +42,7 @@ def _recorded(x: SparseTensor, key: str | None, kind: str, geometry: Geometry) -
         return None
     if layer.kind != kind or layer.kernel_map.geometry != geometry:
         raise ValueError(
-            f"indice_key: {key!r} belongs to a {layer.kind} map of {layer.kernel_map.geometry}, "
-            f"expected {kind} of {geometry}"
+            f"indice_key: {key!r} belongs to a {layer.kind} map of {layer.kernel_map.geometry}, expected {kind} of {geometry}"
         )
     if layer.source is not x.coordinates:
         same = np.array_equal(layer.source.coords.numpy(), x.coordinates.coords.numpy())
@@ -130,7 +129,9 @@ class _Convolution:
         matrix = weight.reshape((self.in_channels, self.out_channels))
         kind = kind_of(matrix)
         tensor = as_tensor(matrix, "weight", functional.FLOATS, (None, None))
-        return as_kind(as_tensor(np.ascontiguousarray(as_kind(tensor, "numpy").T), "weight", functional.FLOATS, (None, None)), kind)
+        return as_kind(
+            as_tensor(np.ascontiguousarray(as_kind(tensor, "numpy").T), "weight", functional.FLOATS, (None, None)), kind
+        )
 
     def _pointwise(self, x: SparseTensor) -> SparseTensor:
         return x.replace_feature(functional.linear(x.feats, self._weights(self.pointwise_weight)))
@@ -273,9 +274,7 @@ class SparseInverseConv3d(_Convolution):
                 f"kernel_size: expected {layer.kernel_map.geometry.kernel} of the layer {self.indice_key!r}, "
                 f"given {self.kernel_size}"
             )
-        if layer.target is not x.coordinates and not np.array_equal(
-            layer.target.coords.numpy(), x.coordinates.coords.numpy()
-        ):
+        if layer.target is not x.coordinates and not np.array_equal(layer.target.coords.numpy(), x.coordinates.coords.numpy()):
             raise ValueError(f"input: expected the voxels that the layer {self.indice_key!r} put out")
         if "inverse" not in layer.target.maps or layer.target.maps["inverse"][0] is not layer.kernel_map:
             layer.target.maps["inverse"] = layer.kernel_map, functional.inverse_map(layer.kernel_map)

@@ -163,11 +163,7 @@ def _strided_example(rng, rows, dtype, transposed):
     y = features(rng, len(out_coords), 5, dtype=dtype)
 
     def call(c, x, w, b, y):
-        pair = _emit(
-            strided_map(
-                c, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, None, transposed
-            )
-        )
+        pair = _emit(strided_map(c, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, None, transposed))
         kernel_map = _emit(relax.TupleGetItem(pair, 1))
         sites = _named_rows(_emit(relax.TupleGetItem(pair, 0)))
         down = _emit(sparse_conv(x, w, kernel_map, sites, b))
@@ -343,9 +339,7 @@ def _modulated_add(rng, rows, dtype):
     from .op import modulated_add
 
     x, y, gate = features(rng, rows, 33, dtype=dtype), features(rng, rows, 33, dtype=dtype), features(rng, 1, 33)
-    return Example(
-        [x, y, gate], [("n", 33), ("n", 33), (1, 33)], modulated_add, [naive(x, y, gate)], depth=2
-    )
+    return Example([x, y, gate], [("n", 33), ("n", 33), (1, 33)], modulated_add, [naive(x, y, gate)], depth=2)
 
 
 def _dense_coords(rng, rows):

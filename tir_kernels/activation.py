@@ -54,7 +54,5 @@ ACTIVATIONS = {
     "none": Activation(lambda x: x, lambda x: x),
     "relu": Activation(lambda x: T.max(x, T.float32(0)), lambda x: np.maximum(x, 0)),
     "silu": Activation(silu, lambda x: x / (1 + np.exp(-x))),
-    "gelu_tanh": Activation(
-        gelu_tanh, lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    ),
+    "gelu_tanh": Activation(gelu_tanh, lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))),
 }

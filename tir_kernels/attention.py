@@ -10,6 +10,7 @@ so the bits do not depend on threads. Sums are float32.
 """
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T
@@ -61,9 +62,7 @@ def transpose(block):
 
 
 @cache
-def attention(
-    heads: int, depth: int, isa: Isa, dtype: str = "float32", scale: float | None = None
-) -> tvm.tirx.PrimFunc:
+def attention(heads: int, depth: int, isa: Isa, dtype: str = "float32", scale: float | None = None) -> tvm.tirx.PrimFunc:
     """PrimFunc (q, k, v, q_offsets, k_offsets, out).
 
     q, out `dtype` [Nq, H, D]; k, v `dtype` [Nk, H, D]; q_offsets, k_offsets int32 [B + 1], ascending from 0 to Nq and

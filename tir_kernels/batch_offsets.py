@@ -1,6 +1,7 @@
 """Where the rows of each batch element start: `offsets[b]` = number of rows whose batch index is below b."""
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T

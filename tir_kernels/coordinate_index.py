@@ -14,6 +14,7 @@ by its key without the last two bits, so that the taps of one (x, y) column meet
 """
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T

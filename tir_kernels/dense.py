@@ -8,6 +8,7 @@ which clears it and writes the rows in it.
 """
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T

@@ -1,6 +1,7 @@
 """Activations on their own: `out = act(x)`, element by element, for tensors of any rank."""
 
 from functools import cache
+
 import tvm
 from tvm.script import tirx as T
 

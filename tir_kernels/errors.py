@@ -64,9 +64,7 @@ def raise_offsets_error(argument: str, entry: int, previous: int, value: int, ro
 @tvm.register_global_func(RAISE_SITES)
 def raise_sites_error(column: int, first: int, last: int):
     """The output sites of a convolution leave the range of coordinates."""
-    raise ValueError(
-        f"coords: output sites reach from {first} to {last} along {COLUMNS[column]}, expected -32768 to 32767"
-    )
+    raise ValueError(f"coords: output sites reach from {first} to {last} along {COLUMNS[column]}, expected -32768 to 32767")
 
 
 @tvm.register_global_func(RAISE_MAP)

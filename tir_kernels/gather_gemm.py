@@ -9,12 +9,13 @@ Rows are read through the map, nothing is gathered first.
 """
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T
 
-from .buffers import match_buffer
 from .activation import ACTIVATIONS
+from .buffers import match_buffer
 from .isa import Isa, kernel_name
 from .kernel_map import check_map
 from .microkernel import RegisterTile
@@ -75,9 +76,7 @@ def gather_gemm(
         own = T.alloc_buffer((rows,), "int64")
         find_rows(rows, first, pair_in, pair_out, block, base, source, target)
         micro.widen(wide, rows, feats, source, own)
-        micro.over_panels(
-            lambda columns, panel: add_product(rows, columns, panel, wide, own, target, weight, tap, sums)
-        )
+        micro.over_panels(lambda columns, panel: add_product(rows, columns, panel, wide, own, target, weight, tap, sums))
 
     def multiply_segment(start, count, feats, weight, pair_in, pair_out, block, tap, base, sums, wide):
         """All pairs of one (block, tap). A panel's weights stay in L1 over all pairs, or widened rows over all panels."""
@@ -103,9 +102,7 @@ def gather_gemm(
             sums = out if direct else T.alloc_buffer((block_rows, cout), "float32")
             wide = T.alloc_buffer((tile.rows, cin), "float32") if micro.widens else feats  # unused
             for row, c in T.grid(rows, cout):
-                sums[base + row, c] = (
-                    bias[c] + T.Cast("float32", residual[first_row + row, c]) if has_residual else bias[c]
-                )
+                sums[base + row, c] = bias[c] + T.Cast("float32", residual[first_row + row, c]) if has_residual else bias[c]
             for tap in range(taps):
                 start: T.let = T.Cast("int64", segment[block, tap])
                 count: T.let = T.Cast("int64", segment[block, tap + 1]) - start

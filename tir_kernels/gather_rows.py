@@ -6,6 +6,7 @@ A chunk of output rows is one thread's. The index is checked first, whole, so th
 """
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T

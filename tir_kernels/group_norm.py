@@ -9,8 +9,8 @@ mean, the second sums deviations from that and their squares. Chunks are then me
 accuracy. Sums are float32.
 """
 
-from functools import cache
 import itertools
+from functools import cache
 
 import numpy as np
 import tvm
@@ -71,9 +71,7 @@ def group_norm(
         for i in range(rows):
             for c in range(channels):
                 deviation[c] += T.Cast("float32", x[first + i, c]) - center[c]
-                square[c] += (T.Cast("float32", x[first + i, c]) - center[c]) * (
-                    T.Cast("float32", x[first + i, c]) - center[c]
-                )
+                square[c] += (T.Cast("float32", x[first + i, c]) - center[c]) * (T.Cast("float32", x[first + i, c]) - center[c])
         for g in range(groups):
             total[0] = T.float32(0)
             total[1] = T.float32(0)
@@ -135,9 +133,7 @@ def group_norm(
             addend = T.alloc_buffer((channels,), "float32")
             b: T.let = chunk_batch[k]
             for g in range(groups):
-                scaling: T.let = T.float32(1) / T.sqrt(
-                    square[b, g] / T.Cast("float32", counts[b] * width) + T.float32(eps)
-                )
+                scaling: T.let = T.float32(1) / T.sqrt(square[b, g] / T.Cast("float32", counts[b] * width) + T.float32(eps))
                 for c in range(width):
                     middle[g * width + c] = center[b, g]
                     factor[g * width + c] = scaling * weight[g * width + c]

@@ -12,9 +12,9 @@ and no other thread adds into its rows. Taps are numbered with the last axis fas
     rows      int64 [2]                          input and output rows, which every use checks
 """
 
-from functools import cache
 import itertools
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import tvm
@@ -152,7 +152,7 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
     a probe is a single load, cheaper than storing the mirrored entry, so there every tap is probed and packed at once.
     """
     taps, center = geometry.taps, geometry.taps // 2
-    kx, ky, kz = geometry.kernel
+    _, ky, kz = geometry.kernel
     dx, dy, dz = geometry.dilation
     px, py, pz = geometry.padding
 
@@ -161,14 +161,12 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
         cells = T.alloc_buffer((size,), "int64")
         cursor = T.alloc_buffer((1,), "int64")
         for i in range(count):
-            cells[i] = cell_of(
-                plan, coords[first + i, 0], coords[first + i, 1], coords[first + i, 2], coords[first + i, 3]
-            )
+            cells[i] = cell_of(plan, coords[first + i, 0], coords[first + i, 1], coords[first + i, 2], coords[first + i, 3])
         cursor[0] = T.int64(0)
         for tap in range(T.int64(taps)):
-            delta: T.let = (
-                (tap // (ky * kz) * dx - px) * plan[PLAN_EXTENT + 2] + (tap // kz % ky * dy - py)
-            ) * plan[PLAN_EXTENT + 3] + (tap % kz * dz - pz)
+            delta: T.let = ((tap // (ky * kz) * dx - px) * plan[PLAN_EXTENT + 2] + (tap // kz % ky * dy - py)) * plan[
+                PLAN_EXTENT + 3
+            ] + (tap % kz * dz - pz)
             segment[block, tap] = T.Cast("int32", cursor[0])
             for i in range(count):
                 row: T.let = slots[cells[i] + delta]
@@ -182,9 +180,7 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
         bucket = T.alloc_buffer((1,), "int64")
         bucket_key = T.alloc_buffer((1,), "int64")
         for i in range(count):
-            key: T.let = key_of(
-                coords[first + i, 0], coords[first + i, 1], coords[first + i, 2], coords[first + i, 3]
-            )
+            key: T.let = key_of(coords[first + i, 0], coords[first + i, 1], coords[first + i, 2], coords[first + i, 3])
             table[center, first + i] = T.Cast("int32", first + i)
             bucket_key[0] = T.int64(-1)
             for tap in range(T.int64(center)):
@@ -200,9 +196,7 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
                 other: T.let = slots[bucket[0] * BUCKET + (place & (BUCKET - 1))]
                 table[tap, first + i] = other
                 # a miss writes its mirrored entry into the spare last column, which nobody reads
-                table[taps - 1 - tap, T.if_then_else(other >= 0, T.Cast("int64", other), rows)] = T.Cast(
-                    "int32", first + i
-                )
+                table[taps - 1 - tap, T.if_then_else(other >= 0, T.Cast("int64", other), rows)] = T.Cast("int32", first + i)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -230,9 +224,7 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
             for block in T.parallel(blocks):
                 T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)
                 count: T.let = T.min(size // taps, rows - block * (size // taps))
-                pack_grid(
-                    coords, plan, slots, block * (size // taps), count, pair_in, pair_out, segment, block, size // taps
-                )
+                pack_grid(coords, plan, slots, block * (size // taps), count, pair_in, pair_out, segment, block, size // taps)
         else:
             table = T.alloc_buffer((taps, rows + 1), "int32")
             for chunk in T.parallel((rows + CHUNK - 1) // CHUNK):
@@ -339,7 +331,12 @@ def inverse_map() -> tvm.tirx.PrimFunc:
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "inverse_map"})
         rows, columns, blocks, size, inverse_blocks, inverse_size = (
-            T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+            T.int64(),
+            T.int64(),
+            T.int64(),
+            T.int64(),
+            T.int64(),
+            T.int64(),
         )
         pair_in = match_buffer(pair_in_, (blocks, size), "int32")
         pair_out = match_buffer(pair_out_, (blocks, size), "int32")

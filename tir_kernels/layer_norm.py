@@ -6,6 +6,7 @@ where b is 0, or the batch element that row i belongs to. Mean and variance are 
 """
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T

@@ -4,12 +4,13 @@ The same register tile as the sparse convolution, with rows that follow each oth
 """
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T
 
-from .buffers import match_buffer
 from .activation import ACTIVATIONS
+from .buffers import match_buffer
 from .isa import Isa, kernel_name
 from .microkernel import RegisterTile
 from .script import inline
@@ -70,9 +71,7 @@ def linear(
         for r in T.unroll(rows):
             target[r] = first + r
         micro.widen(wide, rows, x, target, own)
-        micro.over_panels(
-            lambda columns, panel: product(rows, columns, panel, wide, own, target, weight, bias, residual, out)
-        )
+        micro.over_panels(lambda columns, panel: product(rows, columns, panel, wide, own, target, weight, bias, residual, out))
 
     def multiply_block(first, count, x, weight, bias, residual, out, wide):
         if micro.widens:

@@ -169,17 +169,23 @@ class RegisterTile:
         self.multiply = multiply_dot if self.dot else multiply_f32
 
     def over_rows(self, count, body):
-        """Emit `body(rows, first)` for full tiles of `count` rows and one narrower tile for the rest.
+        """Emit `body(rows, first)` for full tiles of `count` rows and narrower tiles for the rest.
 
-        `body` is a macro whose first argument, the number of rows, is a Python int: each remainder has code of its own.
+        `body` is a macro whose first argument, the number of rows, is a Python int. Of tiles up to six rows high, each
+        remainder has code of its own; of higher ones, for few columns, a remainder is a sum of powers of two.
         """
         rows = self.tile.rows
         with T.serial(0, count // rows) as group:
             body(rows, group * rows)
-        rest = count % rows
-        for narrow in range(1, rows):
-            with T.If(rest == narrow), T.Then():
-                body(narrow, count - rest)
+        rest, done = count % rows, count - count % rows
+        if rows <= 6:
+            for narrow in range(1, rows):
+                with T.If(rest == narrow), T.Then():
+                    body(narrow, done)
+        else:
+            for narrow in (8, 4, 2, 1):
+                with T.If(rest // narrow % 2 == 1), T.Then():
+                    body(narrow, done + rest // (2 * narrow) * (2 * narrow))
 
     def over_panels(self, body):
         """Emit `body(columns, panel)` for every column panel; `columns` is a Python int."""

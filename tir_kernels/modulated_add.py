@@ -4,6 +4,7 @@ b is 0, or the batch element that row i belongs to. Computed in float32.
 """
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T
@@ -36,9 +37,7 @@ def modulated_add(channels: int, dtype: str = "float32", has_index: bool = False
                 row: T.let = chunk * CHUNK + i
                 b: T.let = T.Cast("int64", batch_index[row]) if has_index else T.int64(0)
                 for c in range(channels):
-                    out[row, c] = T.Cast(
-                        dtype, T.Cast("float32", x[row, c]) + T.Cast("float32", y[row, c]) * gate[b, c]
-                    )
+                    out[row, c] = T.Cast(dtype, T.Cast("float32", x[row, c]) + T.Cast("float32", y[row, c]) * gate[b, c])
 
     if has_index:
 

@@ -110,9 +110,7 @@ def pool_threads() -> int:
     return int(tvm.get_global_func("runtime.NumThreads")())
 
 
-def measure_peak(
-    dtype: str = "float32", threads: int | None = None, isa: Isa | None = None, seconds: float = 0.01
-) -> float:
+def measure_peak(dtype: str = "float32", threads: int | None = None, isa: Isa | None = None, seconds: float = 0.01) -> float:
     """GFLOP/s of the multiply-add of `dtype`'s kernels on `threads` threads (default: TVM's pool), measured once.
 
     `seconds`: about how long to measure. On a machine with other work repeat it and take the median.

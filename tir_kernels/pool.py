@@ -6,8 +6,8 @@ A block of output rows is one thread's, which walks its taps in order, so the or
 float32.
 """
 
-from functools import cache
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import tvm
@@ -71,9 +71,7 @@ def pool(channels: int, reduction: Reduction, dtype: str = "float32") -> tvm.tir
     direct = dtype == "float32"  # a narrower output is reduced in a float32 scratch of the block
 
     @T.prim_func(s_tir=True)
-    def kernel(
-        x_: T.handle, pair_in_: T.handle, pair_out_: T.handle, segment_: T.handle, map_rows_: T.handle, out_: T.handle
-    ):
+    def kernel(x_: T.handle, pair_in_: T.handle, pair_out_: T.handle, segment_: T.handle, map_rows_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"pool_{reduction.mode}_{dtype}"})
         n, m, blocks, slots, columns = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
         x = match_buffer(x_, (n, channels), dtype)

@@ -4,6 +4,7 @@ out[i, h, :] = x[i, h, :] / max(|x[i, h, :]|, 1e-12) * gamma[h, :] * sqrt(D)
 """
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T

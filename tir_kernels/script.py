@@ -14,6 +14,13 @@ from tvm.tirx.script.parser.entry import TIRInline
 
 
 class _Inline(TIRInline):
+    _definition = None
+
+    def get_macro_def(self):
+        if self._definition is None:  # the text of a macro is parsed once, not for every expansion
+            self._definition = super().get_macro_def()
+        return self._definition
+
     def _find_parser_def(self):
         frame = sys._getframe(1)
         while frame is not None:

@@ -8,6 +8,7 @@ pooling over a batch, still occupy many threads. Sums are float32.
 """
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T

@@ -10,6 +10,7 @@ input rows inside. That is the order of spconv's CPU code, which golden data of 
 """
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T
@@ -93,9 +94,7 @@ def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, met
         if isinstance(shape, tuple):
             return T.int64(out_extent(shape, geometry)[axis] - 1)
         n = T.Cast("int64", highest[axis + 1]) + 1
-        k, s, p, d = (
-            getattr(geometry, field)[axis] for field in ("kernel", "stride", "padding", "dilation")
-        )
+        k, s, p, d = (getattr(geometry, field)[axis] for field in ("kernel", "stride", "padding", "dilation"))
         if geometry.transposed:
             return (n - 1) * s - 2 * p + k - 1
         return T.floordiv(n + (2 * p - d * (k - 1) - 1), T.int64(s))
@@ -180,9 +179,7 @@ def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
         """(site, whether there is one) along an axis for an input coordinate."""
         if geometry.transposed:
             return coordinate * stride[axis] + tap_offset, T.bool(True)
-        return divide(coordinate - tap_offset, stride[axis]), T.floormod(
-            coordinate - tap_offset, T.int32(stride[axis])
-        ) == 0
+        return divide(coordinate - tap_offset, stride[axis]), T.floormod(coordinate - tap_offset, T.int32(stride[axis])) == 0
 
     @T.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle, list_: T.handle, count_: T.handle):

@@ -4,8 +4,8 @@ Children of one voxel follow each other with the offset along z fastest, so the 
 i * children on; features follow by repeating rows.
 """
 
-from functools import cache
 import itertools
+from functools import cache
 
 import numpy as np
 import tvm

@@ -14,6 +14,7 @@ Three kernels, with the number of output rows between them:
 """
 
 from functools import cache
+
 import numpy as np
 import tvm
 from tvm.script import tirx as T
@@ -173,9 +174,7 @@ def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
     def rank_sorted(coords, plan, order, inverse, count, rows):
         shift = T.alloc_buffer((1,), "int64")
         source = T.alloc_buffer((1,), "int64")
-        cells: T.let = (
-            plan[PLAN_EXTENT] * plan[PLAN_EXTENT + 1] * plan[PLAN_EXTENT + 2] * plan[PLAN_EXTENT + 3]
-        )
+        cells: T.let = plan[PLAN_EXTENT] * plan[PLAN_EXTENT + 1] * plan[PLAN_EXTENT + 2] * plan[PLAN_EXTENT + 3]
         for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
             for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
                 order[2 * (chunk * ROW_CHUNK + i)] = cell(coords, chunk * ROW_CHUNK + i, plan)
@@ -196,9 +195,7 @@ def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
             count[0] = count[0] + 1
 
     @T.prim_func(s_tir=True)
-    def kernel(
-        coords_: T.handle, plan_: T.handle, cells_: T.handle, order_: T.handle, inverse_: T.handle, count_: T.handle
-    ):
+    def kernel(coords_: T.handle, plan_: T.handle, cells_: T.handle, order_: T.handle, inverse_: T.handle, count_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "rank_unique"})
         rows, num_cells, entries = T.int64(), T.int64(), T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")

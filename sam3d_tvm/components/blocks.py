@@ -43,9 +43,7 @@ class TimestepEmbedder(Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """t float32 [B], already multiplied by the time scale -> float32 [B, channels]."""
-        angles = relax.op.multiply(
-            relax.op.reshape(t._expr, (t.shape[0], 1)), relax.const(timestep_frequencies()[None])
-        )
+        angles = relax.op.multiply(relax.op.reshape(t._expr, (t.shape[0], 1)), relax.const(timestep_frequencies()[None]))
         angles = emit(angles)._expr
         waves = emit(relax.op.concat([emit(relax.op.cos(angles))._expr, emit(relax.op.sin(angles))._expr], axis=1))
         return self.mlp[2](self.mlp[0](waves, activation="silu"))
@@ -163,9 +161,7 @@ class ModulatedCrossBlock(Module):
         self.mlp = FeedForward(channels, hidden)
         self.adaLN_modulation = ModuleList([Activation("silu"), Linear(channels, 6 * channels)])
 
-    def forward(
-        self, x: SparseTensor, emb: Tensor, context: tuple[Tensor, Tensor], context_offsets: Tensor
-    ) -> SparseTensor:
+    def forward(self, x: SparseTensor, emb: Tensor, context: tuple[Tensor, Tensor], context_offsets: Tensor) -> SparseTensor:
         """x [N, C]; emb [B, C] *after* its SiLU; context: keys and values [L, H, D]; offsets int32 [B + 1] -> [N, C]."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation[1].parts(emb, 6)
         x = modulated_add(x, self.self_attn(self.norm1(x, scale, shift)), gate)

@@ -105,9 +105,7 @@ class SlatConfig:
         for i, channels in enumerate(self.io_block_channels):
             _check_size(f"io_block_channels[{i}]", channels, 1)
         if self.heads < 1 or self.model_channels % self.heads:
-            raise ValueError(
-                f"num_heads: expected a divisor of model_channels {self.model_channels}, given {self.heads}"
-            )
+            raise ValueError(f"num_heads: expected a divisor of model_channels {self.model_channels}, given {self.heads}")
         if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)) or self.hidden < 1:
             raise ValueError(f"mlp_ratio: expected a positive number, given {self.mlp_ratio!r}")
         if self.patch_size != FACTOR**self.levels:
@@ -382,9 +380,7 @@ def load_state(path: str | os.PathLike, prefix: str = "") -> dict[str, LazyArray
         if name.startswith(prefix):
             part = file.get_slice(name)
             dtype = _DTYPES.get(part.get_dtype(), np.dtype(object))
-            state[name.removeprefix(prefix)] = LazyArray(
-                part.get_shape(), dtype, lambda name=name: file.get_tensor(name)
-            )
+            state[name.removeprefix(prefix)] = LazyArray(part.get_shape(), dtype, lambda name=name: file.get_tensor(name))
     return state
 
 
@@ -486,9 +482,7 @@ class SlatGenerator:
         return cls(config, seeded_state(config, seed))
 
     @classmethod
-    def from_state(
-        cls, config: SlatConfig | Mapping, state: State | str | os.PathLike, prefix: str = ""
-    ) -> "SlatGenerator":
+    def from_state(cls, config: SlatConfig | Mapping, state: State | str | os.PathLike, prefix: str = "") -> "SlatGenerator":
         """A model of given weights: arrays by upstream's parameter names, or a .safetensors file of them.
 
         Only names that begin with `prefix` are looked at. Raises ValueError as `SlatConfig`, `load_state`, `check_state`.
@@ -598,9 +592,7 @@ def _check_coords(coords: np.ndarray, batch: int, resolution: int) -> None:
     if beyond.any():
         row, column = np.argwhere(beyond)[0]
         axis = ("batch index", "x", "y", "z")[column]
-        raise ValueError(
-            f"coords: expected {axis} from 0 to {limits[column] - 1}, given {coords[row, column]} in row {row}"
-        )
+        raise ValueError(f"coords: expected {axis} from 0 to {limits[column] - 1}, given {coords[row, column]} in row {row}")
     if (falls := np.flatnonzero(np.diff(coords[:, 0]) < 0)).size:
         row = falls[0] + 1
         raise ValueError(

@@ -28,9 +28,7 @@ class Downsample(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """x [N, C] -> [M, C] on the coarser sites, M known at run time; dtype of x."""
         sites, inverse = x.sites.downsampled(self.factor)
-        call = op.segment_pool(
-            x.feats._expr, inverse._expr, sites.coords._expr, mode=self.mode, count_bias=self.count_bias
-        )
+        call = op.segment_pool(x.feats._expr, inverse._expr, sites.coords._expr, mode=self.mode, count_bias=self.count_bias)
         return x.moved(emit(call, "pooled"), sites)
 
 

@@ -22,9 +22,7 @@ def activation(x: relax.Expr, name: str) -> relax.Call:
 def _infer(call: relax.Call) -> relax.TensorType:
     ty = tensor_type(call, 0, "x")
     if str(ty.dtype) not in FLOATS or not isinstance(ty.shape, relax.ShapeExpr):
-        raise ValueError(
-            f"{op_name(call)}: x: expected a tensor of {' or '.join(FLOATS)} with a known shape, given {ty}"
-        )
+        raise ValueError(f"{op_name(call)}: x: expected a tensor of {' or '.join(FLOATS)} with a known shape, given {ty}")
     return relax.TensorType(ty.shape, str(ty.dtype))
 
 

@@ -83,9 +83,7 @@ def emit_tuple(bb: relax.BlockBuilder, call: relax.Call, count: int) -> list[rel
 
 def emit_index(bb: relax.BlockBuilder, coords: relax.Expr, pad: tuple[int, int, int], method: str) -> list[relax.Expr]:
     """Plan and build the index of `coords`: (plan, slots, keys)."""
-    plan, size = emit_tuple(
-        bb, call_kernel(bb, plan_index(pad, method), [coords], [int64(PLAN_SIZE), int64(2)]), 2
-    )
+    plan, size = emit_tuple(bb, call_kernel(bb, plan_index(pad, method), [coords], [int64(PLAN_SIZE), int64(2)]), 2)
     slots, keys = emit_sizes(bb, size, 2)
     return [plan, *emit_tuple(bb, call_kernel(bb, build_index(), [coords, plan], [int32(slots), int64(keys)]), 2)]
 

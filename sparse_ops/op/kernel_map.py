@@ -121,13 +121,9 @@ def _legalize_strided(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     coords, geometry, method = call.args[0], geometry_of(call.attrs), str(call.attrs["method"])
     bounds = call.attrs["shape"]
     shape = {"none": None, "infer": "infer"}[bounds] if isinstance(bounds, str) else tuple(int(n) for n in bounds)
-    plan, size = emit_tuple(
-        bb, call_kernel(bb, plan_sites(geometry, shape, method), [coords], [int64(PLAN_SIZE), int64(3)]), 2
-    )
+    plan, size = emit_tuple(bb, call_kernel(bb, plan_sites(geometry, shape, method), [coords], [int64(PLAN_SIZE), int64(3)]), 2)
     slots, keys, most = emit_sizes(bb, size, 3)
-    found = call_kernel(
-        bb, find_sites(geometry), [coords, plan], [int32(slots), int64(keys), int32(most, 4), int64(1)]
-    )
+    found = call_kernel(bb, find_sites(geometry), [coords, plan], [int32(slots), int64(keys), int32(most, 4), int64(1)])
     _, _, sites, count = emit_tuple(bb, found, 4)
     (rows,) = emit_sizes(bb, count, 1)
     out_coords = bb.emit(call_kernel(bb, copy_sites(), [sites, plan], int32(rows, 4)))

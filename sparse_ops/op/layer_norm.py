@@ -78,9 +78,7 @@ def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     }
     args = [given[name] if name in given else make() for name, make in missing.items()]
     index = [given["batch_index"]] if "batch_index" in given else []
-    kernel = norm_kernel(
-        channels, str(call.ty.dtype), bool(index), float(call.attrs["eps"]), str(call.attrs["activation"])
-    )
+    kernel = norm_kernel(channels, str(call.ty.dtype), bool(index), float(call.attrs["eps"]), str(call.attrs["activation"]))
     return call_kernel(bb, kernel, [call.args[0], *args, *index], call.ty)
 
 

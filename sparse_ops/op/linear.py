@@ -27,9 +27,7 @@ def linear(
     """
     check_choice("linear", "activation", activation, ACTIVATIONS)
     optional = [arg for arg in (bias, residual) if arg is not None]
-    return _make(
-        x, weight, *optional, bias=bias is not None, residual=residual is not None, activation=activation
-    )
+    return _make(x, weight, *optional, bias=bias is not None, residual=residual is not None, activation=activation)
 
 
 def _optional(call: relax.Call) -> tuple[relax.Expr | None, relax.Expr | None]:

@@ -11,8 +11,7 @@ def known(call: relax.Call, argument: str, dims) -> tuple[int, ...]:
     for dim in dims:
         if not isinstance(dim, int | tvm.tirx.IntImm):
             raise ValueError(
-                f"{op_name(call)}: {argument}: expected sizes known at compile time in all dimensions but the rows, "
-                f"given {dim}"
+                f"{op_name(call)}: {argument}: expected sizes known at compile time in all dimensions but the rows, given {dim}"
             )
     return tuple(int(dim) for dim in dims)
 

@@ -51,7 +51,9 @@ class Report:
         ]
         failed = sum(not row.ok for row in self.rows)
         refused = sum(bool(row.note) for row in self.rows)
-        good = f"all {len(self.rows)} tensors ok" if not refused else f"{len(self.rows) - refused} tensors ok, {refused} refused"
+        good = (
+            f"all {len(self.rows)} tensors ok" if not refused else f"{len(self.rows) - refused} tensors ok, {refused} refused"
+        )
         verdict = f"{failed} of {len(self.rows)} tensors FAILED" if failed else good
         return "\n".join([str(self.path), *lines, f"  {verdict}"])
 

@@ -128,9 +128,7 @@ def test_no_voxels_are_no_trouble():
 
 def test_same_bits_on_every_run():
     x0 = np.random.default_rng(0).standard_normal((50, 8), dtype=np.float32)
-    first, second = (
-        sample_flow(lambda x, t, c: np.sin(x), x0, 12, guidance=Guidance(3.0), solver="rk4") for _ in range(2)
-    )
+    first, second = (sample_flow(lambda x, t, c: np.sin(x), x0, 12, guidance=Guidance(3.0), solver="rk4") for _ in range(2))
     assert first.tobytes() == second.tobytes()
 
 
@@ -177,9 +175,7 @@ def test_bad_velocities(velocity, x0, says):
         sample_flow(lambda x, t, c: velocity(x), x0, 3)
 
 
-@pytest.mark.parametrize(
-    "interval", [(500, 0), (0,), (0, 1, 2), (np.nan, 1), (0, np.inf), 5, "12", (None, 1), (False, True)]
-)
+@pytest.mark.parametrize("interval", [(500, 0), (0,), (0, 1, 2), (np.nan, 1), (0, np.inf), 5, "12", (None, 1), (False, True)])
 def test_bad_intervals(interval):
     with pytest.raises(ValueError, match="interval: expected None or finite numbers"):
         Guidance(1.0, interval)

@@ -61,9 +61,7 @@ def test_grid_and_hash_agree(kernel, dilation, coords):
 @settings(max_examples=25, deadline=None)
 @given(coords=coordinates(max_rows=30))
 def test_strided_map_keeps_the_law(geometry, coords):
-    grid, hashed = (
-        F.strided_map(coords, *axes_of(geometry), None, geometry.transposed, method) for method in ("grid", "hash")
-    )
+    grid, hashed = (F.strided_map(coords, *axes_of(geometry), None, geometry.transposed, method) for method in ("grid", "hash"))
     out = grid.coords_out.numpy()
     np.testing.assert_array_equal(out, sites.naive(coords, geometry))  # sites and their order
     np.testing.assert_array_equal(out, hashed.coords_out.numpy())
@@ -81,9 +79,7 @@ def test_strided_map_keeps_the_law(geometry, coords):
 def test_sites_stay_within_the_output_grid(geometry, coords, slack):
     shape = tuple(coords[:, 1:].max(axis=0) + 1) if slack is None else (slack,) * 3
     extent = sites.out_extent(shape, geometry)
-    kernel_map = F.strided_map(
-        coords, *axes_of(geometry), "infer" if slack is None else shape, transposed=geometry.transposed
-    )
+    kernel_map = F.strided_map(coords, *axes_of(geometry), "infer" if slack is None else shape, transposed=geometry.transposed)
     np.testing.assert_array_equal(kernel_map.coords_out.numpy(), sites.naive(coords, geometry, extent))
 
 

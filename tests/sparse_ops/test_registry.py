@@ -10,7 +10,7 @@ from tvm import relax
 
 from sparse_ops.registry import OPS
 from tests.poison import compile_poisoned, poisoned
-from tests.sparse_ops.walk import CASES, SIZES, THREADS, case_id, digest, example_of, module_of, run
+from tests.sparse_ops.walk import CASES, SIZES, THREADS, case_id, digest, example_module, example_of, run
 from tests.tolerance import assert_close
 from tir_kernels.isa import AVX2, AVX512, AVX512_BF16, PORTABLE, Isa, forced_isa, host_target
 
@@ -27,7 +27,7 @@ ISA_CASES = [
 
 def legalized(row, dtype):
     with host_target():
-        return relax.transform.LegalizeOps()(module_of(row, dtype))
+        return relax.transform.LegalizeOps()(example_module(row, dtype))
 
 
 def check(row, dtype, mod):
@@ -36,7 +36,7 @@ def check(row, dtype, mod):
     digests = {}
     for rows in row.sizes:
         example = example_of(row, dtype, rows)
-        outputs = run(executable, example)
+        outputs = run(executable, example.inputs)
         digests[rows] = digest(outputs)
         for i, (out, expected) in enumerate(zip(outputs, example.expected, strict=True)):
             # Sums are float32: bfloat16 is rounded once, when it is stored.
@@ -70,7 +70,7 @@ def other_threads():
 
 @pytest.mark.parametrize("row", OPS, ids=lambda row: row.name)
 def test_examples_print_their_op(row):
-    assert "R.sparse_ops." in module_of(row, row.dtypes[0]).script()
+    assert "R.sparse_ops." in example_module(row, row.dtypes[0]).script()
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tvm
@@ -26,27 +27,38 @@ def example_of(row: OpRow, dtype: str, rows: int) -> Example:
     return row.example(np.random.default_rng(rows), rows, dtype)
 
 
-def module_of(row: OpRow, dtype: str) -> tvm.IRModule:
-    """The row's example as a module of one function, `main`, with symbolic sizes."""
-    example = example_of(row, dtype, max(row.sizes))
+def module_of(call: Callable[..., relax.Expr], inputs: Sequence, shapes: Sequence[tuple]) -> tvm.IRModule:
+    """A module of one function, `main`, that returns `call` of inputs of these dtypes; a named dimension is symbolic."""
     names: dict[str, tvm.tirx.Var] = {}
     variables = []
-    for i, (array, shape) in enumerate(zip(example.inputs, example.shapes, strict=True)):
+    for i, (array, shape) in enumerate(zip(inputs, shapes, strict=True)):
         dims = [names.setdefault(d, tvm.tirx.Var(d, "int64")) if isinstance(d, str) else d for d in shape]
         variables.append(relax.Var(f"arg{i}", relax.TensorType(dims, str(array.dtype))))
     builder = relax.BlockBuilder()
     with builder.function("main", variables):
         with builder.dataflow():
-            result = builder.emit_output(example.call(*variables))
+            result = builder.emit_output(call(*variables))
         builder.emit_func_output(result)
     return builder.get()
 
 
-def run(executable: tvm.runtime.Executable, example: Example) -> list[np.ndarray]:
-    """The outputs of a compiled module on an example."""
-    machine = relax.VirtualMachine(executable, tvm.cpu())
-    result = machine["main"](*(tvm.runtime.tensor(array) for array in example.inputs))
+def example_module(row: OpRow, dtype: str) -> tvm.IRModule:
+    """The row's example as a module with symbolic sizes."""
+    example = example_of(row, dtype, max(row.sizes))
+    return module_of(example.call, example.inputs, example.shapes)
+
+
+def run(executable: tvm.runtime.Executable, inputs: Sequence) -> list[np.ndarray]:
+    """The outputs of a compiled module."""
+    result = relax.VirtualMachine(executable, tvm.cpu())["main"](*(tvm.runtime.tensor(array) for array in inputs))
     return [out.numpy() for out in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
+
+
+def evaluate(call: Callable[..., relax.Expr], *inputs: np.ndarray, shapes: Sequence[tuple] | None = None) -> np.ndarray:
+    """The one output of `call` of some arrays, compiled for their shapes unless others are given."""
+    shapes = [array.shape for array in inputs] if shapes is None else shapes
+    (out,) = run(build(module_of(call, inputs, shapes)), inputs)
+    return out
 
 
 def digest(outputs: list[np.ndarray]) -> str:
@@ -59,14 +71,14 @@ def main():
 
     Prints a line of JSON for each: {row: {rows of features: digest}}.
     """
-    compiled = {case_id(case): build(module_of(*case)) for case in CASES}
+    compiled = {case_id(case): build(example_module(*case)) for case in CASES}
     examples = {case_id(case): {rows: example_of(*case, rows) for rows in SIZES} for case in CASES}
     for threads in THREADS:
         child = os.fork()
         if child == 0:
             os.environ["TVM_NUM_THREADS"] = str(threads)
             found = {
-                name: {rows: digest(run(compiled[name], example)) for rows, example in sizes.items()}
+                name: {rows: digest(run(compiled[name], example.inputs)) for rows, example in sizes.items()}
                 for name, sizes in examples.items()
             }
             print(json.dumps(found), flush=True)

@@ -1,0 +1,202 @@
+"""The eager face: kinds of arrays, memory shared, layers and keys, the compile cache, bad input."""
+
+import os
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tvm
+
+import sparse_ops
+from sparse_ops import SparseTensor
+from sparse_ops import functional as F
+from sparse_ops.arrays import as_kind, as_tensor
+from tests.tolerance import assert_close
+
+torch = pytest.importorskip("torch")
+COORDS = np.array([[0, 0, 0, 0], [0, 0, 0, 1], [0, 3, 2, 1], [1, 0, 0, 0], [1, 1, 1, 1]], "int32")
+
+
+def feats(channels=4, seed=0):
+    return np.random.default_rng(seed).standard_normal((len(COORDS), channels)).astype("float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_arrays_cross_without_copies(dtype):
+    """Whatever the kind, the tensor lies over the memory of the array, also where that is not aligned to 64 bytes."""
+    whole = np.zeros((9, 3), ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    for array in (whole, whole[1:]):
+        tensor = as_tensor(array, "x", (dtype,), (None, 3))
+        array[2, 1] = 5
+        assert tensor.numpy()[2, 1] == 5
+        back = as_kind(tensor, "numpy")
+        assert np.shares_memory(back, array) and back.dtype == array.dtype
+    slice_ = torch.zeros(9, 3, dtype=getattr(torch, dtype))[1:]
+    tensor = as_tensor(slice_, "x", (dtype,), (None, 3))
+    slice_[2, 1] = 7
+    assert tensor.numpy()[2, 1] == 7
+    assert as_kind(tensor, "torch").data_ptr() == slice_.data_ptr()
+
+
+def test_results_are_of_the_kind_of_the_input():
+    weight = np.ones((2, 3, 3, 3, 4), "float32")
+    kernel_map = F.submanifold_map(COORDS)
+    expected = F.sparse_conv(feats(), weight, kernel_map)
+    from_torch = F.sparse_conv(torch.from_numpy(feats()), torch.from_numpy(weight), kernel_map)
+    from_tvm = F.sparse_conv(tvm.runtime.tensor(feats()), weight, kernel_map)
+    assert isinstance(expected, np.ndarray) and isinstance(from_torch, torch.Tensor)
+    assert isinstance(from_tvm, tvm.runtime.Tensor)
+    np.testing.assert_array_equal(from_torch.numpy(), expected)
+    np.testing.assert_array_equal(from_tvm.numpy(), expected)
+
+
+def test_unaligned_rows_are_right():
+    """A slice starts anywhere; vector loads that assumed an alignment would end the process."""
+    x = np.random.default_rng(1).standard_normal((len(COORDS) + 1, 5)).astype("float32")[1:]
+    weight = np.random.default_rng(2).standard_normal((7, 5)).astype("float32")
+    assert_close(F.linear(x, weight), x.astype("float64") @ weight.T.astype("float64"), 5, dtype="float32")
+
+
+def test_a_network_in_spconvs_names():
+    """Down, a layer there, and back to the same voxels; compared with the same steps by hand."""
+    x = SparseTensor(feats(), COORDS, spatial_shape=(4, 4, 4), batch_size=2)
+    down = sparse_ops.SparseConv3d(4, 6, 3, 2, padding=1, indice_key="down")
+    middle = sparse_ops.SubMConv3d(6, 6, 3, indice_key="middle")
+    up = sparse_ops.SparseInverseConv3d(6, 3, 3, "down", bias=False)
+    y = up(middle(down(x)))
+    assert y.coordinates is x.coordinates and y.spatial_shape == (4, 4, 4)
+    strided = F.strided_map(COORDS, 3, 2, 1, shape=(4, 4, 4))
+    h = F.sparse_conv(x.feats, down.weight, strided, down.bias)
+    h = F.sparse_conv(h, middle.weight, F.submanifold_map(strided.coords_out), middle.bias)
+    np.testing.assert_array_equal(y.feats, F.sparse_conv(h, up.weight, F.inverse_map(strided)))
+
+
+def test_maps_are_built_once_for_equal_geometry():
+    x = SparseTensor(feats(), COORDS)
+    first = sparse_ops.SubMConv3d(4, 4, 3)
+    second = sparse_ops.SubMConv3d(4, 4, 3, indice_key="later")
+    y = second(first(x))
+    assert len(x.coordinates.maps) == 1
+    assert y.indice_dict["later"].kernel_map is x.kernel_map((3, 3, 3), (1, 1, 1))
+
+
+def test_a_key_of_another_layer_is_refused():
+    x = SparseTensor(feats(), COORDS, (4, 4, 4))
+    sparse_ops.SubMConv3d(4, 4, 3, indice_key="a")(x)
+    with pytest.raises(ValueError, match="indice_key: 'a' belongs to a submanifold map"):
+        sparse_ops.SubMConv3d(4, 4, 3, dilation=2, indice_key="a")(x)
+    with pytest.raises(ValueError, match=r"indice_key: expected the key of a strided layer, one of .* given 'a'"):
+        sparse_ops.SparseInverseConv3d(4, 4, 3, "a")(x)
+    other = SparseTensor(feats(), COORDS[::-1].copy(), (4, 4, 4))
+    other.indice_dict.update(x.indice_dict)
+    with pytest.raises(ValueError, match="the map of 'a' was built for another coordinate set"):
+        sparse_ops.SubMConv3d(4, 4, 3, indice_key="a")(other)
+
+
+def test_pooling_dense_and_add():
+    x = SparseTensor(feats(), COORDS, (4, 4, 4), 2)
+    grid = np.zeros((2, 4, 4, 4, 4), "float32")
+    grid[COORDS[:, 0], :, COORDS[:, 1], COORDS[:, 2], COORDS[:, 3]] = x.feats
+    np.testing.assert_array_equal(x.dense(), grid)
+    pooled = sparse_ops.SparseMaxPool3d(2)(x)
+    filled = np.where(grid == 0, -np.inf, grid).reshape(2, 4, 2, 2, 2, 2, 2, 2).max(axis=(3, 5, 7))
+    at = pooled.coords
+    np.testing.assert_array_equal(pooled.feats, filled[at[:, 0], :, at[:, 1], at[:, 2], at[:, 3]])
+    assert (sparse_ops.SparseMaxPool3d(2, from_zero=True)(x).feats >= 0).all()
+    total = sparse_ops.sparse_add(x, x.replace_feature(2 * x.feats))
+    np.testing.assert_array_equal(total.dense(), 3 * grid)
+
+
+def test_one_dimension():
+    coords = np.array([[0, 0], [0, 1], [0, 5]], "int32")
+    x = SparseTensor(np.ones((3, 1), "float32"), coords, (6,))
+    layer = sparse_ops.SubMConv1d(1, 1, 3, bias=False)
+    layer.load_state_dict({"weight": np.array([1, 10, 100], "float32").reshape(1, 3, 1)})
+    y = layer(x)
+    np.testing.assert_array_equal(y.feats[:, 0], [110, 11, 10])
+    np.testing.assert_array_equal(y.coords, coords)
+    assert y.dense().shape == (1, 1, 6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SparseTensor(feats()[:-1], COORDS), "feats: expected 5 rows, one for each row of coords, given 4"),
+        (lambda: SparseTensor(feats().astype("float64"), COORDS), "feats: expected float32 or bfloat16 .* given float64"),
+        (lambda: SparseTensor(feats(), COORDS.astype("int64")), r"coords: expected int32 \[any, 4\], given int64 \[5, 4\]"),
+        (lambda: SparseTensor(feats(), COORDS[:, :1].copy()), r"coords: expected int32 \[any, 4\], given int32 \[5, 1\]"),
+        (lambda: SparseTensor(feats(), np.zeros((5, 5), "int32")), "coords: expected one to three axes .* given 4"),
+        (lambda: SparseTensor(feats(), COORDS, (3, 4, 4)), "coords: row 2 has x 3, expected 0 to 2"),
+        (lambda: SparseTensor(feats(), COORDS, (4, 4)), "spatial_shape: expected 3 extents"),
+        (lambda: SparseTensor(feats(), COORDS, None, 1), "coords: row 3 has batch index 1, expected 0 to 0"),
+        (lambda: SparseTensor(feats(), COORDS - 40000), "coords: row 0 has batch index -40000, expected 0 to 4095"),
+        (lambda: SparseTensor(feats()[:, ::2], COORDS), "feats: .* not contiguous"),
+        (lambda: SparseTensor([1.0], COORDS), "feats: .* neither a numpy array nor a torch or TVM tensor"),
+        (lambda: sparse_ops.SubMConv3d(4, 4, 2), "kernel_size: expected odd sizes"),
+        (lambda: sparse_ops.SubMConv3d(0, 4, 3), "in_channels: expected a positive int, given 0"),
+        (lambda: sparse_ops.SubMConv3d(4, 4, 3, groups=2), "groups: expected 1, given 2"),
+        (lambda: sparse_ops.SparseConv3d(4, 4, 1, padding=1), "padding: expected 0 with kernel size 1"),
+        (lambda: sparse_ops.SubMConv3d(4, 4, 3)(feats()), "input: expected a SparseTensor, given ndarray"),
+        (lambda: sparse_ops.SubMConv2d(4, 4, 3)(SparseTensor(feats(), COORDS)), "expected coordinates of 2 axes, given 3"),
+        (lambda: sparse_ops.SubMConv3d(3, 4, 3)(SparseTensor(feats(), COORDS)), r"weight: expected float32 .* 4\], given"),
+        (
+            lambda: sparse_ops.SubMConv3d(4, 4, 3)(SparseTensor(feats(), COORDS[[0, 1, 2, 3, 3]])),
+            "coords: row 4 repeats the coordinates of row 3",
+        ),
+        (
+            lambda: sparse_ops.SubMConv3d(4, 4, 3).load_state_dict({"weight": feats()}),
+            r"state: expected the entries \['bias', 'weight'\], given \['weight'\]",
+        ),
+        (
+            lambda: F.sparse_conv(
+                torch.ones(5, 4, requires_grad=True), np.ones((1, 3, 3, 3, 4), "f"), F.submanifold_map(COORDS)
+            ),
+            "x: .* records gradients",
+        ),
+    ],
+)
+def test_bad_input_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+SCRIPT = """
+import numpy as np
+from sparse_ops import functional as F
+print(F.unique(np.array([[0, 3, 2, 1], [0, 1, 2, 3], [0, 3, 2, 1]], "int32"))[1].tolist())
+"""
+
+
+def run(folder, **environment):
+    environment = os.environ | {"SPARSE_OPS_CACHE": str(folder)} | environment
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_cache_is_shared_and_survives_damage(tmp_path):
+    """Two processes fill one folder at once; a damaged file is built anew; nothing half-written stays."""
+    for process in [run(tmp_path), run(tmp_path)]:
+        out, error = process.communicate()
+        assert (process.returncode, out) == (0, "[1, 0, 1]\n"), error
+    (file,) = tmp_path.iterdir()
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:100])
+    out, error = run(tmp_path).communicate()
+    assert out == "[1, 0, 1]\n", error
+    assert [f.stat().st_size for f in tmp_path.iterdir()] == [size]
+
+
+@pytest.mark.parametrize("folder", ["off", "/dev/null/nowhere"])
+def test_works_without_a_cache(folder):
+    out, error = run(folder).communicate()
+    assert out == "[1, 0, 1]\n", error
+
+
+def test_works_without_a_c_compiler(tmp_path):
+    """TVM needs one to link a library; without it functions are compiled in the process."""
+    out, error = run(tmp_path, PATH=str(tmp_path), CXX="", CC="").communicate()
+    assert out == "[1, 0, 1]\n", error
+    assert not [file for file in tmp_path.iterdir() if file.suffix == ".so"]
