@@ -131,6 +131,7 @@ class SparseResBlock3d(Module):
         record("conv1", h.feats)
         scale, shift = self.emb_layers[1].parts(emb, 2)
         h = self.norm2(h, scale, shift, activation="silu")
+        record("hidden", h.feats)
         return self.conv2(h, skip.feats)
 
 

@@ -55,7 +55,8 @@ def check_tensor(call: relax.Call, position: int, argument: str, shape: tuple, d
     must be given one first: by `match_cast`, with a fresh variable for the rows.
     """
     ty = tensor_type(call, position, argument)
-    expected = f"[{', '.join('any' if d is None else str(d) for d in shape)}] of {' or '.join(dtypes)}"
+    sizes = ("any" if dim is None else str(getattr(dim, "value", dim)) for dim in shape)
+    expected = f"[{', '.join(sizes)}] of {' or '.join(dtypes)}"
     if str(ty.dtype) not in dtypes or (ty.ndim >= 0 and ty.ndim != len(shape)):
         raise ValueError(f"{op_name(call)}: {argument}: expected {expected}, given {ty}")
     if not isinstance(ty.shape, relax.ShapeExpr):

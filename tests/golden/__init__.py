@@ -6,12 +6,21 @@ A file holds `state.*`, `in.*`, `mid.*` and `out.*` tensors and a JSON `config`;
 so `sampler__seed7.safetensors` is run by the case `sampler`. A case is one module here and one line of `CASES`.
 """
 
-from tests.golden import case_sampler, case_sparse_downsample_upsample, case_subm_conv3d, case_torture
+from tests.golden import (
+    case_sampler,
+    case_slat_flow,
+    case_sparse_downsample_upsample,
+    case_sparse_resblock,
+    case_subm_conv3d,
+    case_torture,
+)
 from tests.golden.case import Case
 
 CASES: dict[str, Case] = {
     "sampler": case_sampler.CASE,
+    "slat_flow": case_slat_flow.CASE,
     "sparse_downsample_upsample": case_sparse_downsample_upsample.CASE,
+    "sparse_resblock": case_sparse_resblock.CASE,
     "subm_conv3d": case_subm_conv3d.CASE,
     "torture": case_torture.CASE,
 }

@@ -99,7 +99,7 @@ from spconv.core import ConvAlgo
 for case in json.load(sys.stdin):
     data = np.load(case["file"])
     x = spconv.SparseConvTensor(torch.from_numpy(data["x"]), torch.from_numpy(data["coords"]), case["shape"], case["batch"])
-    layer = getattr(spconv, case["layer"])(*data["weight"].shape[:0:-4], **case["arguments"], bias=False,
+    layer = getattr(spconv, case["layer"])(data["weight"].shape[-1], data["weight"].shape[0], **case["arguments"], bias=False,
                                            algo=ConvAlgo.Native)
     layer.weight.data = torch.from_numpy(data["weight"])
     with torch.no_grad():
