@@ -21,8 +21,8 @@ from tir_kernels.isa import host_target
 
 from .harness import Benchmark, Case, arrays, parse_options
 
-ROWS = 20_000  # of an example; the oracles walk some of them in Python
-QUICK_ROWS = 2_000
+ROWS = 4_000  # of an example; some oracles walk them in Python, that of attention compares each with each
+QUICK_ROWS = 1_000
 
 
 def compile_example(example: Example):

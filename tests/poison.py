@@ -4,7 +4,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-GARBAGE = {"f": float("nan"), "b": float("nan"), "i": -2139062143}  # by the first letter of a dtype; the integer is odd
+INTEGER = -2139062143  # garbage where there is no NaN
 
 
 def poisoned(mod: tvm.IRModule) -> tvm.IRModule:
@@ -41,4 +41,5 @@ class _Poisoner(PyExprMutator):
 
 def _garbage(ty: relax.TensorType) -> relax.Call:
     dtype = str(ty.dtype)
-    return relax.op.broadcast_to(relax.const(GARBAGE[dtype[0]], dtype), ty.shape)  # `full` refuses NaN
+    value = float("nan") if "float" in dtype else INTEGER
+    return relax.op.broadcast_to(relax.const(value, dtype), ty.shape)  # `full` fails on NaN

@@ -19,6 +19,7 @@ from tvm.script import tirx as T
 from .isa import Isa, host_target, kernel_name
 from .microkernel import RegisterTile
 from .script import inline
+from .script import inline
 
 DTYPES = ("float32", "bfloat16")
 

@@ -49,6 +49,8 @@ from sparse_ops.nn.carrier import cast_shape, dimension, emit
 TIME_SCALE = 1000.0  # the model sees t in 0..1 times this
 FACTOR = 2  # between two resolutions
 FINAL_NORM_EPS = 1e-5
+# What parameters may be, by the name in a file; all become float32.
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def _check_size(name: str, value: int, least: int) -> None:
@@ -81,7 +83,6 @@ class SlatConfig:
     num_io_res_blocks: int = 2
     io_block_channels: tuple[int, ...] = ()
     pe_mode: str = "ape"
-    use_skip_connection: bool = True
     qk_rms_norm: bool = False
     qk_rms_norm_cross: bool = False
     force_zeros_cond: bool = True
@@ -191,7 +192,6 @@ class SlatFlow(Module):
         self.taps = tuple(taps)
         io, inner, count = config.io_block_channels, config.model_channels, config.num_io_res_blocks
         widths = (*io, inner)  # of every level
-        skips = 2 if config.use_skip_connection else 1
         self.input_layer = Linear(config.in_channels, widths[0])
         self.t_embedder = TimestepEmbedder(inner)
         self.input_blocks = ModuleList([])
@@ -207,9 +207,9 @@ class SlatFlow(Module):
         )
         self.out_blocks = ModuleList([])
         for coarser, width in pairwise(widths[::-1]):
-            self.out_blocks.append(SparseResBlock3d(skips * coarser, inner, width, upsample=True))
+            self.out_blocks.append(SparseResBlock3d(2 * coarser, inner, width, upsample=True))
             for _ in range(count - 1):
-                self.out_blocks.append(SparseResBlock3d(skips * width, inner, width))
+                self.out_blocks.append(SparseResBlock3d(2 * width, inner, width))
         self.final_norm = LayerNorm(widths[0], affine=False, eps=FINAL_NORM_EPS)
         self.out_layer = Linear(widths[0], config.out_channels)
 
@@ -272,8 +272,7 @@ class SlatFlow(Module):
             h = block(h, emb, tuple(keys_and_values[2 * i : 2 * i + 2]), context_offsets)
             record(f"block{i}", h.feats)
         for i, block in enumerate(self.out_blocks):
-            skip = skips.pop()
-            h = block(concat([h, skip]) if self.config.use_skip_connection else h, emb)
+            h = block(concat([h, skips.pop()]), emb)
             record(f"out_block{i}", h.feats)
         h = self.final_norm(h)
         record("before_out_layer", h.feats)
@@ -345,19 +344,25 @@ def parameter_shapes(config: SlatConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(int(n) for n in p.shape) for name, p in SlatFlow(config).named_parameters()}
 
 
-def seeded_state(config: SlatConfig, seed: int = 0) -> dict[str, LazyArray]:
-    """Random parameters that keep the size of what flows through the model; a parameter depends on seed and name only.
+# Seeded weights are no trained ones, but these let the shape of the voxels, not the noise, decide what comes out.
+SEEDED_GAINS = {"input_layer.weight": 0.05, "input_layer.bias": 10.0, "out_layer.weight": 4.0}
 
-    Raises ValueError for a seed that is not an integer of 0 or more.
+
+def seeded_state(config: SlatConfig, seed: int = 0) -> dict[str, LazyArray]:
+    """Random parameters that keep the size of what flows through the model.
+
+    A parameter depends on seed, name and shape only. Raises ValueError for a seed that is not an integer of 0 or more.
     """
     _check_size("seed", seed, 0)
 
     def make(name: str, shape: tuple[int, ...]) -> np.ndarray:
         values = np.random.default_rng([seed, crc32(name.encode())]).standard_normal(shape, dtype=np.float32)
         if len(shape) > 1 and not name.endswith("gamma"):
-            return values * np.float32(np.prod(shape[1:]) ** -0.5)
-        around = 0.0 if name.endswith("bias") else 1.0  # the others are gains
-        return np.float32(around) + np.float32(0.1) * values
+            values *= np.float32(np.prod(shape[1:]) ** -0.5)
+        else:
+            values *= np.float32(0.1)
+            values += np.float32(0 if name.endswith("bias") else 1)  # the others are gains
+        return values * np.float32(SEEDED_GAINS.get(name, 1.0))
 
     return {
         name: LazyArray(shape, np.float32, lambda name=name, shape=shape: make(name, shape))
@@ -379,12 +384,9 @@ def load_state(path: str | os.PathLike, prefix: str = "") -> dict[str, LazyArray
     for name in file.keys():  # noqa: SIM118 (no iterator)
         if name.startswith(prefix):
             part = file.get_slice(name)
-            dtype = _DTYPES.get(part.get_dtype(), np.dtype(object))
+            dtype = DTYPES.get(part.get_dtype(), np.dtype(object))
             state[name.removeprefix(prefix)] = LazyArray(part.get_shape(), dtype, lambda name=name: file.get_tensor(name))
     return state
-
-
-_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def check_state(config: SlatConfig, state: State) -> None:
@@ -401,7 +403,7 @@ def check_state(config: SlatConfig, state: State) -> None:
             continue
         if not isinstance(value, (np.ndarray, LazyArray)):
             problems.append(f"{name}: expected an array, given {type(value).__name__}")
-        elif tuple(value.shape) != shape or value.dtype not in _DTYPES.values():
+        elif tuple(value.shape) != shape or value.dtype not in DTYPES.values():
             problems.append(f"{name}: expected float32 {list(shape)}, given {value.dtype} {list(value.shape)}")
     if problems:
         raise ValueError("state: " + "; ".join(problems))
@@ -409,15 +411,15 @@ def check_state(config: SlatConfig, state: State) -> None:
 
 def compile_model(
     config: SlatConfig, target: tvm.target.Target | None = None, taps: Sequence[str] = ()
-) -> tvm.runtime.Executable:
-    """Compile both functions for `target`, by default this CPU. Weights are not part of the result.
+) -> relax.VirtualMachine:
+    """Compile both functions for `target`, by default this CPU, and load them. Weights are not part of the result.
 
-    `taps`: inner results that `velocity` returns too, for tests: "t_emb", "input_layer", "input_block{i}", "block0_in",
-    "block{i}", "out_block{i}" and "before_out_layer". ValueError for another name.
+    `taps`: inner results that `velocity` returns too, for tests: "t_emb", "input_layer", "input_block{i}",
+    "block0_in", "block{i}", "out_block{i}" and "before_out_layer". ValueError for another name.
     """
     model = SlatFlow(config, taps)
     mod, _ = model.export_tvm(model.specs())
-    return build(mod, target, lift_params=True)
+    return relax.VirtualMachine(build(mod, target, lift_params=True), tvm.cpu())
 
 
 @dataclass(frozen=True)
@@ -450,8 +452,8 @@ class SlatGenerator:
         generator = SlatGenerator.from_preset("small", seed=0)
         latents = generator.sample(coords, cond, noise, steps=12, guidance=Guidance(strength=1.0))
 
-    `taps` as in `compile_model`; results are then in `tapped` after every call of `velocity`. `executable`: what
-    `compile_model` returned for the same config and taps; compiled here if not given.
+    `taps` as in `compile_model`; results are then in `tapped` after every call of `velocity`. `vm`: what `compile_model`
+    returned for the same config and taps; compiled here if not given.
 
     Raises ValueError for a state that does not fit the config, see `check_state`.
     """
@@ -460,14 +462,14 @@ class SlatGenerator:
         self,
         config: SlatConfig,
         state: State,
-        executable: tvm.runtime.Executable | None = None,
+        vm: relax.VirtualMachine | None = None,
         taps: Sequence[str] = (),
     ):
         check_state(config, state)
         self.config = config
         self.taps = tuple(taps)
         self.tapped: dict[str, np.ndarray] = {}
-        self._vm = relax.VirtualMachine(executable or compile_model(config, taps=taps), tvm.cpu())
+        self._vm = vm or compile_model(config, taps=taps)
         names = list(parameter_shapes(config))
 
         def read(index: int) -> tvm.runtime.Tensor:
@@ -476,13 +478,19 @@ class SlatGenerator:
         self._params = {name: pack_params(self._vm, name, read) for name in ("prepare", "velocity")}
 
     @classmethod
-    def from_preset(cls, name: str = "small", seed: int = 0) -> "SlatGenerator":
+    def from_preset(cls, name: str = "small", seed: int = 0, vm: relax.VirtualMachine | None = None) -> "SlatGenerator":
         """A model of `PRESETS` with seeded random weights. ValueError for another name or a negative seed."""
         config = preset(name)
-        return cls(config, seeded_state(config, seed))
+        return cls(config, seeded_state(config, seed), vm)
 
     @classmethod
-    def from_state(cls, config: SlatConfig | Mapping, state: State | str | os.PathLike, prefix: str = "") -> "SlatGenerator":
+    def from_state(
+        cls,
+        config: SlatConfig | Mapping,
+        state: State | str | os.PathLike,
+        prefix: str = "",
+        vm: relax.VirtualMachine | None = None,
+    ) -> "SlatGenerator":
         """A model of given weights: arrays by upstream's parameter names, or a .safetensors file of them.
 
         Only names that begin with `prefix` are looked at. Raises ValueError as `SlatConfig`, `load_state`, `check_state`.
@@ -492,7 +500,7 @@ class SlatGenerator:
             state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         else:
             state = load_state(state, prefix)
-        return cls(config, state)
+        return cls(config, state, vm)
 
     def prepare(self, coords: np.ndarray, cond: np.ndarray) -> SlatPlan:
         """Everything that is constant over the steps.

@@ -12,7 +12,7 @@ def neighbours(coords: np.ndarray) -> int:
         return 1
     cells = coords.astype(np.int64) - coords.min(0)
     extent = cells.max(0) + 3
-    keys = np.ravel_multi_index((cells + [0, 1, 1, 1]).T, extent)
+    keys = np.ravel_multi_index((cells + np.array([0, 1, 1, 1])).T, extent)
     steps = [np.ravel_multi_index((0, x, y, z), extent) for x in range(3) for y in range(3) for z in range(3)]
     centre = np.ravel_multi_index((0, 1, 1, 1), extent)
     return int(sum(np.isin(keys + step - centre, keys) for step in steps).max())

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tvm
 from tvm import relax
 
 from sparse_ops import op
@@ -29,6 +30,14 @@ def test_an_index_out_of_range_is_named(rows, value, expected):
     index = np.array([-1, -1, value, value], "int32")
     with pytest.raises(ValueError, match=rf"index: entry 2 is {value}, expected .*{expected}"):
         evaluate(op.gather_rows, np.zeros((rows, 3), "float32"), index, shapes=SHAPES)
+
+
+def test_channels_must_be_known():
+    rows, channels = tvm.tirx.Var("n", "int64"), tvm.tirx.Var("c", "int64")
+    x = relax.Var("x", relax.TensorType([rows, channels], "float32"))
+    index = relax.Var("index", relax.TensorType([rows], "int32"))
+    with pytest.raises(ValueError, match="x: expected sizes known at compile time in all dimensions but the rows, given c"):
+        relax.BlockBuilder().normalize(op.gather_rows(x, index))
 
 
 @pytest.mark.parametrize(

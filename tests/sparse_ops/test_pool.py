@@ -12,7 +12,7 @@ from sparse_ops.registry import features, voxels
 from tests.sparse_ops.walk import evaluate
 from tests.tolerance import assert_close
 from tir_kernels import pool, segment_pool
-from tir_kernels.kernel_map import Geometry, naive_table
+from tir_kernels.kernel_map import Geometry, naive_inverse, naive_table
 from tir_kernels.pool import Reduction
 
 REDUCTIONS = [
@@ -52,10 +52,7 @@ def test_pool_modes(reduction):
     x = -1 - np.abs(features(rng, 40, 5))
     sites = np.unique(coords // np.array([1, 2, 2, 2]), axis=0)[:40].astype("int32")
     table = naive_table(coords, sites, Geometry((2, 2, 2), (2, 2, 2)))
-    inverse = np.full((8, 150), -1, "int32")
-    for tap, row in itertools.product(range(8), range(40)):
-        if table[tap, row] >= 0:
-            inverse[tap, table[tap, row]] = row
+    inverse = naive_inverse(table, 150)
     assert (inverse < 0).all(0).any() and len(sites) == 40
     out = evaluate(
         lambda x, *fields: op.pool(x, relax.Tuple(fields[:4]), fields[4], reduction.mode, **options(reduction)),
