@@ -19,7 +19,6 @@ from tvm.script import tirx as T
 from .isa import Isa, host_target, kernel_name
 from .microkernel import RegisterTile
 from .script import inline
-from .script import inline
 
 DTYPES = ("float32", "bfloat16")
 
