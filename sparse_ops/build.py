@@ -19,13 +19,16 @@ def build(mod: tvm.IRModule, target: tvm.target.Target | None = None, lift_param
 
     `lift_params=True`: a function with the attribute `num_input`, as `export_tvm` makes them, takes what `pack_params`
     returns in place of its parameters, so that weights are packed once and are not part of what is compiled.
-    Without it the plain `tvm.compile` gives the same program; constants are packed while compiling either way.
+    Without it weights that are constants are packed while compiling. The plain `tvm.compile` takes such modules too, but packs
+    at every call.
     """
     target = target or host_target()
     with target:
         mod = relax.transform.LegalizeOps()(mod)  # makes the packing of weights a call of its own
         if lift_params:
             mod = _lazy(relax.transform.LiftTransformParams()(mod))
+        else:
+            mod = relax.transform.FoldConstant()(mod)  # TVM's own pipeline for CPUs does not
     return tvm.compile(mod, target=target)
 
 

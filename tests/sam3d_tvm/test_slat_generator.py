@@ -18,7 +18,7 @@ from tests.sam3d_tvm.tiny import CONFIG, compiled, generator, normal, voxels
 from tests.tolerance import assert_close
 
 COND = normal(1, 1, 5, CONFIG.cond_channels)
-OTHER = replace(  # two levels of other widths, odd channels, three blocks a level, one block, no head norms
+OTHER = replace(  # two levels, odd widths, one residual block a level, heads by their width, no norms of heads
     CONFIG,
     in_channels=3,
     model_channels=20,
@@ -29,7 +29,7 @@ OTHER = replace(  # two levels of other widths, odd channels, three blocks a lev
     num_head_channels=10,
     mlp_ratio=1.5,
     patch_size=4,
-    num_io_res_blocks=3,
+    num_io_res_blocks=1,
     io_block_channels=(9, 12),
     qk_rms_norm=False,
 )
@@ -73,7 +73,7 @@ def test_elements_of_a_batch_do_not_see_each_other():
     together = generator().velocity(x, times, generator().prepare(coords, cond))
     for b in range(3):
         rows = coords[:, 0] == b
-        plan = generator().prepare(coords[rows] * [0, 1, 1, 1], cond[b : b + 1])
+        plan = generator().prepare(coords[rows] * np.int32([0, 1, 1, 1]), cond[b : b + 1])
         np.testing.assert_array_equal(generator().velocity(x[rows], float(times[b]), plan), together[rows])
 
 
