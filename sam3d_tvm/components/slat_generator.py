@@ -426,9 +426,11 @@ def compile_model(
 class SlatPlan:
     """What `prepare` found for a coordinate set and a condition; all steps of a sampler share it.
 
-    `rows` voxels in `batch` elements. `sites` and the contexts are as the compiled functions return and take them.
+    `rows` voxels in `batch` elements. `sites` and the contexts are as the compiled functions return and take them, and
+    belong to the weights of the `generator` that made them.
     """
 
+    generator: "SlatGenerator"
     rows: int
     batch: int
     sites: Sequence[tvm.runtime.Tensor]
@@ -438,7 +440,7 @@ class SlatPlan:
     @property
     def low_coords(self) -> np.ndarray:
         """The coordinates that the transformer works on, int32 [M, 4]."""
-        return self.sites[-8].numpy()
+        return self.sites[-8].numpy()  # before it come finer levels, behind it batch index, map, offsets, positions
 
     @property
     def positions(self) -> np.ndarray:
@@ -516,7 +518,7 @@ class SlatGenerator:
         _check_array("coords", coords, np.int32, ("N", 4))
         _check_coords(coords, batch, self.config.resolution)
         sites, given, without = self._call("prepare", coords, cond)
-        return SlatPlan(len(coords), batch, sites, given, without)
+        return SlatPlan(self, len(coords), batch, sites, given, without)
 
     def velocity(self, x: np.ndarray, t: float | np.ndarray, plan: SlatPlan, conditional: bool = True) -> np.ndarray:
         """The model's dx/dt, float32 [N, out_channels].
@@ -524,8 +526,7 @@ class SlatGenerator:
         x float32 [N, in_channels]; t, the time multiplied by 1000, a number or float32 [B]; with `conditional` False the
         condition is left out, as upstream's guidance does it. ValueError for other shapes, dtypes or values.
         """
-        if not isinstance(plan, SlatPlan):
-            raise ValueError(f"plan: expected what prepare returns, given {type(plan).__name__}")
+        self._check_plan(plan)
         _check_array("x", x, np.float32, (plan.rows, self.config.in_channels))
         times = np.full(plan.batch, t, np.float32) if np.ndim(t) == 0 else t
         _check_array("t", times, np.float32, (plan.batch,))
@@ -559,12 +560,20 @@ class SlatGenerator:
                 f"config: expected as many out_channels as in_channels {self.config.in_channels} to sample, "
                 f"given {self.config.out_channels}"
             )
+        self._check_plan(plan)
         _check_array("noise", noise, np.float32, (plan.rows, self.config.in_channels))
 
         def velocity(x: np.ndarray, time: np.float32, conditional: bool) -> np.ndarray:
             return self.velocity(x, time, plan, conditional)
 
         return sample_flow(velocity, noise, steps, guidance=guidance, time_scale=TIME_SCALE, **options)
+
+    def _check_plan(self, plan: SlatPlan) -> None:
+        """ValueError unless this generator made `plan`: keys and values of another one's weights would go unnoticed."""
+        if not isinstance(plan, SlatPlan):
+            raise ValueError(f"plan: expected what prepare returns, given {type(plan).__name__}")
+        if plan.generator is not self:
+            raise ValueError("plan: expected one that this generator prepared, given that of another")
 
     def _call(self, name: str, *args):
         """Call a compiled function: numpy arrays become tensors, what it returned before is handed on as it is."""

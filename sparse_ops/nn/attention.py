@@ -6,7 +6,7 @@ from tvm import relax
 from tvm.relax.frontend import nn
 
 from .. import op
-from .carrier import SparseTensor, emit
+from .carrier import SparseTensor, check_sparse, emit
 from .norm import MultiHeadRMSNorm
 from .rows import Linear, Rowwise, check_count, feats_of
 
@@ -35,16 +35,17 @@ class SelfAttention(nn.Module):
     [heads, D]. ValueError if the heads do not divide the channels.
     """
 
-    def __init__(self, channels: int, num_heads: int, qk_rms_norm: bool = False):
+    def __init__(self, channels: int, num_heads: int, qk_rms_norm: bool = False, dtype: str = "float32"):
         self.head_dim = _head_dim("SelfAttention", channels, num_heads)
         self.num_heads = num_heads
-        self.to_qkv = Linear(channels, 3 * channels)
-        self.to_out = Linear(channels, channels)
+        self.to_qkv = Linear(channels, 3 * channels, dtype=dtype)
+        self.to_out = Linear(channels, channels, dtype=dtype)
         self.q_rms_norm = MultiHeadRMSNorm(self.head_dim, num_heads) if qk_rms_norm else None
         self.k_rms_norm = MultiHeadRMSNorm(self.head_dim, num_heads) if qk_rms_norm else None
 
     def forward(self, x: SparseTensor, residual: SparseTensor | None = None) -> SparseTensor:
         """x [N, C] -> [N, C]; `residual` is added by the last layer."""
+        check_sparse("SelfAttention", x)
         q, k, v = (heads_of(part.feats, self.num_heads) for part in self.to_qkv.parts(x, 3))
         if self.q_rms_norm is not None:
             q, k = self.q_rms_norm(q), self.k_rms_norm(k)
@@ -59,13 +60,13 @@ class CrossAttention(nn.Module):
     that a sampler need compute it only once. ValueError if the heads do not divide the channels.
     """
 
-    def __init__(self, channels: int, context_channels: int, num_heads: int):
+    def __init__(self, channels: int, context_channels: int, num_heads: int, dtype: str = "float32"):
         check_count("CrossAttention", context_channels=context_channels)
         self.head_dim = _head_dim("CrossAttention", channels, num_heads)
         self.num_heads = num_heads
-        self.to_q = Linear(channels, channels)
-        self.to_kv = Linear(context_channels, 2 * channels)
-        self.to_out = Linear(channels, channels)
+        self.to_q = Linear(channels, channels, dtype=dtype)
+        self.to_kv = Linear(context_channels, 2 * channels, dtype=dtype)
+        self.to_out = Linear(channels, channels, dtype=dtype)
 
     def context(self, tokens: nn.Tensor) -> tuple[nn.Tensor, nn.Tensor]:
         """Keys and values of context rows [L, context_channels]: two of [L, H, D]."""
@@ -80,6 +81,7 @@ class CrossAttention(nn.Module):
         residual: SparseTensor | None = None,
     ) -> SparseTensor:
         """x [N, C]; context as `context` returns it; context_offsets int32 [B + 1] -> [N, C]; `residual` is added last."""
+        check_sparse("CrossAttention", x)
         q = heads_of(self.to_q(x).feats, self.num_heads)
         h = attention(q, *context, x.sites.offsets(), context_offsets)
         return self.to_out(x.with_feats(rows_of(h)), residual)

@@ -132,7 +132,7 @@ class Sites:
     def inverse_map(self, kernel_map: KernelMap) -> KernelMap:
         """The inverse of a map that reads from these sites, see `op.inverse_map`."""
         return self._once(
-            ("inverse", id(kernel_map)),
+            ("inverse", kernel_map),
             lambda: KernelMap.of(emit_fields(op.inverse_map(kernel_map.expr, self.coords._expr))),
         )
 
@@ -238,6 +238,12 @@ class SparseTensor:
     def moved(self, feats: nn.Tensor, sites: Sites) -> "SparseTensor":
         """Features on other sites, which still know the layers that led there."""
         return replace(self, feats=feats, sites=sites)
+
+
+def check_sparse(owner: str, x) -> None:
+    """ValueError unless `x` is a `SparseTensor`."""
+    if not isinstance(x, SparseTensor):
+        raise ValueError(f"{owner}: x: expected a SparseTensor, given {x!r}")
 
 
 def _axes(name: str, value, least: int = 1) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from tvm.relax.frontend import nn
 
 from .. import op
 from ..op.index import triple
-from .carrier import KernelMap, Link, Sites, SparseTensor, emit
+from .carrier import KernelMap, Link, Sites, SparseTensor, check_sparse, emit
 from .rows import Rowwise, check_count, expr_of
 
 
@@ -52,8 +52,7 @@ class _SparseConv(nn.Module):
         return x.with_feats(emit(call, "linear"))
 
     def _check(self, x: SparseTensor) -> None:
-        if not isinstance(x, SparseTensor):
-            raise ValueError(f"{self._owner}: x: expected a SparseTensor, given {x!r}")
+        check_sparse(self._owner, x)
         if x.channels != self.in_channels:
             raise ValueError(f"{self._owner}: x: expected {self.in_channels} channels, given {x.channels}")
 

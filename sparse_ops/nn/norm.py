@@ -3,7 +3,7 @@
 from tvm.relax.frontend import nn
 
 from .. import op
-from .carrier import SparseTensor, emit
+from .carrier import SparseTensor, check_sparse, emit
 from .rows import Rowwise, check_count, expr_of, like
 
 
@@ -61,6 +61,7 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: SparseTensor, activation: str = "none") -> SparseTensor:
         """x [N, C] -> [N, C], dtype of x."""
+        check_sparse("GroupNorm", x)
         call = op.group_norm(
             expr_of(x),
             x.sites.offsets()._expr,

@@ -8,7 +8,7 @@ from tir_kernels.pool import MODES
 from .. import op
 from ..op.index import triple
 from ..op.register import check_choice
-from .carrier import SparseTensor, emit
+from .carrier import SparseTensor, check_sparse, emit
 from .conv import linked
 
 
@@ -27,6 +27,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """x [N, C] -> [M, C] on the coarser sites, M known at run time; dtype of x."""
+        check_sparse("Downsample", x)
         sites, inverse = x.sites.downsampled(self.factor)
         call = op.segment_pool(x.feats._expr, inverse._expr, sites.coords._expr, mode=self.mode, count_bias=self.count_bias)
         return x.moved(emit(call, "pooled"), sites)
@@ -37,6 +38,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """x [M, C] -> [N, C], dtype of x. ValueError if the sites of x do not come from downsampling."""
+        check_sparse("Upsample", x)
         if x.sites.finer is None:
             raise ValueError("Upsample: x: expected features on sites that downsampling made, given others")
         sites, inverse = x.sites.finer
@@ -51,6 +53,7 @@ class Subdivide(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """x [N, C] -> [N * children, C], the children of a voxel together; dtype of x."""
+        check_sparse("Subdivide", x)
         sites, parent = x.sites.subdivided(self.factor)
         return x.moved(emit(op.gather_rows(x.feats._expr, parent._expr), "subdivided"), sites)
 
@@ -82,6 +85,7 @@ class _SparsePool(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """x [N, C] -> [M, C] on the output sites, M known at run time; dtype of x."""
+        check_sparse(type(self).__name__, x)
         sites, kernel_map = x.sites.strided(
             self.kernel_size, self.stride, self.padding, self.dilation, self.shape, method=self.method
         )
@@ -124,6 +128,7 @@ class BatchPool(nn.Module):
 
     def forward(self, x: SparseTensor) -> nn.Tensor:
         """x [N, C] -> [B, C], dtype of x."""
+        check_sparse("BatchPool", x)
         batch = emit(relax.op.zeros((x.sites.batch, 1), "int32"))  # only its rows are asked for
         call = op.segment_pool(x.feats._expr, x.sites.batch_index()._expr, batch._expr, mode=self.mode)
         return emit(call, "pooled")

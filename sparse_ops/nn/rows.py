@@ -74,10 +74,10 @@ class Linear(nn.Module):
 
 
 class Activation(nn.Module):
-    """One of "none", "relu", "silu", "gelu_tanh", by element. Layers that take `activation=` need none of these."""
+    """One of "relu", "silu", "gelu_tanh", by element. Layers that take `activation=` compute it in passing instead."""
 
     def __init__(self, name: str):
-        check_choice("nn.Activation", "name", name, ACTIVATIONS)
+        check_choice("nn.Activation", "name", name, [name for name in ACTIVATIONS if name != "none"])
         self.name = name
 
     def forward(self, x: Rowwise) -> Rowwise:

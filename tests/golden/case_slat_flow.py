@@ -43,10 +43,11 @@ def run(tensors: Tensors, config: dict) -> Tensors:
 
 def depth(name: str, tensors: Tensors, config: dict) -> float:
     times = [value.max() for key, value in tensors.items() if key.startswith("in.t")]
-    return _depths(config_of(config), tensors["in.coords"], tensors["in.cond"].shape[1], max(times))[name[4:]]
+    found = depths_of(config_of(config), tensors["in.coords"], tensors["in.cond"].shape[1], max(times))
+    return found["y" if name.startswith("out.") else name.removeprefix("mid.")]
 
 
-def _depths(config: SlatConfig, coords: np.ndarray, tokens: int, time: float) -> dict[str, float]:
+def depths_of(config: SlatConfig, coords: np.ndarray, tokens: int, time: float) -> dict[str, float]:
     """Additions behind every tensor, along the model."""
     inner, widths = config.model_channels, (*config.io_block_channels, config.model_channels)
     head_dim = inner // config.heads
@@ -81,8 +82,7 @@ def _depths(config: SlatConfig, coords: np.ndarray, tokens: int, time: float) ->
             so_far += depths.resblock(cin, widths[level], inner, taps[level])
             found[f"out_block{next(blocks)}"] = so_far
     found["before_out_layer"] = so_far = so_far + depths.layer_norm(widths[0])
-    y = so_far + depths.linear(widths[0])
-    return found | dict.fromkeys(["y", "y_cfg", *(f"y_t{i}" for i in range(2, 10))], y)
+    return found | {"y": so_far + depths.linear(widths[0])}
 
 
 def scale(name: str, tensors: Tensors, config: dict) -> float | None:

@@ -51,7 +51,7 @@ def test_velocity_is_that_of_the_oracle(config):
         times = np.linspace(1, 900, batch, dtype=np.float32)
         plan = model.prepare(coords, cond)
         assert (plan.rows, plan.batch) == (rows, batch)
-        depths = case_slat_flow._depths(config, coords, 4, 900.0)
+        depths = case_slat_flow.depths_of(config, coords, 4, 900.0)
         for conditional, tokens in ((True, cond), (False, 0 * cond)):
             given = model.velocity(x, times, plan, conditional)
             assert_close(given, oracle.velocity(coords, x, times, tokens), depths["y"], dtype=np.float32)
@@ -81,7 +81,7 @@ def test_rows_may_come_in_any_order():
     coords, x, order = voxels(80), normal(7, 80, CONFIG.in_channels), np.random.default_rng(8).permutation(80)
     straight = generator().velocity(x, 300.0, generator().prepare(coords, COND))
     shuffled = generator().velocity(x[order], 300.0, generator().prepare(coords[order], COND))
-    assert_close(shuffled, straight[order], depth=case_slat_flow._depths(CONFIG, coords, 5, 1.0)["y"])
+    assert_close(shuffled, straight[order], depth=case_slat_flow.depths_of(CONFIG, coords, 5, 1.0)["y"])
 
 
 def test_inputs_matter():
@@ -255,6 +255,9 @@ def test_bad_input_of_velocity(x, t, says):
 def test_bad_input_of_the_others():
     with pytest.raises(ValueError, match="plan: expected what prepare returns, given tuple"):
         generator().velocity(normal(0, 4, 8), 1.0, ())
+    plan = SlatGenerator.from_preset("tiny", seed=1, vm=compiled()).prepare(voxels(4), COND)
+    with pytest.raises(ValueError, match="plan: expected one that this generator prepared, given that of another"):
+        generator().velocity(normal(0, 4, 8), 1.0, plan)
     with pytest.raises(ValueError, match=r"noise: expected float32 \[4, 8\], given float32 \[3, 8\]"):
         generator().sample(voxels(4), COND, normal(0, 3, 8))
     with pytest.raises(ValueError, match=r"taps: expected names among t_emb, .*, given block9 too"):

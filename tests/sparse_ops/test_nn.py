@@ -361,6 +361,8 @@ def _key_twice(feats, coords):
     [
         (lambda x, c: nn.SubMConv3d(6, 4)(nn.SparseTensor.of(x, c)), "SubMConv3d: x: expected 6 channels, given 5"),
         (lambda x, c: nn.SubMConv3d(5, 4)(x), "SubMConv3d: x: expected a SparseTensor, given Tensor"),
+        (lambda x, c: nn.Downsample()(x), "Downsample: x: expected a SparseTensor, given Tensor"),
+        (lambda x, c: nn.GroupNorm(1, 5)(x), "GroupNorm: x: expected a SparseTensor, given Tensor"),
         (lambda x, c: nn.SparseTensor.of(x, x), r"coords: expected an int32 tensor \[N, 4\], given Tensor"),
         (lambda x, c: nn.SparseTensor.of(c.shape, c), r"feats: expected a tensor \[N, C\], given"),
         (
