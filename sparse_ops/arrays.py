@@ -11,7 +11,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def kind_of(array) -> str:
-    """ "numpy", "tvm" or "torch"; TypeError-free: anything else is a ValueError of the caller's `as_tensor`."""
+    """One of "numpy", "tvm", "torch" and, for anything else, "other", which `as_tensor` refuses."""
     if isinstance(array, np.ndarray):
         return "numpy"
     if isinstance(array, tvm.runtime.Tensor):

@@ -10,7 +10,7 @@ from tir_kernels.kernel_map import Geometry
 from tir_kernels.sites import out_extent
 
 from . import functional
-from .arrays import as_kind, as_tensor, kind_of
+from .arrays import as_kind, as_tensor
 from .functional import Weights
 from .tensor import CoordinateSet, Layer, SparseTensor
 
@@ -126,12 +126,8 @@ class _Convolution:
         spconv 2.3 reads the stored buffer [Cout, 1, 1, 1, Cin] of such layers as a row-major [Cin, Cout] matrix M and
         computes x @ M: a reinterpretation of memory, not a transpose. Checkpoints trained with it rely on that.
         """
-        matrix = weight.reshape((self.in_channels, self.out_channels))
-        kind = kind_of(matrix)
-        tensor = as_tensor(matrix, "weight", functional.FLOATS, (None, None))
-        return as_kind(
-            as_tensor(np.ascontiguousarray(as_kind(tensor, "numpy").T), "weight", functional.FLOATS, (None, None)), kind
-        )
+        matrix = as_tensor(weight.reshape((self.in_channels, self.out_channels)), "weight", functional.FLOATS, (None, None))
+        return np.ascontiguousarray(as_kind(matrix, "numpy").T)
 
     def _pointwise(self, x: SparseTensor) -> SparseTensor:
         return x.replace_feature(functional.linear(x.feats, self._weights(self.pointwise_weight)))
@@ -289,7 +285,6 @@ class SparseMaxPool3d:
     """
 
     ndim = 3
-    mode, options = "max", ("from_zero",)
 
     def __init__(
         self,

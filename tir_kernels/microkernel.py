@@ -1,7 +1,7 @@
 """The register tile that every matrix product of ours ends in: `acc[r, :] += a[source[r], :] @ weight`.
 
 Sparse convolution and linear layers differ in where rows come from and go to; the inner loop is this one. The macros are
-TVMScript (`T.inline`), specialised by the closure: a `Tile`, the depth of the sum and the width of the output.
+TVMScript (`script.inline`), specialised by the closure: a `Tile`, the depth of the sum and the width of the output.
 
 Activations may be float32 or bfloat16; sums are always float32. For bfloat16 there are two ways:
 - with a dot instruction (AVX512-BF16), weights are packed as pairs along the depth and one pair of an activation row is
