@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import tvm
 
-LINE_BYTES = 64  # one cache line, and the alignment of every TVM allocation
-
 
 @dataclass(frozen=True)
 class Isa:

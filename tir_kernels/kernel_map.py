@@ -100,15 +100,6 @@ def naive_table(coords_in, coords_out, geometry: Geometry) -> np.ndarray:
     return table
 
 
-def naive_pairs(table: np.ndarray, rows_per_block: int):
-    """Oracle. table [taps, M] -> per block, per tap, int [P, 2] of (input row, output row within the block)."""
-    blocks = []
-    for first in range(0, table.shape[1], rows_per_block):
-        part = table[:, first : first + rows_per_block]
-        blocks.append([np.stack([row[row >= 0], np.flatnonzero(row >= 0)], 1) for row in part])
-    return blocks
-
-
 def naive_inverse(table: np.ndarray, rows: int) -> np.ndarray:
     """Oracle. table [taps, M] of `rows` inputs -> int32 [taps, rows]: the same triples with input and output exchanged."""
     inverse = np.full((len(table), rows), -1, "int32")
