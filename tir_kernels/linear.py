@@ -1,6 +1,9 @@
-"""Packed GEMM over rows: the linear layer, `out = act(x @ weight.T + bias + residual)`.
+"""Packed GEMM over rows: the linear layer, `out = act(gate[b] * (x @ weight.T + bias) + residual)`.
 
-The same register tile as the sparse convolution, with rows that follow each other. A block of rows is one thread's.
+The register tile of the sparse convolution, blocked for the caches. A task is a block of rows and a range of columns. It
+takes one block of the depth after the other: that part of the rows is copied together (bfloat16 is widened on the way), the
+weights of one panel over it stay in the L1 cache while the rows pass, and sums wait in scratch for the next block. Where the
+depth is cut does not depend on tasks or threads, so the bits do not either.
 """
 
 from functools import cache
@@ -12,112 +15,184 @@ from tvm.script import tirx as T
 from .activation import ACTIVATIONS
 from .buffers import match_buffer
 from .isa import Isa, kernel_name
-from .microkernel import RegisterTile
-from .script import inline
+from .layer_norm import check_batch_index
+from .microkernel import RegisterTile, pair_of_halves
+from .script import drop_parameters, inline
 
-BLOCK_ROWS = 96  # a multiple of every tile's rows that does not leave one of a few threads without work
+BLOCK_ROWS = 192  # at most; over a block of the depth they take two fifths of a common L2 cache
+BLOCK_DEPTH = 256  # the weights of a panel over it take half of a common L1 cache
+CHUNK_COLUMNS = 1024  # of one task, at most: they pay for the copy of its rows
+TASKS = 32  # of few rows; they are then cut along the columns, so that threads have equal work
 
 
-def naive(x, weight, bias=None, residual=None, activation="none"):
-    """Oracle, in float64. x [N, Cin], weight [Cout, Cin], bias [Cout], residual [N, Cout] -> [N, Cout]."""
+def naive(x, weight, bias=None, residual=None, activation="none", gate=None, batch_index=None):
+    """Oracle, in float64. x [N, Cin], weight [Cout, Cin], bias [Cout], residual [N, Cout], gate [B, Cout] -> [N, Cout]."""
     out = x.astype(np.float64) @ weight.astype(np.float64).T
-    for addend in (bias, residual):
-        if addend is not None:
-            out = out + addend.astype(np.float64)
+    if bias is not None:
+        out = out + bias.astype(np.float64)
+    if gate is not None:
+        out = out * gate.astype(np.float64)[np.zeros(len(x), int) if batch_index is None else batch_index]
+    if residual is not None:
+        out = out + residual.astype(np.float64)
     return ACTIVATIONS[activation].naive(out)
 
 
 @cache
 def linear(
-    cin: int, cout: int, isa: Isa, dtype: str = "float32", has_residual: bool = False, activation: str = "none"
+    cin: int,
+    cout: int,
+    isa: Isa,
+    dtype: str = "float32",
+    has_residual: bool = False,
+    activation: str = "none",
+    has_gate: bool = False,
+    has_index: bool = False,
+    out_dtype: str | None = None,
 ) -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, weight, bias, [residual,] out).
+    """PrimFunc (x, weight, bias, [residual,] [gate,] [batch_index,] out).
 
     x `dtype` [N, Cin]; weight [1, panels, steps, cols] as `microkernel.pack_weight` makes it; bias float32 [Cout];
-    residual, out `dtype` [N, Cout]. Sums are float32 whatever the storage type.
+    residual `dtype` [N, Cout]; gate float32 [B, Cout], of which a row takes the first, or that of batch_index int32 [N]:
+    ValueError for an index outside of 0 .. B - 1; out [N, Cout] of `out_dtype`, by default `dtype`. Sums are float32.
     """
+    out_dtype = out_dtype or dtype
     micro = RegisterTile(isa, cin, cout, dtype)
-    tile = micro.tile
+    cols, lanes = micro.tile.cols, micro.tile.lanes
+    block_steps = BLOCK_DEPTH // 2 if micro.dot else BLOCK_DEPTH
+    blocks = -(-cin // BLOCK_DEPTH)
+    most_panels = min(CHUNK_COLUMNS // cols, micro.panels)  # of one task
     act = ACTIVATIONS[activation].emit
 
     @inline
-    def product(rows, columns, panel, x, source, target, weight, bias, residual, out):
-        acc = T.alloc_buffer((rows, tile.cols), "float32")  # registers
-        micro.load(acc, rows, columns, target, panel * tile.cols, lambda row, column: bias[column])
-        micro.multiply(acc, rows, columns, x, source, weight, T.int64(0), panel)
-        micro.store(
-            acc,
-            rows,
-            columns,
-            out,
-            target,
-            panel * tile.cols,
-            lambda value, row, column: T.Cast(
-                dtype, act(value + T.Cast("float32", residual[row, column]) if has_residual else value)
-            ),
-        )
+    def copy_rows(x, first, count, depth, here, packed):
+        """packed[r, :] = x[first + r, depth : depth + here], or pairs of them"""
+        for r in range(count):
+            if micro.dot:
+                for c in range(here // 2):
+                    packed[r, c] = pair_of_halves(x[first + r, depth + 2 * c], x[first + r, depth + 2 * c + 1])
+                if here % 2 > 0:
+                    packed[r, here // 2] = T.Cast("int32", T.reinterpret("uint16", x[first + r, depth + here - 1]))
+            else:
+                for c in range(here):
+                    packed[r, c] = T.Cast("float32", x[first + r, depth + c])
 
     @inline
-    def panel_of_rows(rows, first, columns, panel, x, weight, bias, residual, out):
-        target = T.alloc_buffer((rows,), "int64")
-        for r in T.unroll(rows):
-            target[r] = first + r
-        product(rows, columns, panel, x, target, target, weight, bias, residual, out)
+    def start(bias, count, columns, panel, slot, sums):
+        """sums[slot, r, :] = bias"""
+        for r in range(count):
+            for column in T.unroll(columns):
+                sums[slot, r, column] = bias[panel * cols + column]
 
     @inline
-    def rows_widened(rows, first, x, weight, bias, residual, out, wide):
-        target = T.alloc_buffer((rows,), "int64")
-        own = T.alloc_buffer((rows,), "int64")
+    def add_products(rows, first, columns, panel, slot, packed, weight, step, steps, sums):
+        """sums[slot, first : first + rows, :] += packed @ weight over one block of the depth"""
+        acc = T.alloc_buffer((rows, cols), "float32")  # registers
         for r in T.unroll(rows):
-            target[r] = first + r
-        micro.widen(wide, rows, x, target, own)
-        micro.over_panels(lambda columns, panel: product(rows, columns, panel, wide, own, target, weight, bias, residual, out))
+            for v in T.unroll((columns + lanes - 1) // lanes):
+                for lane in T.vectorized(lanes):
+                    acc[r, v * lanes + lane] = sums[slot, first + r, v * lanes + lane]
+        micro.multiply_packed(acc, rows, columns, packed, first, weight, panel, step, steps)
+        for r in T.unroll(rows):
+            for v in T.unroll((columns + lanes - 1) // lanes):
+                for lane in T.vectorized(lanes):
+                    sums[slot, first + r, v * lanes + lane] = acc[r, v * lanes + lane]
 
-    def multiply_block(first, count, x, weight, bias, residual, out, wide):
-        if micro.widens:
-            micro.over_rows(count, lambda rows, r: rows_widened(rows, first + r, x, weight, bias, residual, out, wide))
-        else:
-            micro.over_panels(
-                lambda columns, panel: micro.over_rows(
-                    count,
-                    lambda rows, r: panel_of_rows(rows, first + r, columns, panel, x, weight, bias, residual, out),
+    def finished(value, row, column, residual, gate, batch_index):
+        """The epilogue of one element."""
+        if has_gate:
+            value = value * gate[T.Cast("int64", batch_index[row]) if has_index else 0, column]
+        if has_residual:
+            value = value + T.Cast("float32", residual[row, column])
+        return T.Cast(out_dtype, act(value))
+
+    @inline
+    def finish(first, count, columns, panel, slot, sums, residual, gate, batch_index, out):
+        """out[first + r, :] of one panel, from its sums"""
+        for r in range(count):
+            for v in T.unroll(columns // lanes):
+                for lane in T.vectorized(lanes):
+                    out[first + r, panel * cols + v * lanes + lane] = finished(
+                        sums[slot, r, v * lanes + lane], first + r, panel * cols + v * lanes + lane, residual, gate, batch_index
+                    )
+            for column in T.unroll(columns // lanes * lanes, columns):
+                out[first + r, panel * cols + column] = finished(
+                    sums[slot, r, column], first + r, panel * cols + column, residual, gate, batch_index
                 )
+
+    @inline
+    def multiply_panel(block, first, count, columns, panel, slot, packed, weight, bias, residual, gate, batch_index, sums, out):
+        step: T.let = block * block_steps
+        steps: T.let = T.min(T.int64(block_steps), micro.steps - step)
+        if block == 0:
+            start(bias, count, columns, panel, slot, sums)
+        micro.over_rows(count, lambda rows, r: add_products(rows, r, columns, panel, slot, packed, weight, step, steps, sums))
+        if block == blocks - 1:
+            finish(first, count, columns, panel, slot, sums, residual, gate, batch_index, out)
+
+    @inline
+    def multiply_task(first, count, first_panel, end_panel, x, weight, bias, residual, gate, batch_index, out):
+        packed = T.alloc_buffer((BLOCK_ROWS, block_steps + 1), micro.weight_dtype)  # of an even width, rows share L1 places
+        sums = T.alloc_buffer((most_panels, BLOCK_ROWS, cols), "float32")
+        for block in range(T.int64(blocks)):
+            depth: T.let = block * BLOCK_DEPTH
+            copy_rows(x, first, count, depth, T.min(T.int64(BLOCK_DEPTH), cin - depth), packed)
+            micro.over_panels(
+                lambda columns, panel: multiply_panel(
+                    block,
+                    first,
+                    count,
+                    columns,
+                    panel,
+                    panel - first_panel,
+                    packed,
+                    weight,
+                    bias,
+                    residual,
+                    gate,
+                    batch_index,
+                    sums,
+                    out,
+                ),
+                first_panel,
+                end_panel,
             )
 
-    @inline
-    def body(x, weight, bias, residual, out, n):
+    @T.prim_func(s_tir=True)
+    def kernel(
+        x_: T.handle,
+        weight_: T.handle,
+        bias_: T.handle,
+        residual_: T.handle,
+        gate_: T.handle,
+        batch_index_: T.handle,
+        out_: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("linear", dtype, isa, micro.tile)})
+        n, batch = T.int64(), T.int64()
+        x = match_buffer(x_, (n, cin), dtype)
+        weight = match_buffer(weight_, (1, micro.panels, micro.steps, cols), micro.weight_dtype)
+        bias = match_buffer(bias_, (cout,), "float32")
+        residual = match_buffer(residual_, (n, cout), dtype)
+        gate = match_buffer(gate_, (batch if has_index else 1, cout), "float32")
+        batch_index = match_buffer(batch_index_, (n,), "int32")
+        out = match_buffer(out_, (n, cout), out_dtype)
         if micro.llvm_ir is not None:
             T.attr(T.int32(0), "pragma_import_llvm", micro.llvm_ir)
-        for block in T.parallel((n + BLOCK_ROWS - 1) // BLOCK_ROWS):
-            wide = T.alloc_buffer((tile.rows, cin), "float32") if micro.widens else x  # unused
-            first: T.let = block * BLOCK_ROWS
-            count: T.let = T.min(T.int64(BLOCK_ROWS), n - first)
-            multiply_block(first, count, x, weight, bias, residual, out, wide)
+        if has_index:
+            check_batch_index(batch_index, n, batch)
+        row_blocks: T.let = (n + (BLOCK_ROWS - 1)) // BLOCK_ROWS
+        block_rows: T.let = ((n + row_blocks - 1) // T.max(row_blocks, T.int64(1)) + 11) // 12 * 12  # blocks of about one size
+        wanted: T.let = T.max(
+            (TASKS + row_blocks - 1) // T.max(row_blocks, T.int64(1)), T.int64(-(-micro.panels // most_panels))
+        )
+        chunk_panels: T.let = (micro.panels + wanted - 1) // wanted
+        chunks: T.let = (micro.panels + chunk_panels - 1) // chunk_panels
+        for task in T.parallel(row_blocks * chunks):
+            first: T.let = task // chunks * block_rows
+            count: T.let = T.max(T.min(block_rows, n - first), T.int64(0))
+            first_panel: T.let = task % chunks * chunk_panels
+            end_panel: T.let = T.min(first_panel + chunk_panels, T.int64(micro.panels))
+            multiply_task(first, count, first_panel, end_panel, x, weight, bias, residual, gate, batch_index, out)
 
-    name = kernel_name("linear", dtype, isa, tile)
-    if has_residual:
-
-        @T.prim_func(s_tir=True)
-        def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle):
-            T.func_attr({"tirx.noalias": True, "global_symbol": name})
-            n = T.int64()
-            x = match_buffer(x_, (n, cin), dtype)
-            weight = match_buffer(weight_, (1, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
-            bias = match_buffer(bias_, (cout,), "float32")
-            residual = match_buffer(residual_, (n, cout), dtype)
-            out = match_buffer(out_, (n, cout), dtype)
-            body(x, weight, bias, residual, out, n)
-
-        return kernel
-
-    @T.prim_func(s_tir=True)
-    def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle):
-        T.func_attr({"tirx.noalias": True, "global_symbol": name})
-        n = T.int64()
-        x = match_buffer(x_, (n, cin), dtype)
-        weight = match_buffer(weight_, (1, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
-        bias = match_buffer(bias_, (cout,), "float32")
-        out = match_buffer(out_, (n, cout), dtype)
-        body(x, weight, bias, None, out, n)
-
-    return kernel
+    given = {"residual": has_residual, "gate": has_gate, "batch_index": has_index}
+    return drop_parameters(kernel, *(name for name, present in given.items() if not present))

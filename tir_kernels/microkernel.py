@@ -142,6 +142,29 @@ class RegisterTile:
                         )
 
         @inline
+        def multiply_packed_f32(acc, rows, columns, a, first_row, weight, panel, first_step, steps):
+            """acc[r, :] += a[first_row + r, c] * weight[0, panel, first_step + c, :] over c, in order"""
+            for c in range(steps):
+                for r in T.unroll(rows):
+                    for v in T.unroll((columns + lanes - 1) // lanes):
+                        for lane in T.vectorized(lanes):
+                            acc[r, v * lanes + lane] += a[first_row + r, c] * weight[0, panel, first_step + c, v * lanes + lane]
+
+        @inline
+        def multiply_packed_dot(acc, rows, columns, a, first_row, weight, panel, first_step, steps):
+            """The same for pairs: both hold an int32 of two bfloat16 for every step"""
+            for c in range(steps):
+                for r in T.unroll(rows):
+                    for v in T.unroll((columns + lanes - 1) // lanes):
+                        acc[r, T.Ramp(v * lanes, 1, lanes)] = T.call_pure_extern(
+                            vector,
+                            "dot_bf16_pair",
+                            acc[r, T.Ramp(v * lanes, 1, lanes)],
+                            weight[0, panel, first_step + c, T.Ramp(v * lanes, 1, lanes)],
+                            a[first_row + r, c],
+                        )
+
+        @inline
         def widen(wide, rows, a, source, own):
             """wide[r, :] = float32(a[source[r], :]); own[r] = r, the place of each row in `wide`"""
             for r in T.unroll(rows):
@@ -167,6 +190,7 @@ class RegisterTile:
 
         self.load, self.store, self.widen = load, store, widen
         self.multiply = multiply_dot if self.dot else multiply_f32
+        self.multiply_packed = multiply_packed_dot if self.dot else multiply_packed_f32
 
     def over_rows(self, count, body):
         """Emit `body(rows, first)` for full tiles of `count` rows and narrower tiles for the rest.
@@ -187,14 +211,20 @@ class RegisterTile:
                 with T.If(rest // narrow % 2 == 1), T.Then():
                     body(narrow, done + rest // (2 * narrow) * (2 * narrow))
 
-    def over_panels(self, body):
-        """Emit `body(columns, panel)` for every column panel; `columns` is a Python int."""
+    def over_panels(self, body, first=0, end=None):
+        """Emit `body(columns, panel)` for the column panels from `first` to before `end`, by default all of them.
+
+        `columns` is a Python int: the last panel, which may be narrower, has code of its own.
+        """
         full = self.panels - (self.last_width < self.tile.cols)
         if full:
-            with T.serial(0, full) as panel:
+            with T.serial(first, full if end is None else T.min(end, T.int64(full))) as panel:
                 body(self.tile.cols, panel)
-        if full < self.panels:
+        if full < self.panels and end is None:
             body(self.last_width, full)
+        elif full < self.panels:
+            with T.If(end > full), T.Then():
+                body(self.last_width, T.int64(full))
 
 
 @cache
@@ -232,8 +262,10 @@ def pack_weight(isa: Isa, shape: tuple[int, ...], dtype: str, activations: str) 
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "pack_weight"})
         weight = match_buffer(weight_, shape, dtype)
-        for tap in T.parallel(taps):
-            for panel, step, column in T.grid(micro.panels, micro.steps, cols):
+        for task in T.parallel(taps * micro.panels):
+            tap: T.let = task // micro.panels
+            panel: T.let = task % micro.panels
+            for step, column in T.grid(micro.steps, cols):
                 packed[tap, panel, step, column] = T.if_then_else(
                     panel * cols + column < width,
                     element(weight, T.min(panel * cols + column, width - 1), tap, step),

@@ -8,6 +8,7 @@ kernel has hundreds. Walking the frames themselves finds the same parser in micr
 import sys
 from collections.abc import Callable
 
+import tvm
 from tvm.script.parser._core import scan_macro, utils
 from tvm.script.parser.core.parser import ScriptMacro
 from tvm.tirx.script.parser.entry import TIRInline
@@ -40,3 +41,9 @@ def inline(func: Callable) -> Callable:
         return macro(*args, **kwargs)
 
     return call
+
+
+def drop_parameters(kernel: tvm.tirx.PrimFunc, *names: str) -> tvm.tirx.PrimFunc:
+    """`kernel` without the parameters of these names, which its body must not use: TVMScript has no optional ones."""
+    params = [param for param in kernel.params if param.name not in names]
+    return tvm.tirx.PrimFunc(params, kernel.body, kernel.ret_type, kernel.attrs)

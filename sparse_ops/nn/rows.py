@@ -38,7 +38,7 @@ def check_count(owner: str, **counts: int) -> None:
 
 
 class Linear(nn.Module):
-    """`activation(x @ weight.T + bias + residual)` over rows.
+    """`activation(gate[b] * (x @ weight.T + bias) + residual)` over rows.
 
     Parameters: weight [out_features, in_features] of `dtype` (float32 or bfloat16), bias float32 [out_features].
     """
@@ -50,10 +50,22 @@ class Linear(nn.Module):
         self.weight = nn.Parameter((out_features, in_features), dtype)
         self.bias = nn.Parameter((out_features,), "float32") if bias else None
 
-    def forward(self, x: Rowwise, residual: Rowwise | None = None, activation: str = "none") -> Rowwise:
-        """x `dtype` [N, in_features], residual `dtype` [N, out_features] -> `dtype` [N, out_features]."""
-        bias = None if self.bias is None else self.bias._expr
-        call = op.linear(expr_of(x), self.weight._expr, bias, expr_of(residual, "residual"), activation)
+    def forward(
+        self,
+        x: Rowwise,
+        residual: Rowwise | None = None,
+        activation: str = "none",
+        gate: nn.Tensor | None = None,
+        batch_index: nn.Tensor | None = None,
+    ) -> Rowwise:
+        """x `dtype` [N, in_features], residual `dtype` [N, out_features] -> `dtype` [N, out_features].
+
+        gate float32 [B, out_features], which a row takes by `batch_index` int32 [N]; a sparse tensor brings that of its sites.
+        """
+        if batch_index is None and isinstance(x, SparseTensor) and gate is not None:
+            batch_index = x.sites.batch_index()
+        bias, gate, index = (None if value is None else value._expr for value in (self.bias, gate, batch_index))
+        call = op.linear(expr_of(x), self.weight._expr, bias, expr_of(residual, "residual"), activation, gate, index)
         return like(x, emit(call, "linear"))
 
     def parts(self, x: Rowwise, count: int) -> list[Rowwise]:

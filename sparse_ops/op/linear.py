@@ -9,6 +9,8 @@ from tir_kernels.linear import linear as linear_kernel
 
 from .register import FLOATS, call_kernel, check_choice, check_tensor, packed_weight, register_op
 
+OPTIONAL = ("bias", "residual", "gate", "batch_index")
+
 
 def linear(
     x: relax.Expr,
@@ -16,48 +18,70 @@ def linear(
     bias: relax.Expr | None = None,
     residual: relax.Expr | None = None,
     activation: str = "none",
+    gate: relax.Expr | None = None,
+    batch_index: relax.Expr | None = None,
+    out_dtype: str | None = None,
 ) -> relax.Call:
-    """`activation(x @ weight.T + bias + residual)`, summed in float32.
+    """`activation(gate[b] * (x @ weight.T + bias) + residual)`, summed in float32.
 
     x float32 or bfloat16 [N, Cin]; weight, same dtype, [Cout, Cin]; bias float32 [Cout]; residual, dtype of x, [N, Cout];
-    activation one of "none", "relu", "silu", "gelu_tanh". Returns dtype of x, [N, Cout]. The weight is packed for the
-    target by a kernel of its own, which folds away where the weight is constant.
+    gate float32 [B, Cout], of which row i takes b = batch_index[i], int32 [N], or the only one if no batch_index is given
+    (then B = 1); activation one of "none", "relu", "silu", "gelu", "gelu_tanh". Returns [N, Cout] of the dtype of x, or of
+    `out_dtype`. The weight is packed for the target by a kernel of its own, which folds away where the weight is constant.
 
-    Raises ValueError naming the argument whose dtype or shape does not fit.
+    Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, for the first entry
+    of batch_index that is not in 0 to B - 1.
     """
     check_choice("linear", "activation", activation, ACTIVATIONS)
-    optional = [arg for arg in (bias, residual) if arg is not None]
-    return _make(x, weight, *optional, bias=bias is not None, residual=residual is not None, activation=activation)
+    check_choice("linear", "out_dtype", out_dtype, (None, *FLOATS))
+    if gate is None:
+        batch_index = None  # nothing depends on it
+    given = dict(zip(OPTIONAL, (bias, residual, gate, batch_index), strict=True))
+    return _make(
+        x,
+        weight,
+        *(argument for argument in given.values() if argument is not None),
+        **{name: argument is not None for name, argument in given.items()},
+        activation=activation,
+        out_dtype=out_dtype or "",
+    )
 
 
-def _optional(call: relax.Call) -> tuple[relax.Expr | None, relax.Expr | None]:
-    rest = list(call.args[2:])
-    bias = rest.pop(0) if call.attrs["bias"] else None
-    return bias, rest.pop(0) if call.attrs["residual"] else None
+def _positions(call: relax.Call) -> dict[str, int]:
+    """Where the optional arguments stand that were given."""
+    return {name: place for place, name in enumerate((name for name in OPTIONAL if call.attrs[name]), start=2)}
 
 
 def _infer(call: relax.Call) -> relax.TensorType:
     rows, cin = check_tensor(call, 0, "x", (None, None), FLOATS)
     dtype = str(call.args[0].ty.dtype)
     cout, _ = check_tensor(call, 1, "weight", (None, cin), (dtype,))
-    if call.attrs["bias"]:
-        check_tensor(call, 2, "bias", (cout,), ("float32",))
-    if call.attrs["residual"]:
-        check_tensor(call, 2 + bool(call.attrs["bias"]), "residual", (rows, cout), (dtype,))
-    return relax.TensorType([rows, cout], dtype)
+    at = _positions(call)
+    batch = None if "batch_index" in at else 1
+    expected = {
+        "bias": ((cout,), "float32"),
+        "residual": ((rows, cout), dtype),
+        "gate": ((batch, cout), "float32"),
+        "batch_index": ((rows,), "int32"),
+    }
+    for name, place in at.items():
+        shape, dtype_of = expected[name]
+        check_tensor(call, place, name, shape, (dtype_of,))
+    return relax.TensorType([rows, cout], str(call.attrs["out_dtype"]) or dtype)
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, weight = call.args[:2]
-    bias, residual = _optional(call)
+    given = {name: call.args[place] for name, place in _positions(call).items()}
     cout, cin = (int(d) for d in weight.ty.shape.values)
     dtype = str(x.ty.dtype)
     isa = Isa.of()
     packed = packed_weight(bb, weight, isa, dtype)
+    bias = given.pop("bias", None)
     bias = relax.const(np.zeros(cout, "float32")) if bias is None else bias
-    kernel = linear_kernel(cin, cout, isa, dtype, residual is not None, str(call.attrs["activation"]))
-    args = [x, packed, bias] + ([residual] if residual is not None else [])
-    return call_kernel(bb, kernel, args, call.ty)
+    has = ("residual" in given, str(call.attrs["activation"]), "gate" in given, "batch_index" in given)
+    kernel = linear_kernel(cin, cout, isa, dtype, *has, str(call.ty.dtype))
+    return call_kernel(bb, kernel, [x, packed, bias, *given.values()], call.ty)
 
 
 _make = register_op("linear", _infer, _legalize)

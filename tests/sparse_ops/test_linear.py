@@ -1,0 +1,124 @@
+"""`linear`: sizes around the blocks of its kernel, its arguments, bits that depend on one row alone, wrong input."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from tvm import relax
+
+from sparse_ops import op
+from sparse_ops.build import build
+from sparse_ops.registry import features
+from tests.sparse_ops.walk import evaluate, module_of, run
+from tests.tolerance import assert_close
+from tir_kernels.activation import ACTIVATIONS
+from tir_kernels.linear import BLOCK_DEPTH, BLOCK_ROWS, CHUNK_COLUMNS, naive
+
+
+def arguments(rows: int = 40, cin: int = 37, cout: int = 29, batch: int = 3, dtype: str = "float32") -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(rows)
+    return {
+        "x": features(rng, rows, cin, dtype=dtype),
+        "weight": features(rng, cout, cin, dtype=dtype),
+        "bias": features(rng, cout),
+        "residual": features(rng, rows, cout, dtype=dtype),
+        "gate": features(rng, batch, cout),
+        "batch_index": rng.integers(0, batch, rows).astype("int32"),
+    }
+
+
+def apply(given: dict[str, np.ndarray], shapes=None, **options) -> np.ndarray:
+    return evaluate(lambda *args: op.linear(**dict(zip(given, args, strict=True)), **options), *given.values(), shapes=shapes)
+
+
+def test_oracle_is_linear():
+    given = arguments()
+    x, weight, bias = (torch.from_numpy(given[name]).double() for name in ("x", "weight", "bias"))
+    expected = torch.nn.functional.gelu(torch.nn.functional.linear(x, weight, bias))
+    np.testing.assert_allclose(naive(given["x"], given["weight"], given["bias"], activation="gelu"), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("cin", "cout"),
+    [(1, 1), (BLOCK_DEPTH + 1, 17), (3 * BLOCK_DEPTH, 8), (5, CHUNK_COLUMNS + 9), (BLOCK_DEPTH - 1, 2 * CHUNK_COLUMNS)],
+)
+def test_sizes_around_the_blocks(cin, cout):
+    given = {name: array for name, array in arguments(1, cin, cout).items() if name in ("x", "weight", "bias")}
+    executable = build(module_of(op.linear, list(given.values()), [("n", cin), (cout, cin), (cout,)]))
+    for rows in (0, 1, 2, 5, 7, 13, BLOCK_ROWS - 1, BLOCK_ROWS + 1, 2 * BLOCK_ROWS + 13):
+        given["x"] = features(np.random.default_rng(rows), rows, cin)
+        (out,) = run(executable, list(given.values()))
+        assert_close(out, naive(**given), cin, dtype="float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "names",
+    [(), ("bias",), ("residual",), ("gate",), ("bias", "gate", "residual"), ("gate", "batch_index"), ("batch_index",)],
+    ids="-".join,
+)
+def test_arguments(names, dtype):
+    batch = 3 if {"gate", "batch_index"} <= set(names) else 1
+    given = {name: array for name, array in arguments(batch=batch, dtype=dtype).items() if name in ("x", "weight", *names)}
+    expected = naive(**{name: array for name, array in given.items() if name != "batch_index" or "gate" in names})
+    assert_close(apply(given), expected, 37 if dtype == "float32" else 1, dtype=given["x"].dtype)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation):
+    given = arguments(batch=1)
+    del given["batch_index"]
+    assert_close(apply(given, activation=activation), naive(**given, activation=activation), 37, dtype="float32")
+
+
+def test_a_row_has_the_same_bits_whatever_lies_beside_it():
+    given = arguments(2 * BLOCK_ROWS + 5, 2 * BLOCK_DEPTH + 3)
+    by_row = ("x", "residual", "batch_index")
+    shapes = [("n", *array.shape[1:]) if name in by_row else array.shape for name, array in given.items()]
+    together = apply(given, shapes)
+    for rows in (slice(0, 1), slice(BLOCK_ROWS - 2, BLOCK_ROWS + 3), slice(17, None)):
+        part = given | {name: given[name][rows] for name in by_row}
+        np.testing.assert_array_equal(apply(part, shapes), together[rows])
+
+
+def test_a_batch_index_out_of_range_is_named():
+    given = arguments()
+    given["batch_index"][7] = 3
+    with pytest.raises(ValueError, match=r"batch_index: row 7 is 3, expected 0 to 2"):
+        apply(given)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"x": ((40, 37), "float16")}, r"x: expected \[any, any\] of float32 or bfloat16"),
+        ({"x": ((40, 36), "float32")}, r"weight: expected \[any, 36\] of float32"),
+        ({"weight": ((29, 37), "bfloat16")}, r"weight: expected \[any, 37\] of float32"),
+        ({"bias": ((28,), "float32")}, r"bias: expected \[29\] of float32"),
+        ({"residual": ((41, 29), "float32")}, r"residual: expected \[40, 29\] of float32"),
+        ({"gate": ((3, 28), "float32")}, r"gate: expected \[any, 29\] of float32"),
+        ({"batch_index": ((40,), "int64")}, r"batch_index: expected \[40\] of int32"),
+        ({"batch_index": None}, r"gate: expected \[1, 29\] of float32"),
+    ],
+)
+def test_bad_arguments(change, says):
+    types = {name: (array.shape, str(array.dtype)) for name, array in arguments().items()} | change
+    given = {name: relax.Var(name, relax.TensorType(*ty)) for name, ty in types.items() if ty is not None}
+    with pytest.raises(ValueError, match=rf"sparse_ops\.linear: {says}"):
+        relax.BlockBuilder().normalize(op.linear(**given))
+
+
+@pytest.mark.parametrize(("dtype", "out_dtype"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_result_of_another_dtype(dtype, out_dtype):
+    given = {name: array for name, array in arguments(dtype=dtype).items() if name in ("x", "weight", "bias")}
+    out = apply(given, out_dtype=out_dtype)
+    assert out.dtype == np.dtype(out_dtype if out_dtype == "float32" else ml_dtypes.bfloat16)
+    assert_close(out, naive(**given), 37 if out_dtype == "float32" else 1, dtype=out.dtype)
+
+
+def test_an_unknown_option():
+    x = relax.Var("x", relax.TensorType((1, 1), "float32"))
+    with pytest.raises(ValueError, match=r"linear: out_dtype: expected one of None, 'float32', 'bfloat16', given 'int8'"):
+        op.linear(x, x, out_dtype="int8")
+    with pytest.raises(ValueError, match=r"linear: activation: expected one of 'none', .* given 'tanh'"):
+        op.linear(x, x, activation="tanh")
