@@ -35,6 +35,22 @@ def naive(x, batch_offsets, weight, bias, groups: int, eps=1e-5, activation="non
     return ACTIVATIONS[activation].naive(out)
 
 
+@inline
+def merge_part(center, mean, square, b, g, before, part_center, part_mean, part_square, count):
+    """Merge the moments of a part of `count` elements into those of the `before` elements of group g of batch element b.
+
+    Moments are a center, the mean less the center, and the sum of squared deviations from the mean.
+    """
+    if before == 0:
+        center[b, g] = part_center
+        mean[b, g] = T.float32(0)
+        square[b, g] = T.float32(0)
+    share: T.let = T.Cast("float32", count) / T.Cast("float32", before + count)
+    step: T.let = (part_center - center[b, g]) + part_mean - mean[b, g]
+    mean[b, g] += step * share
+    square[b, g] += part_square + step * step * share * T.Cast("float32", before)
+
+
 @cache
 def group_norm(
     channels: int, groups: int, dtype: str = "float32", eps: float = 1e-5, activation: str = "none"
@@ -88,13 +104,10 @@ def group_norm(
         for k in range(chunks[0]):
             b: T.let = chunk_batch[k]
             before: T.let = counts[b]
-            share: T.let = T.Cast("float32", chunk_rows[k]) / T.Cast("float32", before + chunk_rows[k])
             for g in range(groups):
-                if before == 0:
-                    center[b, g] = centers[k, g]
-                step: T.let = (centers[k, g] - center[b, g]) + means[k, g] - mean[b, g]
-                mean[b, g] += step * share
-                square[b, g] += squares[k, g] + step * step * share * T.Cast("float32", before * width)
+                merge_part(
+                    center, mean, square, b, g, before * width, centers[k, g], means[k, g], squares[k, g], chunk_rows[k] * width
+                )
             counts[b] = before + chunk_rows[k]
 
     @T.prim_func(s_tir=True)
@@ -123,9 +136,6 @@ def group_norm(
             measure(x, chunk_first[k], chunk_rows[k], k, centers, means, squares)
         for b in range(batch):
             counts[b] = T.int64(0)
-            for g in range(groups):
-                mean[b, g] = T.float32(0)
-                square[b, g] = T.float32(0)
         merge(chunks, chunk_rows, chunk_batch, centers, means, squares, counts, center, mean, square)
         for k in T.parallel(chunks[0]):
             middle = T.alloc_buffer((channels,), "float32")

@@ -15,7 +15,7 @@ from .activation import ACTIVATIONS
 from .buffers import match_buffer
 from .errors import RAISE_BATCH_INDEX
 from .rows import row_sum
-from .script import inline
+from .script import drop_parameters, inline
 
 CHUNK = 16  # rows of one task
 
@@ -58,12 +58,26 @@ def layer_norm(
     act = ACTIVATIONS[activation].emit
 
     @inline
+    def combine(factor, addend, weight, bias, scale, shift, b):
+        """factor, addend [C]: weight and bias under the modulation of batch element b, for many rows."""
+        for c in range(channels):
+            factor[c] = weight[c] * (T.float32(1) + scale[b, c])
+            addend[c] = bias[c] * (T.float32(1) + scale[b, c]) + shift[b, c]
+
+    @inline
     def normalise(x, weight, bias, scale, shift, batch_index, out, n):
         for chunk in T.parallel((n + CHUNK - 1) // CHUNK):
             total = T.alloc_buffer((1,), "float32")
+            element = T.alloc_buffer((1,), "int64")
+            factor = T.alloc_buffer((channels,), "float32")
+            addend = T.alloc_buffer((channels,), "float32")
+            element[0] = T.int64(-1)
             for i in range(T.min(T.int64(CHUNK), n - chunk * CHUNK)):
                 row: T.let = chunk * CHUNK + i
                 b: T.let = T.Cast("int64", batch_index[row]) if has_index else T.int64(0)
+                if b != element[0]:
+                    combine(factor, addend, weight, bias, scale, shift, b)
+                    element[0] = b
                 row_sum(total, channels, lambda c: T.Cast("float32", x[row, c]))
                 mean: T.let = total[0] / T.float32(channels)
                 row_sum(
@@ -73,51 +87,29 @@ def layer_norm(
                 )
                 scaling: T.let = T.float32(1) / T.sqrt(total[0] / T.float32(channels) + T.float32(eps))
                 for c in range(channels):
-                    out[row, c] = T.Cast(
-                        dtype,
-                        act(
-                            ((T.Cast("float32", x[row, c]) - mean) * scaling * weight[c] + bias[c])
-                            * (T.float32(1) + scale[b, c])
-                            + shift[b, c]
-                        ),
-                    )
-
-    if has_index:
-
-        @T.prim_func(s_tir=True)
-        def kernel(
-            x_: T.handle,
-            weight_: T.handle,
-            bias_: T.handle,
-            scale_: T.handle,
-            shift_: T.handle,
-            batch_index_: T.handle,
-            out_: T.handle,
-        ):
-            T.func_attr({"tirx.noalias": True, "global_symbol": f"layer_norm_{dtype}"})
-            n, batch = T.int64(), T.int64()
-            x = match_buffer(x_, (n, channels), dtype)
-            weight = match_buffer(weight_, (channels,), "float32")
-            bias = match_buffer(bias_, (channels,), "float32")
-            scale = match_buffer(scale_, (batch, channels), "float32")
-            shift = match_buffer(shift_, (batch, channels), "float32")
-            batch_index = match_buffer(batch_index_, (n,), "int32")
-            out = match_buffer(out_, (n, channels), dtype)
-            check_batch_index(batch_index, n, batch)
-            normalise(x, weight, bias, scale, shift, batch_index, out, n)
-
-        return kernel
+                    out[row, c] = T.Cast(dtype, act((T.Cast("float32", x[row, c]) - mean) * scaling * factor[c] + addend[c]))
 
     @T.prim_func(s_tir=True)
-    def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, scale_: T.handle, shift_: T.handle, out_: T.handle):
+    def kernel(
+        x_: T.handle,
+        weight_: T.handle,
+        bias_: T.handle,
+        scale_: T.handle,
+        shift_: T.handle,
+        batch_index_: T.handle,
+        out_: T.handle,
+    ):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"layer_norm_{dtype}"})
-        n = T.int64()
+        n, batch = T.int64(), T.int64()
         x = match_buffer(x_, (n, channels), dtype)
         weight = match_buffer(weight_, (channels,), "float32")
         bias = match_buffer(bias_, (channels,), "float32")
-        scale = match_buffer(scale_, (1, channels), "float32")
-        shift = match_buffer(shift_, (1, channels), "float32")
+        scale = match_buffer(scale_, (batch, channels), "float32")
+        shift = match_buffer(shift_, (batch, channels), "float32")
+        batch_index = match_buffer(batch_index_, (n,), "int32")
         out = match_buffer(out_, (n, channels), dtype)
-        normalise(x, weight, bias, scale, shift, None, out, n)
+        if has_index:
+            check_batch_index(batch_index, n, batch)
+        normalise(x, weight, bias, scale, shift, batch_index, out, n)
 
-    return kernel
+    return kernel if has_index else drop_parameters(kernel, "batch_index")

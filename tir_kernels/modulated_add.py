@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 
 from .buffers import match_buffer
 from .layer_norm import check_batch_index
-from .script import inline
+from .script import drop_parameters
 
 CHUNK = 16  # rows of one task
 
@@ -30,8 +30,17 @@ def modulated_add(channels: int, dtype: str = "float32", has_index: bool = False
     ValueError for an index outside of 0 .. B - 1.
     """
 
-    @inline
-    def add(x, y, gate, batch_index, out, n):
+    @T.prim_func(s_tir=True)
+    def kernel(x_: T.handle, y_: T.handle, gate_: T.handle, batch_index_: T.handle, out_: T.handle):
+        T.func_attr({"tirx.noalias": True, "global_symbol": f"modulated_add_{dtype}"})
+        n, batch = T.int64(), T.int64()
+        x = match_buffer(x_, (n, channels), dtype)
+        y = match_buffer(y_, (n, channels), dtype)
+        gate = match_buffer(gate_, (batch, channels), "float32")
+        batch_index = match_buffer(batch_index_, (n,), "int32")
+        out = match_buffer(out_, (n, channels), dtype)
+        if has_index:
+            check_batch_index(batch_index, n, batch)
         for chunk in T.parallel((n + CHUNK - 1) // CHUNK):
             for i in range(T.min(T.int64(CHUNK), n - chunk * CHUNK)):
                 row: T.let = chunk * CHUNK + i
@@ -39,30 +48,4 @@ def modulated_add(channels: int, dtype: str = "float32", has_index: bool = False
                 for c in range(channels):
                     out[row, c] = T.Cast(dtype, T.Cast("float32", x[row, c]) + T.Cast("float32", y[row, c]) * gate[b, c])
 
-    if has_index:
-
-        @T.prim_func(s_tir=True)
-        def kernel(x_: T.handle, y_: T.handle, gate_: T.handle, batch_index_: T.handle, out_: T.handle):
-            T.func_attr({"tirx.noalias": True, "global_symbol": f"modulated_add_{dtype}"})
-            n, batch = T.int64(), T.int64()
-            x = match_buffer(x_, (n, channels), dtype)
-            y = match_buffer(y_, (n, channels), dtype)
-            gate = match_buffer(gate_, (batch, channels), "float32")
-            batch_index = match_buffer(batch_index_, (n,), "int32")
-            out = match_buffer(out_, (n, channels), dtype)
-            check_batch_index(batch_index, n, batch)
-            add(x, y, gate, batch_index, out, n)
-
-        return kernel
-
-    @T.prim_func(s_tir=True)
-    def kernel(x_: T.handle, y_: T.handle, gate_: T.handle, out_: T.handle):
-        T.func_attr({"tirx.noalias": True, "global_symbol": f"modulated_add_{dtype}"})
-        n = T.int64()
-        x = match_buffer(x_, (n, channels), dtype)
-        y = match_buffer(y_, (n, channels), dtype)
-        gate = match_buffer(gate_, (1, channels), "float32")
-        out = match_buffer(out_, (n, channels), dtype)
-        add(x, y, gate, None, out, n)
-
-    return kernel
+    return kernel if has_index else drop_parameters(kernel, "batch_index")

@@ -5,13 +5,14 @@ from tvm import relax
 from tir_kernels.activation import ACTIVATIONS
 from tir_kernels.elementwise import elementwise
 
-from .register import FLOATS, call_kernel, check_choice, op_name, register_op, tensor_type
+from .register import call_kernel, check_choice, register_op
+from .shapes import float_shape
 
 NAMES = tuple(name for name in ACTIVATIONS if name != "none")
 
 
 def activation(x: relax.Expr, name: str) -> relax.Call:
-    """The activation `name` ("relu", "silu" or "gelu_tanh") of every element of x, float32 or bfloat16 of any rank.
+    """The activation `name` ("relu", "silu", "gelu" or "gelu_tanh") of every element of x, float32 or bfloat16 of any rank.
 
     Returns the type of x; computed in float32. Raises ValueError for another name, dtype, or an unknown rank.
     """
@@ -20,10 +21,7 @@ def activation(x: relax.Expr, name: str) -> relax.Call:
 
 
 def _infer(call: relax.Call) -> relax.TensorType:
-    ty = tensor_type(call, 0, "x")
-    if str(ty.dtype) not in FLOATS or not isinstance(ty.shape, relax.ShapeExpr):
-        raise ValueError(f"{op_name(call)}: x: expected a tensor of {' or '.join(FLOATS)} with a known shape, given {ty}")
-    return relax.TensorType(ty.shape, str(ty.dtype))
+    return relax.TensorType(float_shape(call, 0, "x"), str(call.args[0].ty.dtype))
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

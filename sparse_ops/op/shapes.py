@@ -1,9 +1,9 @@
-"""Shared by the ops on rows: dimensions that must be known, arguments of which only the rows count, numbers."""
+"""Shared by the ops: dimensions that must be known, tensors of any rank, arguments of which only the rows count, numbers."""
 
 import tvm
 from tvm import relax
 
-from .register import op_name, tensor_type
+from .register import FLOATS, op_name, tensor_type
 
 
 def known(call: relax.Call, argument: str, dims) -> tuple[int, ...]:
@@ -14,6 +14,16 @@ def known(call: relax.Call, argument: str, dims) -> tuple[int, ...]:
                 f"{op_name(call)}: {argument}: expected sizes known at compile time in all dimensions but the rows, given {dim}"
             )
     return tuple(int(dim) for dim in dims)
+
+
+def float_shape(call: relax.Call, position: int, argument: str, least: int = 0) -> list:
+    """The shape of a float tensor of any rank from `least` on; ValueError when it is none or its shape is not known."""
+    ty = tensor_type(call, position, argument)
+    if str(ty.dtype) not in FLOATS or not isinstance(ty.shape, relax.ShapeExpr) or len(ty.shape.values) < least:
+        rank = f" of at least {least} dimensions" if least else ""
+        expected = f"a tensor of {' or '.join(FLOATS)} with a known shape{rank}"
+        raise ValueError(f"{op_name(call)}: {argument}: expected {expected}, given {ty}")
+    return list(ty.shape.values)
 
 
 def rows_of(call: relax.Call, position: int, argument: str):

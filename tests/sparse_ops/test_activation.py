@@ -13,6 +13,7 @@ from tests.tolerance import assert_close
 TORCH = {
     "relu": torch.relu,
     "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
 }
 
