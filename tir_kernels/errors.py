@@ -15,6 +15,11 @@ RAISE_OFFSETS = "tir_kernels.raise_offsets_error"
 RAISE_MAP = "tir_kernels.raise_map_error"
 RAISE_TAPS = "tir_kernels.raise_taps_error"
 RAISE_SITES = "tir_kernels.raise_sites_error"
+RAISE_PARENT = "tir_kernels.raise_parent_error"
+RAISE_ROW = "tir_kernels.raise_row_error"
+RAISE_REPEATED_ROW = "tir_kernels.raise_repeated_row_error"
+
+RAISE_KERNEL_SIZE = "tir_kernels.raise_kernel_size_error"
 
 COLUMNS = ("batch index", "x", "y", "z")
 
@@ -47,6 +52,13 @@ def raise_index_error(position: int, value: int, rows: int):
     raise ValueError(f"index: entry {position} is {value}, expected {expected}")
 
 
+@tvm.register_global_func(RAISE_PARENT)
+def raise_parent_error(row: int, value: int, rows: int):
+    """A fine site names a coarse row that there is not."""
+    expected = f"a row from 0 to {rows - 1}, or -1" if rows else "-1, as there are no rows"
+    raise ValueError(f"parent: row {row} is {value}, expected {expected}")
+
+
 @tvm.register_global_func(RAISE_BATCH_INDEX)
 def raise_batch_index_error(row: int, value: int, batch: int):
     """A row names a batch element that there is not."""
@@ -61,10 +73,28 @@ def raise_offsets_error(argument: str, entry: int, previous: int, value: int, ro
     raise ValueError(f"{argument}: from {previous} to {value}, expected offsets from 0 to the {rows} rows")
 
 
+@tvm.register_global_func(RAISE_ROW)
+def raise_row_error(argument: str, position: int, value: int, rows: int):
+    """An order of rows names one that there is not."""
+    raise ValueError(f"{argument}: entry {position} is {value}, expected a row from 0 to {rows - 1}")
+
+
+@tvm.register_global_func(RAISE_REPEATED_ROW)
+def raise_repeated_row_error(argument: str, position: int, value: int):
+    """An order that every row stands in once has one of them twice."""
+    raise ValueError(f"{argument}: entry {position} is row {value} again, expected every row once")
+
+
 @tvm.register_global_func(RAISE_SITES)
 def raise_sites_error(column: int, first: int, last: int):
     """The output sites of a convolution leave the range of coordinates."""
     raise ValueError(f"coords: output sites reach from {first} to {last} along {COLUMNS[column]}, expected -32768 to 32767")
+
+
+@tvm.register_global_func(RAISE_KERNEL_SIZE)
+def raise_kernel_size_error(axis: int, size: int, reach: int):
+    """A dense convolution's kernel is larger than the padded input."""
+    raise ValueError(f"x: expected a padded size of at least the {reach} of the kernel along axis {axis}, given {size}")
 
 
 @tvm.register_global_func(RAISE_MAP)

@@ -1,16 +1,21 @@
-"""`attention`: its oracle, depths, lengths around the tiles, huge logits, segments without keys, wrong input."""
+"""`attention`: its oracle, depths, lengths around the tiles, orders, huge logits, segments without keys, wrong input."""
+
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+import tvm
 from tvm import relax
+from tvm.script import tirx as T
 
 from sparse_ops import op
 from sparse_ops.build import build
 from sparse_ops.registry import features
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
-from tir_kernels.attention import naive
+from tir_kernels.attention import exp2, naive
+from tir_kernels.isa import host_target
 
 SHAPES = [("n", 2, 20), ("k", 2, 20), ("k", 2, 20), ("b",), ("b",)]
 
@@ -20,6 +25,17 @@ def arguments(q_lengths, k_lengths, heads=2, depth=20, dtype="float32", size=1.0
     q, k, v = (features(rng, sum(rows), heads, depth) for rows in (q_lengths, k_lengths, k_lengths))
     q, k, v = ((array * size).astype(features(rng, 0, dtype=dtype).dtype) for array in (q, k, v))
     return q, k, v, *(np.cumsum([0, *lengths]).astype("int32") for lengths in (q_lengths, k_lengths))
+
+
+@cache
+def executable():
+    """Attention of float32 and any lengths, compiled."""
+    return build(module_of(op.attention, arguments([1], [1]), SHAPES))
+
+
+def attend(*args):
+    (out,) = run(executable(), args)
+    return out
 
 
 def test_oracle_is_dense_attention():
@@ -32,21 +48,19 @@ def test_oracle_is_dense_attention():
 
 
 def test_lengths_around_the_tiles():
-    """Tiles are of 128 queries and 96 keys; groups within them of 6 or 12 keys and 8 to 32 queries."""
-    executable = build(module_of(op.attention, arguments([1], [1]), SHAPES))
+    """Tiles are of 480 queries, in blocks of 24, and 128 keys; groups within them of 3 or 6 queries and 4 to 64 keys."""
     for q_lengths, k_lengths in (
-        ([127, 128, 129], [95, 96, 97]),
-        ([1, 0, 300, 3], [1, 50, 193, 0]),
+        ([479, 480, 481], [127, 128, 129]),
+        ([1, 0, 300, 3], [1, 50, 257, 0]),
         ([0, 0], [0, 3]),
-        ([33, 2, 17, 16, 15], [11, 12, 13, 5, 700]),
+        ([33, 2, 24, 25, 23, 5, 6, 7], [15, 16, 17, 5, 700, 8, 7, 9]),
     ):
         args = arguments(q_lengths, k_lengths)
-        (out,) = run(executable, args)
-        assert_close(out, naive(*args), max(k_lengths), dtype="float32")
-    assert not run(executable, arguments([4, 4], [0, 0]))[0].any()  # no keys: zeros
+        assert_close(attend(*args), naive(*args), max(k_lengths), dtype="float32")
+    assert not attend(*arguments([4, 4], [0, 0])).any()  # no keys: zeros
 
 
-@pytest.mark.parametrize("depth", [1, 8, 31, 64, 128])
+@pytest.mark.parametrize("depth", [1, 16, 31, 64, 100, 128])
 def test_depths(depth):
     args = arguments([40], [100], depth=depth)
     out = evaluate(lambda *args: op.attention(*args, scale=0.7 / depth), *args)
@@ -57,12 +71,81 @@ def test_huge_logits():
     """Logits of 10^6 and more: nearly all of the weight falls on one key, and nothing overflows."""
     q, k, v, *offsets = arguments([30], [200], size=300.0)
     k[:, :, 0] += np.arange(200)[:, None] * 50  # far apart, so that float32 logits agree on the largest
-    out = evaluate(op.attention, q, k, v, *offsets)
+    out = attend(q, k, v, *offsets)
     assert np.isfinite(out).all()
     logits = np.sort(np.einsum("ihd,jhd->ihj", q.astype("float64"), k.astype("float64")) / np.sqrt(20), -1)
     clear = logits[..., -1] - logits[..., -2] > 100
     assert clear.mean() > 0.9
     assert_close(out[clear], naive(q, k, v, *offsets)[clear], dtype="float32")
+
+
+@pytest.mark.parametrize("size", [1e3, 1e15])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_huge_logits_of_one_sign(size, sign):
+    """Equal logits of either sign, up to 10^31: the mean of the values. Their distance to the start must not overflow."""
+    q, k, v, *offsets = arguments([5], [300])
+    q[:], k[:] = size, sign * size
+    assert_close(attend(q, k, v, *offsets), naive(q, k, v, *offsets), 300, dtype="float32")
+
+
+def test_nan_reaches_the_queries_that_see_it():
+    q, k, v, *offsets = arguments([4, 3], [200, 20])
+    q[1], k[205], v[210, :, 0] = np.nan, np.nan, np.nan
+    seen = np.isnan(attend(q, k, v, *offsets)).all((1, 2))
+    np.testing.assert_array_equal(seen, [False, True, False, False, True, True, True])
+
+
+@pytest.mark.parametrize("target", [host_target(), tvm.target.Target({"kind": "llvm"})], ids=["host", "baseline"])
+def test_exp2(target):
+    x = np.concatenate([np.linspace(-125, 0, 200_000), -np.logspace(-30, 0, 100)]).astype("float32")
+
+    @T.prim_func(s_tir=True)
+    def kernel(x: T.Buffer((200_100,), "float32"), y: T.Buffer((200_100,), "float32")):
+        for i in range(200_100):
+            y[i] = exp2(x[i])
+
+    y = tvm.runtime.tensor(np.zeros_like(x))
+    tvm.compile(tvm.IRModule({"main": kernel}), target=target)["main"](tvm.runtime.tensor(x), y)
+    error = y.numpy() / np.exp2(x.astype("float64")) - 1
+    assert np.abs(error).max() < 3e-7
+
+
+@pytest.mark.parametrize("given", [("q_order",), ("k_order",), ("q_order", "k_order")], ids="-".join)
+def test_orders_are_rows_gathered_before_and_scattered_after(given):
+    """Bit for bit, with keys that several segments share and keys that none has."""
+    q, k, v, *offsets = arguments([30, 1, 0, 200], [150, 1, 7, 60])
+    rng = np.random.default_rng(1)
+    orders = {"q_order": rng.permutation(len(q)), "k_order": rng.integers(0, len(k) // 2, len(k))}
+    orders = {name: orders[name].astype("int32") for name in given}
+    rows, keys = (orders.get(name, np.arange(len(x))) for name, x in (("q_order", q), ("k_order", k)))
+    out = evaluate(
+        lambda *args: op.attention(*args[:5], **dict(zip(given, args[5:], strict=True))), q, k, v, *offsets, *orders.values()
+    )
+    np.testing.assert_array_equal(out[rows], attend(q[rows], k[keys], v[keys], *offsets))
+    assert_close(out, naive(q, k, v, *offsets, **orders), 150, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    "name, order, message",
+    [
+        ("q_order", [0, 4, 2, 3, 5], "q_order: entry 4 is 5, expected a row from 0 to 4"),
+        ("q_order", [0, 1, -1, 3, -2], "q_order: entry 2 is -1, expected a row from 0 to 4"),
+        ("q_order", [0, 4, 2, 4, 3], "q_order: entry 3 is row 4 again, expected every row once"),
+        ("k_order", [6, 6, 7, 0, 1, 2, 3], "k_order: entry 2 is 7, expected a row from 0 to 6"),
+        ("k_order", [0, 1, 2], "k_offsets: from 0 to 7, expected offsets from 0 to the 3 rows"),
+    ],
+)
+def test_orders_that_do_not_fit_are_named(name, order, message):
+    args = [*arguments([3, 2], [3, 4]), np.array(order, "int32")]
+    with pytest.raises(ValueError, match=message):
+        evaluate(lambda *args: op.attention(*args[:5], **{name: args[5]}), *args)
+
+
+def test_an_order_of_too_few_queries_is_named():
+    args = [relax.Var(f"a{i}", relax.TensorType(a.shape, str(a.dtype))) for i, a in enumerate(arguments([3, 2], [3, 4]))]
+    order = relax.Var("order", relax.TensorType([4], "int32"))
+    with pytest.raises(ValueError, match=r"sparse_ops\.attention: q_order: expected \[5\] of int32"):
+        relax.BlockBuilder().normalize(op.attention(*args, q_order=order))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +161,7 @@ def test_offsets_that_do_not_fit_are_named(position, offsets, message):
     args = list(arguments([3, 2], [3, 4]))
     args[position] = np.array(offsets, "int32")
     with pytest.raises(ValueError, match=message):
-        evaluate(op.attention, *args, shapes=SHAPES)
+        attend(*args)
 
 
 @pytest.mark.parametrize(
