@@ -19,8 +19,8 @@ the running module.
 
 from tvm.relax.frontend.nn import Module, ModuleList, Parameter, Tensor
 
-from .attention import CrossAttention, SelfAttention, attention
-from .carrier import KernelMap, Link, Sites, SparseTensor
+from .attention import CrossAttention, SelfAttention, SerializedSelfAttention, WindowedSelfAttention, attention
+from .carrier import KernelMap, Link, Partition, Sites, SparseTensor
 from .conv import SparseConv3d, SparseConvTranspose3d, SparseInverseConv3d, SubMConv3d
 from .norm import GroupNorm, LayerNorm, MultiHeadRMSNorm
 from .pool import BatchPool, Downsample, SparseAvgPool3d, SparseMaxPool3d, Subdivide, Upsample
@@ -40,7 +40,9 @@ __all__ = [
     "ModuleList",
     "MultiHeadRMSNorm",
     "Parameter",
+    "Partition",
     "SelfAttention",
+    "SerializedSelfAttention",
     "Sites",
     "SparseAvgPool3d",
     "SparseConv3d",
@@ -52,6 +54,7 @@ __all__ = [
     "Subdivide",
     "Tensor",
     "Upsample",
+    "WindowedSelfAttention",
     "attention",
     "concat",
     "modulated_add",

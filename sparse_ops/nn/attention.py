@@ -1,12 +1,18 @@
-"""Attention within batch elements, whose rows lie one after the other: no padding, no masks."""
+"""Attention within batch elements, whose rows lie one after the other, or within windows: no padding, no masks."""
 
 from math import sqrt
 
 from tvm import relax
 from tvm.relax.frontend import nn
 
+from tir_kernels.serialize import MODES
+
 from .. import op
-from .carrier import SparseTensor, check_sparse, emit
+from ..op.index import triple
+from ..op.register import check_choice
+from ..op.shapes import check_int
+from ..op.windows import LEAST_SHIFT, window_axes
+from .carrier import Partition, Sites, SparseTensor, check_sparse, emit
 from .norm import MultiHeadRMSNorm
 from .rows import Linear, Rowwise, check_count, feats_of
 
@@ -18,14 +24,18 @@ def attention(
     q_offsets: nn.Tensor,
     k_offsets: nn.Tensor,
     scale: float | None = None,
+    q_order: nn.Tensor | None = None,
+    k_order: nn.Tensor | None = None,
 ) -> nn.Tensor:
-    """softmax(q k^T * scale) v for every head and batch element b, rows offsets[b] to offsets[b + 1].
+    """softmax(q k^T * scale) v for every head and segment b, rows offsets[b] to offsets[b + 1], or so many of an order.
 
-    q [Nq, H, D]; k, v [Nk, H, D]; q_offsets, k_offsets int32 [B + 1]; scale 1 / sqrt(D) unless given. Returns [Nq, H, D].
+    q [Nq, H, D]; k, v [Nk, H, D]; q_offsets, k_offsets int32 [B + 1]; scale 1 / sqrt(D) unless given; q_order int32 [Nq],
+    k_order int32 [Mk] as in a `Partition`, see `op.attention`. Returns [Nq, H, D].
     """
     scale = 1 / sqrt(q.shape[2]) if scale is None else scale
-    args = (q, k, v, q_offsets, k_offsets)
-    return emit(op.attention(*(argument._expr for argument in args), scale=scale), "attention")
+    args = (argument._expr for argument in (q, k, v, q_offsets, k_offsets))
+    orders = (None if order is None else order._expr for order in (q_order, k_order))
+    return emit(op.attention(*args, scale, *orders), "attention")
 
 
 class SelfAttention(nn.Module):
@@ -49,8 +59,56 @@ class SelfAttention(nn.Module):
         q, k, v = (heads_of(part.feats, self.num_heads) for part in self.to_qkv.parts(x, 3))
         if self.q_rms_norm is not None:
             q, k = self.q_rms_norm(q), self.k_rms_norm(k)
-        offsets = x.sites.offsets()
-        return self.to_out(x.with_feats(rows_of(attention(q, k, v, offsets, offsets))), residual)
+        return self.to_out(x.with_feats(rows_of(self.attend(x.sites, q, k, v))), residual)
+
+    def attend(self, sites: Sites, q: nn.Tensor, k: nn.Tensor, v: nn.Tensor) -> nn.Tensor:
+        """Three of [N, H, D] -> [N, H, D]."""
+        offsets = sites.offsets()
+        return attention(q, k, v, offsets, offsets)
+
+
+class WindowedSelfAttention(SelfAttention):
+    """Every row attends to the rows of its window of voxels, see `op.window_partition`.
+
+    Parameters as in `SelfAttention`. Layers of equal `window` and `shift` share a partition. ValueError if the heads do
+    not divide the channels, or for a wrong window or shift.
+    """
+
+    def __init__(self, channels: int, num_heads: int, window, shift=0, qk_rms_norm: bool = False, dtype: str = "float32"):
+        super().__init__(channels, num_heads, qk_rms_norm, dtype)
+        self.window, self.shift = window_axes("nn.WindowedSelfAttention", window, shift)
+
+    def attend(self, sites: Sites, q: nn.Tensor, k: nn.Tensor, v: nn.Tensor) -> nn.Tensor:
+        return _within(sites.windows(self.window, self.shift), q, k, v)
+
+
+class SerializedSelfAttention(SelfAttention):
+    """Every row attends to `window` rows around it along a space-filling curve, see `op.serialized_partition`.
+
+    Parameters as in `SelfAttention`. Layers of equal options share a partition. ValueError if the heads do not divide the
+    channels, or for a wrong option.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        window: int,
+        shift_sequence: int = 0,
+        shift=0,
+        mode: str = "z_order",
+        qk_rms_norm: bool = False,
+        dtype: str = "float32",
+    ):
+        super().__init__(channels, num_heads, qk_rms_norm, dtype)
+        name = "nn.SerializedSelfAttention"
+        check_int(name, "window", window, 1)
+        check_int(name, "shift_sequence", shift_sequence, 0)
+        check_choice(name, "mode", mode, MODES)
+        self.partition = window, shift_sequence, triple(name, "shift", shift, LEAST_SHIFT), mode
+
+    def attend(self, sites: Sites, q: nn.Tensor, k: nn.Tensor, v: nn.Tensor) -> nn.Tensor:
+        return _within(sites.serialized(*self.partition), q, k, v)
 
 
 class CrossAttention(nn.Module):
@@ -85,6 +143,12 @@ class CrossAttention(nn.Module):
         q = heads_of(self.to_q(x).feats, self.num_heads)
         h = attention(q, *context, x.sites.offsets(), context_offsets)
         return self.to_out(x.with_feats(rows_of(h)), residual)
+
+
+def _within(partition: Partition, q: nn.Tensor, k: nn.Tensor, v: nn.Tensor) -> nn.Tensor:
+    """Attention within the windows of a partition."""
+    q_order, q_offsets, k_order, k_offsets = partition.fields
+    return attention(q, k, v, q_offsets, k_offsets, q_order=q_order, k_order=k_order)
 
 
 def heads_of(x: Rowwise, heads: int) -> nn.Tensor:

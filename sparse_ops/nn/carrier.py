@@ -15,6 +15,7 @@ from tvm.relax.frontend.nn import spec
 
 from .. import op
 from ..op.index import triple
+from ..op.windows import LEAST_SHIFT, window_axes
 
 _fresh = itertools.count()
 
@@ -80,6 +81,40 @@ class KernelMap:
         shapes = (pairs, pairs, [pairs[0], f"{name}_columns"], [2])
         dtypes = ("int32", "int32", "int32", "int64")
         return tuple(spec.Tensor(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """Rows cut into windows, within which attention takes place.
+
+    q_order int32 [N], q_offsets int32 [W + 1]: the queries of window i are rows q_order[q_offsets[i] : q_offsets[i + 1]];
+    k_order int32 [M], k_offsets int32 [W + 1]: its keys likewise. Goes from function to function as a `KernelMap` does.
+    """
+
+    q_order: nn.Tensor
+    q_offsets: nn.Tensor
+    k_order: nn.Tensor
+    k_offsets: nn.Tensor
+
+    @classmethod
+    def of(cls, fields: Sequence[relax.Expr]) -> "Partition":
+        """From what a partition op returns: four elements, or two where queries are the keys."""
+        q_order, q_offsets, *keys = fields
+        offsets = dimension("offsets")
+        queries = nn.Tensor(_expr=q_order), cast_shape(q_offsets, (offsets,))
+        if not keys:
+            return cls(*queries, *queries)
+        return cls(*queries, cast_shape(keys[0], (dimension("keys"),)), cast_shape(keys[1], (offsets,)))
+
+    @property
+    def fields(self) -> tuple[nn.Tensor, ...]:
+        return self.q_order, self.q_offsets, self.k_order, self.k_offsets
+
+    @staticmethod
+    def spec(name: str) -> tuple[spec.Tensor, ...]:
+        """What an exported function declares for a partition; `name` keeps its dimensions apart from those of others."""
+        shapes = (f"{name}_queries", f"{name}_offsets", f"{name}_keys", f"{name}_offsets")
+        return tuple(spec.Tensor([dim], "int32") for dim in shapes)
 
 
 class Sites:
@@ -188,6 +223,34 @@ class Sites:
     def put_offsets(self, offsets: nn.Tensor) -> None:
         """Use offsets that were built earlier."""
         self._built["offsets"] = offsets
+
+    def windows(self, window, shift=0) -> Partition:
+        """The rows by windows of voxels, see `op.window_partition`."""
+        window, shift = window_axes("nn", window, shift)
+        return self._once(
+            ("windows", window, shift),
+            lambda: Partition.of(emit_fields(op.window_partition(self.coords._expr, window, shift))),
+        )
+
+    def put_windows(self, partition: Partition, window, shift=0) -> None:
+        """Use a partition that was built earlier, by another function."""
+        window, shift = window_axes("nn", window, shift)
+        self._built["windows", window, shift] = partition
+
+    def serialized(self, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order") -> Partition:
+        """The rows by overlapping windows along a curve, see `op.serialized_partition`."""
+        shift = _axes("shift", shift, LEAST_SHIFT)
+        arguments = window, shift_sequence, shift, mode
+        return self._once(
+            ("serialized", *arguments),
+            lambda: Partition.of(emit_fields(op.serialized_partition(self.coords._expr, *arguments))),
+        )
+
+    def put_serialized(
+        self, partition: Partition, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order"
+    ) -> None:
+        """Use a partition that was built earlier, by another function."""
+        self._built["serialized", window, shift_sequence, _axes("shift", shift, LEAST_SHIFT), mode] = partition
 
     def _once(self, key, build):
         if key not in self._built:

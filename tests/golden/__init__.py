@@ -13,6 +13,7 @@ from tests.golden import (
     case_sparse_resblock,
     case_subm_conv3d,
     case_torture,
+    case_windowed_attention,
 )
 from tests.golden.case import Case
 
@@ -23,4 +24,5 @@ CASES: dict[str, Case] = {
     "sparse_resblock": case_sparse_resblock.CASE,
     "subm_conv3d": case_subm_conv3d.CASE,
     "torture": case_torture.CASE,
+    "windowed_attention": case_windowed_attention.CASE,
 }

@@ -21,10 +21,12 @@ def config_of(config: dict) -> SlatConfig:
     return SlatConfig.from_dict({field.name: config[field.name] for field in fields(SlatConfig) if field.name in config})
 
 
-def run(tensors: Tensors, config: dict) -> Tensors:
+def run(tensors: Tensors, config: dict, **options) -> Tensors:
+    """`options`: how the generator is compiled."""
     state = {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")}
     mids = [name.removeprefix("mid.") for name in tensors if name.startswith("mid.")]
-    generator = SlatGenerator(config_of(config), state, taps=[name for name in mids if name not in OF_THE_PLAN])
+    taps = [name for name in mids if name not in OF_THE_PLAN]
+    generator = SlatGenerator(config_of(config), state, taps=taps, **options)
     x, cond = tensors["in.x"], tensors["in.cond"]  # [1, N, C]: rows of all batch elements; [B, L, C]
     rows, plan = x.reshape(-1, x.shape[-1]), generator.prepare(tensors["in.coords"], cond)
 

@@ -1,0 +1,56 @@
+"""Windows of voxels, `R.sparse_ops.window_partition`."""
+
+from tvm import relax
+
+from tir_kernels.coordinate_index import COORDINATE_LIMIT
+from tir_kernels.windows import group_rows
+from tir_kernels.windows import window_coords as windows_kernel
+
+from .index import check_coords, emit_shape, emit_tuple, int32, int32_of_rank, triple
+from .register import call_kernel, register_op
+from .unique import unique
+
+LEAST_SHIFT = -COORDINATE_LIMIT
+
+
+def window_partition(coords: relax.Expr, window, shift=0) -> relax.Call:
+    """The rows of coords int32 [N, 4] by window (batch, (x + sx) // wx, (y + sy) // wy, (z + sz) // wz), ascending.
+
+    window: voxels along x, y, z, an int or three of at least 1; shift: likewise, at least
+    -32768; divisions round down. Returns
+    (order int32 [N], offsets int32 [W + 1]): window i holds the rows order[offsets[i] : offsets[i + 1]], ascending. W
+    counts the windows that are not empty and is known only at run time: `match_cast` the offsets to name it. Attention
+    within windows is `attention(q, k, v, offsets, offsets, q_order=order, k_order=order)`.
+
+    Raises ValueError naming the argument that does not fit and, from the running module, for the first row out of range
+    (batch 0 to 4095, x, y, z -32768 to 32767).
+    """
+    window, shift = window_axes("window_partition", window, shift)
+    return _make(coords, window=list(window), shift=list(shift))
+
+
+def window_axes(op: str, window, shift) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Window and shift along x, y, z. A shift by a whole window changes nothing and is taken off."""
+    window, shift = triple(op, "window", window, 1), triple(op, "shift", shift, LEAST_SHIFT)
+    return window, tuple(s % w for s, w in zip(shift, window, strict=True))
+
+
+def emit_groups(bb: relax.BlockBuilder, keys: relax.Expr) -> list[relax.Expr]:
+    """Rows of keys int32 [N, 4] by key, ascending, those of one key ascending: (order [N], offsets [G + 1])."""
+    distinct, group = emit_tuple(bb, unique(keys), 2)
+    groups, _ = emit_shape(bb, distinct)
+    return emit_tuple(bb, call_kernel(bb, group_rows(), [group], [group.ty, int32(groups + 1)]), 2)
+
+
+def _infer(call: relax.Call) -> relax.TupleType:
+    return relax.TupleType([int32(check_coords(call, 0)), int32_of_rank(1)])
+
+
+def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    (coords,) = call.args
+    window, shift = (tuple(int(axis) for axis in call.attrs[key]) for key in ("window", "shift"))
+    keys = bb.emit(call_kernel(bb, windows_kernel(window, shift), [coords], coords.ty))
+    return relax.Tuple(emit_groups(bb, keys))
+
+
+_make = register_op("window_partition", _infer, _legalize)
