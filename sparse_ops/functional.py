@@ -19,6 +19,7 @@ from .arrays import as_kind, as_tensor, describe, kind_of
 from .build import pack_params
 from .compile_cache import compiled
 from .op.index import triple
+from .op.windows import LEAST_SHIFT, window_axes
 
 FLOATS = ("float32", "bfloat16")
 MAP_ARRAYS = ("pair_in", "pair_out", "segment", "rows")
@@ -164,6 +165,42 @@ def lookup(coords, queries, method: str = "auto"):
     return as_kind(out, kind_of(coords))
 
 
+def window_partition(coords, window, shift=0):
+    """Rows of int32 [N, 4] by window: (order int32 [N], offsets int32 [W + 1]); see `op.window_partition`."""
+    window, shift = window_axes("window_partition", window, shift)
+    order, offsets = _run(
+        "window_partition",
+        {"coords": (_coords(coords), ("n", 4))},
+        lambda coords: op.window_partition(coords, window, shift),
+        {"window": window, "shift": shift},
+    )
+    return as_kind(order, kind_of(coords)), as_kind(offsets, kind_of(coords))
+
+
+def serialize(coords, mode: str = "z_order", shift=0):
+    """Place of every row of int32 [N, 4] along a space-filling curve: codes int32 [N]; see `op.serialize`."""
+    shift = triple("serialize", "shift", shift, LEAST_SHIFT)
+    out = _run(
+        "serialize",
+        {"coords": (_coords(coords), ("n", 4))},
+        lambda coords: op.serialize(coords, mode, shift),
+        {"mode": mode, "shift": shift},
+    )
+    return as_kind(out, kind_of(coords))
+
+
+def serialized_partition(coords, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order"):
+    """Overlapping windows along a curve: (q_order, q_offsets, k_order, k_offsets); see `op.serialized_partition`."""
+    shift = triple("serialized_partition", "shift", shift, LEAST_SHIFT)
+    out = _run(
+        "serialized_partition",
+        {"coords": (_coords(coords), ("n", 4))},
+        lambda coords: op.serialized_partition(coords, window, shift_sequence, shift, mode),
+        {"window": window, "shift_sequence": shift_sequence, "shift": shift, "mode": mode},
+    )
+    return tuple(as_kind(array, kind_of(coords)) for array in out)
+
+
 def submanifold_map(coords, kernel_size=3, dilation=1, method: str = "auto") -> KernelMap:
     """The kernel map of a submanifold convolution on coords int32 [N, 4]; see `op.submanifold_map`."""
     tensor = _coords(coords)
@@ -230,6 +267,17 @@ def _check_rows(argument: str, given: int, kernel_map: KernelMap) -> None:
         )
 
 
+def _conv_dims(weights: Weights, x: tvm.runtime.Tensor, kernel_map: KernelMap) -> tuple:
+    """(Cout, kx, ky, kz, Cin) of a weight, which must fit the features and the map."""
+    dims = as_tensor(weights.weight, "weight", (str(x.dtype),), (None,) * 4 + (x.shape[1],)).shape
+    kernel = list(dims[1:-1])
+    if tuple(kernel) != kernel_map.geometry.kernel:
+        raise ValueError(
+            f"weight: expected kernel size {list(kernel_map.geometry.kernel)}, as the kernel map's, given {kernel}"
+        )
+    return tuple(dims)
+
+
 def sparse_conv(x, weight, kernel_map: KernelMap, bias=None, residual=None, activation: str = "none"):
     """Sparse convolution: x [N, Cin], weight [Cout, kx, ky, kz, Cin] -> [M, Cout]; see `op.sparse_conv`.
 
@@ -240,11 +288,7 @@ def sparse_conv(x, weight, kernel_map: KernelMap, bias=None, residual=None, acti
     cin = tensor.shape[1]
     arrays = _map_tensors(kernel_map)
     _check_rows("x", tensor.shape[0], kernel_map)
-    cout, *kernel, _ = as_tensor(weights.weight, "weight", (str(tensor.dtype),), (None,) * 4 + (cin,)).shape
-    if tuple(kernel) != kernel_map.geometry.kernel:
-        raise ValueError(
-            f"weight: expected kernel size {list(kernel_map.geometry.kernel)}, as the kernel map's, given {kernel}"
-        )
+    cout, *_ = dims = _conv_dims(weights, tensor, kernel_map)
     tensors = {"x": (tensor, ("n", cin))} | arrays | {"coords_out": (kernel_map.coords_out, ("m", 4))}
     if residual is not None:
         rows = kernel_map.coords_out.shape[0]
@@ -254,7 +298,29 @@ def sparse_conv(x, weight, kernel_map: KernelMap, bias=None, residual=None, acti
         fields = relax.Tuple([arrays[name] for name in MAP_ARRAYS])
         return op.sparse_conv(x, weight, fields, coords_out, bias, residual, activation)
 
-    out = _run("sparse_conv", tensors, call, {"activation": activation, "weight_dims": (cout, *kernel, cin)}, weights)
+    out = _run("sparse_conv", tensors, call, {"activation": activation, "weight_dims": dims}, weights)
+    return as_kind(out, kind_of(x))
+
+
+def upsampled_conv(x, weight, kernel_map: KernelMap, parent, bias=None, residual=None, activation: str = "none"):
+    """`sparse_conv(gather_rows(x, parent), weight, kernel_map, ...)` for less work, on a submanifold map.
+
+    x [M, Cin], weight [Cout, kx, ky, kz, Cin] or `Weights`, parent int32 [N] -> [N, Cout]; see `op.upsampled_conv`.
+    """
+    weights = weight if isinstance(weight, Weights) else Weights(weight, bias)
+    tensor = _features(x)
+    arrays = _map_tensors(kernel_map)
+    rows = kernel_map.coords_in.shape[0]
+    cout, *_, cin = dims = _conv_dims(weights, tensor, kernel_map)
+    tensors = {"x": (tensor, ("m", cin))} | arrays | {"parent": (as_tensor(parent, "parent", ("int32",), (rows,)), ("n",))}
+    if residual is not None:
+        tensors["residual"] = (as_tensor(residual, "residual", (str(tensor.dtype),), (rows, cout)), ("n", cout))
+
+    def call(x, weight, parent, bias=None, residual=None, **arrays):
+        fields = relax.Tuple([arrays[name] for name in MAP_ARRAYS])
+        return op.upsampled_conv(x, weight, fields, parent, bias, residual, activation)
+
+    out = _run("upsampled_conv", tensors, call, {"activation": activation, "weight_dims": dims}, weights)
     return as_kind(out, kind_of(x))
 
 
@@ -378,10 +444,13 @@ def group_norm(x, offsets, weight, bias, groups: int, eps: float = 1e-5, activat
     return as_kind(out, kind_of(x))
 
 
-def attention(q, k, v, q_offsets, k_offsets, scale: float | None = None):
-    """Attention within segments: q [Nq, H, D], k, v [Nk, H, D], offsets int32 [B + 1] -> [Nq, H, D]; see `op.attention`."""
+def attention(q, k, v, q_offsets, k_offsets, scale: float | None = None, q_order=None, k_order=None):
+    """Attention within segments: q [Nq, H, D], k, v [Nk, H, D], offsets int32 [B + 1] -> [Nq, H, D].
+
+    q_order int32 [Nq], k_order int32 [Mk]: the rows that offsets count, as partitions give them; see `op.attention`.
+    """
     queries = as_tensor(q, "q", FLOATS, (None, None, None))
-    _, heads, depth = queries.shape
+    rows, heads, depth = queries.shape
     keys = as_tensor(k, "k", (str(queries.dtype),), (None, heads, depth))
     values = as_tensor(v, "v", (str(queries.dtype),), (keys.shape[0], heads, depth))
     starts = as_tensor(q_offsets, "q_offsets", ("int32",), (None,))
@@ -392,5 +461,9 @@ def attention(q, k, v, q_offsets, k_offsets, scale: float | None = None):
         "q_offsets": (starts, ("b",)),
         "k_offsets": (as_tensor(k_offsets, "k_offsets", ("int32",), (starts.shape[0],)), ("b",)),
     }
+    if q_order is not None:
+        tensors["q_order"] = (as_tensor(q_order, "q_order", ("int32",), (rows,)), ("n",))
+    if k_order is not None:
+        tensors["k_order"] = (as_tensor(k_order, "k_order", ("int32",), (None,)), ("picked",))
     out = _run("attention", tensors, lambda **t: op.attention(**t, scale=scale), {"scale": scale})
     return as_kind(out, kind_of(q))

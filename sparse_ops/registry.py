@@ -101,6 +101,39 @@ def _subdivide(rng, rows, dtype):
     return Example([coords], [("n", 4)], lambda c: subdivide(c, (2, 1, 3)), [naive(coords, (2, 1, 3))])
 
 
+def _window_partition(rng, rows, dtype):
+    from tir_kernels.windows import naive
+
+    from .op import window_partition
+
+    coords, window, shift = voxels(rng, rows), (2, 3, 4), (1, 0, 3)
+    return Example([coords], [("n", 4)], lambda c: window_partition(c, window, shift), list(naive(coords, window, shift)))
+
+
+def _serialize(rng, rows, dtype):
+    from tir_kernels.serialize import naive
+
+    from .op import serialize
+
+    coords, mode, shift = voxels(rng, rows), "hilbert_transposed", (4, 5, 600)
+    return Example([coords], [("n", 4)], lambda c: serialize(c, mode, shift), [naive(coords, mode, shift)])
+
+
+def _serialized_partition(rng, rows, dtype):
+    from tir_kernels.serialize import naive, naive_partition
+
+    from .op import serialized_partition
+
+    coords = voxels(rng, rows)
+    code = naive(coords, shift=(4, 4, 4))
+    return Example(
+        [coords],
+        [("n", 4)],
+        lambda c: serialized_partition(c, 13, shift_sequence=5, shift=4),
+        list(naive_partition(coords, code, 13, 5)),
+    )
+
+
 def _conv_parameters(rng, taps, cin, cout, dtype):
     """weight [Cout, *taps, Cin], the same as [K, Cin, Cout] for the oracle, bias float32 [Cout]."""
     weight = features(rng, cout, *taps, cin, dtype=dtype)
@@ -146,6 +179,28 @@ def _sparse_conv(rng, rows, dtype):
     )
 
 
+def _upsampled_conv(rng, rows, dtype):
+    from tir_kernels.kernel_map import Geometry, naive_table
+    from tir_kernels.unique import naive as downsample
+    from tir_kernels.upsampled_conv import naive
+
+    from .op import submanifold_map, upsampled_conv
+
+    coords = voxels(rng, rows)
+    coarse, parent = downsample(coords, (2, 2, 2))
+    x, residual = features(rng, len(coarse) + 1, 33, dtype=dtype), features(rng, rows, 40, dtype=dtype)
+    weight, taps, bias = _conv_parameters(rng, (3, 3, 3), 33, 40, dtype)
+    table = naive_table(coords, coords, Geometry.submanifold((3, 3, 3)))
+    return Example(
+        [coords, x, parent, weight, bias, residual],
+        [("n", 4), ("m", 33), ("n",), (40, 3, 3, 3, 33), (40,), ("n", 40)],
+        lambda c, x, p, w, b, r: upsampled_conv(x, w, submanifold_map(c), p, b, r, activation="silu"),
+        [naive(x, taps, table, parent, bias, residual, "silu")],
+        depth=27 * 33,
+        flops=2.0 * len(coarse) * 27 * 33 * 40,
+    )
+
+
 def _strided_example(rng, rows, dtype, transposed):
     """Sites, the convolution onto them, and the inverse convolution back."""
     from tir_kernels import sites
@@ -188,20 +243,40 @@ def _transposed_map(rng, rows, dtype):
     return _strided_example(rng, rows, dtype, transposed=True)
 
 
+def _conv3d(rng, rows, dtype):
+    from tir_kernels.conv import naive
+
+    from .op import conv3d
+
+    batch, depth = min(rows, 2), max(1, rows // 2)
+    x, weight = features(rng, batch, 33, depth, 3, 5, dtype=dtype), features(rng, 40, 33, 3, 3, 3, dtype=dtype)
+    residual, bias = features(rng, batch, 40, (depth + 1) // 2, 3, 5, dtype=dtype), features(rng, 40)
+    options = {"stride": (2, 1, 1), "padding": (1, 1, 2), "dilation": (1, 1, 2), "activation": "silu"}
+    return Example(
+        [x, weight, bias, residual],
+        [("b", 33, "d", 3, 5), (40, 33, 3, 3, 3), (40,), ("b", 40, "half", 3, 5)],
+        lambda x, w, b, r: conv3d(x, w, b, r, **options),
+        [naive(x, weight, bias, residual, **options)],
+        depth=27 * 33,
+        flops=2.0 * residual.size * 27 * 33,
+    )
+
+
 def _linear(rng, rows, dtype):
     from tir_kernels.linear import naive
 
     from .op import linear
 
-    x, w = features(rng, rows, 33, dtype=dtype), features(rng, 70, 33, dtype=dtype)
-    bias, residual = features(rng, 70), features(rng, rows, 70, dtype=dtype)
+    x, w = features(rng, rows, 333, dtype=dtype), features(rng, 70, 333, dtype=dtype)  # two blocks of the depth
+    bias, gate, index = features(rng, 70), features(rng, 3, 70), rng.integers(0, 3, rows).astype("int32")
+    residual = features(rng, rows, 70, dtype=dtype)
     return Example(
-        [x, w, bias, residual],
-        [("n", 33), (70, 33), (70,), ("n", 70)],
-        lambda x, w, b, r: linear(x, w, b, r, activation="silu"),
-        [naive(x, w, bias, residual, "silu")],
-        depth=33,
-        flops=2.0 * rows * 33 * 70,
+        [x, w, bias, residual, gate, index],
+        [("n", 333), (70, 333), (70,), ("n", 70), ("b", 70), ("n",)],
+        lambda x, w, b, r, gate, index: linear(x, w, b, r, "silu", gate, index),
+        [naive(x, w, bias, residual, "silu", gate, index)],
+        depth=333,
+        flops=2.0 * rows * 333 * 70,
     )
 
 
@@ -297,6 +372,45 @@ def _layer_norm(rng, rows, dtype):
     )
 
 
+def _dense_group_norm(rng, rows, dtype):
+    from tir_kernels.dense_group_norm import naive
+
+    from .op import dense_group_norm
+
+    x, weight, bias = features(rng, 2, 6, rows, 3, 5, dtype=dtype), features(rng, 6), features(rng, 6)
+    return Example(
+        [x, weight, bias],
+        [("b", 6, "n", 3, 5), (6,), (6,)],
+        lambda x, w, b: dense_group_norm(x, w, b, 3, activation="silu"),
+        [naive(x, weight, bias, 3, activation="silu")],
+        depth=2 * rows * 15,
+    )
+
+
+def _channel_layer_norm(rng, rows, dtype):
+    from tir_kernels.channel_layer_norm import naive
+
+    from .op import channel_layer_norm
+
+    x, weight, bias = features(rng, 2, 67, rows, 5, dtype=dtype), features(rng, 67), features(rng, 67)
+    return Example(
+        [x, weight, bias],
+        [("b", 67, "n", 5), (67,), (67,)],
+        lambda x, w, b: channel_layer_norm(x, w, b, activation="silu"),
+        [naive(x, weight, bias, activation="silu")],
+        depth=67,
+    )
+
+
+def _softmax(rng, rows, dtype):
+    from tir_kernels.softmax import naive
+
+    from .op import softmax
+
+    x = features(rng, rows, 3, 67, dtype=dtype)
+    return Example([x], [("n", 3, 67)], softmax, [naive(x)], depth=67)
+
+
 def _rms_norm_heads(rng, rows, dtype):
     from tir_kernels.rms_norm_heads import naive
 
@@ -311,16 +425,35 @@ def _attention(rng, rows, dtype):
 
     from .op import attention
 
-    (_, q_offsets), (_, k_offsets) = _batches(rng, rows, 4), _batches(rng, 2 * rows, 4)
+    (_, q_offsets), (_, k_offsets) = _batches(rng, rows, 4), _batches(rng, 8 * rows, 4)
     q = features(rng, rows, 3, 21, dtype=dtype)
-    k, v = (features(rng, 2 * rows, 3, 21, dtype=dtype) for _ in range(2))
+    k, v = (features(rng, 8 * rows, 3, 21, dtype=dtype) for _ in range(2))
     return Example(
         [q, k, v, q_offsets, k_offsets],
         [("n", 3, 21), ("k", 3, 21), ("k", 3, 21), ("b",), ("b",)],
         attention,
         [naive(q, k, v, q_offsets, k_offsets)],
-        depth=max(2 * rows, 21),
+        depth=max(8 * rows, 21),
         flops=4.0 * (np.diff(q_offsets) * np.diff(k_offsets)).sum() * 3 * 21,
+    )
+
+
+def _attention_of_orders(rng, rows, dtype):
+    """Windows: rows in any order, keys in several of them."""
+    from tir_kernels.attention import naive
+
+    from .op import attention
+
+    (_, q_offsets), (_, k_offsets) = _batches(rng, rows, 9), _batches(rng, 2 * rows, 9)
+    q, k, v = (features(rng, rows, 2, 64, dtype=dtype) for _ in range(3))
+    q_order, k_order = rng.permutation(rows).astype("int32"), rng.integers(0, rows, 2 * rows).astype("int32")
+    return Example(
+        [q, k, v, q_offsets, k_offsets, q_order, k_order],
+        [*[("n", 2, 64)] * 3, ("b",), ("b",), ("n",), ("m",)],
+        lambda q, k, v, q_offsets, k_offsets, *orders: attention(q, k, v, q_offsets, k_offsets, None, *orders),
+        [naive(q, k, v, q_offsets, k_offsets, None, q_order, k_order)],
+        depth=max(2 * rows, 64),
+        flops=4.0 * (np.diff(q_offsets) * np.diff(k_offsets)).sum() * 2 * 64,
     )
 
 
@@ -378,10 +511,15 @@ OPS = [
     OpRow("unique", _unique, COORDINATES),
     OpRow("downsample", _downsample, COORDINATES),
     OpRow("subdivide", _subdivide, COORDINATES),
+    OpRow("window_partition", _window_partition, COORDINATES),
+    OpRow("serialize", _serialize, COORDINATES),
+    OpRow("serialized_partition", _serialized_partition, COORDINATES),
     OpRow("submanifold_map", _submanifold_map),
     OpRow("strided_map", _strided_map),
     OpRow("transposed_map", _transposed_map),
     OpRow("sparse_conv", _sparse_conv),
+    OpRow("upsampled_conv", _upsampled_conv),
+    OpRow("conv3d", _conv3d),
     OpRow("linear", _linear),
     OpRow("gather_rows", _gather_rows),
     OpRow("pool", _pool),
@@ -389,8 +527,12 @@ OPS = [
     OpRow("batch_offsets", _batch_offsets, COORDINATES),
     OpRow("group_norm", _group_norm),
     OpRow("layer_norm", _layer_norm),
+    OpRow("dense_group_norm", _dense_group_norm),
+    OpRow("channel_layer_norm", _channel_layer_norm),
+    OpRow("softmax", _softmax),
     OpRow("rms_norm_heads", _rms_norm_heads),
     OpRow("attention", _attention),
+    OpRow("attention_of_orders", _attention_of_orders),
     OpRow("activation", _activation),
     OpRow("modulated_add", _modulated_add),
     OpRow("to_dense", _to_dense),

@@ -3,7 +3,10 @@
 from .activation import activation
 from .attention import attention
 from .batch_offsets import batch_offsets
+from .channel_layer_norm import channel_layer_norm
+from .conv import conv3d
 from .dense import from_dense, to_dense
+from .dense_group_norm import dense_group_norm
 from .gather_rows import gather_rows
 from .group_norm import group_norm
 from .kernel_map import inverse_map, strided_map, submanifold_map
@@ -13,14 +16,21 @@ from .lookup import lookup
 from .modulated_add import modulated_add
 from .pool import pool, segment_pool
 from .rms_norm_heads import rms_norm_heads
+from .serialize import serialize, serialized_partition
+from .softmax import softmax
 from .sparse_conv import sparse_conv
 from .subdivide import subdivide
 from .unique import downsample, unique
+from .upsampled_conv import upsampled_conv
+from .windows import window_partition
 
 __all__ = [
     "activation",
     "attention",
     "batch_offsets",
+    "channel_layer_norm",
+    "conv3d",
+    "dense_group_norm",
     "downsample",
     "from_dense",
     "gather_rows",
@@ -33,10 +43,15 @@ __all__ = [
     "pool",
     "rms_norm_heads",
     "segment_pool",
+    "serialize",
+    "serialized_partition",
+    "softmax",
     "sparse_conv",
     "strided_map",
     "subdivide",
     "submanifold_map",
     "to_dense",
     "unique",
+    "upsampled_conv",
+    "window_partition",
 ]

@@ -17,8 +17,8 @@ from tir_kernels.isa import AVX2, AVX512, AVX512_BF16, PORTABLE, Isa, forced_isa
 
 ISAS = [PORTABLE, AVX2, AVX512, replace(AVX512_BF16, name="avx512bf16_emulated", emulate_dot=True)]
 # Rows of other ops use the kernels of these: each is walked under every instruction set.
-ISA_ROWS = ("sparse_conv", "linear", "attention")
-ISA_KERNELS = ("gather_gemm_", "linear_", "attention_")
+ISA_ROWS = ("sparse_conv", "conv3d", "linear", "attention")
+ISA_KERNELS = ("gather_gemm_", "conv3d_", "linear_", "attention_")
 ISA_CASES = [
     (row, dtype, isa)
     for row, dtype in CASES
