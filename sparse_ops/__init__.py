@@ -6,11 +6,11 @@
   `sparse_ops.functional` has the functions under them.
 """
 
-import tir_kernels as _kernels  # noqa: F401, sets up the thread pool before its first use
+from tir_kernels.threads import set_threads, threads  # the package also sets up the thread pool before its first use
 
 from . import functional, modules
 from .functional import KernelMap, Weights
 from .modules import *  # noqa: F403
 from .tensor import SparseTensor, sparse_add
 
-__all__ = ["KernelMap", "SparseTensor", "Weights", "functional", "sparse_add", *modules.__all__]
+__all__ = ["KernelMap", "SparseTensor", "Weights", "functional", "set_threads", "sparse_add", "threads", *modules.__all__]

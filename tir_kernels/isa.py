@@ -3,7 +3,6 @@
 A kernel's body never names a vector width. It asks `Isa.of(target)` once and is built for the `Tile` that follows.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -111,12 +110,3 @@ def kernel_name(op: str, dtype: str, isa: Isa, tile: Tile | None = None) -> str:
     short = {"float32": "f32", "bfloat16": "bf16", "int32": "i32"}[dtype]
     shape = f"_{tile.rows}x{tile.cols}" if tile else ""
     return f"{op}_{short}{shape}__{isa.name}"
-
-
-def use_available_cores() -> None:
-    """Let TVM's thread pool use every core that this process may run on.
-
-    By default it takes half of them. Works only before the pool's first use; `TVM_NUM_THREADS` of the environment wins.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("TVM_NUM_THREADS", str(cores))

@@ -16,6 +16,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import threads as pool
 from .isa import Isa, host_target, kernel_name
 from .microkernel import RegisterTile
 from .script import inline
@@ -105,11 +106,6 @@ def operand(isa: Isa, dtype: str) -> np.ndarray:
     return np.full(isa.lanes, 0.5, "float32")
 
 
-def pool_threads() -> int:
-    """Threads of TVM's pool, as `use_available_cores` or the environment set them."""
-    return int(tvm.get_global_func("runtime.NumThreads")())
-
-
 def measure_peak(dtype: str = "float32", threads: int | None = None, isa: Isa | None = None, seconds: float = 0.01) -> float:
     """GFLOP/s of the multiply-add of `dtype`'s kernels on `threads` threads (default: TVM's pool), measured once.
 
@@ -119,7 +115,7 @@ def measure_peak(dtype: str = "float32", threads: int | None = None, isa: Isa | 
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, given {dtype!r}")
     isa = isa or Isa.of(host_target())
-    threads = threads or pool_threads()
+    threads = threads or pool.threads()
     if not uses_dot(isa, dtype):
         dtype = "float32"  # bf16 kernels widen and multiply float32
     run = _compiled(isa, dtype)
