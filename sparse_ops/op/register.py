@@ -15,6 +15,7 @@ from tir_kernels.microkernel import RegisterTile, pack_weight
 
 FLOATS = ("float32", "bfloat16")  # what features may be
 PREFIX = "relax.sparse_ops."
+SCHEDULED = "tirx.is_scheduled"  # TVM's name of the attribute of kernels that schedule rules leave alone
 
 
 def register_op(name: str, infer: Callable, legalize: Callable) -> Callable:
@@ -72,12 +73,15 @@ def check_tensor(call: relax.Call, position: int, argument: str, shape: tuple, d
 def call_kernel(bb: relax.BlockBuilder, kernel: tvm.tirx.PrimFunc, args: list, out_ty) -> relax.Call:
     """`call_tir` on `kernel`, which joins the module under its own name."""
     name = str(kernel.attrs["global_symbol"])
-    kernel = kernel.without_attr("global_symbol")
-    # Relax looks for reshapes among kernels with one input and insists on a block at their root.
-    root = tvm.s_tir.SBlock([], [], [], "root", kernel.body)
-    kernel = kernel.with_body(tvm.s_tir.SBlockRealize([], True, root))
-    function = bb.add_func(kernel, name)
+    kernel = kernel.without_attr("global_symbol").with_attr(SCHEDULED, True)
+    function = bb.add_func(with_root_block(kernel), name)
     return relax.call_tir(function, list(args), out_ty=out_ty)
+
+
+def with_root_block(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+    """Relax looks for reshapes among kernels with one input and insists on a block at their root."""
+    root = tvm.s_tir.SBlock([], [], [], "root", kernel.body)
+    return kernel.with_body(tvm.s_tir.SBlockRealize([], True, root))
 
 
 def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, isa: Isa, activations: str) -> relax.Expr:

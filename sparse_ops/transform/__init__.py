@@ -1,0 +1,36 @@
+"""Passes that let any Relax module use our kernels on a CPU; `cpu_pipeline` is all of them, for `tvm.compile`."""
+
+from .activation import RecognizeActivation
+from .attention import RecognizeAttention
+from .channel_layer_norm import RecognizeChannelLayerNorm
+from .conv import RecognizeConv
+from .fold_constants import FoldConstants
+from .group_norm import RecognizeGroupNorm
+from .layer_norm import RecognizeLayerNorm
+from .layout import SimplifyLayout
+from .lift_params import LiftParams
+from .linear import RecognizeLinear
+from .pipeline import cpu_pipeline, recognize
+from .precision import to_precision
+from .schedule_rest import ScheduleRest
+from .softmax import RecognizeSoftmax
+from .split_linear import SplitLinear
+
+__all__ = [
+    "FoldConstants",
+    "LiftParams",
+    "RecognizeActivation",
+    "RecognizeAttention",
+    "RecognizeChannelLayerNorm",
+    "RecognizeConv",
+    "RecognizeGroupNorm",
+    "RecognizeLayerNorm",
+    "RecognizeLinear",
+    "RecognizeSoftmax",
+    "ScheduleRest",
+    "SimplifyLayout",
+    "SplitLinear",
+    "cpu_pipeline",
+    "recognize",
+    "to_precision",
+]

@@ -1,0 +1,35 @@
+"""Linear layers of which only ranges of columns are read, such as q, k and v -> one linear layer to a range."""
+
+import tvm
+from tvm import relax
+
+from .. import op
+from .layout import slice_of
+from .linear import LINEAR
+from .rewrite import Walk, op_is, rewrite_pass, shape_of, static
+
+
+def SplitLinear() -> tvm.transform.Pass:
+    """`linear(x, weight, bias)[:, begin:end]` -> `linear(x, weight[begin:end], bias[begin:end])`, which leaves no copy.
+
+    Only where nothing else of the layer is read, no column twice, and it has no gate and no residual. The weight is cut once
+    where it is constant. Run `SimplifyLayout` before, which brings slices to the layer.
+    """
+    return rewrite_pass("SplitLinear", _split)
+
+
+def _split(walk: Walk, call: relax.Call) -> relax.Expr | None:
+    linear = walk.call_of(call.args[0], LINEAR.op) if op_is(call, "strided_slice") else None
+    if linear is None or LINEAR.given(linear).keys() - {"bias"}:
+        return None
+    readers = [walk.bound.get(reader) for reader in walk.readers.get(call.args[0], ())]
+    parts = [
+        slice_of(reader) if isinstance(reader, relax.Call) and op_is(reader, "strided_slice") else None for reader in readers
+    ]
+    if None in parts or any(axis != 1 for axis, _, _ in parts):
+        return None
+    if sum(end - begin for _, begin, end in parts) > static(shape_of(linear)[1]):
+        return None
+    _, begin, end = slice_of(call)
+    cut = [walk.emit(relax.op.strided_slice(matrix, [0], [begin], [end])) for matrix in linear.args[1:]]
+    return op.linear(linear.args[0], *cut, activation=str(linear.attrs["activation"]))

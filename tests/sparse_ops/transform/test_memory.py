@@ -1,0 +1,137 @@
+"""What is planned for a module is what it then takes; storages are shared, freed, and returned to the system."""
+
+import ctypes
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from sparse_ops.transform import cpu_pipeline
+from sparse_ops.transform.memory import measured_memory, planned_memory
+from tests.sparse_ops.walk import module_of
+from tir_kernels.isa import host_target
+from tir_kernels.threads import threads
+
+ROWS, CHANNELS = 3000, 1000
+RESULT = ROWS * CHANNELS * 4  # bytes
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
+WEIGHT = np.full((CHANNELS,), 2, "float32")
+
+
+def chain(x):
+    """Five results, none of which fuses with the next; two are alive at a time."""
+    for axis in (0, 1, 0, 1):
+        x = relax.op.nn.softmax(x, axis)
+    return relax.op.multiply(relax.op.flip(x, 0), relax.const(WEIGHT))
+
+
+def compiled(rows, bound: int | None = None):
+    mod = module_of(chain, [np.empty((1, CHANNELS), "float32")], [(rows, CHANNELS)])
+    if bound is not None:
+        mod["main"] = mod["main"].with_attr("tir_var_upper_bound", {"n": bound})
+    target = host_target()
+    with planned_memory() as plan:
+        executable = tvm.compile(mod, target, relax_pipeline=cpu_pipeline())
+    return executable, plan
+
+
+@pytest.fixture
+def exact():
+    """Large buffers go back to the system at once, where the C library would keep some for later."""
+    set_threshold = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
+    set_threshold(M_MMAP_THRESHOLD, 1 << 20)
+    yield
+    set_threshold(M_MMAP_THRESHOLD, 1 << 25)
+
+
+@pytest.fixture(scope="module")
+def static():
+    return compiled(ROWS)
+
+
+@pytest.fixture(scope="module")
+def symbolic():
+    return compiled("n")
+
+
+def test_static_storages_are_shared(static):
+    memory = static[1].of("main")
+    assert memory.activations == 2 * RESULT
+    assert memory.weights == WEIGHT.nbytes and memory.inputs == RESULT
+    assert memory.peak <= memory.activations + memory.workspace
+
+
+def test_symbolic_storages_are_freed_after_their_last_use(symbolic):
+    assert symbolic[1].of(n=ROWS).activations == 2 * RESULT
+    assert symbolic[1].of(n=0).activations == 0
+
+
+def test_an_upper_bound_fixes_the_size_of_storages():
+    small, most = (compiled("n", bound=ROWS)[1].of(n=n).activations for n in (1, ROWS))
+    assert most == 2 * RESULT and RESULT < small <= most  # the result itself has the size of the call
+
+
+def test_what_is_planned_is_what_is_measured(symbolic, exact):
+    executable, plan = symbolic
+    machine = relax.VirtualMachine(executable, tvm.cpu(), memory_cfg="naive")
+    x = tvm.runtime.tensor(np.zeros((ROWS, CHANNELS), "float32"))
+    measured = measured_memory(lambda: machine["main"](x))
+    if measured is None:
+        pytest.skip("this system does not tell")
+    assert 0.9 * plan.of(n=ROWS).peak <= measured <= 1.1 * plan.of(n=ROWS).peak
+
+
+def test_workspace_of_a_parallel_loop_is_counted_for_every_thread():
+    from tvm.script import tirx as T
+
+    @T.prim_func(private=True, s_tir=True)
+    def kernel(x: T.Buffer((16,), "float32"), out: T.Buffer((16,), "float32")):
+        with T.sblock("root"):
+            for i in T.parallel(16):
+                own = T.alloc_buffer((1000,), "float32")
+                own[0] = x[i]
+                out[i] = own[0]
+
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType([16], "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            result = builder.emit_output(relax.call_tir(builder.add_func(kernel, "kernel"), [x], out_ty=x.ty))
+        builder.emit_func_output(result)
+    with planned_memory() as plan:
+        tvm.compile(builder.get(), host_target())
+    assert plan.of() == plan.of("main") and plan.of().workspace == 4000 * threads()
+
+
+def test_naive_memory_does_not_grow_with_new_sizes(symbolic, exact):
+    """What the docstring recommends: the pool keeps a buffer for every size it has seen."""
+
+    def kept(allocator: str) -> int | None:
+        machine = relax.VirtualMachine(symbolic[0], tvm.cpu(), memory_cfg=allocator)
+        inputs = [tvm.runtime.tensor(np.zeros((n, CHANNELS), "float32")) for n in range(1000, 2000, 100)]
+
+        return measured_memory(lambda: [machine["main"](x) and None for x in inputs])
+
+    naive, pooled = kept("naive"), kept("pooled")
+    if naive is None:
+        pytest.skip("this system does not tell")
+    largest = symbolic[1].of(n=1900).peak
+    assert naive <= 2 * largest and pooled > 4 * largest  # a machine holds its last result until the next call
+
+
+def test_measuring_lets_errors_through():
+    with pytest.raises(OSError, match="of the call"):
+        measured_memory(lambda: (_ for _ in ()).throw(OSError("of the call")))
+
+
+def test_wrong_questions_are_named(symbolic):
+    plan = symbolic[1]
+    with pytest.raises(ValueError, match=r"sizes: expected a size for n, given \{'m': 3\}"):
+        plan.of(m=3)
+    with pytest.raises(ValueError, match="function: expected one of main, given 'other'"):
+        plan.of("other")
+    with planned_memory() as empty:
+        pass
+    with pytest.raises(ValueError, match="planned_memory: expected a Relax module to be compiled inside, given none"):
+        empty.of()
