@@ -57,11 +57,13 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def compiled(configuration: dict, make_module: Callable[[], tvm.IRModule]) -> relax.VirtualMachine:
-    """The virtual machine of a module. `configuration` (JSON) must determine what `make_module` returns."""
+def compiled(configuration: dict, make_module: Callable[[], tvm.IRModule], precision: str = "float32") -> relax.VirtualMachine:
+    """The virtual machine of a module. `configuration` (JSON) must determine what `make_module` returns; `precision` as in
+    `build`."""
     target = tvm.target.Target.current(allow_none=True) or host_target()
     identity = {
         "configuration": configuration,
+        "precision": precision,
         "target": str(target),
         "isa": Isa.of(target).name,
         "tvm": tvm.__version__,
@@ -71,11 +73,11 @@ def compiled(configuration: dict, make_module: Callable[[], tvm.IRModule]) -> re
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     with _lock:
         if key not in _loaded:
-            _loaded[key] = relax.VirtualMachine(_load_or_build(key, make_module, target), tvm.cpu())
+            _loaded[key] = relax.VirtualMachine(_load_or_build(key, make_module, target, precision), tvm.cpu())
         return _loaded[key]
 
 
-def _load_or_build(key: str, make_module: Callable[[], tvm.IRModule], target: tvm.target.Target):
+def _load_or_build(key: str, make_module: Callable[[], tvm.IRModule], target: tvm.target.Target, precision: str):
     folder = cache_folder()
     file = folder / f"{key}.so" if folder else None
     if file is not None and file.exists():
@@ -83,7 +85,7 @@ def _load_or_build(key: str, make_module: Callable[[], tvm.IRModule], target: tv
             return tvm.runtime.load_module(str(file))
         except Exception:  # a damaged file, or one of another machine: build it anew
             file.unlink(missing_ok=True)
-    executable = build(make_module(), target, lift_params=True)
+    executable = build(make_module(), target, lift_params=True, precision=precision)
     if file is not None:
         _keep(executable, file)
     return executable

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from tvm import relax
 
+from sam3d_tvm.components.convolutions import Convolution
 from sparse_ops.nn import (
     Activation,
     CrossAttention,
@@ -80,12 +81,16 @@ def position_frequencies(count: int) -> np.ndarray:
 class ConvModule(Module):
     """A submanifold convolution under the name `conv`, as checkpoints nest it."""
 
-    def __init__(self, channels: int, out_channels: int, kernel_size: int = 3):
-        self.conv = SubMConv3d(channels, out_channels, kernel_size)
+    def __init__(self, channels: int, out_channels: int, kernel_size: int = 3, convolution: Convolution = SubMConv3d):
+        self.conv = convolution(channels, out_channels, kernel_size)
 
     def forward(self, x: SparseTensor, residual: Tensor | None = None) -> SparseTensor:
         """x [N, channels], residual [N, out_channels] -> [N, out_channels]."""
         return self.conv(x, residual)
+
+    def of_upsampled(self, x: SparseTensor) -> SparseTensor:
+        """x [M, channels] on coarse sites -> [N, out_channels], as if x had been repeated on the finer sites before."""
+        return self.conv.of_upsampled(x, x.sites.finer)
 
 
 class SparseResBlock3d(Module):
@@ -93,7 +98,8 @@ class SparseResBlock3d(Module):
 
     With `downsample` the input is first averaged over 2^3 voxels (the mean divides by count + 1), with `upsample` it is first
     repeated on the finer sites that downsampling came from; the skip takes the result too. The embedding of a batch element
-    gives scale, then shift, of the second norm.
+    gives scale, then shift, of the second norm. `convolution` makes the convolutions; with `parent_convolution`, which needs
+    native ones, that after upsampling multiplies the rows of the parents.
     """
 
     def __init__(
@@ -103,21 +109,32 @@ class SparseResBlock3d(Module):
         out_channels: int | None = None,
         downsample: bool = False,
         upsample: bool = False,
+        convolution: Convolution = SubMConv3d,
+        parent_convolution: bool = False,
     ):
         if downsample and upsample:
             raise ValueError("SparseResBlock3d: upsample: expected False where downsample is True, given True")
         out_channels = channels if out_channels is None else out_channels
         self.norm1 = LayerNorm(channels)
         self.norm2 = LayerNorm(out_channels, affine=False)
-        self.conv1 = ConvModule(channels, out_channels)
-        self.conv2 = ConvModule(out_channels, out_channels)
+        self.conv1 = ConvModule(channels, out_channels, convolution=convolution)
+        self.conv2 = ConvModule(out_channels, out_channels, convolution=convolution)
         self.emb_layers = ModuleList([Activation("silu"), Linear(emb_channels, 2 * out_channels)])
         self.skip_connection = Linear(channels, out_channels) if out_channels != channels else None
         self.downsample = Downsample(2, "mean", count_bias=1) if downsample else None
         self.upsample = Upsample() if upsample else None
+        self.parent_convolution = upsample and parent_convolution
+
+    def modulation(self, emb: Tensor) -> list[Tensor]:
+        """emb [B, emb_channels] *after* its SiLU, which blocks share -> scale and shift, each [B, out_channels]."""
+        return self.emb_layers[1].parts(emb, 2)
 
     def forward(self, x: SparseTensor, emb: Tensor, record: Record = ignore) -> SparseTensor:
-        """x [N, channels], emb [B, emb_channels] *after* its SiLU, which blocks share -> [M, out_channels]."""
+        """x [N, channels], emb [B, emb_channels] *after* its SiLU -> [M, out_channels]."""
+        return self.modulated(x, *self.modulation(emb), record)
+
+    def modulated(self, x: SparseTensor, scale: Tensor, shift: Tensor, record: Record = ignore) -> SparseTensor:
+        """x [N, channels]; scale, shift as `modulation` returns them -> [M, out_channels]."""
         if self.downsample is not None:
             x = self.downsample(x)
             record("pooled", x.feats)
@@ -125,11 +142,11 @@ class SparseResBlock3d(Module):
         h = self.norm1(x, activation="silu")
         if self.upsample is not None:
             # What works on single rows comes before the rows are repeated: the same bits for an eighth of the work.
-            h, skip = self.upsample(h), self.upsample(skip)
+            skip = self.upsample(skip)
+            h = h if self.parent_convolution else self.upsample(h)
         record("skip", skip.feats)
-        h = self.conv1(h)
+        h = self.conv1.of_upsampled(h) if self.parent_convolution else self.conv1(h)
         record("conv1", h.feats)
-        scale, shift = self.emb_layers[1].parts(emb, 2)
         h = self.norm2(h, scale, shift, activation="silu")
         record("hidden", h.feats)
         return self.conv2(h, skip.feats)
@@ -141,16 +158,16 @@ class FeedForward(Module):
     def __init__(self, channels: int, hidden: int):
         self.mlp = ModuleList([Linear(channels, hidden), Activation("gelu_tanh"), Linear(hidden, channels)])
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """x [N, C] -> [N, C]."""
-        return self.mlp[2](self.mlp[0](x, activation="gelu_tanh"))
+    def forward(self, x: SparseTensor, residual: SparseTensor, gate: Tensor) -> SparseTensor:
+        """x, residual [N, C]; gate float32 [B, C], which scales the result before the residual is added -> [N, C]."""
+        return self.mlp[2](self.mlp[0](x, activation="gelu_tanh"), residual, gate=gate)
 
 
 class ModulatedCrossBlock(Module):
     """Transformer block: self attention, cross attention and a feed-forward layer, each with a norm before and a skip.
 
     The embedding of a batch element gives shift, scale and gate of the attention, then those of the feed-forward layer;
-    cross attention has none of them, but an affine norm.
+    cross attention has none of them, but an affine norm. The three parts are called one after the other.
     """
 
     def __init__(self, channels: int, context_channels: int, num_heads: int, hidden: int, qk_rms_norm: bool):
@@ -162,9 +179,18 @@ class ModulatedCrossBlock(Module):
         self.mlp = FeedForward(channels, hidden)
         self.adaLN_modulation = ModuleList([Activation("silu"), Linear(channels, 6 * channels)])
 
-    def forward(self, x: SparseTensor, emb: Tensor, context: tuple[Tensor, Tensor], context_offsets: Tensor) -> SparseTensor:
-        """x [N, C]; emb [B, C] *after* its SiLU; context: keys and values [L, H, D]; offsets int32 [B + 1] -> [N, C]."""
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation[1].parts(emb, 6)
-        x = modulated_add(x, self.self_attn(self.norm1(x, scale, shift)), gate)
-        x = self.cross_attn(self.norm2(x), context, context_offsets, residual=x)
-        return modulated_add(x, self.mlp(self.norm3(x, mlp_scale, mlp_shift)), mlp_gate)
+    def modulation(self, emb: Tensor) -> list[Tensor]:
+        """emb [B, C] *after* its SiLU -> the modulations of both parts that have them, each three of [B, C]."""
+        return self.adaLN_modulation[1].parts(emb, 6)
+
+    def attend(self, x: SparseTensor, shift: Tensor, scale: Tensor, gate: Tensor) -> SparseTensor:
+        """Self attention, x [N, C] -> [N, C]."""
+        return modulated_add(x, self.self_attn(self.norm1(x, scale, shift)), gate)
+
+    def cross(self, x: SparseTensor, context: tuple[Tensor, Tensor], context_offsets: Tensor) -> SparseTensor:
+        """Cross attention, x [N, C]; context: keys and values [L, H, D]; context_offsets int32 [B + 1] -> [N, C]."""
+        return self.cross_attn(self.norm2(x), context, context_offsets, residual=x)
+
+    def feed(self, x: SparseTensor, shift: Tensor, scale: Tensor, gate: Tensor) -> SparseTensor:
+        """The feed-forward layer, x [N, C] -> [N, C]."""
+        return self.mlp(self.norm3(x, scale, shift), x, gate)

@@ -253,7 +253,7 @@ def test_bad_input_of_velocity(x, t, says):
 
 
 def test_bad_input_of_the_others():
-    with pytest.raises(ValueError, match="plan: expected what prepare returns, given tuple"):
+    with pytest.raises(ValueError, match="plan: expected a SlatPlan of this generator, given tuple"):
         generator().velocity(normal(0, 4, 8), 1.0, ())
     plan = SlatGenerator.from_preset("tiny", seed=1, vm=compiled()).prepare(voxels(4), COND)
     with pytest.raises(ValueError, match="plan: expected one that this generator prepared, given that of another"):
@@ -261,4 +261,4 @@ def test_bad_input_of_the_others():
     with pytest.raises(ValueError, match=r"noise: expected float32 \[4, 8\], given float32 \[3, 8\]"):
         generator().sample(voxels(4), COND, normal(0, 3, 8))
     with pytest.raises(ValueError, match=r"taps: expected names among t_emb, .*, given block9 too"):
-        slat.compile_model(replace(CONFIG, num_blocks=0), taps=["block9"])
+        SlatGenerator.from_preset("tiny", vm=compiled(), taps=["block9"])
