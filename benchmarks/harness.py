@@ -25,7 +25,6 @@ import platform
 import statistics
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -33,14 +32,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import tvm
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sparse_ops.transform.memory import measured_memory
 from tests.tolerance import Comparison
 from tir_kernels import peak  # the package also lets TVM's pool use all cores, before it starts
 from tir_kernels.isa import Isa, host_target
+from tir_kernels.threads import threads
 
 TURN_SECONDS = 0.02  # calls of one turn take at least this long together ...
 TURN_CALLS = 15  # ... unless there are this many of them
@@ -52,9 +52,8 @@ QUICK_SECONDS = 42.0  # with --quick no case starts later than this: on a busy m
 STARTED = time.perf_counter() - time.process_time()  # about when the process did
 
 M_ARENA_MAX = -8  # of glibc's mallopt
-PR_SET_THP_DISABLE = 41  # of Linux's prctl
 with contextlib.suppress(OSError, AttributeError, TypeError):
-    # One heap for all threads: of others, glibc's malloc_trim does not give back everything, which `peak_mb` relies on.
+    # One heap for all threads: of others, glibc's malloc_trim does not give back everything, which `measured_memory` relies on.
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
@@ -215,44 +214,9 @@ def run_rounds(participants: list[_Turns], quick: bool) -> None:
 
 
 def peak_mb(call: Callable[[], object], prepare: Callable[[], None] | None = None) -> float | None:
-    """MB (10^6 bytes) that a call adds to this process at its peak: results and workspace, not its inputs.
-
-    None where the system does not tell (it takes Linux). The call runs in a thread of its own, because TVM's workspaces
-    belong to threads and stay with them: a new thread starts without any.
-    """
-    found: list[float | None] = [None]
-
-    def status(entry: str) -> int:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(entry):
-                return int(line.split()[1]) * 1024
-        raise OSError(f"no {entry} in /proc/self/status")
-
-    def measure() -> None:
-        if prepare:
-            prepare()
-        libc = ctypes.CDLL(None)
-        libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # pages of 2 MB would round everything up
-        try:
-            tvm.get_global_func("vm.builtin.memory_manager.clear")()  # what the VM keeps for the next call
-            libc.malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-            before = status("VmRSS:")
-            result = call()
-            found[0] = max(0, status("VmHWM:") - before) / 1e6
-            del result
-        finally:
-            libc.prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
-
-    def guarded() -> None:
-        with contextlib.suppress(OSError, AttributeError, TypeError):  # no /proc, or no glibc
-            measure()
-
-    gc.collect()
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    thread.join()
-    return found[0]
+    """MB (10^6 bytes) that a call adds to this process at its peak, see `measured_memory`."""
+    rise = measured_memory(call, prepare)
+    return None if rise is None else rise / 1e6
 
 
 def machine_info(quick: bool) -> dict:
@@ -275,7 +239,7 @@ def machine_info(quick: bool) -> dict:
         "llvm_cpu": str(target.attrs["mcpu"]),
         "isa": Isa.of(target).name,
         "cores": cores,
-        "threads": peak.pool_threads(),
+        "threads": threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "tvm": version("apache-tvm"),
