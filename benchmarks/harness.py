@@ -48,6 +48,7 @@ LONG_CALL = 0.3  # seconds; a longer call gets no untimed one before it
 LONG_ROUND = 3.0  # seconds; of longer rounds, 3 are enough
 FULL = (4.0, 5, 25)  # a case's rounds go on for these seconds, but are at least and at most this many
 QUICK = (0.8, 3, 7)
+LONG = (0.0, 2, 2)  # for cases that say so
 QUICK_SECONDS = 42.0  # with --quick no case starts later than this: on a busy machine a minute is a minute
 STARTED = time.perf_counter() - time.process_time()  # about when the process did
 
@@ -92,7 +93,8 @@ class Case:
     """One line of a benchmark.
 
     `ours`: the timed call. `check(result)`: comparisons with a reference, at least one and none empty. `flops`: useful
-    floating-point operations, 0 where speed is not arithmetic. `facts`: more entries for the row, such as voxels.
+    floating-point operations, 0 where speed is not arithmetic. `facts`: more entries for the row, such as voxels; a check
+    may add to them. `long`: a call takes many seconds, so that two rounds have to do, and memory is that of the first call.
     """
 
     dtype: str
@@ -101,6 +103,7 @@ class Case:
     peers: dict[str, Peer] = field(default_factory=dict)
     flops: float = 0.0
     facts: dict = field(default_factory=dict)
+    long: bool = False
 
 
 def parse_options(description: str, arguments: list[str] | None = None) -> Options:
@@ -193,9 +196,9 @@ def _no_collection():
         gc.enable()
 
 
-def run_rounds(participants: list[_Turns], quick: bool) -> None:
-    """Let everyone take turns until the medians are worth something, see `FULL` and `QUICK`."""
-    budget, least, most = QUICK if quick else FULL
+def run_rounds(participants: list[_Turns], limits: tuple[float, int, int]) -> None:
+    """Let everyone take turns until the medians are worth something: `FULL`, `QUICK` or `LONG`."""
+    budget, least, most = limits
     start, rounds = time.perf_counter(), 0
     with _no_collection():
         while rounds < most:
@@ -321,23 +324,27 @@ class Benchmark:
         print(f"FAILED {self.failures[-1]}", file=sys.stderr, flush=True)
 
     def _measure(self, name: str, case: Case) -> dict:
-        ours = _Turns(case.ours)
-        peers = {peer: _Turns(p.call, p.prepare, p.own_pool) for peer, p in case.peers.items()}
-        checks = [("ours", ours, case.check)]
-        checks += [(peer, peers[peer], p.check) for peer, p in case.peers.items() if p.check]
-        require_right("ours", case.check(ours.first()))
-        for peer, turns in peers.items():
-            result = turns.first()
-            if case.peers[peer].check:
-                require_right(peer, case.peers[peer].check(result))
+        everyone = {"ours": Peer(case.ours, case.check, own_pool=True, memory=True)} | case.peers
+        turns = {who: _Turns(each.call, each.prepare, each.own_pool) for who, each in everyone.items()}
+        ours, memory = turns["ours"], {}
+        for who, each in everyone.items():
+            if case.long and each.memory:
+                memory[who] = peak_mb(turns[who].first)
+            else:
+                turns[who].first()
+            if each.check:
+                require_right(who, each.check(turns[who].result))
         peaks = {dtype: _PeakTurns(dtype, ours) for dtype in self._peaks}
-        run_rounds([*peaks.values(), ours, *peaks.values(), *peers.values()], self.options.quick)
-        for who, turns, check in checks:
-            require_right(f"{who}, after the timing", check(turns.result))
-        for turns in (ours, *peers.values()):
-            turns.result = None
-        for dtype, turns in peaks.items():
-            self._peaks[dtype] += turns.times
+        limits = LONG if case.long else QUICK if self.options.quick else FULL
+        run_rounds([*peaks.values(), ours, *peaks.values(), *(turns[peer] for peer in case.peers)], limits)
+        for who, each in everyone.items():
+            if each.check:
+                require_right(f"{who}, after the timing", each.check(turns[who].result))
+            turns[who].result = None
+        for dtype, measured in peaks.items():
+            self._peaks[dtype] += measured.times
+        if not case.long:
+            memory = {who: peak_mb(each.call, each.prepare) for who, each in everyone.items() if each.memory}
 
         seconds = statistics.median(ours.times)
         near = statistics.median(peaks[self._peak_of.get(case.dtype, "float32")].times)
@@ -346,12 +353,12 @@ class Benchmark:
             "case": name,
             "dtype": case.dtype,
             "ours_ms": seconds * 1e3,
-            "peers": {peer: statistics.median(turns.times) * 1e3 for peer, turns in peers.items()},
+            "peers": {peer: statistics.median(turns[peer].times) * 1e3 for peer in case.peers},
             "gflops": gflops,
             "peak_fraction": gflops / near if gflops else None,
-            "peak_mb": peak_mb(case.ours),
-            "peers_peak_mb": {peer: peak_mb(p.call, p.prepare) for peer, p in case.peers.items() if p.memory},
-            "ratios": {peer: self.ratio(turns.times, ours.times) for peer, turns in peers.items()},
+            "peak_mb": memory.pop("ours"),
+            "peers_peak_mb": memory,
+            "ratios": {peer: self.ratio(turns[peer].times, ours.times) for peer in case.peers},
             "best_ms": min(ours.times) * 1e3,
             "peak_gflops": near,
             "rounds": len(ours.times),

@@ -3,10 +3,9 @@
     python -m benchmarks.slat [--quick] [--json FILE] [--only SUBSTRING]
 
     velocity             one call with the condition, fp32 and bf16, against the reference in fp32
-    unconditional        one call without it
     guided_step          both, as a step with guidance takes them
     prepare, schedule    what a run computes once: maps, keys and values; modulations of 25 times
-    backend_<name>       the native sparse backend against the dense one and the one in torch, all of them ours otherwise
+    backends             the native sparse backend against the dense one and the one in torch, all of them ours otherwise
     saving_<name>        with a saving against without it, on a model of two blocks of the transformer
 
 The model has the sizes of SAM-3D-Objects (preset full, 5,496 tokens, 19,072 voxels), with --quick those of the demo on fewer
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 
 from sam3d_tvm.components import slat_generator as slat
-from sam3d_tvm.components.slat_config import ALL_SAVINGS, SlatConfig
+from sam3d_tvm.components.slat_config import ALL_SAVINGS, SPARSE_BACKENDS, SlatConfig
 from sam3d_tvm.sampler import Guidance, flow_schedule
 from tests.golden import case_slat_flow
 from tests.sam3d_tvm.slat_reference import SlatReference
@@ -36,12 +35,13 @@ from tests.tolerance import Comparison, compare
 from tir_kernels import unique
 
 from . import oracle
-from .harness import Benchmark, Case, Peer, parse_options, peak_mb
+from .harness import Benchmark, Case, Peer, parse_options
 from .peers import THREADS, use_threads
 from .sparse_conv import SUBM3, coords_of
 
 STEPS, GUIDANCE = 25, Guidance(1.0)
 TIME = np.float32(480.0)
+LONG_WORK = 10_000  # channels x blocks from which a call takes many seconds
 SAVING_BLOCKS = 2  # of the transformer, where savings are compared: all blocks are alike
 NARROW_ERROR = 0.02  # relative L2 that bfloat16 may be off
 MARKS = {("velocity", "float32"): 2.5, ("velocity", "bfloat16"): 5.0, ("run", "float32"): 3.0, ("run", "bfloat16"): 6.0}
@@ -121,16 +121,16 @@ class Ours:
 
 
 class Reference:
-    """PyTorch and spconv; `expected` with and without the condition, and `memory`, MB that its first call added."""
+    """PyTorch and spconv; `expected` with and without the condition, which is computed once."""
 
     def __init__(self, work: Workload):
         self.model = SlatReference.of(work.config, slat.seeded_state(work.config, 0))
         self.given = [torch.from_numpy(array) for array in (work.coords, work.noise, np.array([TIME]))]
         self.cond = torch.from_numpy(work.cond)
         self._found: dict[bool, np.ndarray] = {}
-        self.memory = peak_mb(lambda: self.expected(True), use_threads(THREADS))
 
     def velocity(self, conditional: bool = True) -> np.ndarray:
+        use_threads(THREADS)()
         return self.model(*self.given, self.cond if conditional else 0 * self.cond).numpy()
 
     def expected(self, conditional: bool) -> np.ndarray:
@@ -140,12 +140,13 @@ class Reference:
 
 
 class Models:
-    """What is in memory: one reference, and two generators of ours at the most."""
+    """What is in memory: one reference, and generators of ours until they are forgotten."""
 
     def __init__(self, work: Workload):
         self.work = work
-        self.ours = functools.lru_cache(maxsize=2)(functools.partial(Ours, work))
+        self.ours = functools.cache(functools.partial(Ours, work))
         self.reference = functools.cache(functools.partial(Reference, work))
+        self.long = work.config.model_channels * work.config.num_blocks >= LONG_WORK
 
     def forget(self) -> None:
         """Give the memory of our generators back."""
@@ -167,41 +168,49 @@ def check_against(expected: Callable[[], np.ndarray], depth: float, precision: s
 
 
 def call_case(models: Models, precision: str, kind: str) -> Case:
-    """`kind`: "velocity", against the reference, "unconditional" or "guided"."""
+    """`kind`: "velocity", against the reference, or "guided_step"."""
     ours, reference, peers = models.ours(precision), models.reference(), {}
     facts = ours.facts() | {"voxels": len(models.work.coords), "tokens": models.work.tokens}
-    if kind == "guided":
+    if kind == "guided_step":
         call = ours.guided
         expected = functools.cache(lambda: np.stack([reference.expected(True), reference.expected(False)]))
     else:
-        call = functools.partial(ours.velocity, kind == "velocity")
-        expected = functools.partial(reference.expected, kind == "velocity")
-    check = check_against(expected, models.work.depth, precision)
-    if kind == "velocity":
+        call, expected = ours.velocity, functools.partial(reference.expected, True)
         right = check_against(expected, models.work.depth, "float32")
-        peers["torch_spconv"] = Peer(reference.velocity, right, use_threads(THREADS))
-        error = check(call())[0].l2_error
-        facts |= {"relative_l2": error, "reference_mb": reference.memory}
-    return Case(precision, call, check, peers, models.work.flops if kind == "velocity" else 0.0, facts)
+        peers["torch_spconv"] = Peer(reference.velocity, right, use_threads(THREADS), memory=True)
+
+    def check(found: np.ndarray):
+        result = check_against(expected, models.work.depth, precision)(found)
+        facts["relative_l2"] = result[0].l2_error
+        return result
+
+    return Case(precision, call, check, peers, models.work.flops if peers else 0.0, facts, models.long)
 
 
 def once_case(models: Models, precision: str, kind: str) -> Case:
-    """ "prepare" or "schedule", whose results every other case checks."""
+    """ "prepare" or "schedule": the same bits as those with which the velocities were computed."""
     ours = models.ours(precision)
+    known = {"prepare": lambda plan: plan.conditional.context[0][0], "schedule": lambda table: table.tables["block", 0][0]}[
+        kind
+    ]
+    expected = known(ours.plan if kind == "prepare" else ours.table).numpy()
 
-    def check(_):
-        yield from check_against(lambda: models.reference().expected(True), models.work.depth, precision)(ours.velocity())
+    def check(found):
+        same = np.array_equal(known(found).numpy(), expected)
+        return [replace(compare(expected, expected, name=kind), problem="" if same else "other bits than before")]
 
     return Case(precision, getattr(ours, kind), check)
 
 
-def backend_case(models: Models, sparse_backend: str) -> Case:
-    """Native against another backend, float32."""
-    ours, other = models.ours("float32"), models.ours("float32", sparse_backend=sparse_backend)
+def backends_case(models: Models) -> Case:
+    """Native against the other backends, float32."""
+    ours, peers, facts = models.ours("float32"), {}, {}
     check = check_against(lambda: models.reference().expected(True), models.work.depth, "float32")
-    peers = {sparse_backend: Peer(other.velocity, check, use_threads(THREADS), sparse_backend == "dense", memory=True)}
-    facts = {f"{sparse_backend}_{name}": value for name, value in other.facts().items()} | ours.facts()
-    return Case("float32", ours.velocity, check, peers, models.work.flops, facts)
+    for backend in SPARSE_BACKENDS[1:]:
+        other = models.ours("float32", sparse_backend=backend)
+        peers[backend] = Peer(other.velocity, check, use_threads(THREADS), own_pool=backend == "dense", memory=True)
+        facts |= {f"{backend}_{name}": value for name, value in other.facts().items()}
+    return Case("float32", ours.velocity, check, peers, models.work.flops, facts | ours.facts(), models.long)
 
 
 def saving_case(models: Models, name: str) -> Case:
@@ -221,17 +230,14 @@ def saving_case(models: Models, name: str) -> Case:
 
 def run_cases(bench: Benchmark, work: Workload) -> None:
     models = Models(work)
-    kinds = ("velocity", "guided") if bench.options.quick else ("velocity", "unconditional", "guided")
     for precision in ("float32", "bfloat16"):
-        for kind in kinds:
-            name = "guided_step" if kind == "guided" else kind
-            bench.run(name, functools.partial(call_case, models, precision, kind))
+        for kind in ("velocity", "guided_step"):
+            bench.run(kind, functools.partial(call_case, models, precision, kind))
         for kind in ("prepare", "schedule"):
             bench.run(kind, functools.partial(once_case, models, precision, kind))
         models.forget()
-    for sparse_backend in ("dense", "torch"):
-        bench.run(f"backend_{sparse_backend}", functools.partial(backend_case, models, sparse_backend))
-        models.forget()
+    bench.run("backends", functools.partial(backends_case, models))
+    models.forget()
     few = Models(replace(work, config=replace(work.config, num_blocks=min(SAVING_BLOCKS, work.config.num_blocks))))
     for field in fields(ALL_SAVINGS):
         bench.run(f"saving_{field.name}", functools.partial(saving_case, few, field.name))
@@ -243,7 +249,7 @@ def print_marks(bench: Benchmark) -> None:
     guided = sum(GUIDANCE.applies(time * np.float32(slat.TIME_SCALE)) for time in flow_schedule(STEPS)[:-1])
     say = functools.partial(bench.console.print, highlight=False, soft_wrap=True)
     for precision in ("float32", "bfloat16"):
-        rows = {row["case"]: row for row in bench.rows if row["dtype"] == precision and not row["case"].startswith("backend")}
+        rows = {row["case"]: row for row in bench.rows if row["dtype"] == precision}
         if not {"velocity", "guided_step", "prepare", "schedule"} <= rows.keys():
             continue
         seconds = {name: row["ours_ms"] / 1e3 for name, row in rows.items()}

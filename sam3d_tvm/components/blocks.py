@@ -22,7 +22,6 @@ from sparse_ops.nn import (
     SubMConv3d,
     Tensor,
     Upsample,
-    modulated_add,
 )
 from sparse_ops.nn.carrier import emit
 
@@ -185,7 +184,7 @@ class ModulatedCrossBlock(Module):
 
     def attend(self, x: SparseTensor, shift: Tensor, scale: Tensor, gate: Tensor) -> SparseTensor:
         """Self attention, x [N, C] -> [N, C]."""
-        return modulated_add(x, self.self_attn(self.norm1(x, scale, shift)), gate)
+        return self.self_attn(self.norm1(x, scale, shift), x, gate)
 
     def cross(self, x: SparseTensor, context: tuple[Tensor, Tensor], context_offsets: Tensor) -> SparseTensor:
         """Cross attention, x [N, C]; context: keys and values [L, H, D]; context_offsets int32 [B + 1] -> [N, C]."""

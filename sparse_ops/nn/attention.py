@@ -53,13 +53,13 @@ class SelfAttention(nn.Module):
         self.q_rms_norm = MultiHeadRMSNorm(self.head_dim, num_heads) if qk_rms_norm else None
         self.k_rms_norm = MultiHeadRMSNorm(self.head_dim, num_heads) if qk_rms_norm else None
 
-    def forward(self, x: SparseTensor, residual: SparseTensor | None = None) -> SparseTensor:
-        """x [N, C] -> [N, C]; `residual` is added by the last layer."""
+    def forward(self, x: SparseTensor, residual: SparseTensor | None = None, gate: nn.Tensor | None = None) -> SparseTensor:
+        """x [N, C] -> [N, C]; the last layer multiplies by `gate` float32 [B, C] and adds `residual`."""
         check_sparse("SelfAttention", x)
         q, k, v = (heads_of(part.feats, self.num_heads) for part in self.to_qkv.parts(x, 3))
         if self.q_rms_norm is not None:
             q, k = self.q_rms_norm(q), self.k_rms_norm(k)
-        return self.to_out(x.with_feats(rows_of(self.attend(x.sites, q, k, v))), residual)
+        return self.to_out(x.with_feats(rows_of(self.attend(x.sites, q, k, v))), residual, gate=gate)
 
     def attend(self, sites: Sites, q: nn.Tensor, k: nn.Tensor, v: nn.Tensor) -> nn.Tensor:
         """Three of [N, H, D] -> [N, H, D]."""

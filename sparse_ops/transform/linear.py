@@ -41,7 +41,7 @@ def _add(walk: Walk, shape: list, linear: relax.Call, other: relax.Expr) -> Argu
     given = LINEAR.given(linear)
     if not given and (bias := vector_of(walk, other, shape[-1])) is not None:
         return {"bias": bias}
-    if "residual" not in given and same_shape(shape_of(other), shape) and other.ty.dtype == linear.ty.dtype:
+    if "residual" not in given and same_shape(shape_of(other), shape) and other.ty.dtype == linear.args[0].ty.dtype:
         return {"residual": walk.reshape(other, shape_of(linear))}
     return None
 
@@ -52,4 +52,8 @@ def _multiply(walk: Walk, shape: list, linear: relax.Call, other: relax.Expr) ->
     return dict(zip(("gate", "batch_index"), found, strict=True))
 
 
-LINEAR = Absorber("sparse_ops.linear", op.linear, OPTIONAL, 2, lambda call: {}, _add, _multiply)
+def _options(linear: relax.Call) -> dict:
+    return {"out_dtype": str(linear.attrs["out_dtype"]) or None}
+
+
+LINEAR = Absorber("sparse_ops.linear", op.linear, OPTIONAL, 2, _options, _add, _multiply)

@@ -32,4 +32,4 @@ def _split(walk: Walk, call: relax.Call) -> relax.Expr | None:
         return None
     _, begin, end = slice_of(call)
     cut = [walk.emit(relax.op.strided_slice(matrix, [0], [begin], [end])) for matrix in linear.args[1:]]
-    return op.linear(linear.args[0], *cut, activation=str(linear.attrs["activation"]))
+    return op.linear(linear.args[0], *cut, activation=str(linear.attrs["activation"]), **LINEAR.options(linear))
