@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import tvm
 from tvm import relax
+from tvm.relax.frontend.torch import from_exported_program
 
 from sparse_ops import op
 from sparse_ops.build import build
@@ -129,7 +130,7 @@ def block_case(dtype: str) -> Case:
         expected = block.double()(x.double()).numpy()
         block = block.float()
         program = torch.export.export(block, (x,))
-    mod = relax.frontend.torch.from_exported_program(program, unwrap_unit_return_tuple=True)
+    mod = from_exported_program(program, unwrap_unit_return_tuple=True)
     executable = tvm.compile(mod, target=host_target(), relax_pipeline=cpu_pipeline(precision=dtype))
     main, given = relax.VirtualMachine(executable, tvm.cpu())["main"], tvm.runtime.tensor(x.numpy())
     theirs = block.to(torch.bfloat16) if dtype == "bfloat16" else block

@@ -267,16 +267,16 @@ def _linear(rng, rows, dtype):
 
     from .op import linear
 
-    x, w = features(rng, rows, 333, dtype=dtype), features(rng, 70, 333, dtype=dtype)  # two blocks of the depth
+    x, w = features(rng, rows, 433, dtype=dtype), features(rng, 70, 433, dtype=dtype)  # two blocks of the depth
     bias, gate, index = features(rng, 70), features(rng, 3, 70), rng.integers(0, 3, rows).astype("int32")
     residual = features(rng, rows, 70, dtype=dtype)
     return Example(
         [x, w, bias, residual, gate, index],
-        [("n", 333), (70, 333), (70,), ("n", 70), ("b", 70), ("n",)],
+        [("n", 433), (70, 433), (70,), ("n", 70), ("b", 70), ("n",)],
         lambda x, w, b, r, gate, index: linear(x, w, b, r, "silu", gate, index),
         [naive(x, w, bias, residual, "silu", gate, index)],
-        depth=333,
-        flops=2.0 * rows * 333 * 70,
+        depth=433,
+        flops=2.0 * rows * 433 * 70,
     )
 
 

@@ -19,8 +19,8 @@ from .layer_norm import check_batch_index
 from .microkernel import RegisterTile, pair_of_halves
 from .script import drop_parameters, inline
 
-BLOCK_ROWS = 192  # at most; over a block of the depth they take two fifths of a common L2 cache
-BLOCK_DEPTH = 256  # the weights of a panel over it take half of a common L1 cache
+BLOCK_ROWS = 192  # at most; over a block of the depth they take three fifths of a common L2 cache
+BLOCK_DEPTH = 384  # the weights of a narrow panel over it take three quarters of a common L1 cache
 CHUNK_COLUMNS = 1024  # of one task, at most: they pay for the copy of its rows
 TASKS = 32  # of few rows; they are then cut along the columns, so that threads have equal work
 
