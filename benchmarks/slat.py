@@ -6,7 +6,9 @@
     guided_step          both, as a step with guidance takes them
     prepare, schedule    what a run computes once: maps, keys and values; modulations of 25 times
     backends             the native sparse backend against the dense one and the one in torch, all of them ours otherwise
-    saving_<name>        with a saving against without it, on a model of two blocks of the transformer
+    saving_<name>        with a saving against without it
+
+Backends and savings are compared on a model of two transformer blocks, which are all alike; convolutions are all there.
 
 The model has the sizes of SAM-3D-Objects (preset full, 5,496 tokens, 19,072 voxels), with --quick those of the demo on fewer
 voxels (preset small, 257 tokens), which takes a minute once everything is compiled. The reference is
@@ -42,7 +44,7 @@ from .sparse_conv import SUBM3, coords_of
 STEPS, GUIDANCE = 25, Guidance(1.0)
 TIME = np.float32(480.0)
 LONG_WORK = 10_000  # channels x blocks from which a call takes many seconds
-SAVING_BLOCKS = 2  # of the transformer, where savings are compared: all blocks are alike
+FEW_BLOCKS = 2  # of the transformer, where backends and savings are compared
 NARROW_ERROR = 0.02  # relative L2 that bfloat16 may be off
 MARKS = {("velocity", "float32"): 2.5, ("velocity", "bfloat16"): 5.0, ("run", "float32"): 3.0, ("run", "bfloat16"): 6.0}
 
@@ -210,7 +212,7 @@ def backends_case(models: Models) -> Case:
         other = models.ours("float32", sparse_backend=backend)
         peers[backend] = Peer(other.velocity, check, use_threads(THREADS), own_pool=backend == "dense", memory=True)
         facts |= {f"{backend}_{name}": value for name, value in other.facts().items()}
-    return Case("float32", ours.velocity, check, peers, models.work.flops, facts | ours.facts(), models.long)
+    return Case("float32", ours.velocity, check, peers, models.work.flops, facts | ours.facts())
 
 
 def saving_case(models: Models, name: str) -> Case:
@@ -236,9 +238,9 @@ def run_cases(bench: Benchmark, work: Workload) -> None:
         for kind in ("prepare", "schedule"):
             bench.run(kind, functools.partial(once_case, models, precision, kind))
         models.forget()
-    bench.run("backends", functools.partial(backends_case, models))
-    models.forget()
-    few = Models(replace(work, config=replace(work.config, num_blocks=min(SAVING_BLOCKS, work.config.num_blocks))))
+    few = Models(replace(work, config=replace(work.config, num_blocks=min(FEW_BLOCKS, work.config.num_blocks))))
+    bench.run("backends", functools.partial(backends_case, few))
+    few.forget()
     for field in fields(ALL_SAVINGS):
         bench.run(f"saving_{field.name}", functools.partial(saving_case, few, field.name))
         few.forget()
