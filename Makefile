@@ -2,7 +2,7 @@
 #
 #   make demo    sample structured latents on a real occupancy, into out/demo
 #   make test    lint, format check and all tests
-#   make bench   the benchmark of the sparse convolution
+#   make bench   the benchmarks of layers; python -m benchmarks.slat, of the whole generator, takes most of an hour
 #   make env     the environment alone
 
 PYTHON ?= python3
@@ -32,6 +32,8 @@ lint: env
 
 bench: env
 	$(BIN)/python -m benchmarks.sparse_conv
+	$(BIN)/python -m benchmarks.dense
+	$(BIN)/python -m benchmarks.attention
 
 # Leaves .venv alone: remove it by hand to start over.
 clean:
