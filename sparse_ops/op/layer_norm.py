@@ -6,7 +6,7 @@ from tvm import relax
 from tir_kernels.activation import ACTIVATIONS
 from tir_kernels.layer_norm import layer_norm as norm_kernel
 
-from .register import FLOATS, call_kernel, check_choice, check_tensor, register_op
+from .register import FLOATS, call_kernel, check_choice, check_tensor, optional_positions, register_op
 from .shapes import check_positive, known
 
 OPTIONAL = ("weight", "bias", "scale", "shift", "batch_index")
@@ -44,15 +44,10 @@ def layer_norm(
     )
 
 
-def _positions(call: relax.Call) -> dict[str, int]:
-    """Where the optional arguments stand that were given."""
-    return {name: place for place, name in enumerate((name for name in OPTIONAL if call.attrs[name]), start=1)}
-
-
 def _infer(call: relax.Call) -> relax.TensorType:
     rows, channels = check_tensor(call, 0, "x", (None, None), FLOATS)
     known(call, "x", [channels])
-    at = _positions(call)
+    at = optional_positions(call, OPTIONAL, 1)
     batch = None if "batch_index" in at else 1
     for name, place in at.items():
         if name in ("weight", "bias"):
@@ -65,7 +60,7 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    at = _positions(call)
+    at = optional_positions(call, OPTIONAL, 1)
     given = {name: call.args[place] for name, place in at.items()}
     channels = int(call.ty.shape.values[1])
     modulation = given.get("scale", given.get("shift"))

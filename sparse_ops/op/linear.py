@@ -7,7 +7,7 @@ from tir_kernels.activation import ACTIVATIONS
 from tir_kernels.isa import Isa
 from tir_kernels.linear import linear as linear_kernel
 
-from .register import FLOATS, call_kernel, check_choice, check_tensor, packed_weight, register_op
+from .register import FLOATS, call_kernel, check_choice, check_tensor, optional_positions, packed_weight, register_op
 
 OPTIONAL = ("bias", "residual", "gate", "batch_index")
 
@@ -47,16 +47,11 @@ def linear(
     )
 
 
-def _positions(call: relax.Call) -> dict[str, int]:
-    """Where the optional arguments stand that were given."""
-    return {name: place for place, name in enumerate((name for name in OPTIONAL if call.attrs[name]), start=2)}
-
-
 def _infer(call: relax.Call) -> relax.TensorType:
     rows, cin = check_tensor(call, 0, "x", (None, None), FLOATS)
     dtype = str(call.args[0].ty.dtype)
     cout, _ = check_tensor(call, 1, "weight", (None, cin), (dtype,))
-    at = _positions(call)
+    at = optional_positions(call, OPTIONAL, 2)
     batch = None if "batch_index" in at else 1
     expected = {
         "bias": ((cout,), "float32"),
@@ -72,7 +67,7 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, weight = call.args[:2]
-    given = {name: call.args[place] for name, place in _positions(call).items()}
+    given = {name: call.args[place] for name, place in optional_positions(call, OPTIONAL, 2).items()}
     cout, cin = (int(d) for d in weight.ty.shape.values)
     dtype = str(x.ty.dtype)
     isa = Isa.of()

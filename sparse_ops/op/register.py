@@ -43,6 +43,11 @@ def tensor_type(call: relax.Call, position: int, argument: str) -> relax.TensorT
     return ty
 
 
+def optional_positions(call: relax.Call, names: tuple[str, ...], first: int) -> dict[str, int]:
+    """Where those of the optional arguments stand that were given, from position `first` on: attributes of their names tell."""
+    return {name: place for place, name in enumerate((name for name in names if call.attrs[name]), start=first)}
+
+
 def op_name(call: relax.Call) -> str:
     """The name of a call's op, as users write it."""
     return str(call.op.name).removeprefix("relax.")

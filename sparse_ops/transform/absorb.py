@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tvm import relax
 
+from ..op.register import optional_positions
 from .activation import activation_of
 from .rewrite import Walk, op_is, same, same_shape, shape_of
 from .rows import is_feature
@@ -33,8 +34,8 @@ class Absorber:
 
     def given(self, call: relax.Call) -> Arguments:
         """The optional arguments that a call has."""
-        names = (name for name in self.optional if call.attrs[name])
-        return dict(zip(names, call.args[self.first :], strict=True))
+        places = optional_positions(call, self.optional, self.first)
+        return {name: call.args[place] for name, place in places.items()}
 
     def absorb(self, walk: Walk, call: relax.Call) -> relax.Expr | None:
         """`call` as part of the op behind one of its arguments; None unless it is element-wise, the op has a place for it,
