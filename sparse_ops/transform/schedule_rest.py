@@ -577,7 +577,8 @@ def _loop(loop: tirx.For) -> tirx.Stmt:
         return _plain(loop)
     if PARTIAL in loop.annotations:
         return _partial_loop(loop)
-    return _plain(loop) if _collect(loop.body, tirx.Bind) else _vector_loop(loop)  # a name is bound only once
+    named = _collect(loop.body, (tirx.Bind, tirx.AllocBuffer))  # only once, so the body cannot stand in several loops
+    return _plain(loop) if named else _vector_loop(loop)
 
 
 def _fused(loop: tirx.For, mutator) -> tirx.Stmt:

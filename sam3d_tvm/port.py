@@ -1,0 +1,219 @@
+"""From a PyTorch module to a compiled component: torch.export, import into Relax, our passes, code, packed parameters."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+import tvm
+import tvm.support.cc
+import tvm_ffi
+from torch.export.graph_signature import InputKind
+from tvm import relax
+from tvm.relax.frontend.torch import from_exported_program
+
+from sam3d_tvm.component import LIBRARY, MODULE, Component, compile_lowered, machine_of, pack
+from sam3d_tvm.files import write_bytes
+from sam3d_tvm.manifest import FunctionSpec, Manifest, Structure, TensorSpec, names
+from sparse_ops.transform import cpu_pipeline
+from sparse_ops.transform.lift_params import PACKED_NAMES, PARAMETER_NAMES, TRANSFORM_PARAMS
+from tir_kernels.isa import Isa, host_target
+
+KEPT_WHOLE = (torch.ops.aten.scaled_dot_product_attention, torch.ops.aten.linear)  # torch.export would take them apart
+
+
+def port_component(
+    module: torch.nn.Module,
+    inputs: tuple | Mapping[str, tuple],
+    name: str,
+    *,
+    dynamic: Any = None,
+    precision: str = "float32",
+    target: tvm.target.Target | None = None,
+) -> Component:
+    """Compile a module, which is any that torch.export takes, for `target`, by default this CPU.
+
+    `inputs`: example tensors for `forward`, or, to export several methods over the same parameters, such by the name of the
+    method; tensors may stand in lists, tuples and dicts. `dynamic`: what torch.export calls dynamic_shapes, for `forward`, or
+    by the name of the method. `precision`: "float32", or "bfloat16" inside, see
+    `sparse_ops.transform.precision.to_precision`.
+
+    Parameters, and buffers of floats that are part of the state, keep their names and are packed once; the module is not
+    changed. The component may be for another target than this CPU: then it can be saved, but not run.
+
+    Raises ValueError for arguments of another kind, a module whose parameters are not float32 on the CPU, one that torch.export
+    or the import does not take, another precision, and a target that is no CPU.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise ValueError(f"module: expected a torch.nn.Module, given {type(module).__name__}")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name: expected a name, given {name!r}")
+    methods = inputs if isinstance(inputs, Mapping) else {"forward": inputs}
+    dynamic = dynamic if isinstance(inputs, Mapping) else {"forward": dynamic}
+    if strange := set(dynamic or ()) - set(methods):
+        raise ValueError(f"dynamic: expected methods of inputs, given {', '.join(map(repr, sorted(strange)))}")
+    target = target or host_target()
+    Isa.of(target)  # refuses what is no CPU
+    module = _with_named_buffers(module)
+    state = {key: value for key, value in module.state_dict(keep_vars=True).items() if isinstance(value, torch.nn.Parameter)}
+    for key, value in state.items():
+        if value.dtype != torch.float32 or value.device.type != "cpu":
+            raise ValueError(f"module: expected float32 parameters on a CPU, given {key}: {value.dtype} on {value.device}")
+
+    functions, imported = {}, tvm.IRModule()
+    for method, example in methods.items():
+        imported[method], functions[method] = _import(module, method, example, (dynamic or {}).get(method), list(state))
+    with target:
+        lowered = cpu_pipeline(precision, lift_params=True)(imported)
+    packed, functions = _number_packed(lowered, functions)
+    parameters = tuple(TensorSpec(key, "float32", tuple(value.shape)) for key, value in state.items())
+    manifest = Manifest.of(name, precision, target, parameters=parameters, packed=packed, functions=functions)
+    executable = compile_lowered(lowered, target)
+
+    def write(folder: Path, form: str | None) -> str:
+        linkable = tvm.support.cc.get_cc() is not None
+        if form == "library" and not linkable:
+            raise ValueError("form: expected 'module', as no C compiler is found that could link a library")
+        if form == "library" or (form is None and linkable):
+            executable.export_library(str(folder / LIBRARY))
+            return LIBRARY
+        write_bytes(folder / MODULE, tvm.ir.save_json(lowered).encode())
+        return MODULE
+
+    runs_here = not manifest.lacking()
+    packing = executable if runs_here else compile_lowered(_packing_alone(lowered), host_target())
+    arrays = {key: value.detach().numpy() for key, value in state.items()}
+    return Component(manifest, executable if runs_here else None, pack(machine_of(packing), manifest, arrays), write)
+
+
+def _with_named_buffers(module: torch.nn.Module) -> torch.nn.Module:
+    """The module in evaluation mode, over the same memory; buffers of floats that are part of its state are parameters."""
+    memo = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}  # shared, not copied
+    module = copy.deepcopy(module, memo).eval()
+    for owner in module.modules():
+        for name, buffer in list(owner._buffers.items()):
+            if buffer is not None and buffer.is_floating_point() and name not in owner._non_persistent_buffers_set:
+                delattr(owner, name)
+                owner.register_parameter(name, torch.nn.Parameter(buffer, requires_grad=False))
+    return module
+
+
+class _Method(torch.nn.Module):
+    """A method of a module as the `forward` of a module of its own, which is what torch.export takes."""
+
+    def __init__(self, module: torch.nn.Module, method: str):
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, arguments: dict):
+        return getattr(self.module, self.method)(**arguments)
+
+
+def _import(
+    module: torch.nn.Module, method: str, example: tuple, dynamic: Any, state: list[str]
+) -> tuple[relax.Function, FunctionSpec]:
+    """A method as a function of its inputs and the parameters that it uses. Its packed parameters are not known yet."""
+    if not isinstance(example, tuple):
+        raise ValueError(f"inputs: expected a tuple of tensors for {method}, given {type(example).__name__}")
+    if not callable(getattr(module, method, None)):
+        raise ValueError(f"inputs: expected methods of the module, given {method!r}")
+    signature = inspect.signature(getattr(module, method))
+    try:
+        arguments = signature.bind(*example).arguments
+    except TypeError as error:
+        raise ValueError(f"inputs: expected {method}{signature}, given {len(example)} tensors: {error}") from error
+    if any(
+        signature.parameters[key].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for key in arguments
+    ):
+        raise ValueError(f"inputs: expected a method with named arguments only, given {method}{signature}")
+    leaves, structure = pytree.tree_flatten(dict(arguments))
+    for leaf in leaves:
+        if not isinstance(leaf, torch.Tensor):
+            raise ValueError(f"inputs: expected tensors for {method}, given {type(leaf).__name__}")
+    if isinstance(dynamic, tuple | list):
+        dynamic = dict(zip(arguments, dynamic, strict=True))
+    try:
+        with torch.no_grad():
+            shapes = None if dynamic is None else {"arguments": dict(dynamic)}
+            program = torch.export.export(_Method(module, method), (dict(arguments),), dynamic_shapes=shapes)
+        table = torch.export.default_decompositions()
+        for op in KEPT_WHOLE:
+            table.pop(op.default, None)
+        program = program.run_decompositions(table)
+        imported = from_exported_program(
+            program, keep_params_as_input=True, unwrap_unit_return_tuple=True, run_ep_decomposition=False
+        )
+    except Exception as error:  # whatever torch and TVM raise for what they do not take
+        raise ValueError(f"module: {method} cannot be ported: {type(error).__name__}: {error}") from error
+    used = [
+        spec.target.removeprefix("module.") for spec in program.graph_signature.input_specs if spec.kind is InputKind.PARAMETER
+    ]
+    function = imported["main"].without_attr("params").with_attr({"global_symbol": method, PARAMETER_NAMES: used})
+    result = program.call_spec.out_spec.unflatten(list(range(program.call_spec.out_spec.num_leaves)))
+    arguments, result = _plain(structure.unflatten(list(range(len(leaves))))), _plain(result)
+    taken, returned = list(function.params[: len(leaves)]), _flat(function.ret_ty)
+    sizes = _named_sizes(structure, dynamic, taken)
+    inputs, outputs = _specs(arguments, "", [var.ty for var in taken], sizes), _specs(result, "output", returned, sizes)
+    numbers = tuple(state.index(name) for name in used)
+    return function, FunctionSpec(inputs, outputs, arguments, result, numbers, ())
+
+
+def _named_sizes(structure: pytree.TreeSpec, dynamic: Mapping | None, inputs: list[relax.Var]) -> dict[str, str]:
+    """The user's names of sizes, by the names that torch.export gave them."""
+    if dynamic is None:
+        return {}
+    found = {}
+    for given, var in zip(structure.flatten_up_to(dict(dynamic)), inputs, strict=True):
+        for axis, size in given.items() if isinstance(given, Mapping) else enumerate(given or ()):
+            if hasattr(size, "__name__"):
+                found[str(var.ty.shape[axis])] = size.__name__
+    return found
+
+
+def _plain(structure: Any) -> Structure:
+    """Lists for tuples, as in JSON."""
+    if isinstance(structure, Mapping):
+        return {str(key): _plain(part) for key, part in structure.items()}
+    return structure if isinstance(structure, int) else [_plain(part) for part in structure]
+
+
+def _flat(ty: relax.Type) -> list[relax.TensorType]:
+    return [ty] if isinstance(ty, relax.TensorType) else [tensor for field in ty.fields for tensor in _flat(field)]
+
+
+def _specs(structure: Structure, root: str, types: list[relax.TensorType], sizes: Mapping[str, str]) -> tuple[TensorSpec, ...]:
+    """Of tensors in the order of their numbers in `structure`."""
+    by_number = dict(names(structure, root))
+    return tuple(TensorSpec(by_number[i].lstrip("."), str(ty.dtype), _shape(ty, sizes)) for i, ty in enumerate(types))
+
+
+def _shape(ty: relax.TensorType, sizes: Mapping[str, str]) -> tuple[int | str, ...]:
+    return tuple(int(n) if isinstance(n, tvm.tirx.IntImm) else sizes.get(str(n), str(n)) for n in ty.shape)
+
+
+def _number_packed(
+    lowered: tvm.IRModule, functions: Mapping[str, FunctionSpec]
+) -> tuple[tuple[TensorSpec, ...], dict[str, FunctionSpec]]:
+    """The packed parameters of all functions, each once, and the functions with the numbers of theirs."""
+    packed: dict[str, TensorSpec] = {}
+    numbered = {}
+    for method, function in functions.items():
+        made = [str(name) for name in lowered[method + TRANSFORM_PARAMS].attrs[PACKED_NAMES]]
+        for name, var in zip(made, lowered[method].params[len(function.inputs) :], strict=True):
+            packed.setdefault(name, TensorSpec(name, str(var.ty.dtype), _shape(var.ty, {})))
+        order = list(packed)
+        numbered[method] = replace(function, packed=tuple(order.index(name) for name in made))
+    return tuple(packed.values()), numbered
+
+
+def _packing_alone(lowered: tvm.IRModule) -> tvm.IRModule:
+    """Without what this CPU may not have the instructions for."""
+    transforms = {gv: f for gv, f in lowered.functions_items() if gv.name_hint.endswith(TRANSFORM_PARAMS)}
+    called: list[tvm.ir.GlobalVar] = []
+    for function in transforms.values():
+        tvm_ffi.structural_walk(function, (tvm.ir.GlobalVar, called.append))
+    return tvm.IRModule(transforms | {gv: lowered[gv] for gv in called})
