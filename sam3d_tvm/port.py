@@ -117,49 +117,54 @@ def _import(
     module: torch.nn.Module, method: str, example: tuple, dynamic: Any, state: list[str]
 ) -> tuple[relax.Function, FunctionSpec]:
     """A method as a function of its inputs and the parameters that it uses. Its packed parameters are not known yet."""
+    named = _arguments(module, method, example)
+    if isinstance(dynamic, tuple | list):
+        dynamic = dict(zip(named, dynamic, strict=True))
+    try:
+        program = _exported(_Method(module, method), named, dynamic)
+        imported = from_exported_program(
+            program, keep_params_as_input=True, unwrap_unit_return_tuple=True, run_ep_decomposition=False
+        )
+    except Exception as error:  # whatever torch and TVM raise for what they do not take
+        raise ValueError(f"module: {method} cannot be ported: {type(error).__name__}: {error}") from error
+    parameters = [spec.target for spec in program.graph_signature.input_specs if spec.kind is InputKind.PARAMETER]
+    used = [target.removeprefix("module.") for target in parameters]
+    function = imported["main"].without_attr("params").with_attr({"global_symbol": method, PARAMETER_NAMES: used})
+    leaves, structure = pytree.tree_flatten(named)
+    arguments, result = _numbered(structure), _numbered(program.call_spec.out_spec)
+    taken, returned = list(function.params[: len(leaves)]), _flat(function.ret_ty)
+    sizes = _named_sizes(structure, dynamic, taken)
+    inputs, outputs = _specs(arguments, "", [var.ty for var in taken], sizes), _specs(result, "output", returned, sizes)
+    return function, FunctionSpec(inputs, outputs, arguments, result, tuple(map(state.index, used)), ())
+
+
+def _arguments(module: torch.nn.Module, method: str, example: tuple) -> dict[str, Any]:
+    """The example by the names of the method's arguments. ValueError if they do not go together."""
     if not isinstance(example, tuple):
         raise ValueError(f"inputs: expected a tuple of tensors for {method}, given {type(example).__name__}")
     if not callable(getattr(module, method, None)):
         raise ValueError(f"inputs: expected methods of the module, given {method!r}")
     signature = inspect.signature(getattr(module, method))
     try:
-        arguments = signature.bind(*example).arguments
+        arguments = dict(signature.bind(*example).arguments)
     except TypeError as error:
         raise ValueError(f"inputs: expected {method}{signature}, given {len(example)} tensors: {error}") from error
-    if any(
-        signature.parameters[key].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for key in arguments
-    ):
+    if {signature.parameters[name].kind for name in arguments} & {inspect.Parameter.VAR_POSITIONAL}:
         raise ValueError(f"inputs: expected a method with named arguments only, given {method}{signature}")
-    leaves, structure = pytree.tree_flatten(dict(arguments))
-    for leaf in leaves:
+    for leaf in pytree.tree_leaves(arguments):
         if not isinstance(leaf, torch.Tensor):
             raise ValueError(f"inputs: expected tensors for {method}, given {type(leaf).__name__}")
-    if isinstance(dynamic, tuple | list):
-        dynamic = dict(zip(arguments, dynamic, strict=True))
-    try:
-        with torch.no_grad():
-            shapes = None if dynamic is None else {"arguments": dict(dynamic)}
-            program = torch.export.export(_Method(module, method), (dict(arguments),), dynamic_shapes=shapes)
-        table = torch.export.default_decompositions()
-        for op in KEPT_WHOLE:
-            table.pop(op.default, None)
-        program = program.run_decompositions(table)
-        imported = from_exported_program(
-            program, keep_params_as_input=True, unwrap_unit_return_tuple=True, run_ep_decomposition=False
-        )
-    except Exception as error:  # whatever torch and TVM raise for what they do not take
-        raise ValueError(f"module: {method} cannot be ported: {type(error).__name__}: {error}") from error
-    used = [
-        spec.target.removeprefix("module.") for spec in program.graph_signature.input_specs if spec.kind is InputKind.PARAMETER
-    ]
-    function = imported["main"].without_attr("params").with_attr({"global_symbol": method, PARAMETER_NAMES: used})
-    result = program.call_spec.out_spec.unflatten(list(range(program.call_spec.out_spec.num_leaves)))
-    arguments, result = _plain(structure.unflatten(list(range(len(leaves))))), _plain(result)
-    taken, returned = list(function.params[: len(leaves)]), _flat(function.ret_ty)
-    sizes = _named_sizes(structure, dynamic, taken)
-    inputs, outputs = _specs(arguments, "", [var.ty for var in taken], sizes), _specs(result, "output", returned, sizes)
-    numbers = tuple(state.index(name) for name in used)
-    return function, FunctionSpec(inputs, outputs, arguments, result, numbers, ())
+    return arguments
+
+
+def _exported(method: _Method, arguments: dict[str, Any], dynamic: Mapping | None) -> torch.export.ExportedProgram:
+    with torch.no_grad():
+        shapes = None if dynamic is None else {"arguments": dict(dynamic)}
+        program = torch.export.export(method, (arguments,), dynamic_shapes=shapes)
+    table = torch.export.default_decompositions()
+    for op in KEPT_WHOLE:
+        table.pop(op.default, None)
+    return program.run_decompositions(table)
 
 
 def _named_sizes(structure: pytree.TreeSpec, dynamic: Mapping | None, inputs: list[relax.Var]) -> dict[str, str]:
@@ -172,6 +177,10 @@ def _named_sizes(structure: pytree.TreeSpec, dynamic: Mapping | None, inputs: li
             if hasattr(size, "__name__"):
                 found[str(var.ty.shape[axis])] = size.__name__
     return found
+
+
+def _numbered(structure: pytree.TreeSpec) -> Structure:
+    return _plain(structure.unflatten(list(range(structure.num_leaves))))
 
 
 def _plain(structure: Any) -> Structure:
