@@ -1,0 +1,94 @@
+"""`dino`: the embedder around a DINOv2, on images and on a mask, in both forms of its features.
+
+`mid.*` are inner results on the way to `out.tokens`, those of the first image where their name ends so.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+
+import torch
+from torch.export import Dim
+
+from sam3d_tvm.components.condition_embedder import DinoConfig
+from sam3d_tvm.port import port_component
+from sam3d_tvm.torch_modules.dinov2 import Dino
+from tests.golden import depths
+from tests.golden.case import Case, Tensors
+
+
+class TwoKinds(Dino):
+    """An embedder that is exported for images and for masks."""
+
+    stages_of_mask = Dino.stages
+
+
+def config_of(config: dict) -> DinoConfig:
+    """The fields that describe the model; a file's config also tells how the file was made."""
+    return DinoConfig(**{field.name: config[field.name] for field in fields(DinoConfig) if field.name in config})
+
+
+def module_of(make: Callable[[], torch.nn.Module], tensors: Tensors) -> torch.nn.Module:
+    """The module that `make` builds, with the parameters of the file."""
+    with torch.device("meta"):
+        module = make()
+    state = {
+        name.removeprefix("state."): torch.from_numpy(value) for name, value in tensors.items() if name.startswith("state.")
+    }
+    module.load_state_dict(state, assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def run(tensors: Tensors, config: dict) -> Tensors:
+    sizes = config_of(config)
+    image, mask = (torch.from_numpy(tensors[f"in.{name}"]) for name in ("image", "mask"))
+    compiled = port_component(
+        module_of(partial(TwoKinds, sizes), tensors), {"stages": (image,), "stages_of_mask": (mask,)}, "dino"
+    )
+    inner, of_mask = compiled["stages"](tensors["in.image"]), compiled["stages_of_mask"](tensors["in.mask"])
+    last = f"block{sizes.depth - 1}"
+
+    raw = module_of(partial(Dino, replace(sizes, prenorm_features=True)), tensors)
+    example = torch.zeros(2, *inner[last].shape[1:])
+    raw = port_component(raw, {"features": (example,)}, "dino", dynamic={"features": ({0: Dim.DYNAMIC},)})
+
+    out = {f"mid.{name}": value for name, value in inner.items()}
+    out |= {"mid.preprocessed_image_first": inner["preprocessed_image"][:1], "mid.x_prenorm": inner[last]}
+    out |= {"out.tokens": inner["tokens"], "out.tokens_mask": of_mask["tokens"]}
+    return out | {
+        "out.tokens_prenorm": raw["features"](inner[last]),
+        "out.tokens_mask_prenorm": raw["features"](of_mask[last]),
+    }
+
+
+def depth(name: str, tensors: Tensors, config: dict) -> float:
+    found = depths_of(config_of(config))
+    return found["tokens" if name.startswith("out.") else name.removeprefix("mid.")]
+
+
+def depths_of(config: DinoConfig) -> dict[str, float]:
+    """Additions behind every tensor, along the model."""
+    preprocess, positions = 8.0, 1.0 if config.grid == config.stored_grid else 2.0 * config.stored_grid  # two axes
+    patches = preprocess + depths.conv(3, config.patch_size**2)
+    so_far = patches + positions
+    found = {
+        "preprocessed_image_first": preprocess,
+        "pos_embed_interpolated": positions,
+        "patch_embed": patches,
+        "tokens_in": so_far,
+    }
+    for i in range(config.depth):
+        so_far += block_depth(
+            config.embed_dim, config.num_heads, config.hidden, 1 + config.num_register_tokens + config.grid**2
+        )
+        found[f"block{i}"] = so_far
+    return found | {"x_prenorm": so_far, "tokens": so_far + depths.layer_norm(config.embed_dim)}
+
+
+def block_depth(channels: int, heads: int, hidden: int, tokens: int) -> float:
+    """Additions in one transformer block."""
+    attention = depths.linear(channels) + depths.attention(channels // heads, tokens) + depths.linear(channels)
+    return 2 * depths.layer_norm(channels) + attention + depths.linear(channels) + depths.linear(hidden)
+
+
+CASE = Case(run, depth)
