@@ -1,4 +1,4 @@
-"""The command line: `sam3d-tvm demo` and `sam3d-tvm info`.
+"""The command line: `sam3d-tvm demo`, `sam3d-tvm validate` and `sam3d-tvm info`.
 
 Only what every command needs is imported here; TVM is imported by the commands, after `--threads` has been looked at.
 """
@@ -116,6 +116,58 @@ def demo(
     console.print(f"{len(coords):,} voxels, {len(plan.low_coords):,} in the transformer; random weights: no real shape")
     for path in (arrays, image):
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def validate(
+    component: Annotated[list[str] | None, typer.Option(help="Only this one; may be given several times.")] = None,
+    size: Annotated[
+        str, typer.Option(help="tiny, or full: the size of SAM-3D-Objects, which takes minutes and 12 GB.")
+    ] = "tiny",
+    precision: Annotated[
+        str, typer.Option(help="float32 or bfloat16; PyTorch computes in float32 in either case.")
+    ] = "float32",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default all cores.")] = None,
+) -> int:
+    """Compares every compiled component with PyTorch: shapes, errors, time. Weights are random.
+
+    Exits with 1 when a component fails. Needs torch.
+    """
+    _set_threads(threads)
+    from json import dumps
+
+    from sam3d_tvm.validate import validate as verdicts
+
+    found = []
+    with Console(stderr=True).status("validate ...") as status:
+        for verdict in verdicts(component or (), size, precision, lambda message: status.update(f"{message} ...")):
+            found.append(verdict)
+    if json:
+        typer.echo(dumps([verdict.as_json() for verdict in found], indent=1))
+    else:
+        Console().print(_verdict_table(found))
+    return 0 if all(verdict.ok for verdict in found) else FAILED
+
+
+def _verdict_table(verdicts: Sequence) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("component")
+    for column in ("shapes", "max error / scale", "relative L2", "PyTorch", "ours", "ratio", ""):
+        table.add_column(column, justify="right")
+    for verdict in verdicts:
+        table.add_row(
+            verdict.component,
+            "equal" if verdict.shapes_equal else "differ",
+            f"{verdict.max_error:.1e} < {verdict.max_error_bound:.0e}",
+            f"{verdict.relative_l2:.1e} < {verdict.relative_l2_bound:.0e}",
+            f"{verdict.torch_seconds * 1e3:.1f} ms",
+            f"{verdict.seconds * 1e3:.1f} ms",
+            f"{verdict.ratio:.2f}x",
+            "ok" if verdict.ok else "FAILED",
+            style=None if verdict.ok else "red",
+        )
+    return table
 
 
 @app.command()

@@ -16,7 +16,7 @@ class Example:
     """One component at one size.
 
     `inputs` and `dynamic` by method, as `port_component` takes them. `reference()` is what PyTorch computes, `run(component)`
-    returns the same call of the compiled component; both return arrays by name.
+    returns the same call of the compiled component; both return arrays by name. `arguments`: of that call.
     """
 
     module: torch.nn.Module
@@ -24,6 +24,7 @@ class Example:
     reference: Callable[[], Mapping[str, torch.Tensor]]
     run: Callable[[Component], Callable[[], Mapping[str, Any]]]
     dynamic: Mapping[str, Any] = field(default_factory=dict)
+    arguments: tuple = ()
 
 
 def seeded(make: Callable[[], torch.nn.Module], seed: int = 0) -> torch.nn.Module:

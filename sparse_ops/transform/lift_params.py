@@ -81,8 +81,8 @@ def _names(function: relax.Function, parameters: list[str]) -> list[str]:
             op, *args = value.args if value.op.name == "relax.call_tir" else (value.op, *value.args)
             called = op.name_hint if isinstance(op, relax.GlobalVar) else op.name
             return f"{called}({', '.join(map(name, args))})"
-        if isinstance(value, relax.Constant):
-            return "constant:" + hashlib.sha256(value.data.numpy().tobytes()).hexdigest()[:16]
+        if isinstance(value, tvm.ir.GenericConst):
+            return "constant:" + hashlib.sha256(value.value.numpy().tobytes()).hexdigest()[:16]
         return str(value)
 
     results = []

@@ -7,10 +7,17 @@ so `sampler__seed7.safetensors` is run by the case `sampler`. A case is one modu
 """
 
 from tests.golden import (
+    case_dino,
+    case_embedder_fuser,
+    case_point_patch_embed,
+    case_pose_decoder,
+    case_prune_downsample,
     case_sampler,
     case_slat_flow,
     case_sparse_downsample_upsample,
     case_sparse_resblock,
+    case_ss_decoder,
+    case_ss_flow,
     case_subm_conv3d,
     case_torture,
     case_windowed_attention,
@@ -18,10 +25,17 @@ from tests.golden import (
 from tests.golden.case import Case
 
 CASES: dict[str, Case] = {
+    "dino": case_dino.CASE,
+    "embedder_fuser": case_embedder_fuser.CASE,
+    "point_patch_embed": case_point_patch_embed.CASE,
+    "pose_decoder": case_pose_decoder.CASE,
+    "prune_downsample": case_prune_downsample.CASE,
     "sampler": case_sampler.CASE,
     "slat_flow": case_slat_flow.CASE,
     "sparse_downsample_upsample": case_sparse_downsample_upsample.CASE,
     "sparse_resblock": case_sparse_resblock.CASE,
+    "ss_decoder": case_ss_decoder.CASE,
+    "ss_flow": case_ss_flow.CASE,
     "subm_conv3d": case_subm_conv3d.CASE,
     "torture": case_torture.CASE,
     "windowed_attention": case_windowed_attention.CASE,

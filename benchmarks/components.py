@@ -1,0 +1,185 @@
+"""The dense components of SAM-3D-Objects against torch eager: DINOv2, the structure flow, the structure decoder.
+
+    python -m benchmarks.components [--quick] [--json FILE] [--only SUBSTRING]
+
+    dinov2                   ViT-L/14 with registers, one image of 518 x 518
+    point_patch_embed        one point map of 256 x 256
+    structure_decoder        16^3 latents to 64^3 logits
+    structure_flow           one velocity with the condition, its keys and values computed before, as all steps share them
+    structure_flow_guided    both velocities of a guided step
+    structure_flow_context   what a run computes once for its condition
+
+in float32 and in bfloat16 (torch by autocast). Weights are random, at the sizes of SAM-3D-Objects; --quick takes the tiny ones,
+where calls are bound by overhead. In bfloat16 the flow has two of its 24 blocks, which are all alike, as torch needs minutes
+for a call. A run of 25 steps is added up from its calls, and compared with as many velocities of torch.
+
+GFLOP/s count what torch computes; savings show as more than is possible. MB are what a call adds. In the JSON: `load_s`, to
+load the artifact folder; `packed_mb` and `torch_mb`, the weights of both.
+"""
+
+import functools
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+import tvm
+from torch.utils.flop_counter import FlopCounterMode
+
+from sam3d_tvm.component import Component
+from sam3d_tvm.components.structure_flow import GUIDANCE, SHAPE, TIME_SCALE, StructureFlow
+from sam3d_tvm.port import port_component
+from sam3d_tvm.sampler import flow_schedule
+from sam3d_tvm.torch_modules import structure_flow
+from sam3d_tvm.torch_modules.example import Example
+from sam3d_tvm.validate import BOUNDS, relative_errors
+from tests.tolerance import Comparison
+
+from .harness import Benchmark, Case, Peer, arrays, parse_options
+from .peers import THREADS, use_threads
+
+STEPS, RESCALE_T = 25, 3.0
+LONG_WORK = 2e12  # operations from which a call takes many seconds
+FEW_BLOCKS = 2
+KINDS = ("conditional", "unconditional")
+
+
+def loaded(example: Example, name: str, precision: str) -> tuple[Component, dict]:
+    """The component as a user has it, from its artifact folder, and what there is to say of it."""
+    ported = port_component(example.module, example.inputs, name, dynamic=example.dynamic, precision=precision)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = ported.save(Path(folder) / name)
+        start = time.perf_counter()
+        component = Component.load(saved)  # its files stay readable until they are unmapped
+        facts = {"load_s": time.perf_counter() - start, "packed_mb": component.packed_bytes / 1e6}
+    return component, facts | {"torch_mb": sum(p.nbytes for p in example.module.parameters()) / 1e6}
+
+
+def eager(reference: Callable[[], Mapping[str, torch.Tensor]], precision: str) -> Callable[[], object]:
+    """A call of torch, in bfloat16 where that is asked for."""
+
+    def call():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            return reference()
+
+    return call
+
+
+def check_against(expected: Mapping[str, np.ndarray], precision: str) -> Callable[[object], list[Comparison]]:
+    """Every output within the bounds of the port's protocol."""
+    most, most_l2 = BOUNDS[precision]
+
+    def check(result: Mapping) -> list[Comparison]:
+        found = []
+        for name, wanted in expected.items():
+            (given,) = arrays(result[name])
+            error, l2 = relative_errors(given, wanted) if given.shape == wanted.shape else (np.nan, np.nan)
+            problem = (
+                "" if error <= most and l2 <= most_l2 else f"relative L2 above {most_l2}, or the largest error above {most}"
+            )
+            found.append(Comparison(name, wanted.shape, error, l2, most, problem))
+        return found
+
+    return check
+
+
+def component_case(name: str, size: str, precision: str) -> Case:
+    """A component of `torch_modules` against the module it was ported from."""
+    example = import_module(f"sam3d_tvm.torch_modules.{name}").example(size)
+    component, facts = loaded(example, name, precision)
+    return paired_case(example, component, facts, precision)
+
+
+def paired_case(example: Example, component: Component, facts: dict, precision: str) -> Case:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        expected = {output: np.asarray(value) for output, value in example.reference().items()}
+    check, flops = check_against(expected, precision), counter.get_total_flops()
+    peer = Peer(eager(example.reference, precision), None, use_threads(THREADS), memory=True)
+    return Case(precision, example.run(component), check, {"torch": peer}, flops, facts, long=flops > LONG_WORK)
+
+
+class FlowCases:
+    """The structure flow, compiled once for its cases."""
+
+    def __init__(self, size: str, precision: str):
+        self.size, self.precision = size, precision
+        self._made: tuple[Example, Component, dict] | None = None
+
+    def made(self) -> tuple[Example, Component, dict]:
+        if self._made is None:
+            blocks = FEW_BLOCKS if self.precision == "bfloat16" and self.size == "full" else None
+            example = structure_flow.example(self.size, num_blocks=blocks)
+            self._made = example, *loaded(example, "structure_flow", self.precision)
+        return self._made
+
+    def velocity(self) -> Case:
+        return paired_case(*self.made(), self.precision)
+
+    def guided(self) -> Case:
+        example, component, facts = self.made()
+        flow, (latents, t, d, cond) = StructureFlow(component, example.module.config), example.arguments
+        plan, given = flow.prepare(cond.numpy()), {name: x.numpy() for name, x in latents.items()}
+
+        def both() -> dict[str, np.ndarray]:
+            velocities = flow.guided_velocities(given, t.numpy(), d.numpy(), plan)
+            return {f"{kind} {name}": x for kind, found in zip(KINDS, velocities, strict=True) for name, x in found.items()}
+
+        expected = {}
+        with torch.no_grad():
+            for kind, factor in zip(KINDS, (1.0, 0.0), strict=True):
+                velocity = example.module(latents, t, d, factor * cond)
+                expected |= {f"{kind} {name}": x.numpy() for name, x in velocity.items()}
+        # what is a few numbers may happen to be close to 0
+        check = check_against({name: x for name, x in expected.items() if name.endswith(SHAPE)}, self.precision)
+        return Case(self.precision, both, check, facts=facts, long=self.size == "full")
+
+    def context(self) -> Case:
+        example, component, facts = self.made()
+        cond = example.arguments[-1]
+        with torch.no_grad():
+            expected = dict(enumerate(arrays(example.module.context(cond))))
+        given, check = tvm.runtime.tensor(cond.numpy()), check_against(expected, self.precision)
+        size = sum(array.nbytes for array in expected.values())
+        return Case(
+            self.precision,
+            lambda: component["context"](given),
+            lambda result: check(dict(enumerate(arrays(result)))),
+            facts=facts | {"context_mb": size / 1e6},
+        )
+
+
+def report_run(bench: Benchmark) -> None:
+    """A run of 25 steps in float32, added up from what was measured."""
+    found = {row["case"]: row for row in bench.rows if row["dtype"] == "float32" and row["case"].startswith("structure_flow")}
+    if len(found) < 3:
+        return
+    times = flow_schedule(STEPS, RESCALE_T, np.float64)[:-1] * TIME_SCALE
+    guided = sum(map(GUIDANCE.applies, times.astype(np.float32)))
+    velocity, step, context = (found["structure_flow" + part]["ours_ms"] for part in ("", "_guided", "_context"))
+    ours = context + (STEPS - guided) * velocity + guided * step
+    theirs = (STEPS + guided) * found["structure_flow"]["peers"]["torch"]
+    line = f"a run of {STEPS} steps, {guided} guided: {ours / 1e3:.1f} s, torch {theirs / 1e3:.1f} s, {theirs / ours:.2f}x"
+    bench.console.print(line, highlight=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_options("The dense components against torch eager.", arguments)
+    bench = Benchmark("components", options)
+    size = "tiny" if options.quick else "full"
+    for precision in ("float32", "bfloat16"):
+        for name in ("dinov2", "point_patch_embed", "structure_decoder"):
+            bench.run(name, functools.partial(component_case, name, size, precision))
+        flow = FlowCases(size, precision)
+        for name, make in (("", flow.velocity), ("_guided", flow.guided), ("_context", flow.context)):
+            bench.run(f"structure_flow{name}", make)
+        del flow, make  # 10 GB, which the next one needs
+    report_run(bench)
+    return bench.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The protocol of the port, component by component: shapes, errors and time of what is compiled, against PyTorch.
+
+Weights are random: each component is a module of `torch_modules`, seeded, at a tiny size that keeps its structure or at the
+size of SAM-3D-Objects.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from sam3d_tvm.components.slat_config import check_choice
+from sparse_ops.arrays import as_kind, kind_of
+
+COMPONENTS = ("dinov2", "point_patch_embed", "embedder_fuser", "structure_flow", "structure_decoder")
+SIZES = ("tiny", "full")
+# Allowed: the largest error, in units of the largest value, and relative L2. bfloat16 has 8 bits: two dozen blocks of a
+# transformer whose features are rounded to it differ by one percent from float32 ones, in torch as well.
+BOUNDS = {"float32": (1e-4, 1e-5), "bfloat16": (0.1, 0.02)}
+ENOUGH = 2.0  # seconds; of calls that take longer one each has to do
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One component against PyTorch. Errors are those of its worst output, times in seconds."""
+
+    component: str
+    size: str
+    precision: str
+    shapes_equal: bool
+    max_error: float
+    max_error_bound: float
+    relative_l2: float
+    relative_l2_bound: float
+    torch_seconds: float
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster than PyTorch."""
+        return self.torch_seconds / self.seconds
+
+    @property
+    def ok(self) -> bool:
+        # written so that NaN is not
+        return self.shapes_equal and self.max_error <= self.max_error_bound and self.relative_l2 <= self.relative_l2_bound
+
+    def as_json(self) -> dict[str, Any]:
+        """Its fields and what follows from them; errors are None where shapes differ or values are not finite."""
+        found = asdict(self) | {"ratio": self.ratio, "ok": self.ok}
+        return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in found.items()}
+
+
+def validate(
+    components: Sequence[str] = (),
+    size: str = "tiny",
+    precision: str = "float32",
+    progress: Callable[[str], Any] = lambda message: None,
+) -> Iterator[Verdict]:
+    """The verdicts of `components`, by default all `COMPONENTS`, one after the other; `progress` is told what is being done.
+
+    Raises ValueError for another name, size or precision, and where torch is not installed.
+    """
+    for name in components:
+        check_choice("component", name, COMPONENTS)
+    check_choice("size", size, SIZES)
+    check_choice("precision", precision, tuple(BOUNDS))
+    if find_spec("torch") is None:
+        raise ValueError("torch: expected to be installed, as PyTorch is what is compared with: pip install 'sam3d-tvm[torch]'")
+    return (_verdict(name, size, precision, progress) for name in components or COMPONENTS)
+
+
+def _verdict(name: str, size: str, precision: str, progress: Callable[[str], Any]) -> Verdict:
+    import torch
+
+    from sam3d_tvm.port import port_component
+
+    example = import_module(f"sam3d_tvm.torch_modules.{name}").example(size)
+    progress(f"{name}: compiling")
+    component = port_component(example.module, example.inputs, name, dynamic=example.dynamic, precision=precision)
+    ours = example.run(component)
+    with torch.no_grad():
+        progress(f"{name}: comparing")
+        equal, max_error, relative_l2 = _errors(example.reference(), ours())
+        progress(f"{name}: timing")
+        torch_seconds, seconds = _times(example.reference, ours)
+    bounds = BOUNDS[precision]
+    gc.collect()  # the next one may be large
+    return Verdict(name, size, precision, equal, max_error, bounds[0], relative_l2, bounds[1], torch_seconds, seconds)
+
+
+def _errors(expected: Mapping, actual: Mapping) -> tuple[bool, float, float]:
+    """Whether names and shapes are equal; the largest error by the largest value, and relative L2, of the worst output."""
+    expected, actual = (
+        {name: np.asarray(as_kind(array, "numpy") if kind_of(array) == "tvm" else array) for name, array in given.items()}
+        for given in (expected, actual)
+    )
+    shapes = [{name: array.shape for name, array in given.items()} for given in (expected, actual)]
+    if shapes[0] != shapes[1]:
+        return False, np.nan, np.nan
+    errors = [relative_errors(actual[name], expected[name]) for name in expected]
+    return True, *(float(max(column)) if np.isfinite(column).all() else np.nan for column in zip(*errors, strict=True))
+
+
+def relative_errors(actual: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """The largest error in units of the largest value, and relative L2; absolute where all that is expected are zeros."""
+    error, size = np.abs(actual.astype(np.float64) - expected), np.abs(expected.astype(np.float64))
+    return (
+        float(error.max(initial=0.0) / (size.max(initial=0.0) or 1.0)),
+        float(np.linalg.norm(error) / (np.linalg.norm(size) or 1.0)),
+    )
+
+
+def _times(*calls: Callable[[], Any]) -> Iterable[float]:
+    """Medians of calls in turn."""
+    times: list[list[float]] = [[] for _ in calls]
+    while not times[0] or (sum(map(sum, times)) < ENOUGH and len(times[0]) < 5):
+        for call, taken in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - start)
+    return map(statistics.median, times)
