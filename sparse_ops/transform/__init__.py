@@ -12,6 +12,7 @@ from .lift_params import LiftParams
 from .linear import RecognizeLinear
 from .pipeline import cpu_pipeline, recognize
 from .precision import to_precision
+from .rms_norm_heads import RecognizeRmsNormHeads
 from .schedule_rest import ScheduleRest
 from .softmax import RecognizeSoftmax
 from .split_linear import SplitLinear
@@ -26,6 +27,7 @@ __all__ = [
     "RecognizeGroupNorm",
     "RecognizeLayerNorm",
     "RecognizeLinear",
+    "RecognizeRmsNormHeads",
     "RecognizeSoftmax",
     "ScheduleRest",
     "SimplifyLayout",

@@ -29,7 +29,7 @@ def RecognizeActivation() -> tvm.transform.Pass:
 def _recognize(walk: Walk, call: relax.Call) -> relax.Expr | None:
     if not op_is(call, "multiply", "divide") or not is_feature(call):
         return None
-    constant, factors = _factors(walk, call)
+    constant, factors = factors_of(walk, call)
     if len(factors) != 2:
         return None
     for x, other in (factors, factors[::-1]):
@@ -43,17 +43,17 @@ def _recognize(walk: Walk, call: relax.Call) -> relax.Expr | None:
     return None
 
 
-def _factors(walk: Walk, expr: relax.Expr) -> tuple[float, list[relax.Expr]]:
+def factors_of(walk: Walk, expr: relax.Expr) -> tuple[float, list[relax.Expr]]:
     """A product as a constant and the other factors; what is read elsewhere too is a factor as it is."""
     if (value := scalar(expr)) is not None:
         return value, []
     call = walk.value(expr)
     if not (isinstance(call, relax.Call) and op_is(call, "multiply", "divide", "power") and walk.is_read_once(expr)):
         return 1.0, [expr]
-    constant, factors = _factors(walk, call.args[0])
+    constant, factors = factors_of(walk, call.args[0])
     right = scalar(call.args[1])
     if op_is(call, "multiply"):
-        more, others = _factors(walk, call.args[1])
+        more, others = factors_of(walk, call.args[1])
         return constant * more, factors + others
     if op_is(call, "divide"):
         return (constant / right, factors) if right else (1.0, [expr])
@@ -66,13 +66,13 @@ def _argument(walk: Walk, expr: relax.Expr, op: str) -> relax.Expr | None:
 
 
 def _is_product(walk: Walk, expr: relax.Expr, constant: float, factors: list[relax.Expr]) -> bool:
-    found, others = _factors(walk, expr)
+    found, others = factors_of(walk, expr)
     return isclose(found, constant, rel_tol=1e-6) and others == factors  # constants are float32
 
 
 def _is_cubic(walk: Walk, expr: relax.Expr, x: relax.Expr) -> bool:
     """Whether `expr` is sqrt(2 / pi) * (x + 0.044715 * x^3)."""
-    constant, factors = _factors(walk, expr)
+    constant, factors = factors_of(walk, expr)
     if len(factors) != 1 or not isclose(constant, sqrt(2 / pi), rel_tol=1e-6):
         return False
     summands = summands_of(walk, factors[0])

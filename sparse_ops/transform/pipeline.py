@@ -17,6 +17,7 @@ from .layout import SimplifyLayout
 from .lift_params import LiftParams
 from .linear import RecognizeLinear
 from .precision import to_precision
+from .rms_norm_heads import RecognizeRmsNormHeads
 from .schedule_rest import ScheduleRest
 from .softmax import RecognizeSoftmax
 from .split_linear import SplitLinear
@@ -49,6 +50,7 @@ def recognize() -> tvm.transform.Pass:
         [
             SimplifyLayout(),
             RecognizeActivation(),
+            RecognizeRmsNormHeads(),
             RecognizeAttention(),
             RecognizeLinear(),
             RecognizeChannelLayerNorm(),
