@@ -23,7 +23,7 @@ from sparse_ops.transform import cpu_pipeline
 from sparse_ops.transform.lift_params import PACKED_NAMES, PARAMETER_NAMES, TRANSFORM_PARAMS
 from tir_kernels.isa import Isa, host_target
 
-KEPT_WHOLE = (torch.ops.aten.scaled_dot_product_attention, torch.ops.aten.linear)  # torch.export would take them apart
+ATTENTION, LINEAR = torch.ops.aten.scaled_dot_product_attention.default, torch.ops.aten.linear.default
 
 
 def port_component(
@@ -154,7 +154,7 @@ def _arguments(module: torch.nn.Module, method: str, example: tuple) -> dict[str
     for leaf in pytree.tree_leaves(arguments):
         if not isinstance(leaf, torch.Tensor):
             raise ValueError(f"inputs: expected tensors for {method}, given {type(leaf).__name__}")
-    return arguments
+    return pytree.tree_map(torch.clone, arguments)  # torch.export takes a tensor that is given twice for one argument
 
 
 def _exported(method: _Method, arguments: dict[str, Any], dynamic: Mapping | None) -> torch.export.ExportedProgram:
@@ -162,8 +162,10 @@ def _exported(method: _Method, arguments: dict[str, Any], dynamic: Mapping | Non
         shapes = None if dynamic is None else {"arguments": dict(dynamic)}
         program = torch.export.export(method, (arguments,), dynamic_shapes=shapes)
     table = torch.export.default_decompositions()
-    for op in KEPT_WHOLE:
-        table.pop(op.default, None)
+    table.pop(LINEAR, None)
+    # Kept whole only if plain: the import overlooks its scale, and takes only masks of floats.
+    if all(len(node.args) == 3 and not node.kwargs for node in program.graph.find_nodes(op="call_function", target=ATTENTION)):
+        table.pop(ATTENTION, None)
     return program.run_decompositions(table)
 
 

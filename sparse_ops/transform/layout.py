@@ -103,6 +103,8 @@ def _slice(walk: Walk, x: relax.Expr, axis: int, begin: int, end: int) -> relax.
 
 def _split(walk: Walk, call: relax.Call) -> relax.Expr | None:
     (x,) = call.args
+    if not isinstance(call.ty, relax.TupleType):  # one part
+        return x
     axis = int(call.attrs.axis) % len(shape_of(x))
     widths = [static(part.shape.values[axis]) for part in call.ty.fields]
     if None in widths:

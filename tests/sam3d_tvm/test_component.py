@@ -300,6 +300,23 @@ def test_bad_calls(call, message):
         call(*example())
 
 
+class Attentions(nn.Module):
+    """What the import would get wrong if it came as one op."""
+
+    def forward(self, q, k):
+        scaled = nn.functional.scaled_dot_product_attention(q, k, k, scale=0.5)
+        causal = nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True)
+        (single,) = (scaled + causal).split(3, dim=1)
+        return single
+
+
+def test_attention_with_options_and_a_tensor_given_twice():
+    torch.manual_seed(2)
+    q, k = torch.randn(2, 1, 3, 7, 8)
+    ported = port_component(Attentions(), (q, q), "attentions")
+    assert_close(ported(q, k), Attentions()(q, k).numpy(), 8 + 7, scale=float(k.abs().max()))
+
+
 class Strange(nn.Linear):
     def of_any(self, *tensors):
         return tensors[0]
