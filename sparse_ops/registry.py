@@ -244,21 +244,23 @@ def _transposed_map(rng, rows, dtype):
 
 
 def _conv3d(rng, rows, dtype):
+    """A strided and dilated convolution, and one that goes by Winograd's algorithm in float32."""
     from tir_kernels.conv import naive
 
     from .op import conv3d
 
-    batch, depth = min(rows, 2), max(1, rows // 2)
+    batch, depth, few = min(rows, 2), max(1, rows // 2), rows // 16 + 1
     x, weight = features(rng, batch, 33, depth, 3, 5, dtype=dtype), features(rng, 40, 33, 3, 3, 3, dtype=dtype)
     residual, bias = features(rng, batch, 40, (depth + 1) // 2, 3, 5, dtype=dtype), features(rng, 40)
     options = {"stride": (2, 1, 1), "padding": (1, 1, 2), "dilation": (1, 1, 2), "activation": "silu"}
+    y, tiled = features(rng, batch, 17, few, 5, 21, dtype=dtype), features(rng, 20, 17, 3, 3, 3, dtype=dtype)
     return Example(
-        [x, weight, bias, residual],
-        [("b", 33, "d", 3, 5), (40, 33, 3, 3, 3), (40,), ("b", 40, "half", 3, 5)],
-        lambda x, w, b, r: conv3d(x, w, b, r, **options),
-        [naive(x, weight, bias, residual, **options)],
+        [x, weight, bias, residual, y, tiled],
+        [("b", 33, "d", 3, 5), (40, 33, 3, 3, 3), (40,), ("b", 40, "half", 3, 5), ("b", 17, "few", 5, 21), (20, 17, 3, 3, 3)],
+        lambda x, w, b, r, y, tiled: relax.Tuple([_emit(conv3d(x, w, b, r, **options)), _emit(conv3d(y, tiled, padding=1))]),
+        [naive(x, weight, bias, residual, **options), naive(y, tiled, padding=(1, 1, 1))],
         depth=27 * 33,
-        flops=2.0 * residual.size * 27 * 33,
+        flops=2.0 * 27 * (residual.size * 33 + y.size * 20),
     )
 
 

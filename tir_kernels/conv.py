@@ -61,6 +61,13 @@ def out_size(size, geometry: Geometry) -> tuple:
     return tuple((n + 2 * pad - covered) // step + 1 for n, pad, covered, step in axes)
 
 
+def check_size(size, geometry: Geometry):
+    """Emit: raise for the first axis along which the kernel is larger than the padded input, whose size is given."""
+    for axis, (given, covered) in enumerate(zip(size, reach(geometry), strict=True)):
+        with T.If(given < covered), T.Then():
+            T.evaluate(T.call_packed(RAISE_KERNEL_SIZE, axis + 2, given, covered))
+
+
 def blocking(cin: int, taps: int, isa: Isa, dtype: str) -> tuple[RegisterTile, int]:
     """The register tile over one block of the cin * taps terms of a sum, and the number of blocks."""
     micro = RegisterTile(isa, 2, VOXELS, dtype)
@@ -139,12 +146,6 @@ def conv3d(
     def first_row(tile):
         """The output channel at which a tile begins."""
         return tile * height + T.min(tile, T.int64(higher))
-
-    def check_size(size):
-        """Emit: raise for the first axis along which the kernel is larger than the padded input."""
-        for axis, (given, covered) in enumerate(zip(size, reach(geometry), strict=True)):
-            with T.If(given < covered), T.Then():
-                T.evaluate(T.call_packed(RAISE_KERNEL_SIZE, axis + 2, given, covered))
 
     @inline
     def pad(x, padded, batch, size, padded_size):
@@ -312,7 +313,7 @@ def conv3d(
         bias = match_buffer(bias_, (cout,), "float32")
         out = match_buffer(out_, (batch, cout, *size_out), dtype)
         residual = match_buffer(residual_, (batch, cout, *size_out), dtype) if has_residual else out  # unused
-        check_size(size_padded)
+        check_size(size_padded, geometry)
         flat = T.decl_buffer((elements,), stored, data=x.data)
         flat_residual = T.decl_buffer(flat_shape, dtype, data=residual.data)
         flat_out = T.decl_buffer(flat_shape, dtype, data=out.data)

@@ -4,6 +4,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tir_kernels import winograd
 from tir_kernels.activation import ACTIVATIONS
 from tir_kernels.conv import conv3d as conv_kernel
 from tir_kernels.conv import out_size, pack_filters, packed_shape, reach
@@ -32,7 +33,9 @@ def conv3d(
     of "none", "relu", "silu", "gelu", "gelu_tanh". Returns dtype of x, [B, Cout, D', H', W'], where
     D' = (D + 2 padding - dilation (kd - 1) - 1) // stride + 1. Batch and D, H, W may be symbolic. The weight is packed for
     the target by a kernel of its own, which folds away where the weight is constant. A convolution of images is one with
-    D = kd = 1.
+    D = kd = 1. In float32, kernels of 3^3 with unit stride and dilation go by Winograd's algorithm where that pays
+    (`winograd.pays`): what is rounded is then about twice as large as the result, in shorter sums, and an infinity or NaN of x
+    may make NaN of outputs next to those that read it.
 
     Raises ValueError naming the argument whose dtype or shape does not fit, also from the running module when the kernel
     is larger than the padded input.
@@ -83,13 +86,24 @@ def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, weight, *rest = call.args
     shape = tuple(int(d) for d in weight.ty.shape.values)
     dtype = str(x.ty.dtype)
-    isa = Isa.of()
-    packed = bb.emit(
-        call_kernel(bb, pack_filters(shape, isa, dtype), [weight], relax.TensorType(*packed_shape(shape, isa, dtype)))
-    )
+    isa, geometry = Isa.of(), _geometry(call)
     bias = rest.pop(0) if call.attrs["bias"] else relax.const(np.zeros(shape[0], "float32"))
-    kernel = conv_kernel(shape[1], shape[0], _geometry(call), isa, dtype, bool(rest), str(call.attrs["activation"]))
-    return call_kernel(bb, kernel, [x, packed, bias, *rest], call.ty)
+    options = (isa, bool(rest), str(call.attrs["activation"]))
+    if _by_winograd(call, geometry):
+        pack, packed = winograd.pack_filters(*shape[:2]), relax.TensorType(winograd.packed_shape(*shape[:2]), "float32")
+        kernel = winograd.conv3d(shape[1], shape[0], geometry.padding, *options)
+    else:
+        pack, packed = pack_filters(shape, isa, dtype), relax.TensorType(*packed_shape(shape, isa, dtype))
+        kernel = conv_kernel(shape[1], shape[0], geometry, isa, dtype, *options[1:])
+    return call_kernel(bb, kernel, [x, bb.emit(call_kernel(bb, pack, [weight], packed)), bias, *rest], call.ty)
+
+
+def _by_winograd(call: relax.Call, geometry: Geometry) -> bool:
+    """Whether Winograd's algorithm applies and pays; a size that is not known at compile time counts as large."""
+    size = (extent.value if isinstance(extent, tvm.tirx.IntImm) else None for extent in call.ty.shape.values[2:])
+    cout, cin = (int(d) for d in call.args[1].ty.shape.values[:2])
+    applies = geometry == Geometry(winograd.KERNEL, padding=geometry.padding) and str(call.ty.dtype) == "float32"
+    return applies and winograd.pays(cin, cout, tuple(size))
 
 
 _make = register_op("conv3d", _infer, _legalize)
