@@ -29,6 +29,7 @@ from sam3d_tvm.files import DTYPES, save_safetensors, write_bytes
 from sam3d_tvm.manifest import FunctionSpec, Manifest, TensorSpec, build, leaves
 from sam3d_tvm.weights import State, check_arrays
 from sparse_ops.arrays import as_kind, as_tensor, kind_of
+from sparse_ops.build import unchecked
 from sparse_ops.transform.lift_params import TRANSFORM_PARAMS
 
 MANIFEST, LIBRARY, MODULE, PARAMETERS = "manifest.json", "library.so", "module.json", "parameters.safetensors"
@@ -188,8 +189,9 @@ def machine_of(code: tvm.runtime.Module) -> relax.VirtualMachine:
 
 
 def compile_lowered(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executable:
-    """Code from a module that all passes have been applied to."""
-    return tvm.compile(module, target=target, relax_pipeline=tvm.transform.Sequential([]))
+    """Code from a module that all passes have been applied to. `Function` checks arguments."""
+    with unchecked():
+        return tvm.compile(module, target=target, relax_pipeline=tvm.transform.Sequential([]))
 
 
 def compile_json(file: Path, manifest: Manifest) -> tvm.runtime.Executable:

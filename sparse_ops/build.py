@@ -30,6 +30,14 @@ def build(
     return tvm.compile(mod, target=target or host_target(), relax_pipeline=cpu_pipeline(precision, lift_params))
 
 
+def unchecked() -> tvm.transform.PassContext:
+    """A scope: what is built inside does not check the layout of arguments, for callers that pass what `arrays.as_tensor` made.
+
+    Dtypes and shapes are still checked, once for a call instead of by every kernel, which is half of all code to compile.
+    """
+    return tvm.transform.PassContext(config={"tirx.disable_assert": True})
+
+
 def pack_params(vm: relax.VirtualMachine, name: str, read: Callable[[int], tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
     """The packed parameters of function `name` of a module built with `lift_params=True`, to be passed after its inputs.
 

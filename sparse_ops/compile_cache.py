@@ -25,7 +25,7 @@ from tvm import relax
 import tir_kernels
 from tir_kernels.isa import Isa, host_target
 
-from .build import build
+from .build import build, unchecked
 
 _lock = threading.Lock()
 _loaded: dict[str, relax.VirtualMachine] = {}
@@ -59,7 +59,7 @@ def source_digest() -> str:
 
 def compiled(configuration: dict, make_module: Callable[[], tvm.IRModule], precision: str = "float32") -> relax.VirtualMachine:
     """The virtual machine of a module. `configuration` (JSON) must determine what `make_module` returns; `precision` as in
-    `build`."""
+    `build`. Callers check arguments, see `build.unchecked`."""
     target = tvm.target.Target.current(allow_none=True) or host_target()
     identity = {
         "configuration": configuration,
@@ -85,14 +85,15 @@ def _load_or_build(key: str, make_module: Callable[[], tvm.IRModule], target: tv
             return tvm.runtime.load_module(str(file))
         except Exception:  # a damaged file, or one of another machine: build it anew
             file.unlink(missing_ok=True)
-    executable = build(make_module(), target, lift_params=True, precision=precision)
-    if file is not None:
-        _keep(executable, file)
+    with unchecked():
+        executable = build(make_module(), target, lift_params=True, precision=precision)
+    if file is not None and _keep(executable, file):
+        return tvm.runtime.load_module(str(file))  # what is linked already, to generate its code a second time takes long
     return executable
 
 
-def _keep(executable, file: Path) -> None:
-    """Write a library under its final name in one step; without a compiler or a writable folder, keep nothing."""
+def _keep(executable, file: Path) -> bool:
+    """Write a library under its final name in one step; without a compiler or a writable folder, keep nothing and say so."""
     temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -101,8 +102,9 @@ def _keep(executable, file: Path) -> None:
         executable.export_library(temporary)
         os.replace(temporary, file)
         temporary = None
+        return True
     except Exception:  # TVM raises TypeError where there is no compiler, RuntimeError where linking fails
-        pass  # the function works all the same, it will be compiled again in the next process
+        return False  # the function works all the same, it will be compiled again in the next process
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

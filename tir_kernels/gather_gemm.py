@@ -50,10 +50,11 @@ def gather_gemm(
     direct = dtype == "float32"  # a narrower output is summed in a float32 scratch of the block
 
     @inline
-    def find_rows(rows, first, pair_in, pair_out, block, base, source, target):
+    def find_rows(rows, first, last, pair_in, pair_out, block, base, source, target):
+        """The rows of the pairs from `first` on. Past the `last` one they are its own again, which then is stored twice"""
         for r in T.unroll(rows):
-            source[r] = T.Cast("int64", pair_in[block, first + r])
-            target[r] = T.Cast("int64", pair_out[block, first + r]) + base
+            source[r] = T.Cast("int64", pair_in[block, T.min(first + r, last)])
+            target[r] = T.Cast("int64", pair_out[block, T.min(first + r, last)]) + base
 
     @inline
     def add_product(rows, columns, panel, feats, source, target, weight, tap, sums):
@@ -63,31 +64,35 @@ def gather_gemm(
         micro.store(acc, rows, columns, sums, target, panel * tile.cols, lambda value, row, column: value)
 
     @inline
-    def panel_of_pairs(rows, first, columns, panel, feats, weight, pair_in, pair_out, block, tap, base, sums):
+    def panel_of_pairs(rows, first, last, columns, panel, feats, weight, pair_in, pair_out, block, tap, base, sums):
         source = T.alloc_buffer((rows,), "int64")
         target = T.alloc_buffer((rows,), "int64")
-        find_rows(rows, first, pair_in, pair_out, block, base, source, target)
+        find_rows(rows, first, last, pair_in, pair_out, block, base, source, target)
         add_product(rows, columns, panel, feats, source, target, weight, tap, sums)
 
     @inline
-    def pairs_widened(rows, first, feats, weight, pair_in, pair_out, block, tap, base, sums, wide):
+    def pairs_widened(rows, first, last, feats, weight, pair_in, pair_out, block, tap, base, sums, wide):
         source = T.alloc_buffer((rows,), "int64")
         target = T.alloc_buffer((rows,), "int64")
         own = T.alloc_buffer((rows,), "int64")
-        find_rows(rows, first, pair_in, pair_out, block, base, source, target)
+        find_rows(rows, first, last, pair_in, pair_out, block, base, source, target)
         micro.widen(wide, rows, feats, source, own)
-        micro.over_panels(lambda columns, panel: add_product(rows, columns, panel, wide, own, target, weight, tap, sums))
+        micro.over_panels(
+            lambda columns, panel: add_product(rows, columns, panel, wide, own, target, weight, tap, sums), micro.panels
+        )
 
     def multiply_segment(start, count, feats, weight, pair_in, pair_out, block, tap, base, sums, wide):
         """All pairs of one (block, tap). A panel's weights stay in L1 over all pairs, or widened rows over all panels."""
         where = (feats, weight, pair_in, pair_out, block, tap, base, sums)
+        last = start + count - 1
         if micro.widens:
-            micro.over_rows(count, lambda rows, first: pairs_widened(rows, start + first, *where, wide))
+            micro.over_tiles(count, lambda rows, first: pairs_widened(rows, start + first, last, *where, wide))
         else:
             micro.over_panels(
-                lambda columns, panel: micro.over_rows(
-                    count, lambda rows, first: panel_of_pairs(rows, start + first, columns, panel, *where)
-                )
+                lambda columns, panel: micro.over_tiles(
+                    count, lambda rows, first: panel_of_pairs(rows, start + first, last, columns, panel, *where)
+                ),
+                micro.panels,
             )
 
     @inline

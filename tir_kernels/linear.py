@@ -39,8 +39,7 @@ def naive(x, weight, bias=None, residual=None, activation="none", gate=None, bat
 
 @cache
 def linear(
-    cin: int,
-    cout: int,
+    width: int,
     isa: Isa,
     dtype: str = "float32",
     has_residual: bool = False,
@@ -49,23 +48,29 @@ def linear(
     has_index: bool = False,
     out_dtype: str | None = None,
 ) -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, weight, bias, [residual,] [gate,] [batch_index,] out).
+    """PrimFunc (x, weight, bias, [residual,] [gate,] [batch_index,] out) for any Cin and all Cout of the same tile as `width`,
+    see `RegisterTile.same_tile`.
 
     x `dtype` [N, Cin]; weight [1, panels, steps, cols] as `microkernel.pack_weight` makes it; bias float32 [Cout];
     residual `dtype` [N, Cout]; gate float32 [B, Cout], of which a row takes the first, or that of batch_index int32 [N]:
     ValueError for an index outside of 0 .. B - 1; out [N, Cout] of `out_dtype`, by default `dtype`. Sums are float32.
     """
     out_dtype = out_dtype or dtype
-    micro = RegisterTile(isa, cin, cout, dtype)
+    micro = RegisterTile(isa, BLOCK_DEPTH, width, dtype)
     cols, lanes = micro.tile.cols, micro.tile.lanes
-    block_steps = BLOCK_DEPTH // 2 if micro.dot else BLOCK_DEPTH
-    blocks = -(-cin // BLOCK_DEPTH)
-    most_panels = min(CHUNK_COLUMNS // cols, micro.panels)  # of one task
+    block_steps = micro.steps
+    most_panels = CHUNK_COLUMNS // cols  # of one task
+    tile_rows = micro.tile.rows
+    most_rows = -(-BLOCK_ROWS // tile_rows) * tile_rows  # of one task, in whole register tiles
     act = ACTIVATIONS[activation].emit
+
+    def whole_tiles(count):
+        """The rows of the register tiles that cover `count` rows."""
+        return (count + (tile_rows - 1)) // tile_rows * tile_rows
 
     @inline
     def copy_rows(x, first, count, depth, here, packed):
-        """packed[r, :] = x[first + r, depth : depth + here], or pairs of them"""
+        """packed[r, :] = x[first + r, depth : depth + here], or pairs of them; then zeros to the end of a register tile"""
         for r in range(count):
             if micro.dot:
                 for c in range(here // 2):
@@ -75,6 +80,9 @@ def linear(
             else:
                 for c in range(here):
                     packed[r, c] = T.Cast("float32", x[first + r, depth + c])
+        for r in range(whole_tiles(count) - count):
+            for c in range(block_steps):
+                packed[count + r, c] = T.Cast(micro.weight_dtype, 0)
 
     @inline
     def start(bias, count, columns, panel, slot, sums):
@@ -120,30 +128,34 @@ def linear(
                 )
 
     @inline
-    def multiply_panel(block, first, count, columns, panel, slot, packed, weight, bias, residual, gate, batch_index, sums, out):
+    def multiply_panel(
+        block, blocks, steps, first, count, columns, panel, slot, packed, weight, bias, residual, gate, batch_index, sums, out
+    ):
         step: T.let = block * block_steps
-        steps: T.let = T.min(T.int64(block_steps), micro.steps - step)
         if block == 0:
-            start(bias, count, columns, panel, slot, sums)
-        micro.over_rows(count, lambda rows, r: add_products(rows, r, columns, panel, slot, packed, weight, step, steps, sums))
+            start(bias, whole_tiles(count), columns, panel, slot, sums)
+        micro.over_tiles(count, lambda rows, r: add_products(rows, r, columns, panel, slot, packed, weight, step, steps, sums))
         if block == blocks - 1:
             finish(first, count, columns, panel, slot, sums, residual, gate, batch_index, out)
 
     @inline
-    def multiply_task(first, count, first_panel, end_panel, x, weight, bias, residual, gate, batch_index, out):
-        packed = T.alloc_buffer((BLOCK_ROWS, block_steps + 1), micro.weight_dtype)  # of an even width, rows share L1 places
-        sums = T.alloc_buffer((most_panels, BLOCK_ROWS, cols), "float32")
-        for block in range(T.int64(blocks)):
-            depth: T.let = block * BLOCK_DEPTH
-            copy_rows(x, first, count, depth, T.min(T.int64(BLOCK_DEPTH), cin - depth), packed)
+    def multiply_task(first, count, first_panel, end_panel, cin, panels, x, weight, bias, residual, gate, batch_index, out):
+        packed = T.alloc_buffer((most_rows, block_steps + 1), micro.weight_dtype)  # of an even width, rows share L1 places
+        sums = T.alloc_buffer((most_panels, most_rows, cols), "float32")
+        blocks: T.let = (cin + (BLOCK_DEPTH - 1)) // BLOCK_DEPTH
+        for block in range(blocks):
+            depth: T.let = T.min(T.int64(BLOCK_DEPTH), cin - block * BLOCK_DEPTH)
+            copy_rows(x, first, count, block * BLOCK_DEPTH, depth, packed)
             micro.over_panels(
                 lambda columns, panel: multiply_panel(
                     block,
+                    blocks,
+                    (depth + 1) // 2 if micro.dot else depth,
                     first,
                     count,
                     columns,
                     panel,
-                    panel - first_panel,
+                    panel % most_panels,
                     packed,
                     weight,
                     bias,
@@ -153,6 +165,7 @@ def linear(
                     sums,
                     out,
                 ),
+                panels,
                 first_panel,
                 end_panel,
             )
@@ -168,9 +181,9 @@ def linear(
         out_: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("linear", dtype, isa, micro.tile)})
-        n, batch = T.int64(), T.int64()
+        n, cin, cout, panels, steps, batch = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
         x = match_buffer(x_, (n, cin), dtype)
-        weight = match_buffer(weight_, (1, micro.panels, micro.steps, cols), micro.weight_dtype)
+        weight = match_buffer(weight_, (1, panels, steps, cols), micro.weight_dtype)
         bias = match_buffer(bias_, (cout,), "float32")
         residual = match_buffer(residual_, (n, cout), dtype)
         gate = match_buffer(gate_, (batch if has_index else 1, cout), "float32")
@@ -182,17 +195,21 @@ def linear(
             check_batch_index(batch_index, n, batch)
         row_blocks: T.let = (n + (BLOCK_ROWS - 1)) // BLOCK_ROWS
         block_rows: T.let = ((n + row_blocks - 1) // T.max(row_blocks, T.int64(1)) + 11) // 12 * 12  # blocks of about one size
-        wanted: T.let = T.max(
-            (TASKS + row_blocks - 1) // T.max(row_blocks, T.int64(1)), T.int64(-(-micro.panels // most_panels))
+        chunks: T.let = T.min(
+            panels,
+            T.max((TASKS + row_blocks - 1) // T.max(row_blocks, T.int64(1)), (panels + (most_panels - 1)) // most_panels),
         )
-        chunk_panels: T.let = (micro.panels + wanted - 1) // wanted
-        chunks: T.let = (micro.panels + chunk_panels - 1) // chunk_panels
         for task in T.parallel(row_blocks * chunks):
-            first: T.let = task // chunks * block_rows
-            count: T.let = T.max(T.min(block_rows, n - first), T.int64(0))
-            first_panel: T.let = task % chunks * chunk_panels
-            end_panel: T.let = T.min(first_panel + chunk_panels, T.int64(micro.panels))
-            multiply_task(first, count, first_panel, end_panel, x, weight, bias, residual, gate, batch_index, out)
+            part = T.alloc_buffer((4,), "int64")  # in memory, as TVM simplifies such quotients wherever they are used
+            part[0] = task // chunks * block_rows
+            part[1] = T.max(T.min(block_rows, n - part[0]), T.int64(0))
+            part[2] = task % chunks * panels // chunks
+            part[3] = (task % chunks + 1) * panels // chunks
+            first: T.let = part[0]
+            count: T.let = part[1]
+            first_panel: T.let = part[2]
+            end_panel: T.let = part[3]
+            multiply_task(first, count, first_panel, end_panel, cin, panels, x, weight, bias, residual, gate, batch_index, out)
 
     given = {"residual": has_residual, "gate": has_gate, "batch_index": has_index}
     return drop_parameters(kernel, *(name for name, present in given.items() if not present))

@@ -86,6 +86,12 @@ class RegisterTile:
         self.llvm_ir = self._llvm_ir(isa) if self.dot else None
         self._define_macros()
 
+    @staticmethod
+    def same_tile(isa: Isa, width: int, dtype: str) -> int:
+        """The least width of the same tile whose last panel is as wide: that, and a panel before it if there are any."""
+        cols = RegisterTile(isa, 1, width, dtype).tile.cols
+        return min(width, width % cols + cols)
+
     def _llvm_ir(self, isa: Isa) -> str:
         text = DOT_EMULATED if isa.emulate_dot else DOT_NATIVE
         return text.format(n=isa.lanes, m=2 * isa.lanes, bits=32 * isa.lanes)
@@ -211,65 +217,72 @@ class RegisterTile:
                 with T.If(rest // narrow % 2 == 1), T.Then():
                     body(narrow, done + rest // (2 * narrow) * (2 * narrow))
 
-    def over_panels(self, body, first=0, end=None):
-        """Emit `body(columns, panel)` for the column panels from `first` to before `end`, by default all of them.
+    def over_tiles(self, count, body):
+        """Emit `body(rows, first)` for register tiles that cover `count` rows; the last one may reach past them.
+
+        `body` is a macro whose first argument, the number of rows, is a Python int: that of a whole tile or, where the last
+        rows fit into it, of half a tile. Code for every remainder would hardly be faster, as few rows wait for their sums, and
+        takes most of the time that a kernel takes to compile.
+        """
+        rows, half = self.tile.rows, self.tile.rows // 2
+        whole = (count + (rows - half - 1)) // rows
+        with T.serial(0, whole) as tile:
+            body(rows, tile * rows)
+        with T.If(whole * rows < count), T.Then():
+            body(half, whole * rows)
+
+    def over_panels(self, body, panels, first=0, end=None):
+        """Emit `body(columns, panel)` for those of the `panels` column panels from `first` to before `end`, by default all.
 
         `columns` is a Python int: the last panel, which may be narrower, has code of its own.
         """
-        full = self.panels - (self.last_width < self.tile.cols)
-        if full:
-            with T.serial(first, full if end is None else T.min(end, T.int64(full))) as panel:
-                body(self.tile.cols, panel)
-        if full < self.panels and end is None:
+        cols, narrow = self.tile.cols, self.last_width < self.tile.cols
+        full = panels - narrow
+        if self.width >= cols:
+            with T.serial(first, full if end is None else T.min(end, full)) as panel:
+                body(cols, panel)
+        if narrow and end is None:
             body(self.last_width, full)
-        elif full < self.panels:
+        elif narrow:
             with T.If(end > full), T.Then():
-                body(self.last_width, T.int64(full))
+                body(self.last_width, full)
 
 
 @cache
-def pack_weight(isa: Isa, shape: tuple[int, ...], dtype: str, activations: str) -> tvm.tirx.PrimFunc:
-    """PrimFunc (weight `dtype` [width, *taps, depth], packed): the layout that `RegisterTile` reads.
+def pack_weight(cols: int, ndim: int, dtype: str, dot: bool) -> tvm.tirx.PrimFunc:
+    """PrimFunc (weight `dtype` [width, *kernel, depth] of `ndim` axes, packed): the layout that `RegisterTile` reads.
 
-    `shape` is that of the weight: [Cout, Cin] of a linear layer, [Cout, kx, ky, kz, Cin] of a convolution. packed float32
-    [taps, panels, depth, cols], or int32 [taps, panels, ceil(depth / 2), cols] of bfloat16 pairs where `activations` is
-    bfloat16 and the CPU has the dot instruction. Columns past `width` are zero.
+    weight: [Cout, Cin] of a linear layer, [Cout, kx, ky, kz, Cin] of a convolution. packed float32 [taps, panels, depth, cols],
+    or, with `dot`, int32 [taps, panels, ceil(depth / 2), cols] of bfloat16 pairs. Columns past `width` are zero.
     """
-    width, *kernel, depth = shape
-    taps = prod(kernel)
-    micro = RegisterTile(isa, depth, width, activations)
-    cols, dot = micro.tile.cols, micro.dot
-
-    def at(weight, column, tap, c):
-        """weight[column, kx, ky, kz, c] of the tap with that number."""
-        places = [tap // prod(kernel[axis + 1 :]) % size for axis, size in enumerate(kernel)]
-        return weight[(column, *places, c)]
+    packed_dtype = "int32" if dot else "float32"
+    shape = width, *sizes, depth = [tvm.tirx.Var(f"size{axis}", "int64") for axis in range(ndim)]
 
     def half(weight, column, tap, c):
         """The upper 16 bits of a weight, rounded to bfloat16, as int32; zero past the end of the depth."""
-        value = T.Cast("bfloat16", at(weight, column, tap, T.min(c, depth - 1)))
+        value = T.Cast("bfloat16", weight[column, tap, T.min(c, depth - 1)])
         return T.if_then_else(c < depth, T.Cast("int32", T.reinterpret("uint16", value)), T.int32(0))
 
     def element(weight, column, tap, step):
         if dot:
             return half(weight, column, tap, 2 * step) | (half(weight, column, tap, 2 * step + 1) << 16)
-        return T.Cast("float32", at(weight, column, tap, step))
+        return T.Cast("float32", weight[column, tap, step])
 
     @T.prim_func(s_tir=True)
-    def kernel(
-        weight_: T.handle,
-        packed: T.Buffer((taps, micro.panels, micro.steps, cols), micro.weight_dtype),
-    ):
+    def kernel(weight_: T.handle, packed_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "pack_weight"})
+        taps, panels, steps = T.int64(), T.int64(), T.int64()
         weight = match_buffer(weight_, shape, dtype)
-        for task in T.parallel(taps * micro.panels):
-            tap: T.let = task // micro.panels
-            panel: T.let = task % micro.panels
-            for step, column in T.grid(micro.steps, cols):
-                packed[tap, panel, step, column] = T.if_then_else(
-                    panel * cols + column < width,
-                    element(weight, T.min(panel * cols + column, width - 1), tap, step),
-                    T.Cast(micro.weight_dtype, 0),
-                )
+        packed = match_buffer(packed_, (taps, panels, steps, cols), packed_dtype)
+        flat = T.decl_buffer((width, prod(sizes), depth), dtype, data=weight.data)
+        for task in T.parallel(taps * panels):
+            tap: T.let = task // panels
+            panel: T.let = task % panels
+            here: T.let = T.min(T.int64(cols), width - panel * cols)
+            for step in range(steps):
+                for column in range(here):
+                    packed[tap, panel, step, column] = element(flat, panel * cols + column, tap, step)
+                for column in range(cols - here):
+                    packed[tap, panel, step, here + column] = T.Cast(packed_dtype, 0)
 
     return kernel

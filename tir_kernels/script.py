@@ -7,20 +7,21 @@ kernel has hundreds. Walking the frames themselves finds the same parser in micr
 
 import sys
 from collections.abc import Callable
+from types import CodeType
 
 import tvm
-from tvm.script.parser._core import scan_macro, utils
+from tvm.script.parser._core import utils
+from tvm.script.parser.core import doc
+from tvm.script.parser.core.diagnostics import Source
 from tvm.script.parser.core.parser import ScriptMacro
 from tvm.tirx.script.parser.entry import TIRInline
 
+_texts: dict[CodeType, tuple[Source, doc.FunctionDef]] = {}  # kernels define the same macros again for every shape
+
 
 class _Inline(TIRInline):
-    _definition = None
-
     def get_macro_def(self):
-        if self._definition is None:  # the text of a macro is parsed once, not for every expansion
-            self._definition = super().get_macro_def()
-        return self._definition
+        return _texts[self.func.__code__][1]
 
     def _find_parser_def(self):
         frame = sys._getframe(1)
@@ -34,8 +35,10 @@ class _Inline(TIRInline):
 
 def inline(func: Callable) -> Callable:
     """Decorator: `func` is TVMScript, expanded wherever a kernel calls it. Names come from where it is defined."""
-    source, closure_vars = scan_macro(func, utils.inspect_function_capture(func))
-    macro = _Inline(source, closure_vars, func)
+    if func.__code__ not in _texts:
+        source = Source(func)
+        _texts[func.__code__] = source, source.as_ast().body[0]
+    macro = _Inline(_texts[func.__code__][0], utils.inspect_function_capture(func), func)
 
     def call(*args, **kwargs):
         return macro(*args, **kwargs)

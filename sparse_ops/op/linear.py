@@ -6,6 +6,7 @@ from tvm import relax
 from tir_kernels.activation import ACTIVATIONS
 from tir_kernels.isa import Isa
 from tir_kernels.linear import linear as linear_kernel
+from tir_kernels.microkernel import RegisterTile
 
 from .register import FLOATS, call_kernel, check_choice, check_tensor, optional_positions, packed_weight, register_op
 
@@ -68,14 +69,14 @@ def _infer(call: relax.Call) -> relax.TensorType:
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, weight = call.args[:2]
     given = {name: call.args[place] for name, place in optional_positions(call, OPTIONAL, 2).items()}
-    cout, cin = (int(d) for d in weight.ty.shape.values)
+    cout = int(weight.ty.shape.values[0])
     dtype = str(x.ty.dtype)
     isa = Isa.of()
     packed = packed_weight(bb, weight, isa, dtype)
     bias = given.pop("bias", None)
     bias = relax.const(np.zeros(cout, "float32")) if bias is None else bias
     has = ("residual" in given, str(call.attrs["activation"]), "gate" in given, "batch_index" in given)
-    kernel = linear_kernel(cin, cout, isa, dtype, *has, str(call.ty.dtype))
+    kernel = linear_kernel(RegisterTile.same_tile(isa, cout, dtype), isa, dtype, *has, str(call.ty.dtype))
     return call_kernel(bb, kernel, [x, packed, bias, *given.values()], call.ty)
 
 

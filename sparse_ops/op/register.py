@@ -93,7 +93,7 @@ def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, isa: Isa, activati
     """Emit the packing of a weight [Cout, ..., Cin] for kernels that read `activations`; it folds where constant."""
     shape = tuple(int(d) for d in weight.ty.shape.values)
     micro = RegisterTile(isa, shape[-1], shape[0], activations)
-    kernel = pack_weight(isa, shape, str(weight.ty.dtype), activations)
+    kernel = pack_weight(micro.tile.cols, len(shape), str(weight.ty.dtype), micro.dot)
     packed = (prod(shape[1:-1]), micro.panels, micro.steps, micro.tile.cols)
     return bb.emit(call_kernel(bb, kernel, [weight], relax.TensorType(packed, micro.weight_dtype)))
 

@@ -1,21 +1,19 @@
-"""Shared by the tests that walk the registry; run as a program, it prints what every row computes with 1 and 2 threads."""
+"""Shared by the tests that walk the registry: its rows, modules of them, and their results."""
 
 import hashlib
-import json
-import os
-import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 import tvm
 from tvm import relax
 
 from sparse_ops.build import build
 from sparse_ops.registry import OPS, Example, OpRow
+from tir_kernels.threads import VARIABLE, threads
 
 CASES = [(row, dtype) for row in OPS for dtype in row.dtypes]
-THREADS = (1, 2)
-SIZES = (97, 1000)  # of which results are digested: the larger one gives every kernel several tasks
 
 
 def case_id(case: tuple[OpRow, str]) -> str:
@@ -61,31 +59,18 @@ def evaluate(call: Callable[..., relax.Expr], *inputs: np.ndarray, shapes: Seque
     return out
 
 
+def run_with(count: int, executable: tvm.runtime.Executable, inputs: Sequence) -> list[np.ndarray]:
+    """The outputs with `count` threads, on any machine: in a Python thread of its own, as that gets workers of its own."""
+
+    def call() -> list[np.ndarray]:
+        assert threads() == count
+        return run(executable, inputs)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as executor:
+        patch.setenv(VARIABLE, str(count))
+        return executor.submit(call).result()
+
+
 def digest(outputs: list[np.ndarray]) -> str:
     """A name for the bits of some arrays."""
     return hashlib.sha256(b"".join(np.ascontiguousarray(out).tobytes() for out in outputs)).hexdigest()
-
-
-def main():
-    """Compile every row once, then run it in two processes, as the number of threads is fixed once the pool has started.
-
-    Prints a line of JSON for each: {row: {rows of features: digest}}.
-    """
-    compiled = {case_id(case): build(example_module(*case)) for case in CASES}
-    examples = {case_id(case): {rows: example_of(*case, rows) for rows in SIZES} for case in CASES}
-    for threads in THREADS:
-        child = os.fork()
-        if child == 0:
-            os.environ["TVM_NUM_THREADS"] = str(threads)
-            found = {
-                name: {rows: digest(run(compiled[name], example.inputs)) for rows, example in sizes.items()}
-                for name, sizes in examples.items()
-            }
-            print(json.dumps(found), flush=True)
-            os._exit(0)
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-            sys.exit(f"the run with {threads} threads failed")
-
-
-if __name__ == "__main__":
-    main()
