@@ -10,10 +10,10 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
-@pytest.mark.parametrize("source", EXAMPLES, ids=["eager", "graph", "imported"])
+@pytest.mark.parametrize("source", EXAMPLES, ids=["eager", "graph", "imported", "ported"])
 def test_example_runs(source, tmp_path, capsys):
     file = tmp_path / "example.py"
     file.write_text(source)
