@@ -1,6 +1,6 @@
 """The dense components of SAM-3D-Objects against torch eager: DINOv2, the structure flow, the structure decoder.
 
-    python -m benchmarks.components [--quick] [--json FILE] [--only SUBSTRING]
+    python -m benchmarks.components [--quick] [--json FILE] [--only SUBSTRING] [--blocks NUMBER]
 
     dinov2                   ViT-L/14 with registers, one image of 518 x 518
     point_patch_embed        one point map of 256 x 256
@@ -10,13 +10,14 @@
     structure_flow_context   what a run computes once for its condition
 
 in float32 and in bfloat16 (torch by autocast). Weights are random, at the sizes of SAM-3D-Objects; --quick takes the tiny ones,
-where calls are bound by overhead. In bfloat16 the flow has two of its 24 blocks, which are all alike, as torch needs minutes
-for a call. A run of 25 steps is added up from its calls, and compared with as many velocities of torch.
+where calls are bound by overhead. --blocks: how many of the flow's 24 blocks, which are all alike, instead of all in float32 and
+two in bfloat16, where torch needs minutes for a call of all. A run of 25 steps is added up from its calls, and compared with as many velocities of torch.
 
 GFLOP/s count what torch computes; savings show as more than is possible. MB are what a call adds. In the JSON: `load_s`, to
 load the artifact folder; `packed_mb` and `torch_mb`, the weights of both.
 """
 
+import argparse
 import functools
 import sys
 import tempfile
@@ -105,15 +106,15 @@ def paired_case(example: Example, component: Component, facts: dict, precision: 
 class FlowCases:
     """The structure flow, compiled once for its cases."""
 
-    def __init__(self, size: str, precision: str):
-        self.size, self.precision = size, precision
+    def __init__(self, size: str, precision: str, blocks: int | None):
+        self.size, self.precision, self.blocks = size, precision, blocks
         self._made: tuple[Example, Component, dict] | None = None
 
     def made(self) -> tuple[Example, Component, dict]:
         if self._made is None:
-            blocks = FEW_BLOCKS if self.precision == "bfloat16" and self.size == "full" else None
-            example = structure_flow.example(self.size, num_blocks=blocks)
-            self._made = example, *loaded(example, "structure_flow", self.precision)
+            example = structure_flow.example(self.size, num_blocks=self.blocks)
+            component, facts = loaded(example, "structure_flow", self.precision)
+            self._made = example, component, facts | {"blocks": example.module.config.num_blocks}
         return self._made
 
     def velocity(self) -> Case:
@@ -167,13 +168,18 @@ def report_run(bench: Benchmark) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse_options("The dense components against torch eager.", arguments)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--blocks", type=int)
+    given, arguments = parser.parse_known_args(arguments)
+    options = parse_options("The dense components against torch eager; --blocks NUMBER of the flow.", arguments)
     bench = Benchmark("components", options)
     size = "tiny" if options.quick else "full"
     for precision in ("float32", "bfloat16"):
-        for name in ("dinov2", "point_patch_embed", "structure_decoder"):
+        # torch's bfloat16 convolution takes minutes on a CPU without an instruction for it
+        for name in ("dinov2", "point_patch_embed", *(["structure_decoder"] if precision == "float32" else [])):
             bench.run(name, functools.partial(component_case, name, size, precision))
-        flow = FlowCases(size, precision)
+        few = FEW_BLOCKS if precision == "bfloat16" and size == "full" else None
+        flow = FlowCases(size, precision, given.blocks or few)
         for name, make in (("", flow.velocity), ("_guided", flow.guided), ("_context", flow.context)):
             bench.run(f"structure_flow{name}", make)
         del flow, make  # 10 GB, which the next one needs
