@@ -11,8 +11,8 @@
 
 in float32 and in bfloat16 (torch by autocast). Weights are random, at the sizes of SAM-3D-Objects; --quick takes the tiny ones,
 where calls are bound by overhead. --blocks: how many of the flow's 24 blocks, which are all alike; by default all in float32
-and two in bfloat16, where torch needs minutes for a call of all. A run of 25 steps is added up from its calls, and compared with
-as many velocities of torch.
+and two in bfloat16, where torch needs minutes for a call of all. A run of 25 steps is added up from its calls, and compared
+with as many velocities of torch.
 
 GFLOP/s count what torch computes; savings show as more than is possible. MB are what a call adds. In the JSON: `load_s`, to
 load the artifact folder; `packed_mb` and `torch_mb`, the weights of both.
