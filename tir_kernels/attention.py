@@ -18,6 +18,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .activation import LOG2_E, polynomial
 from .batch_offsets import check_offsets, cut
 from .buffers import match_buffer
@@ -362,7 +363,7 @@ def attention(
                 add_values(weights, start, height, values, here, decay, sums)
         store(sums, total, first, count, num_keys, h, out, q_order)
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(
         q_: T.handle,
         k_: T.handle,

@@ -6,6 +6,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .errors import RAISE_OFFSETS, RAISE_ORDER, RAISE_RANGE
 from .script import inline
@@ -55,7 +56,7 @@ def batch_offsets() -> tvm.tirx.PrimFunc:
     Raises ValueError for the first row whose batch index is below that of the row before, or not in 0 .. batch - 1.
     """
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, offsets_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "batch_offsets"})
         n, columns = T.int64(), T.int64()

@@ -12,6 +12,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .activation import ACTIVATIONS
 from .buffers import match_buffer
 from .layer_norm import naive as naive_rows
@@ -41,7 +42,7 @@ def channel_layer_norm(
     for dim in spatial:
         sites = sites * dim
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"channel_layer_norm_{dtype}"})
         x_nd = match_buffer(x_, (batch, channels, *spatial), dtype)

@@ -19,6 +19,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .activation import ACTIVATIONS
 from .buffers import match_buffer
 from .errors import RAISE_KERNEL_SIZE
@@ -93,7 +94,7 @@ def pack_filters(shape: tuple[int, ...], isa: Isa, dtype: str) -> tvm.tirx.PrimF
     (rows, depth), packed_dtype = packed_shape(shape, isa, dtype)
     cout, terms = shape[0], prod(shape[1:])
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(weight_: T.handle, packed: T.Buffer((rows, depth), packed_dtype)):
         T.func_attr({"tirx.noalias": True, "global_symbol": "pack_filters"})
         weight = match_buffer(weight_, shape, dtype)
@@ -305,7 +306,7 @@ def conv3d(
     elements, elements_padded = (batch * cin * d * h * w for d, h, w in (size, size_padded))
     flat_shape = (batch, cout, size_out[0] * size_out[1] * size_out[2])
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("conv3d", dtype, isa, micro.tile)})
         x = match_buffer(x_, (batch, cin, *size), dtype)

@@ -19,6 +19,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .errors import RAISE_DUPLICATE, RAISE_RANGE
 from .script import inline
@@ -155,7 +156,7 @@ def plan_index(
     more than 2^30 cells it falls back to the hash.
     """
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "plan_index"})
         rows = T.int64()
@@ -259,7 +260,7 @@ def report_duplicate(coords, rows, plan, slots):
 def build_index() -> tvm.tirx.PrimFunc:
     """PrimFunc (coords int32 [N, 4], plan, slots, keys): fills the index; ValueError for the first duplicate row."""
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "build_index"})
         rows, num_slots, num_keys = T.int64(), T.int64(), T.int64()
@@ -307,7 +308,7 @@ def build_index() -> tvm.tirx.PrimFunc:
 def lookup() -> tvm.tirx.PrimFunc:
     """PrimFunc (queries int32 [M, 4], plan, slots, keys, rows int32 [M]): the row of each query, or -1."""
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(queries_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle, rows_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "lookup"})
         count, num_slots, num_keys = T.int64(), T.int64(), T.int64()

@@ -13,6 +13,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .coordinate_index import check_range, extremes, fill
 from .errors import RAISE_DUPLICATE
@@ -96,7 +97,7 @@ def to_dense(
                 for j in range(count[0]):
                     out[b, c, i, taken[j] // size_z, taken[j] % size_z] = x[cells[slab * layer + taken[j]], c]
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, coords_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"to_dense_{dtype}"})
         n = T.int64()
@@ -126,7 +127,7 @@ def from_dense(
         b, x, y, z = (T.Cast("int64", coords[row, axis]) for axis in range(4))
         return dense[b, x, y, z, c] if channels_last else dense[b, c, x, y, z]
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(dense_: T.handle, coords_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"from_dense_{dtype}"})
         n = T.int64()

@@ -13,6 +13,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .activation import ACTIVATIONS
 from .buffers import match_buffer
 from .group_norm import merge_part
@@ -77,7 +78,7 @@ def dense_group_norm(
                 T.min(T.int64(CHUNK), sites - k * CHUNK),
             )
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"dense_group_norm_{dtype}"})
         x_nd = match_buffer(x_, (batch, channels, *spatial), dtype)

@@ -5,6 +5,7 @@ from functools import cache
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .activation import ACTIVATIONS
 from .buffers import match_buffer
 
@@ -25,7 +26,7 @@ def elementwise(rank: int, name: str, dtype: str = "float32") -> tvm.tirx.PrimFu
     for dim in shape:
         size = size * dim
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"{name}_{dtype}"})
         x = match_buffer(x_, shape, dtype)

@@ -14,6 +14,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .activation import ACTIVATIONS
 from .buffers import match_buffer
 from .isa import Isa, kernel_name
@@ -119,7 +120,7 @@ def gather_gemm(
     name = kernel_name("gather_gemm", dtype, isa, tile)
     if has_residual:
 
-        @T.prim_func(s_tir=True)
+        @script.prim_func(s_tir=True)
         def kernel(
             feats_: T.handle,
             weight_: T.handle,
@@ -146,7 +147,7 @@ def gather_gemm(
 
         return kernel
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(
         feats_: T.handle,
         weight_: T.handle,

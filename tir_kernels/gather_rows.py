@@ -11,6 +11,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .errors import RAISE_INDEX
 from .script import inline
@@ -46,7 +47,7 @@ def check_index(index, count, rows):
 def gather_rows(channels: int, dtype: str = "float32") -> tvm.tirx.PrimFunc:
     """PrimFunc (x `dtype` [N, C], index int32 [M], out `dtype` [M, C]); ValueError for an index not in -1 .. N - 1."""
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, index_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"gather_rows_{dtype}"})
         n, m = T.int64(), T.int64()

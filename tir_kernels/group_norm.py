@@ -16,6 +16,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .activation import ACTIVATIONS
 from .batch_offsets import check_offsets, cut
 from .buffers import match_buffer
@@ -110,7 +111,7 @@ def group_norm(
                 )
             counts[b] = before + chunk_rows[k]
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, offsets_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"group_norm_{dtype}"})
         n, batch = T.int64(), T.int64()

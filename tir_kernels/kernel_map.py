@@ -20,6 +20,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .coordinate_index import (
     BUCKET,
@@ -189,7 +190,7 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
                 # a miss writes its mirrored entry into the spare last column, which nobody reads
                 table[taps - 1 - tap, T.if_then_else(other >= 0, T.Cast("int64", other), rows)] = T.Cast("int32", first + i)
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(
         coords_: T.handle,
         plan_: T.handle,
@@ -251,7 +252,7 @@ def probe_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
         scaled = T.Cast("int64", coordinate) - offset
         return T.floordiv(scaled, T.int64(stride[axis])), T.floormod(scaled, T.int64(stride[axis])) == 0
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(
         coords_: T.handle,
         plan_: T.handle,
@@ -308,7 +309,7 @@ def inverse_map() -> tvm.tirx.PrimFunc:
     the coordinates that the given map reads from, only the number of rows matters.
     """
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(
         pair_in_: T.handle,
         pair_out_: T.handle,

@@ -11,6 +11,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .activation import ACTIVATIONS
 from .buffers import match_buffer
 from .errors import RAISE_BATCH_INDEX
@@ -89,7 +90,7 @@ def layer_norm(
                 for c in range(channels):
                     out[row, c] = T.Cast(dtype, act((T.Cast("float32", x[row, c]) - mean) * scaling * factor[c] + addend[c]))
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(
         x_: T.handle,
         weight_: T.handle,

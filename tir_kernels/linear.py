@@ -12,6 +12,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .activation import ACTIVATIONS
 from .buffers import match_buffer
 from .isa import Isa, kernel_name
@@ -170,7 +171,7 @@ def linear(
                 end_panel,
             )
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(
         x_: T.handle,
         weight_: T.handle,

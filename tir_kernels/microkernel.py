@@ -16,6 +16,7 @@ from math import prod
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .isa import Isa, Tile
 from .script import inline
@@ -268,7 +269,7 @@ def pack_weight(cols: int, ndim: int, dtype: str, dot: bool) -> tvm.tirx.PrimFun
             return half(weight, column, tap, 2 * step) | (half(weight, column, tap, 2 * step + 1) << 16)
         return T.Cast("float32", weight[column, tap, step])
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(weight_: T.handle, packed_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "pack_weight"})
         taps, panels, steps = T.int64(), T.int64(), T.int64()

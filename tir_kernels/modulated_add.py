@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .layer_norm import check_batch_index
 from .script import drop_parameters
@@ -30,7 +31,7 @@ def modulated_add(channels: int, dtype: str = "float32", has_index: bool = False
     ValueError for an index outside of 0 .. B - 1.
     """
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, y_: T.handle, gate_: T.handle, batch_index_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"modulated_add_{dtype}"})
         n, batch = T.int64(), T.int64()

@@ -16,6 +16,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from . import threads as pool
 from .isa import Isa, host_target, kernel_name
 from .microkernel import RegisterTile
@@ -73,7 +74,7 @@ def peak_loop(isa: Isa, dtype: str = "float32") -> tvm.tirx.PrimFunc:
 
     step = step_dot if dot else step_f32
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(acc_: T.handle, w: T.Buffer((lanes,), "int32" if dot else "float32"), steps: T.int64):
         T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("peak", dtype, isa)})
         threads = T.int64()

@@ -13,6 +13,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .kernel_map import check_map
 
@@ -70,7 +71,7 @@ def pool(channels: int, reduction: Reduction, dtype: str = "float32") -> tvm.tir
     """
     direct = dtype == "float32"  # a narrower output is reduced in a float32 scratch of the block
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, pair_in_: T.handle, pair_out_: T.handle, segment_: T.handle, map_rows_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"pool_{reduction.mode}_{dtype}"})
         n, m, blocks, slots, columns = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()

@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .rows import row_sum
 
@@ -27,7 +28,7 @@ def naive(x, gamma):
 def rms_norm_heads(heads: int, depth: int, dtype: str = "float32") -> tvm.tirx.PrimFunc:
     """PrimFunc (x `dtype` [N, H, D], gamma float32 [H, D], out `dtype` [N, H, D])."""
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, gamma_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"rms_norm_heads_{dtype}"})
         n = T.int64()

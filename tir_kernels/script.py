@@ -1,8 +1,9 @@
-"""`inline`: TVMScript macros whose expansion does not slow down with the depth of the Python stack.
+"""`inline` and `prim_func`: TVMScript that is read no slower from deep inside a Python program.
 
 `T.inline` finds its parser by `inspect.getouterframes`, which reads the source lines of every frame and, for each, walks all
 imported modules: with torch loaded and a test runner on the stack that is a tenth of a second for every expansion, and a
-kernel has hundreds. Walking the frames themselves finds the same parser in microseconds.
+kernel has hundreds. Walking the frames themselves finds the same parser in microseconds. `T.prim_func` does the same, twice for
+every kernel, for classes around it, which ours have not.
 """
 
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from types import CodeType
 
 import tvm
-from tvm.script.parser._core import utils
+from tvm.script.parser._core import parse, utils
 from tvm.script.parser.core import doc
 from tvm.script.parser.core.diagnostics import Source
 from tvm.script.parser.core.parser import ScriptMacro
@@ -44,6 +45,16 @@ def inline(func: Callable) -> Callable:
         return macro(*args, **kwargs)
 
     return call
+
+
+def prim_func(s_tir: bool) -> Callable[[Callable], tvm.tirx.PrimFunc]:
+    """Decorator: `T.prim_func`, which looks at the whole Python stack as well, twice for each kernel."""
+
+    def parse_kernel(func: Callable) -> tvm.tirx.PrimFunc:
+        return parse(func, utils.inspect_function_capture(func))
+
+    parse_kernel.dispatch_token = "tirx"  # by which the parser knows a kernel; it reads `s_tir` from the source
+    return parse_kernel
 
 
 def drop_parameters(kernel: tvm.tirx.PrimFunc, *names: str) -> tvm.tirx.PrimFunc:

@@ -13,6 +13,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .gather_rows import check_index
 from .pool import Reduction
@@ -48,7 +49,7 @@ def segment_pool(channels: int, reduction: Reduction, dtype: str = "float32") ->
     """PrimFunc (x `dtype` [N, C], index int32 [N], out `dtype` [M, C]); ValueError for an index not in -1 .. M - 1."""
     panels = -(-channels // PANEL)
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, index_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"segment_pool_{reduction.mode}_{dtype}"})
         n, m = T.int64(), T.int64()

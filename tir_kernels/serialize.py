@@ -28,6 +28,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .coordinate_index import BATCH_LIMIT, ROW_CHUNK, check_range, extremes
 from .script import inline
@@ -142,7 +143,7 @@ def serialize(mode: str, shift: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
         for lane in range(T.min(count, T.int64(LANES))):
             code[first + lane] = codes[lane]
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, code_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "serialize"})
         rows = T.int64()
@@ -164,7 +165,7 @@ def serialize(mode: str, shift: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
 def serial_keys() -> tvm.tirx.PrimFunc:
     """PrimFunc (coords int32 [N, 4], code int32 [N], keys int32 [N, 4]): coordinates that ascend as (batch, code)."""
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, code_: T.handle, keys_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "serial_keys"})
         rows = T.int64()
@@ -189,7 +190,7 @@ def count_cuts(size: int) -> tvm.tirx.PrimFunc:
     lengths: the rows of each batch element; total: windows and keys of all.
     """
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(keys_: T.handle, lengths_: T.handle, total_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "count_cuts"})
         rows = T.int64()
@@ -237,7 +238,7 @@ def cut_sequence(size: int, shift_sequence: int) -> tvm.tirx.PrimFunc:
         window[0] += count
         key[0] += count * reach
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(
         order_: T.handle,
         lengths_: T.handle,

@@ -15,6 +15,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .coordinate_index import (
     BATCH_LIMIT,
@@ -135,7 +136,7 @@ def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, met
             offsets = geometry.offsets()[:, axis]
             site_range(axis, int(offsets.min()), int(offsets.max()), geometry.stride[axis], plan, lowest, highest)
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "plan_sites"})
         rows = T.int64()
@@ -181,7 +182,7 @@ def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
             return coordinate * stride[axis] + tap_offset, T.bool(True)
         return divide(coordinate - tap_offset, stride[axis]), T.floormod(coordinate - tap_offset, T.int32(stride[axis])) == 0
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle, list_: T.handle, count_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "find_sites"})
         rows, num_slots, num_keys, most = T.int64(), T.int64(), T.int64(), T.int64()
@@ -235,7 +236,7 @@ def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
 def copy_sites() -> tvm.tirx.PrimFunc:
     """PrimFunc (list int32 [L, 4], plan, out int32 [M, 4]): the first M rows of the list, grouped by batch element."""
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(list_: T.handle, plan_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "copy_sites"})
         most, rows = T.int64(), T.int64()

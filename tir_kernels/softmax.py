@@ -6,6 +6,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .activation import exp
 from .buffers import match_buffer
 from .rows import row_max, row_sum
@@ -28,7 +29,7 @@ def softmax(rank: int, dtype: str = "float32") -> tvm.tirx.PrimFunc:
     for dim in outer:
         rows = rows * dim
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": f"softmax_{dtype}"})
         x_nd = match_buffer(x_, shape, dtype)

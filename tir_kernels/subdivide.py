@@ -11,6 +11,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .coordinate_index import ROW_CHUNK
 
@@ -28,7 +29,7 @@ def subdivide(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
     fx, fy, fz = factor
     children = fx * fy * fz
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "subdivide"})
         rows = T.int64()

@@ -19,6 +19,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .coordinate_index import (
     DEFAULT_HIGH,
@@ -79,7 +80,7 @@ def plan_unique(factor: tuple[int, int, int], method: str = "auto", low=DEFAULT_
         for axis in range(4):
             divided_box(axis, plan, lowest, highest)
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "plan_unique"})
         rows = T.int64()
@@ -194,7 +195,7 @@ def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
         if rows > 0:
             count[0] = count[0] + 1
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, cells_: T.handle, order_: T.handle, inverse_: T.handle, count_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "rank_unique"})
         rows, num_cells, entries = T.int64(), T.int64(), T.int64()
@@ -216,7 +217,7 @@ def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
 def fill_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
     """PrimFunc (coords int32 [N, 4], inverse int32 [N], out int32 [M, 4])."""
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, inverse_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "fill_unique"})
         rows, unique = T.int64(), T.int64()

@@ -13,7 +13,7 @@ from functools import cache
 import tvm
 from tvm.script import tirx as T
 
-from . import gather_gemm, gather_rows
+from . import gather_gemm, gather_rows, script
 from .activation import ACTIVATIONS
 from .buffers import match_buffer
 from .errors import RAISE_PARENT
@@ -72,7 +72,7 @@ def add_taps(
                 for c in range(cout):
                     sums[target, c] += y[source, tap * cout + c]
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(
         y_: T.handle,
         bias_: T.handle,

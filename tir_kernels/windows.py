@@ -16,6 +16,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .buffers import match_buffer
 from .coordinate_index import DEFAULT_HIGH, DEFAULT_LOW, ROW_CHUNK, check_range, extremes
 from .unique import divide
@@ -39,7 +40,7 @@ def window_coords(window: tuple[int, int, int], shift: tuple[int, int, int]) -> 
     def window_along(coords, row, axis):
         return divide(coords[row, axis + 1] + shift[axis], window[axis])
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, windows_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "window_coords"})
         rows = T.int64()
@@ -67,7 +68,7 @@ def group_rows() -> tvm.tirx.PrimFunc:
     Groups from 0 to G - 1. One thread counts and places, some 2 ns a row.
     """
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(group_: T.handle, order_: T.handle, offsets_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "group_rows"})
         rows, entries = T.int64(), T.int64()

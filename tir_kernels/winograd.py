@@ -23,6 +23,7 @@ from math import prod
 import tvm
 from tvm.script import tirx as T
 
+from . import script
 from .activation import ACTIVATIONS
 from .buffers import match_buffer
 from .conv import check_size
@@ -78,7 +79,7 @@ def pack_filters(cout: int, cin: int) -> tvm.tirx.PrimFunc:
     shape = packed_shape(cout, cin)
     _, blocks, taps, depth = shape
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(weight_: T.handle, packed: T.Buffer(shape, "float32")):
         T.func_attr({"tirx.noalias": True, "global_symbol": "pack_winograd"})
         weight = match_buffer(weight_, (cout, cin, *KERNEL), "float32")
@@ -328,7 +329,7 @@ def conv3d(
     size_padded = [n + 2 * pad for n, pad in zip(size, padding, strict=True)]
     elements, elements_out = (batch * channels * d * h * w for channels, (d, h, w) in ((cin, size), (cout, size_out)))
 
-    @T.prim_func(s_tir=True)
+    @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("conv3d_winograd", "float32", isa, micro.tile)})
         x = match_buffer(x_, (batch, cin, *size), "float32")

@@ -40,6 +40,13 @@ def test_arrays_cross_without_copies(dtype):
     assert as_kind(tensor, "torch").data_ptr() == slice_.data_ptr()
 
 
+def test_a_tensor_inside_of_another():
+    """Compiled functions do not look where in its memory a tensor begins: they get one that begins there."""
+    whole = tvm.runtime.tensor(feats())
+    view = whole._create_view((2, 4), "float32", relative_byte_offset=3 * 4 * 4)
+    np.testing.assert_array_equal(F.linear(view, np.eye(4, dtype="float32")).numpy(), feats()[3:5])
+
+
 def test_results_are_of_the_kind_of_the_input():
     weight = np.ones((2, 3, 3, 3, 4), "float32")
     kernel_map = F.submanifold_map(COORDS)
