@@ -18,6 +18,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from sam3d_tvm.checks import check_finite
+
 State: TypeAlias = np.ndarray | dict[str, np.ndarray]
 
 
@@ -224,8 +226,7 @@ def _checked_array(name: str, x: np.ndarray) -> np.ndarray:
     if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64):
         given = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
         raise ValueError(f"{name}: expected a float32 or float64 array, given {given}")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name}: expected finite values, given {np.count_nonzero(~np.isfinite(x))} that are not")
+    check_finite(name, x)
     return x
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sam3d_tvm.components.slat_config import check_choice
+from sam3d_tvm.checks import check_choice
 from sparse_ops.arrays import as_kind, kind_of
 
 COMPONENTS = ("dinov2", "point_patch_embed", "embedder_fuser", "structure_flow", "structure_decoder")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sam3d_tvm.checks import check_choice, check_finite, check_size
 from sam3d_tvm.component import Component
-from sam3d_tvm.components.slat_config import check_choice, check_size
 
 CHANNELS = {"image": 3, "mask": 1, "pointmap": 3}  # of every kind of input
 HIDDEN_MULTIPLE = 256
@@ -285,8 +285,8 @@ def _check_image(name: str, image: np.ndarray, kind: str) -> None:
         raise ValueError(f"{name}: expected a numpy array {expected}, given {type(image).__name__}")
     if image.dtype != np.float32 or image.ndim != 4 or image.shape[1] != CHANNELS[kind] or 0 in image.shape[2:]:
         raise ValueError(f"{name}: expected {expected}, given {image.dtype} {list(image.shape)}")
-    if kind != "pointmap" and not np.isfinite(image).all():
-        raise ValueError(f"{name}: expected finite values, given {np.count_nonzero(~np.isfinite(image))} that are not")
+    if kind != "pointmap":
+        check_finite(name, image)
 
 
 def _check_multiple(name: str, value: int, of: str, divisor: int) -> None:

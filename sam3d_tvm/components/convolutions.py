@@ -5,7 +5,8 @@ from functools import partial
 
 from tvm import relax
 
-from sam3d_tvm.components.slat_config import SPARSE_BACKENDS, check_choice
+from sam3d_tvm.checks import check_choice
+from sam3d_tvm.components.slat_config import SPARSE_BACKENDS
 from sparse_ops import op
 from sparse_ops.nn import Module, Parameter, SparseTensor, SubMConv3d, Tensor
 from sparse_ops.nn.carrier import emit

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sam3d_tvm.checks import check_finite
 from sparse_ops.arrays import as_kind, as_tensor
 
 # What the first stage was trained to give are 6D rotations with this mean and standard deviation taken out.
@@ -163,8 +164,7 @@ def quaternion_to_matrix(quaternion: np.ndarray) -> np.ndarray:
 def _finite(name: str, array, shape: tuple) -> np.ndarray:
     """`array` as a numpy array float32 of `shape`, in which None is any size. ValueError unless it is that, and finite."""
     found = as_kind(as_tensor(array, name, ("float32",), shape), "numpy")
-    if not np.isfinite(found).all():
-        raise ValueError(f"{name}: expected finite values, given {np.count_nonzero(~np.isfinite(found))} that are not")
+    check_finite(name, found)
     return found
 
 

@@ -3,22 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 
-import numpy as np
+from sam3d_tvm.checks import check_choice, check_size
 
 FACTOR = 2  # between two resolutions
 SPARSE_BACKENDS = ("native", "dense", "torch")
-
-
-def check_size(name: str, value: int, least: int) -> None:
-    """ValueError unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name}: expected an integer of at least {least}, given {value!r}")
-
-
-def check_choice(name: str, value, choices) -> None:
-    """ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, given {value!r}")
 
 
 @dataclass(frozen=True)

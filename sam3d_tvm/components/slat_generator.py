@@ -15,6 +15,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from sam3d_tvm.checks import check_finite
 from sam3d_tvm.components.slat_config import ALL_SAVINGS, PRESETS, Savings, SlatConfig, preset
 from sam3d_tvm.components.slat_model import BLOCK, compile_model, part_parameters
 from sam3d_tvm.components.slat_weights import check_state, parameter_shapes, seeded_state
@@ -444,8 +445,7 @@ def _check_array(name: str, array: np.ndarray, dtype, shape: tuple) -> None:
     )
     if array.dtype != dtype or not fits:
         raise ValueError(f"{name}: expected {expected}, given {array.dtype} {list(array.shape)}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected finite values, given {np.count_nonzero(~np.isfinite(array))} that are not")
+    check_finite(name, array)
 
 
 def _check_coords(coords: np.ndarray, batch: int, resolution: int) -> None:

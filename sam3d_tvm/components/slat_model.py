@@ -32,9 +32,10 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.nn import spec
 
+from sam3d_tvm.checks import check_choice
 from sam3d_tvm.components.blocks import ModulatedCrossBlock, SparseResBlock3d, TimestepEmbedder, absolute_positions
 from sam3d_tvm.components.convolutions import convolution
-from sam3d_tvm.components.slat_config import ALL_SAVINGS, FACTOR, Savings, SlatConfig, check_choice
+from sam3d_tvm.components.slat_config import ALL_SAVINGS, FACTOR, Savings, SlatConfig
 from sparse_ops.compile_cache import compiled
 from sparse_ops.nn import (
     Activation,

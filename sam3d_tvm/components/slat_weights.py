@@ -4,7 +4,8 @@ from zlib import crc32
 
 import numpy as np
 
-from sam3d_tvm.components.slat_config import SlatConfig, check_size
+from sam3d_tvm.checks import check_size
+from sam3d_tvm.components.slat_config import SlatConfig
 from sam3d_tvm.components.slat_model import SlatFlow
 from sam3d_tvm.weights import LazyArray, State, check_arrays
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sam3d_tvm.checks import check_choice, check_size
 from sam3d_tvm.component import Component
 from sparse_ops.arrays import as_kind, as_tensor
 
-from .slat_config import check_choice, check_size
 from .voxels import MAX_VOXELS, downsample, occupied_coords, prune
 
 UPSCALE = 2  # between two levels, along every axis

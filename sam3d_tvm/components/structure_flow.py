@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tvm
 
+from sam3d_tvm.checks import check_choice, check_finite, check_size
 from sam3d_tvm.component import Component
-from sam3d_tvm.components.slat_config import check_choice, check_size
 from sam3d_tvm.sampler import Guidance, State, Step, sample_shortcut
 from sparse_ops.arrays import as_tensor
 
@@ -283,5 +283,4 @@ def _check_array(name: str, array: Any, shape: tuple[int | None, ...]) -> None:
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{name}: expected a numpy array, given {type(array).__name__}")
     as_tensor(array, name, ("float32",), shape)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected finite values, given {np.count_nonzero(~np.isfinite(array))} that are not")
+    check_finite(name, array)
