@@ -67,13 +67,22 @@ class Component:
 
     def __getitem__(self, function: str) -> "Function":
         """The function of that name. ValueError if there is none, or if the component is for another CPU."""
-        self.manifest.check_runs_here()
+        if self._code is None:
+            self.manifest.check_runs_here()
         if function not in self._functions:
             raise ValueError(f"function: expected one of {', '.join(self._functions)}, given {function!r}")
         return self._functions[function]
 
     def __call__(self, *args, **kwargs):
         return self["forward"](*args, **kwargs)
+
+    @property
+    def machine(self) -> relax.VirtualMachine:
+        """What runs the code, for callers that check and pass arguments themselves, see `Function.packed`. ValueError if the
+        component is for another CPU."""
+        if self._code is None:
+            self.manifest.check_runs_here()
+        return self._machine
 
     @property
     def packed_bytes(self) -> int:
@@ -133,13 +142,14 @@ class Component:
 
 
 class Function:
-    """One function of a component; call it as the method of the module that it was."""
+    """One function of a component; call it as the method of the module that it was. `packed`: the parameters that its code
+    takes behind the inputs."""
 
     def __init__(self, component: Component, name: str):
         self.name = name
         self.spec: FunctionSpec = component.manifest.functions[name]
-        self._call = component._machine[name]
-        self._packed = [component._packed[i] for i in self.spec.packed]
+        self._call = component._machine[self.spec.code or name]
+        self.packed = [component._packed[i] for i in self.spec.packed]
 
     def __call__(self, *args, **kwargs):
         """ValueError for arguments that do not fit: names, structure, kinds, dtypes, shapes, sizes that should be equal."""
@@ -150,8 +160,8 @@ class Function:
             shape = tuple(sizes.get(n, n) if isinstance(n, str) else n for n in spec.shape)
             inputs.append(tensor := as_tensor(value, spec.name, (spec.dtype,), shape))
             sizes |= {n: int(size) for n, size in zip(spec.shape, tensor.shape, strict=True) if isinstance(n, str)}
-        result = self._call(*inputs, *self._packed)
-        outputs = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
+        result = self._call(*inputs, *self.packed)
+        outputs = _flat(result)
         kind = kind_of(given[0]) if given else "numpy"
         return build(self.spec.result, [as_kind(output, kind) for output in outputs])
 
@@ -165,10 +175,17 @@ class Function:
         return found
 
 
+def _flat(result) -> list[tvm.runtime.Tensor]:
+    """The tensors of a result, tuples taken apart."""
+    return [result] if isinstance(result, tvm.runtime.Tensor) else [tensor for field in result for tensor in _flat(field)]
+
+
 def pack(machine: relax.VirtualMachine, manifest: Manifest, state: State) -> list[tvm.runtime.Tensor]:
     """The packed parameters in the order of the manifest; what several functions read is kept once."""
     packed: dict[int, tvm.runtime.Tensor] = {}
     for name, function in manifest.functions.items():
+        if all(number in packed for number in function.packed):
+            continue
 
         @lru_cache(maxsize=2)  # a layer that is cut reads its weight and bias for every part
         def read(index: int, function: FunctionSpec = function) -> tvm.runtime.Tensor:
@@ -179,7 +196,7 @@ def pack(machine: relax.VirtualMachine, manifest: Manifest, state: State) -> lis
             if function.packed[index] not in packed:
                 packed[function.packed[index]] = value.copyto(tvm.cpu())  # its memory is used again by the next ones
 
-        machine[name + TRANSFORM_PARAMS](tvm_ffi.convert(read), tvm_ffi.convert(store))
+        machine[(function.code or name) + TRANSFORM_PARAMS](tvm_ffi.convert(read), tvm_ffi.convert(store))
     return [packed[i] for i in range(len(manifest.packed))]
 
 

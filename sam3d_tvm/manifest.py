@@ -1,16 +1,18 @@
 """What is known of a compiled component beside its code: functions, parameters, versions and target, as JSON and back.
 
-    {"format": 1, "name": "dinov2", "precision": "float32",
+    {"format": 2, "name": "dinov2", "precision": "float32",
      "versions": {"apache-tvm": ..., "apache-tvm-ffi": ...},
      "target": {...}, "system": "Linux x86_64", "cpu_features": [...],
      "code": {"file": "library.so", "sha256": ...},
      "parameters": [{"name": "norm.weight", "dtype": "float32", "shape": [1024]}, ...],    as the module has them
      "packed": [{"name": "pack_weight(fc.weight)", ...}, ...],                             as kernels read them
      "functions": {"forward": {"inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 3]}, ...], "outputs": [...],
-                               "arguments": {"x": 0}, "result": 0, "parameters": [0, ...], "packed": [0, ...]}}}
+                               "arguments": {"x": 0}, "result": 0, "parameters": [0, ...], "packed": [0, ...],
+                               "code": ""}}}
 
 `arguments` and `result` are structures: the number of a tensor, or a list or an object of structures. In a shape a string is a
-size that every call chooses, or is computed from such sizes.
+size that every call chooses, or is computed from such sizes. `code` names the function whose code this one shares, with other
+parameters: one block of a transformer does for all of them.
 """
 
 import json
@@ -22,7 +24,9 @@ from typing import Any, TypeAlias
 
 import tvm
 
-FORMAT = 1
+from tir_kernels.isa import host_target
+
+FORMAT = 2
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")  # those that decide whether code can be loaded
 Structure: TypeAlias = "int | list[Structure] | dict[str, Structure]"
 
@@ -54,12 +58,13 @@ class FunctionSpec:
     result: Structure
     parameters: tuple[int, ...]
     packed: tuple[int, ...]
+    code: str = ""
 
     @classmethod
     def from_json(cls, value: Mapping) -> "FunctionSpec":
         inputs, outputs = (tuple(map(TensorSpec.from_json, value[key])) for key in ("inputs", "outputs"))
         parameters, packed = (tuple(map(int, value[key])) for key in ("parameters", "packed"))
-        return cls(inputs, outputs, value["arguments"], value["result"], parameters, packed)
+        return cls(inputs, outputs, value["arguments"], value["result"], parameters, packed, str(value["code"]))
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,7 @@ class Manifest:
 
     def lacking(self) -> list[str]:
         """The features of the CPU that it was made for which this one does not have."""
-        here = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
-        return sorted(set(self.cpu_features) - {str(name) for name in tvm.target.codegen.llvm_get_cpu_features(here)})
+        return sorted(set(self.cpu_features) - {str(name) for name in tvm.target.codegen.llvm_get_cpu_features(host_target())})
 
 
 def versions() -> dict[str, str]:

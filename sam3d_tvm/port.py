@@ -3,24 +3,19 @@
 import copy
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 import tvm
-import tvm.support.cc
-import tvm_ffi
 from torch.export.graph_signature import InputKind
 from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
-from sam3d_tvm.component import LIBRARY, MODULE, Component, compile_lowered, machine_of, pack
-from sam3d_tvm.files import write_bytes
-from sam3d_tvm.manifest import FunctionSpec, Manifest, Structure, TensorSpec, names
-from sparse_ops.transform import cpu_pipeline
-from sparse_ops.transform.lift_params import PACKED_NAMES, PARAMETER_NAMES, TRANSFORM_PARAMS
+from sam3d_tvm.assemble import assemble, flat_types, static_shape
+from sam3d_tvm.component import Component
+from sam3d_tvm.manifest import FunctionSpec, Structure, TensorSpec, names
+from sparse_ops.transform.lift_params import PARAMETER_NAMES
 from tir_kernels.isa import Isa, host_target
 
 ATTENTION, LINEAR = torch.ops.aten.scaled_dot_product_attention.default, torch.ops.aten.linear.default
@@ -67,27 +62,9 @@ def port_component(
     functions, imported = {}, tvm.IRModule()
     for method, example in methods.items():
         imported[method], functions[method] = _import(module, method, example, (dynamic or {}).get(method), list(state))
-    with target:
-        lowered = cpu_pipeline(precision, lift_params=True)(imported)
-    packed, functions = _number_packed(lowered, functions)
-    parameters = tuple(TensorSpec(key, "float32", tuple(value.shape)) for key, value in state.items())
-    manifest = Manifest.of(name, precision, target, parameters=parameters, packed=packed, functions=functions)
-    executable = compile_lowered(lowered, target)
-
-    def write(folder: Path, form: str | None) -> str:
-        linkable = tvm.support.cc.get_cc() is not None
-        if form == "library" and not linkable:
-            raise ValueError("form: expected 'module', as no C compiler is found that could link a library")
-        if form == "library" or (form is None and linkable):
-            executable.export_library(str(folder / LIBRARY))
-            return LIBRARY
-        write_bytes(folder / MODULE, tvm.ir.save_json(lowered).encode())
-        return MODULE
-
-    runs_here = not manifest.lacking()
-    packing = executable if runs_here else compile_lowered(_packing_alone(lowered), host_target())
+    parameters = [TensorSpec(key, "float32", tuple(value.shape)) for key, value in state.items()]
     arrays = {key: value.detach().numpy() for key, value in state.items()}
-    return Component(manifest, executable if runs_here else None, pack(machine_of(packing), manifest, arrays), write)
+    return assemble(name, imported, functions, parameters, arrays, precision, target)
 
 
 def _with_named_buffers(module: torch.nn.Module) -> torch.nn.Module:
@@ -132,7 +109,7 @@ def _import(
     function = imported["main"].without_attr("params").with_attr({"global_symbol": method, PARAMETER_NAMES: used})
     leaves, structure = pytree.tree_flatten(named)
     arguments, result = _numbered(structure), _numbered(program.call_spec.out_spec)
-    taken, returned = list(function.params[: len(leaves)]), _flat(function.ret_ty)
+    taken, returned = list(function.params[: len(leaves)]), flat_types(function.ret_ty)
     sizes = _named_sizes(structure, dynamic, taken)
     inputs, outputs = _specs(arguments, "", [var.ty for var in taken], sizes), _specs(result, "output", returned, sizes)
     return function, FunctionSpec(inputs, outputs, arguments, result, tuple(map(state.index, used)), ())
@@ -192,39 +169,7 @@ def _plain(structure: Any) -> Structure:
     return structure if isinstance(structure, int) else [_plain(part) for part in structure]
 
 
-def _flat(ty: relax.Type) -> list[relax.TensorType]:
-    return [ty] if isinstance(ty, relax.TensorType) else [tensor for field in ty.fields for tensor in _flat(field)]
-
-
 def _specs(structure: Structure, root: str, types: list[relax.TensorType], sizes: Mapping[str, str]) -> tuple[TensorSpec, ...]:
     """Of tensors in the order of their numbers in `structure`."""
     by_number = dict(names(structure, root))
-    return tuple(TensorSpec(by_number[i].lstrip("."), str(ty.dtype), _shape(ty, sizes)) for i, ty in enumerate(types))
-
-
-def _shape(ty: relax.TensorType, sizes: Mapping[str, str]) -> tuple[int | str, ...]:
-    return tuple(int(n) if isinstance(n, tvm.tirx.IntImm) else sizes.get(str(n), str(n)) for n in ty.shape)
-
-
-def _number_packed(
-    lowered: tvm.IRModule, functions: Mapping[str, FunctionSpec]
-) -> tuple[tuple[TensorSpec, ...], dict[str, FunctionSpec]]:
-    """The packed parameters of all functions, each once, and the functions with the numbers of theirs."""
-    packed: dict[str, TensorSpec] = {}
-    numbered = {}
-    for method, function in functions.items():
-        made = [str(name) for name in lowered[method + TRANSFORM_PARAMS].attrs[PACKED_NAMES]]
-        for name, var in zip(made, lowered[method].params[len(function.inputs) :], strict=True):
-            packed.setdefault(name, TensorSpec(name, str(var.ty.dtype), _shape(var.ty, {})))
-        order = list(packed)
-        numbered[method] = replace(function, packed=tuple(order.index(name) for name in made))
-    return tuple(packed.values()), numbered
-
-
-def _packing_alone(lowered: tvm.IRModule) -> tvm.IRModule:
-    """Without what this CPU may not have the instructions for."""
-    transforms = {gv: f for gv, f in lowered.functions_items() if gv.name_hint.endswith(TRANSFORM_PARAMS)}
-    called: list[tvm.ir.GlobalVar] = []
-    for function in transforms.values():
-        tvm_ffi.structural_walk(function, (tvm.ir.GlobalVar, called.append))
-    return tvm.IRModule(transforms | {gv: lowered[gv] for gv in called})
+    return tuple(TensorSpec(by_number[i].lstrip("."), str(ty.dtype), static_shape(ty, sizes)) for i, ty in enumerate(types))

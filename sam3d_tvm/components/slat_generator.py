@@ -16,6 +16,7 @@ import tvm
 from tvm import relax
 
 from sam3d_tvm.checks import check_finite
+from sam3d_tvm.component import Component
 from sam3d_tvm.components.slat_config import ALL_SAVINGS, PRESETS, Savings, SlatConfig, preset
 from sam3d_tvm.components.slat_model import BLOCK, compile_model, part_parameters
 from sam3d_tvm.components.slat_weights import check_state, parameter_shapes, seeded_state
@@ -126,9 +127,10 @@ class SlatGenerator:
         generator = SlatGenerator.from_preset("small", seed=0)
         latents = generator.sample(coords, cond, noise, steps=12, guidance=Guidance(strength=1.0))
 
-    `vm`: what `compile_model` returned for the same config and options; compiled here if not given. `taps`: inner results
-    that are kept in `tapped` by every call of `velocity`, for tests: "t_emb", "input_layer", "input_block{i}", "block0_in",
-    "block{i}", "out_block{i}" and "before_out_layer". `options` as those of `compile_model`.
+    `state`: its weights by name; or the component that `slat_model.slat_component` made of them, whose precision and code are
+    taken. `vm`: what `compile_model` returned for the same config and options; compiled here if not given. `taps`: inner
+    results that are kept in `tapped` by every call of `velocity`, for tests: "t_emb", "input_layer", "input_block{i}",
+    "block0_in", "block{i}", "out_block{i}" and "before_out_layer". `options` as those of `compile_model`.
 
     Raises ValueError for a state that does not fit the config, see `check_state`, and for a tap of another name.
     """
@@ -136,7 +138,7 @@ class SlatGenerator:
     def __init__(
         self,
         config: SlatConfig,
-        state: State,
+        state: State | Component,
         vm: relax.VirtualMachine | None = None,
         taps: Sequence[str] = (),
         *,
@@ -144,17 +146,32 @@ class SlatGenerator:
         savings: Savings = ALL_SAVINGS,
         sparse_backend: str = "native",
     ):
-        check_state(config, state)
         self.config = config
-        self.precision = precision
+        self.precision = state.manifest.precision if isinstance(state, Component) else precision
         self.savings = savings
         self.sparse_backend = sparse_backend
         self.taps = tuple(taps)
         self.tapped: dict[str, np.ndarray] = {}
         _check_taps(config, taps)
-        self._vm = vm or compile_model(config, precision=precision, savings=savings, sparse_backend=sparse_backend)
-        self._params = self._pack(state)
+        if isinstance(state, Component):
+            self._vm, self._params = state.machine, self._packed_by(state)
+        else:
+            check_state(config, state)
+            self._vm = vm or compile_model(config, precision=precision, savings=savings, sparse_backend=sparse_backend)
+            self._params = self._pack(state)
         self._constants = self._find_constants() if savings.constant_unconditional else None
+
+    def _packed_by(self, component: Component) -> dict[tuple[str, int], Arrays]:
+        """The weights of every part as the component has them."""
+        given = {spec.name: spec.shape for spec in component.manifest.parameters}
+        if given != (expected := parameter_shapes(self.config)):
+            strange = sorted(key for key, _ in given.items() ^ expected.items())
+            raise ValueError(f"state: expected a component of this config, given one that differs in {', '.join(strange)}")
+        found = {}
+        for name in component.manifest.functions:
+            part, _, block = name.partition(".")
+            found[part, int(block or 0)] = component[name].packed
+        return found
 
     def _pack(self, state: State) -> dict[tuple[str, int], Arrays]:
         """The weights of every part; those of the transformer's parts for every block."""

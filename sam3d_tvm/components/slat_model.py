@@ -32,10 +32,13 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.nn import spec
 
-from sam3d_tvm.checks import check_choice
+from sam3d_tvm.checks import check_choice, check_size
+from sam3d_tvm.component import Component
 from sam3d_tvm.components.blocks import ModulatedCrossBlock, SparseResBlock3d, TimestepEmbedder, absolute_positions
 from sam3d_tvm.components.convolutions import convolution
 from sam3d_tvm.components.slat_config import ALL_SAVINGS, FACTOR, Savings, SlatConfig
+from sam3d_tvm.native import native_component
+from sam3d_tvm.weights import State
 from sparse_ops.compile_cache import compiled
 from sparse_ops.nn import (
     Activation,
@@ -55,6 +58,7 @@ from tir_kernels.isa import host_target
 
 FINAL_NORM_EPS = 1e-5
 BLOCK = "block_"  # how the parts of a transformer block are called
+FIRST_BLOCK = "blocks.0."  # how names of its parameters begin
 
 
 def compile_model(
@@ -81,6 +85,28 @@ def compile_model(
     configuration = {"slat": dataclasses.asdict(one_block), **options, "components": _source_digest()}
     with target or host_target():
         return compiled(configuration, lambda: model.export_tvm(model.specs())[0], precision)
+
+
+def slat_component(
+    config: SlatConfig,
+    state: State,
+    *,
+    precision: str = "float32",
+    target: tvm.target.Target | None = None,
+    name: str = "slat_generator",
+) -> Component:
+    """The parts with their weights as a component, which can be saved: `SlatGenerator` takes it in place of a state.
+
+    The parts of block i are called `<part>.<i>` from the second one on. ValueError as `native.native_component`, and for a
+    model without blocks.
+    """
+    check_size("num_blocks", config.num_blocks, 1)
+    model = SlatFlow(dataclasses.replace(config, num_blocks=1), precision)
+    first = [key for key, _ in model.named_parameters() if key.startswith(FIRST_BLOCK)]
+    blocks = [{key: f"blocks.{i}." + key.removeprefix(FIRST_BLOCK) for key in first} for i in range(1, config.num_blocks)]
+    parts = model.specs()
+    copies = {part: blocks for part in parts if part.startswith(BLOCK)}
+    return native_component(model, parts, name, state, precision=precision, target=target, copies=copies)
 
 
 def part_parameters(config: SlatConfig) -> tuple[list[str], list[str]]:
