@@ -157,8 +157,8 @@ class FeedForward(Module):
     def __init__(self, channels: int, hidden: int):
         self.mlp = ModuleList([Linear(channels, hidden), Activation("gelu_tanh"), Linear(hidden, channels)])
 
-    def forward(self, x: SparseTensor, residual: SparseTensor, gate: Tensor) -> SparseTensor:
-        """x, residual [N, C]; gate float32 [B, C], which scales the result before the residual is added -> [N, C]."""
+    def forward(self, x: SparseTensor, residual: SparseTensor, gate: Tensor | None = None) -> SparseTensor:
+        """x, residual [N, C]; gate float32 [B, C] scales the result before the residual is added -> [N, C]."""
         return self.mlp[2](self.mlp[0](x, activation="gelu_tanh"), residual, gate=gate)
 
 

@@ -1,28 +1,49 @@
-"""Parameters of the structured-latent generator: their names and shapes, and some from a seed."""
+"""Parameters of the structured-latent generator: names and shapes, and some from a seed, which other models take too."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from zlib import crc32
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sam3d_tvm.checks import check_size
 from sam3d_tvm.components.slat_config import SlatConfig
 from sam3d_tvm.components.slat_model import SlatFlow
 from sam3d_tvm.weights import LazyArray, State, check_arrays
+from sparse_ops.nn import Module
 
 
 def parameter_shapes(config: SlatConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter, in the order of the compiled module."""
-    return {name: tuple(int(n) for n in p.shape) for name, p in SlatFlow(config).named_parameters()}
+    return shapes_of(SlatFlow(config))
 
 
+def shapes_of(model: Module) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of a model, in the order of the compiled module."""
+    return {name: tuple(int(n) for n in p.shape) for name, p in model.named_parameters()}
+
+
+NOTHING: Mapping[str, ArrayLike] = MappingProxyType({})
 # Seeded weights are no trained ones, but these let the shape of the voxels, not the noise, decide what comes out.
 SEEDED_GAINS = {"input_layer.weight": 0.05, "input_layer.bias": 10.0, "out_layer.weight": 4.0}
 
 
 def seeded_state(config: SlatConfig, seed: int = 0) -> dict[str, LazyArray]:
-    """Random parameters that keep the size of what flows through the model.
+    """Random parameters that keep the size of what flows through the model, see `seeded_arrays`."""
+    return seeded_arrays(parameter_shapes(config), seed, SEEDED_GAINS)
 
-    A parameter depends on seed, name and shape only. Raises ValueError for a seed that is not an integer of 0 or more.
+
+def seeded_arrays(
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    gains: Mapping[str, ArrayLike] = NOTHING,
+    addends: Mapping[str, ArrayLike] = NOTHING,
+) -> dict[str, LazyArray]:
+    """Random parameters of these names and shapes; those named in `gains` are multiplied by these, then `addends` are added.
+
+    Weights of a layer keep the size of what flows through it; gains of a norm are around 1, biases around 0. A parameter
+    depends on seed, name and shape only. Raises ValueError for a seed that is not an integer of 0 or more.
     """
     check_size("seed", seed, 0)
 
@@ -33,11 +54,10 @@ def seeded_state(config: SlatConfig, seed: int = 0) -> dict[str, LazyArray]:
         else:
             values *= np.float32(0.1)
             values += np.float32(0 if name.endswith("bias") else 1)  # the others are gains
-        return values * np.float32(SEEDED_GAINS.get(name, 1.0))
+        return values * np.float32(gains.get(name, 1)) + np.float32(addends.get(name, 0))
 
     return {
-        name: LazyArray(shape, np.float32, lambda name=name, shape=shape: make(name, shape))
-        for name, shape in parameter_shapes(config).items()
+        name: LazyArray(shape, np.float32, lambda name=name, shape=shape: make(name, shape)) for name, shape in shapes.items()
     }
 
 

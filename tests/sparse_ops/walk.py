@@ -59,16 +59,21 @@ def evaluate(call: Callable[..., relax.Expr], *inputs: np.ndarray, shapes: Seque
     return out
 
 
-def run_with(count: int, executable: tvm.runtime.Executable, inputs: Sequence) -> list[np.ndarray]:
-    """The outputs with `count` threads, on any machine: in a Python thread of its own, as that gets workers of its own."""
+def with_threads(count: int, call: Callable):
+    """What `call()` returns with `count` threads, on any machine: in a thread of its own, as that gets workers of its own."""
 
-    def call() -> list[np.ndarray]:
+    def checked():
         assert threads() == count
-        return run(executable, inputs)
+        return call()
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as executor:
         patch.setenv(VARIABLE, str(count))
-        return executor.submit(call).result()
+        return executor.submit(checked).result()
+
+
+def run_with(count: int, executable: tvm.runtime.Executable, inputs: Sequence) -> list[np.ndarray]:
+    """The outputs with `count` threads."""
+    return with_threads(count, lambda: run(executable, inputs))
 
 
 def digest(outputs: list[np.ndarray]) -> str:
