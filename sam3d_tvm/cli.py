@@ -1,26 +1,24 @@
-"""The command line: `sam3d-tvm demo`, `sam3d-tvm validate` and `sam3d-tvm info`.
+"""The command line: `sam3d-tvm generate`, `compile`, `view`, `validate`, `bench`, `info` and `demo`.
 
 Only what every command needs is imported here; TVM is imported by the commands, after `--threads` has been looked at.
 """
 
-import math
 import os
+import re
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-CONDITION_TOKENS = 257  # as many as an image of 16 x 16 patches gives
+from sam3d_tvm import console as shown
+
 BAD_OPTIONS, FAILED, STOPPED = 2, 1, 130  # exit codes
 USAGE_ERROR = typer.BadParameter.__base__  # click's, of which newer versions of typer bring a copy of their own
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 app = typer.Typer(
     help="SAM-3D-Objects in Apache TVM.",
@@ -28,6 +26,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Checkpoint folder with pipeline.yaml, as published.", envvar="SAM3D_CHECKPOINT")
+]
+Artifacts = Annotated[
+    Path | None, typer.Option(help="Folder of the compiled models; alone, what was compiled before.", envvar="SAM3D_ARTIFACTS")
+]
+Preset = Annotated[str | None, typer.Option(help="Random weights in place of a checkpoint: tiny or full.")]
+Precision = Annotated[str, typer.Option(help="float32 or bfloat16, inside the models.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; by default all cores.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show estimates, times of all stages, and warnings.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,9 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    """Says what is wrong in one red line."""
-    line = " ".join(f"error: {message}".split())
-    Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    shown.say_error(message)
     return code
 
 
@@ -62,59 +71,162 @@ def _root(context: typer.Context) -> None:
 
 
 @app.command()
-def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("out/demo"),
-    steps: Annotated[int, typer.Option(help="Euler steps.")] = 12,
-    seed: Annotated[int, typer.Option(help="Of the weights, the condition and the noise.")] = 0,
-    guidance: Annotated[float, typer.Option(help="Strength of classifier-free guidance, used up to t = 0.5.")] = 1.0,
-    preset: Annotated[str, typer.Option(help="Size of the model: tiny, small or full.")] = "small",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; by default all cores.")] = None,
+def generate(
+    image: Annotated[Path, typer.Argument(help="A photo: PNG, JPEG, ...; its alpha channel is the mask if none is given.")],
+    masks: Annotated[list[Path] | None, typer.Argument(help="A mask for each object, of the photo's size.")] = None,
+    output: Output = Path("out"),
+    checkpoint: Checkpoint = None,
+    artifacts: Artifacts = None,
+    preset: Preset = None,
+    pointmap: Annotated[Path | None, typer.Option(help="A position in space for each pixel, .npy or .npz.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 42,
+    steps: Annotated[int | None, typer.Option(help="Of both generators; by default what the checkpoint says.")] = None,
+    slat_steps: Annotated[int | None, typer.Option(help="Of the structured latents alone.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Strength for the structure.")] = None,
+    slat_guidance: Annotated[float | None, typer.Option(help="Strength for the structured latents.")] = None,
+    shortcut: Annotated[bool, typer.Option("--shortcut", help="A structure in few steps, without guidance.")] = False,
+    formats: Annotated[str, typer.Option(help="Names with commas between: ply, html, ply4, glb, mesh.ply.")] = "ply,glb",
+    stage1_only: Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone.")] = False,
+    precision: Precision = "float32",
+    threads: Threads = None,
+    max_memory: Annotated[str | None, typer.Option(help="Refuse what is estimated to take more: 8G, 500M.")] = None,
+    verbose: Verbose = False,
 ) -> None:
-    """Samples structured latents on a real occupancy (19,072 voxels) with seeded random weights.
+    """One photo and a mask to a Gaussian splat and a mesh; with several masks also a scene of all objects.
 
-    Writes latents.safetensors and voxels.png, the voxels coloured by latent. Equal options give equal bytes.
+    Writes splat.ply, mesh.glb, structure.safetensors, pose.json and views.png. Equal options give equal bytes.
     """
     _set_threads(threads)
-    console = Console()
-    stages = Stages(console)
-    with stages.stage("load TVM"):
-        import numpy as np
-
-        from sam3d_tvm import files, occupancy, render, sampler
-        from sam3d_tvm.components import slat_generator as slat
-    # Whatever is wrong with the options is said before the work begins.
-    if seed < 0:
-        raise ValueError(f"seed: expected an integer of at least 0, given {seed}")
-    if not math.isfinite(guidance):
-        raise ValueError(f"guidance: expected a finite number, given {guidance}")
-    config, strength = slat.preset(preset), sampler.Guidance(guidance)
-    times = sampler.flow_schedule(steps)[:-1] * np.float32(slat.TIME_SCALE)
-    calls = [2 if strength.applies(t) else 1 for t in times]
+    limit, names = _bytes(max_memory), [name.strip() for name in formats.split(",") if name.strip()]
     _check_folder(output)
+    console = Console()
+    with ExitStack() as stack:
+        stack.enter_context(shown.without_warnings(verbose))
+        tell = stack.enter_context(shown.bars(console))
+        from sam3d_tvm.checks import check_size
+        from sam3d_tvm.images import load_pointmap, load_rgba
+        from sam3d_tvm.outputs import check_formats, save_scene
 
-    with stages.stage("compile"):
-        vm = slat.compile_model(config)
-    with stages.stage("weights"):
-        generator = slat.SlatGenerator(config, slat.seeded_state(config, seed), vm)
-        coords = occupancy.demo_occupancy()
-        condition, noise = (np.random.default_rng([seed, stream]) for stream in (1, 2))
-        cond = condition.standard_normal((1, CONDITION_TOKENS, config.cond_channels), dtype=np.float32)
-        x = noise.standard_normal((len(coords), config.in_channels), dtype=np.float32)
-    with stages.stage("prepare"):
-        plan = generator.prepare(coords, cond)
-    with stages.stage("sampling", progress=True), _progress(console, calls) as on_step:
-        latents = generator.sample_plan(plan, x, steps, strength, on_step=on_step)
-    with stages.stage("picture"):
-        picture = render.voxel_picture(coords, latents)
-    with stages.stage("files"):
-        settings = {"preset": preset, "seed": str(seed), "steps": str(steps), "guidance": str(guidance)}
-        arrays, image = output / "latents.safetensors", output / "voxels.png"
-        files.save_safetensors(arrays, {"coords": coords, "latents": latents}, settings)
-        files.save_png(image, picture)
+        # What is wrong with the input is said before models are compiled.
+        check_formats(names)
+        for name, value, least in (("seed", seed, 0), ("steps", steps, 1), ("slat_steps", slat_steps, 1)):
+            check_size(name, least if value is None else value, least)
+        for mask in masks or [None]:
+            load_rgba(image, mask)
+        if pointmap is not None:
+            load_pointmap(pointmap)
+        pipeline = _pipeline(checkpoint, artifacts, preset, precision, tell)
+        options = {
+            "pointmap": pointmap,
+            "seed": seed,
+            "steps": steps,
+            "slat_steps": slat_steps,
+            "guidance": guidance,
+            "slat_guidance": slat_guidance,
+            "shortcut": shortcut,
+            "formats": names,
+            "stage1_only": stage1_only,
+            "max_memory": limit,
+            "on_progress": lambda progress: tell(progress.stage, progress.done, progress.total),
+        }
+        if masks and len(masks) > 1:
+            results = pipeline.generate_scene(image, masks, **options)
+        else:
+            results = [pipeline.generate(image, masks[0] if masks else None, **options)]
+        tell("files", 0, 1)
+        written = save_scene(results, output, names) if len(results) > 1 else results[0].save(output, names)
+        tell("files", 1, 1)
+    if verbose:
+        console.print(f"artifacts in {pipeline.artifacts.folder}", markup=False, highlight=False, soft_wrap=True)
+        estimate = pipeline.memory(max(len(result.coords) for result in results), stage1_only)
+        console.print(shown.pairs_table({name: f"{value / 2**30:.2f} GiB estimated" for name, value in estimate.items()}))
+        for result in results:
+            console.print(shown.seconds_table(result.seconds))
+    for result in results:
+        console.print(_summary(result), highlight=False)
+    for path in written:
+        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
-    console.print(stages.table({"sampling": f"{steps} steps, {sum(calls)} calls of the model"}))
-    console.print(f"{len(coords):,} voxels, {len(plan.low_coords):,} in the transformer; random weights: no real shape")
-    for path in (arrays, image):
+
+def _summary(result) -> str:
+    parts = [f"{len(result.coords):,} voxels"]
+    if result.gaussians is not None:
+        parts.append(f"{len(result.gaussians):,} Gaussians")
+    if result.mesh is not None:
+        watertight = "" if result.mesh.is_watertight else "not "
+        parts.append(f"a mesh of {len(result.mesh.faces):,} triangles, {watertight}watertight")
+    return ", ".join(parts)
+
+
+@app.command()
+def demo(output: Output = Path("out/demo"), seed: Annotated[int, typer.Option(help="Of the noise.")] = 42) -> None:
+    """Everything at a tiny size, with random weights, on a photo that comes along: a cup of coffee.
+
+    The pictures show what a splat and a mesh look like, not a model's skill. The first run compiles, which takes minutes.
+    """
+    from importlib import resources
+
+    data = resources.files("sam3d_tvm") / "data"
+    with resources.as_file(data / "coffee.png") as image, resources.as_file(data / "coffee_mask.png") as mask:
+        generate(image, [mask], output, preset="tiny", seed=seed, formats="ply,html,glb")
+
+
+@app.command("compile")
+def compile_(
+    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint folder with pipeline.yaml, as published.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the compiled models.")] = None,
+    preset: Preset = None,
+    precision: Precision = "float32",
+    threads: Threads = None,
+    verbose: Verbose = False,
+) -> None:
+    """Compiles the models of a checkpoint for this CPU, once. Needs torch; generating does not."""
+    _set_threads(threads)
+    if output is not None:
+        _check_folder(output)
+    console = Console()
+    with shown.without_warnings(verbose), shown.bars(console) as tell:
+        if checkpoint is None and preset is None:
+            raise ValueError("checkpoint: expected a checkpoint folder, or --preset, given neither")
+        pipeline = _pipeline(checkpoint, output, preset, precision, tell)
+    rows = {name: f"{pipeline.artifacts.weight_bytes(name) / 2**20:,.1f} MiB" for name in pipeline.config.models}
+    console.print(shown.pairs_table(rows), highlight=False)
+    console.print(f"compiled into {pipeline.artifacts.folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def view(
+    splat: Annotated[Path, typer.Argument(help="A Gaussian splat, .ply.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; by default that of the splat.")] = None,
+    views: Annotated[int, typer.Option(help="Pictures from around the object.")] = 8,
+    size: Annotated[int, typer.Option(help="Pixels of a picture along each side.")] = 512,
+) -> None:
+    """Pictures of a splat, and one HTML file that shows it in any browser, without a network."""
+    from sam3d_tvm.cameras import orbit_box
+    from sam3d_tvm.checks import check_size
+    from sam3d_tvm.files import save_png
+    from sam3d_tvm.gaussians import load_splat
+    from sam3d_tvm.splat_picture import contact_sheet, splat_picture
+    from sam3d_tvm.viewer import write_viewer
+
+    check_size("views", views, 1)
+    check_size("size", size, 16)
+    folder = splat.parent if output is None else output
+    _check_folder(folder)
+    console = Console()
+    gaussians = load_splat(splat)
+    pictures = []
+    with shown.bars(console) as tell:
+        for number, camera in enumerate(orbit_box(*gaussians.bounds, views)):
+            tell("views", number, views)
+            pictures.append(splat_picture(gaussians, camera, size))
+        tell("views", views, views)
+    written = [folder / f"{splat.stem}_view{number}.png" for number in range(views)]
+    for path, picture in zip(written, pictures, strict=True):
+        save_png(path, picture)
+    save_png(sheet := folder / f"{splat.stem}_views.png", contact_sheet(pictures, min(views, 4)))
+    write_viewer(page := folder / f"{splat.stem}.html", gaussians, splat.name)
+    for path in (*written, sheet, page):
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -127,8 +239,8 @@ def validate(
     precision: Annotated[
         str, typer.Option(help="float32 or bfloat16; PyTorch computes in float32 in either case.")
     ] = "float32",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; by default all cores.")] = None,
+    json: Json = False,
+    threads: Threads = None,
 ) -> int:
     """Compares every compiled component with PyTorch: shapes, errors, time. Weights are random.
 
@@ -146,33 +258,49 @@ def validate(
     if json:
         typer.echo(dumps([verdict.as_json() for verdict in found], indent=1))
     else:
-        Console().print(_verdict_table(found))
+        Console().print(shown.verdict_table(found))
     return 0 if all(verdict.ok for verdict in found) else FAILED
 
 
-def _verdict_table(verdicts: Sequence) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("component")
-    for column in ("shapes", "max error / scale", "relative L2", "PyTorch", "ours", "ratio", ""):
-        table.add_column(column, justify="right")
-    for verdict in verdicts:
-        table.add_row(
-            verdict.component,
-            "equal" if verdict.shapes_equal else "differ",
-            f"{verdict.max_error:.1e} < {verdict.max_error_bound:.0e}",
-            f"{verdict.relative_l2:.1e} < {verdict.relative_l2_bound:.0e}",
-            f"{verdict.torch_seconds * 1e3:.1f} ms",
-            f"{verdict.seconds * 1e3:.1f} ms",
-            f"{verdict.ratio:.2f}x",
-            "ok" if verdict.ok else "FAILED",
-            style=None if verdict.ok else "red",
-        )
-    return table
+@app.command()
+def bench(
+    checkpoint: Checkpoint = None,
+    artifacts: Artifacts = None,
+    preset: Preset = None,
+    precision: Precision = "float32",
+    own_voxels: Annotated[
+        bool, typer.Option("--own-voxels", help="Those that the structure comes to, in place of a nut of 19,072.")
+    ] = False,
+    json: Json = False,
+    threads: Threads = None,
+    verbose: Verbose = False,
+) -> None:
+    """Time and peak memory of every stage: three steps of each generator are measured, all are counted."""
+    _set_threads(threads)
+    from dataclasses import asdict
+    from json import dumps
+
+    console = Console(stderr=json)
+    with shown.without_warnings(verbose):
+        from sam3d_tvm.bench import measure, total
+        from sam3d_tvm.occupancy import demo_occupancy
+
+        with shown.bars(console) as tell:
+            pipeline = _pipeline(checkpoint, artifacts, preset, precision, tell)
+        with console.status("measuring ..."):
+            costs = measure(pipeline.artifacts, None if own_voxels else demo_occupancy())
+    if json:
+        typer.echo(dumps([asdict(cost) for cost in (*costs, total(costs))], indent=1))
+    else:
+        console.print(shown.cost_table(costs, total(costs)))
 
 
 @app.command()
-def info(threads: Annotated[int | None, typer.Option(help="CPU threads; by default all cores.")] = None) -> None:
-    """Versions, and what kernels are built for on this machine."""
+def info(
+    artifacts: Annotated[Path | None, typer.Argument(help="A folder of compiled models to tell about, too.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Versions, what kernels are built for on this machine, and what a folder of compiled models takes."""
     _set_threads(threads)
     import platform
     from importlib.metadata import version
@@ -194,57 +322,48 @@ def info(threads: Annotated[int | None, typer.Option(help="CPU threads; by defau
         + (", bfloat16 dot product" if isa.bf16_dot else ""),
         "threads": os.environ["TVM_NUM_THREADS"],
     }
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in rows.items():
-        table.add_row(name, value, style=None)
-    Console().print(table, highlight=False, markup=False, soft_wrap=True)
+    if artifacts is not None:
+        with shown.without_warnings(False):
+            from sam3d_tvm.memory import TYPICAL_VOXELS
+            from sam3d_tvm.pipeline import Pipeline
+
+            pipeline = Pipeline.from_artifacts(artifacts)
+        rows["precision"] = pipeline.artifacts.precision
+        for name, value in pipeline.memory().items():
+            weights = pipeline.artifacts.weight_bytes(name)
+            rows[name] = (
+                f"{weights / 2**20:,.1f} MiB of weights, {value / 2**30:.2f} GiB estimated for {TYPICAL_VOXELS:,} voxels"
+            )
+    Console().print(shown.pairs_table(rows), highlight=False, markup=False, soft_wrap=True)
 
 
-class Stages:
-    """The parts of a run, and how long each took."""
+def _pipeline(checkpoint: Path | None, artifacts: Path | None, preset: str | None, precision: str, tell):
+    """The pipeline that the options name. ValueError if they name none, or two."""
+    from sam3d_tvm.pipeline import Pipeline
 
-    def __init__(self, console: Console):
-        self.console = console
-        self.seconds: dict[str, float] = {}
+    def on_model(name: str, done: int, total: int) -> None:
+        if total:
+            tell("compile", done, total)
 
-    @contextmanager
-    def stage(self, name: str, progress: bool = False) -> Iterator[None]:
-        """Times a part; says that it is going on unless it shows its `progress` itself."""
-        start = time.perf_counter()
-        if progress:
-            yield
-        else:
-            with self.console.status(f"{name} ..."):
-                yield
-        self.seconds[name] = time.perf_counter() - start
-
-    def table(self, notes: dict[str, str]) -> Table:
-        """Seconds of every stage, and in all; `notes` stand beside their stage."""
-        table = Table(box=box.SIMPLE_HEAD)
-        table.add_column("stage")
-        table.add_column("seconds", justify="right")
-        table.add_column("")
-        for name, seconds in self.seconds.items():
-            table.add_row(name, f"{seconds:.2f}", notes.get(name, ""))
-        table.add_section()
-        table.add_row("in all", f"{sum(self.seconds.values()):.2f}", "")
-        return table
+    if checkpoint is not None and preset is not None:
+        raise ValueError(f"preset: expected no --checkpoint beside it, given {str(checkpoint)!r}")
+    if checkpoint is not None:
+        return Pipeline.from_checkpoint(checkpoint, artifacts, precision=precision, on_model=on_model)
+    if preset is not None:
+        return Pipeline.from_preset(preset, artifacts, precision=precision, on_model=on_model)
+    if artifacts is not None:
+        return Pipeline.from_artifacts(artifacts)
+    raise ValueError("checkpoint: expected --checkpoint FOLDER, --artifacts FOLDER of compiled models, or --preset tiny")
 
 
-@contextmanager
-def _progress(console: Console, calls: Sequence[int]) -> Iterator[Callable]:
-    """A bar over the calls of the model, as a step with guidance takes twice the time; yields what to call per step."""
-    columns = (
-        TextColumn("sampling"),
-        BarColumn(),
-        TextColumn("step {task.fields[step]} of {task.fields[steps]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("sampling", total=sum(calls), step=0, steps=len(calls))
-        yield lambda step: progress.update(task, advance=calls[step.index], step=step.index + 1)
+def _bytes(text: str | None) -> int | None:
+    """Bytes of a size such as 8G, 8GiB or 500M. ValueError for anything else."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"max_memory: expected a size such as 8G or 500M, given {text!r}")
+    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def _set_threads(threads: int | None) -> None:

@@ -52,6 +52,7 @@ class GaussianDecoderConfig(SlatDecoderConfig):
 
 
 SEEDED_FEATURES = {"_opacity": 4.0, "_scaling": 1.0}  # on average
+SEEDED_GAIN = 0.1  # of all features but colours
 FULL = GaussianDecoderConfig(
     resolution=64,
     model_channels=768,
@@ -104,10 +105,12 @@ def parameter_shapes(config: GaussianDecoderConfig) -> dict[str, tuple[int, ...]
 
 def seeded_state(config: GaussianDecoderConfig, seed: int = 0) -> dict[str, LazyArray]:
     """Random parameters, see `slat_weights.seeded_arrays`; with them Gaussians are opaque and fill the gaps between voxels."""
-    bias = np.zeros(config.out_channels)
+    layout = config.representation.layout
+    gain, bias = np.full((config.out_channels, 1), SEEDED_GAIN), np.zeros(config.out_channels)
+    gain[layout["_features_dc"]] = 1
     for name, value in SEEDED_FEATURES.items():
-        bias[config.representation.layout[name]] = value
-    return seeded_arrays(parameter_shapes(config), seed, addends={"out_layer.bias": bias})
+        bias[layout[name]] = value
+    return seeded_arrays(parameter_shapes(config), seed, {"out_layer.weight": gain}, {"out_layer.bias": bias})
 
 
 class GaussianDecoder:

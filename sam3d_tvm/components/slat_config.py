@@ -2,11 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
 from sam3d_tvm.checks import check_choice, check_size
 
 FACTOR = 2  # between two resolutions
 SPARSE_BACKENDS = ("native", "dense", "torch")
+
+
+def from_names(config: type, values: Mapping) -> Any:
+    """A config, which is a dataclass, of values by the names of its fields; ValueError for names unknown or missing."""
+    known = {field.name: field.default for field in fields(config)}
+    if extra := sorted(set(values) - set(known)):
+        raise ValueError(f"config: expected names among {', '.join(known)}, given {', '.join(extra)} too")
+    if missing := [name for name, default in known.items() if default is MISSING and name not in values]:
+        raise ValueError(f"config: {', '.join(missing)} missing")
+    return config(**values)
 
 
 @dataclass(frozen=True)
@@ -72,12 +83,7 @@ class SlatConfig:
     @classmethod
     def from_dict(cls, values: Mapping) -> "SlatConfig":
         """From names and values; ValueError for a name that is unknown or missing, or a value that does not fit."""
-        known = {field.name: field.default for field in fields(cls)}
-        if extra := sorted(set(values) - set(known)):
-            raise ValueError(f"config: expected names among {', '.join(known)}, given {', '.join(extra)} too")
-        if missing := [name for name, default in known.items() if default is MISSING and name not in values]:
-            raise ValueError(f"config: {', '.join(missing)} missing")
-        return cls(**values)
+        return from_names(cls, values)
 
     @property
     def heads(self) -> int:

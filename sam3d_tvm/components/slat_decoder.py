@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sam3d_tvm.checks import check_finite, check_size
+from sam3d_tvm.checks import check_coords, check_finite, check_size
 from sam3d_tvm.component import Component
 from sam3d_tvm.components.blocks import FeedForward, Record, absolute_positions, ignore
-from sam3d_tvm.components.slat_config import SlatConfig
-from sam3d_tvm.components.slat_generator import _check_coords
+from sam3d_tvm.components.slat_config import from_names
 from sparse_ops.arrays import as_kind, as_tensor
 from sparse_ops.nn import LayerNorm, Linear, Module, ModuleList, SparseTensor, WindowedSelfAttention
 
@@ -57,7 +56,10 @@ class SlatDecoderConfig:
             if getattr(self, name) != value:
                 raise ValueError(f"{name}: expected {value!r}, given {getattr(self, name)!r}")
 
-    from_dict = classmethod(SlatConfig.from_dict.__func__)  # the same for every config with these names for its fields
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "SlatDecoderConfig":
+        """From names and values; ValueError for a name that is unknown or missing, or a value that does not fit."""
+        return from_names(cls, values)
 
     @property
     def heads(self) -> int:
@@ -124,7 +126,7 @@ def checked_latents(coords, feats, config: SlatDecoderConfig) -> tuple[np.ndarra
     feats = as_kind(as_tensor(feats, "feats", ("float32",), (len(coords), config.latent_channels)), "numpy")
     check_finite("feats", feats)
     batch = int(coords[:, 0].max(initial=0)) + 1
-    _check_coords(coords, batch, config.resolution)
+    check_coords(coords, batch, config.resolution)
     keys = np.ravel_multi_index(coords.T.astype(np.int64), (batch, *[config.resolution] * 3))
     _, first = np.unique(keys, return_index=True)
     if len(first) < len(keys):

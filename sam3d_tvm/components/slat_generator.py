@@ -15,7 +15,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from sam3d_tvm.checks import check_finite
+from sam3d_tvm.checks import check_coords, check_finite
 from sam3d_tvm.component import Component
 from sam3d_tvm.components.slat_config import ALL_SAVINGS, PRESETS, Savings, SlatConfig, preset
 from sam3d_tvm.components.slat_model import BLOCK, compile_model, part_parameters
@@ -244,7 +244,7 @@ class SlatGenerator:
         if self.sparse_backend == "dense" and batch > 1:
             raise ValueError(f"cond: expected one batch element with the dense sparse backend, given {batch}")
         _check_array("coords", coords, np.int32, ("N", 4))
-        _check_coords(coords, batch, self.config.resolution)
+        check_coords(coords, batch, self.config.resolution)
         found, positions = self._call("prepare", tensor(coords))
         levels = [_level(arrays, last=i == self.config.levels) for i, arrays in enumerate(found)]
         offsets = np.searchsorted(levels[-1].batch_index, np.arange(batch + 1)).astype(np.int32)
@@ -463,19 +463,3 @@ def _check_array(name: str, array: np.ndarray, dtype, shape: tuple) -> None:
     if array.dtype != dtype or not fits:
         raise ValueError(f"{name}: expected {expected}, given {array.dtype} {list(array.shape)}")
     check_finite(name, array)
-
-
-def _check_coords(coords: np.ndarray, batch: int, resolution: int) -> None:
-    """ValueError for the first row out of range or out of order; duplicates are found by the compiled module."""
-    limits = np.array([batch, resolution, resolution, resolution])
-    beyond = (coords < 0) | (coords >= limits)
-    if beyond.any():
-        row, column = np.argwhere(beyond)[0]
-        axis = ("batch index", "x", "y", "z")[column]
-        raise ValueError(f"coords: expected {axis} from 0 to {limits[column] - 1}, given {coords[row, column]} in row {row}")
-    if (falls := np.flatnonzero(np.diff(coords[:, 0]) < 0)).size:
-        row = falls[0] + 1
-        raise ValueError(
-            "coords: expected the rows of each batch element together, ascending by batch index, given "
-            f"{coords[row, 0]} after {coords[row - 1, 0]} in row {row}"
-        )

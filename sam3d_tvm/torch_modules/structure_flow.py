@@ -298,10 +298,11 @@ class _Size:
 
 
 def export_arguments(
-    config: StructureFlowConfig, methods: Sequence[str] = METHODS
+    config: StructureFlowConfig, methods: Sequence[str] = METHODS, batch: int | None = None, tokens: int | None = None
 ) -> tuple[dict[str, tuple], dict[str, tuple]]:
-    """What `port_component` takes as `inputs` and `dynamic`: any number of batch elements, and of tokens of the condition."""
-    batch, tokens = Dim("batch", min=1), Dim("tokens", min=1)
+    """What `port_component` takes as `inputs` and `dynamic`: any number of batch elements, and of tokens of the condition,
+    unless one is given."""
+    batch, tokens = batch or Dim("batch", min=1), tokens or Dim("tokens", min=1)
     channels, heads, blocks = config.model_channels, config.num_heads, config.num_blocks
     latents = {name: _Size((batch, latent.token_len, latent.in_channels)) for name, latent in config.latent_mapping.items()}
     lengths = {stream: sum(config.latent_mapping[name].token_len for name in names) for stream, names in config.streams.items()}

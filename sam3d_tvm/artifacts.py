@@ -1,0 +1,243 @@
+"""The artifact folder of a pipeline: a compiled component for each model, made once and used again.
+
+pipeline.json    the config of the pipeline, and of each model what its code and its weights were made from
+<model>/         a component, see `sam3d_tvm.component`
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tvm
+
+from sam3d_tvm.checkpoint import Checkpoint
+from sam3d_tvm.checks import check_choice, check_size
+from sam3d_tvm.component import Component
+from sam3d_tvm.files import write_bytes
+from sam3d_tvm.gaussians import offset_perturbation
+from sam3d_tvm.manifest import system, versions
+from sam3d_tvm.models import model_of
+from sam3d_tvm.pipeline_config import PipelineConfig, preset
+from sam3d_tvm.weights import State
+from sparse_ops.compile_cache import cache_folder, source_digest
+from sparse_ops.transform.precision import PRECISIONS
+from tir_kernels.isa import host_target
+
+PIPELINE, MADE_FROM = "pipeline.json", "made_from.json"
+FORMAT = 1
+GAUSSIAN_DECODERS = ("slat_decoder_gs", "slat_decoder_gs_4")
+SAMPLE = 1 << 20  # bytes of a file of weights that are looked at, in three places
+# Files of this package that decide what is compiled, and those that decide what random weights are.
+CODE = ("components", "torch_modules", "assemble.py", "component.py", "native.py", "port.py")
+SEEDED = ("components", "models.py")
+
+OnCompile = Callable[[str, int, int], None]
+
+
+class Source(Protocol):
+    """Where the weights of a pipeline come from."""
+
+    config: PipelineConfig
+
+    def state(self, name: str) -> State: ...
+
+    def offset_perturbation(self, name: str) -> np.ndarray: ...
+
+    def identity(self, name: str) -> str:
+        """What changes when the weights of a model do."""
+
+
+class CheckpointSource(Checkpoint):
+    """A checkpoint folder."""
+
+    def identity(self, name: str) -> str:
+        """Of the file: size, time of its last change, and a hash over three parts of it, as all of it is gigabytes."""
+        file = self.file(name)
+        status = file.stat()
+        digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
+        with open(file, "rb") as opened:
+            for place in (0, status.st_size // 2, max(0, status.st_size - SAMPLE)):
+                opened.seek(place)
+                digest.update(opened.read(SAMPLE))
+        return digest.hexdigest()
+
+
+class SeededSource:
+    """Random weights of a preset. ValueError for another preset, or a seed below 0."""
+
+    def __init__(self, name: str, seed: int = 0):
+        check_size("seed", seed, 0)
+        self.config, self._name, self._seed = preset(name), name, seed
+
+    def state(self, name: str) -> State:
+        config = getattr(self.config, name)
+        return model_of(config).seeded(config, self._seed)
+
+    def offset_perturbation(self, name: str) -> np.ndarray:
+        return offset_perturbation(getattr(self.config, name).representation)
+
+    def identity(self, name: str) -> str:
+        return f"seed {self._seed} of preset {self._name}, {_digest(SEEDED)}"
+
+
+class Artifacts:
+    """An artifact folder that is complete, for this machine.
+
+    `offset_perturbation`: float32 [num_gaussians, 3] by the name of each Gaussian decoder. Raises ValueError for a folder that
+    is none, and for one whose config cannot be read.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        value = _read(self.folder)
+        try:
+            self.config = PipelineConfig.from_json(value["config"])
+            self.precision = str(value["precision"])
+            self.offset_perturbation = {k: np.asarray(v, np.float32) for k, v in value["offset_perturbation"].items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"artifacts {str(self.folder)!r}: {PIPELINE}: {error}") from error
+        if missing := [name for name in self.config.models if not (self.folder / name / MADE_FROM).is_file()]:
+            raise ValueError(f"artifacts {str(self.folder)!r}: {', '.join(missing)} not compiled yet: compile again")
+
+    def load(self, name: str) -> Component:
+        """The component of model `name`, its weights mapped into memory. ValueError as `Component.load`."""
+        return Component.load(self.folder / name)
+
+    def weight_bytes(self, name: str) -> int:
+        """Memory of the packed weights of model `name`."""
+        return sum(file.stat().st_size for file in (self.folder / name).glob("*.safetensors"))
+
+
+def compile_artifacts(
+    source: Source,
+    folder: str | os.PathLike,
+    precision: str = "float32",
+    target: tvm.target.Target | None = None,
+    on_model: OnCompile = lambda name, done, total: None,
+) -> Artifacts:
+    """The artifacts of `source` in `folder`. What is there already, of the same weights and code, is kept; where only weights
+    differ they are packed anew; a compilation that was interrupted is taken up again.
+
+    `precision`: "float32" or "bfloat16". `on_model(name, done, total)` is told which model is being compiled, of how many that
+    have to be, and in the end ("", total, total). Raises ValueError for a folder that holds something else, and for weights
+    that do not fit, with the name of the model.
+    """
+    folder, config = begin(source, folder, precision), source.config
+    todo = [name for name in config.models if not is_made(source, folder, name, precision, target)]
+    for done, name in enumerate(todo):
+        on_model(name, done, len(todo))
+        compile_model(source, folder, name, precision, target)
+    on_model("", len(todo), len(todo))
+    return Artifacts(folder)
+
+
+def begin(source: Source, folder: str | os.PathLike, precision: str = "float32") -> Path:
+    """Writes what the models of `source` have between them. ValueError for a folder that holds something else."""
+    check_choice("precision", precision, PRECISIONS)
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / PIPELINE).is_file())):
+        raise ValueError(f"artifacts: expected a new folder or one with {PIPELINE}, given {str(folder)!r}")
+    offsets = {name: source.offset_perturbation(name).tolist() for name in GAUSSIAN_DECODERS if name in source.config.models}
+    value = {"format": FORMAT, "precision": precision, "config": source.config.to_json(), "offset_perturbation": offsets}
+    write_bytes(folder / PIPELINE, (json.dumps(value, indent=1) + "\n").encode())
+    return folder
+
+
+def is_made(source: Source, folder: Path, name: str, precision: str = "float32", target=None) -> bool:
+    """Whether the folder has model `name` of these weights and this code, whole."""
+    return _made_from(folder / name) == _key(source, name, precision, target) and _loads(folder / name)
+
+
+def compile_model(source: Source, folder: Path, name: str, precision: str = "float32", target=None) -> None:
+    """Compiles model `name` into the folder, or packs its weights anew if its code is there. ValueError as
+    `compile_artifacts`."""
+    config, key = getattr(source.config, name), _key(source, name, precision, target)
+    try:
+        state = source.state(name)
+        if _made_from(folder / name).get("code") == key["code"] and _loads(folder / name):
+            component = Component.load(folder / name).with_parameters(state)
+        else:
+            component = model_of(config).compile(source.config, config, state, name, precision, target)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    component.save(folder / name)
+    write_bytes(folder / name / MADE_FROM, (json.dumps(key, indent=1) + "\n").encode())
+
+
+def default_folder(label: str) -> Path:
+    """Where artifacts are kept unless a folder is named: in the user's cache folder. ValueError where that is switched off."""
+    base = cache_folder()
+    if base is None:
+        raise ValueError("artifacts: expected a folder, as SPARSE_OPS_CACHE=off keeps none, given none")
+    return base.with_name("sam3d_tvm") / label
+
+
+def checkpoint_label(folder: Path, precision: str) -> str:
+    """A name for the artifacts of a checkpoint folder."""
+    return f"{folder.resolve().name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}-{precision}"
+
+
+def _loads(folder: Path) -> bool:
+    try:
+        Component.load(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def _read(folder: Path) -> Mapping[str, Any]:
+    """What the folder's `pipeline.json` says. ValueError without one, and for one of another format."""
+    try:
+        value = json.loads((folder / PIPELINE).read_text())
+    except (OSError, ValueError) as error:
+        reason = f"artifacts: expected a folder with {PIPELINE}, given {str(folder)!r}"
+        raise ValueError(reason if isinstance(error, FileNotFoundError) else f"{reason}: {error}") from error
+    if not isinstance(value, Mapping) or value.get("format") != FORMAT:
+        raise ValueError(f"artifacts {str(folder)!r}: expected a {PIPELINE} of format {FORMAT}")
+    return value
+
+
+def _made_from(folder: Path) -> Mapping[str, str]:
+    """The key of what is in the folder of a model; empty if that is not known."""
+    try:
+        value = json.loads((folder / MADE_FROM).read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, Mapping) else {}
+
+
+def _key(source: Source, name: str, precision: str, target: tvm.target.Target | None) -> dict[str, str]:
+    """What changes with the code of a model, and with its weights."""
+    code = _code_key(source.config, name, precision, target or host_target())
+    return {"code": code, "weights": source.identity(name)}
+
+
+def _code_key(config: PipelineConfig, name: str, precision: str, target: tvm.target.Target) -> str:
+    """Changes with everything that decides what is compiled for a model."""
+    identity = {
+        "config": config.to_json()[name],
+        "cond_tokens": config.ss_condition_embedder.tokens,
+        "precision": precision,
+        "target": str(target),
+        "versions": versions(),
+        "system": system(),
+        "source": [source_digest(), _digest(CODE)],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _digest(sources: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    package = Path(str(resources.files("sam3d_tvm")))
+    for part in sources:
+        path = package / part
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

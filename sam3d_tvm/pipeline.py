@@ -1,0 +1,340 @@
+"""The whole of SAM-3D-Objects: one photo and a mask -> Gaussians and a mesh, stage by stage.
+
+    pipeline = Pipeline.from_checkpoint("checkpoints/hf")           # compiles once; needs torch that once
+    result = pipeline.generate("photo.png", "mask.png", seed=42)
+    result.save("out", formats=("ply", "glb"))
+
+Only one stage is in memory at a time: its weights are mapped from the artifact folder and let go of before the next.
+"""
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from PIL import Image
+
+from sam3d_tvm import images, memory
+from sam3d_tvm.artifacts import (
+    GAUSSIAN_DECODERS,
+    Artifacts,
+    CheckpointSource,
+    OnCompile,
+    SeededSource,
+    checkpoint_label,
+    compile_artifacts,
+    default_folder,
+)
+from sam3d_tvm.checks import check_size
+from sam3d_tvm.components.condition_embedder import nearest_index
+from sam3d_tvm.components.pose import decode_pose
+from sam3d_tvm.flexicubes import extract_mesh
+from sam3d_tvm.gaussians import Gaussians
+from sam3d_tvm.mesh import Mesh
+from sam3d_tvm.models import model_of
+from sam3d_tvm.outputs import Result, check_formats
+from sam3d_tvm.pipeline_config import PipelineConfig, Sampling
+from sam3d_tvm.preprocess import Preprocessed, preprocess
+from sam3d_tvm.sampler import Guidance, Step
+
+POINTMAPS = ("pointmap", "rgb_pointmap")
+Picture = str | os.PathLike | np.ndarray | Image.Image
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `on_progress` is told: `done` of `total` parts of a stage; a part is a call of a model, or all of a short stage.
+    The first time `done` is 0, the last time `total`."""
+
+    stage: str
+    done: int
+    total: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Pipeline:
+    """Compiled models in an artifact folder, and what goes on between them. Make one with one of the `from_` methods."""
+
+    def __init__(self, artifacts: Artifacts):
+        self.artifacts = artifacts
+
+    @property
+    def config(self) -> PipelineConfig:
+        return self.artifacts.config
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        folder: str | os.PathLike,
+        artifacts: str | os.PathLike | None = None,
+        *,
+        precision: str = "float32",
+        target: tvm.target.Target | None = None,
+        on_model: OnCompile = lambda name, done, total: None,
+    ) -> "Pipeline":
+        """The pipeline of a checkpoint folder as SAM-3D-Objects publishes it, see `checkpoint`.
+
+        Compiled for `target`, by default this CPU, into the folder `artifacts`, by default one in the user's cache, unless that
+        was done before. `precision`: "float32", or "bfloat16" inside the models. `on_model` as in `compile_artifacts`.
+
+        Raises ValueError for anything about the folder that is not as it should be: a file that is missing, truncated or holds
+        code, a `_target_` that is not known, parameters that are missing, not known, misshapen or not finite.
+        """
+        source = CheckpointSource(folder)
+        place = artifacts or default_folder(checkpoint_label(Path(folder), precision))
+        return cls(compile_artifacts(source, place, precision, target, on_model))
+
+    @classmethod
+    def from_preset(
+        cls,
+        name: str = "tiny",
+        artifacts: str | os.PathLike | None = None,
+        *,
+        seed: int = 0,
+        precision: str = "float32",
+        target: tvm.target.Target | None = None,
+        on_model: OnCompile = lambda name, done, total: None,
+    ) -> "Pipeline":
+        """A pipeline of random weights from `seed`: "tiny" runs in seconds, "full" has the sizes of SAM-3D-Objects.
+
+        Options as of `from_checkpoint`. ValueError for another preset, a negative seed, another precision.
+        """
+        source = SeededSource(name, seed)
+        place = artifacts or default_folder(f"preset-{name}-{seed}-{precision}")
+        return cls(compile_artifacts(source, place, precision, target, on_model))
+
+    @classmethod
+    def from_artifacts(cls, folder: str | os.PathLike) -> "Pipeline":
+        """A pipeline that was compiled before; needs neither checkpoint nor torch. ValueError as `Artifacts`."""
+        return cls(Artifacts(folder))
+
+    def generate(
+        self,
+        image: Picture,
+        mask: Picture | None = None,
+        *,
+        pointmap: str | os.PathLike | np.ndarray | None = None,
+        seed: int = 42,
+        steps: int | None = None,
+        slat_steps: int | None = None,
+        guidance: float | None = None,
+        slat_guidance: float | None = None,
+        shortcut: bool = False,
+        formats: Sequence[str] = ("ply", "glb"),
+        stage1_only: bool = False,
+        max_memory: int | None = None,
+        on_progress: OnProgress = lambda progress: None,
+    ) -> Result:
+        """One object from a photo.
+
+        image, mask: files, arrays or Pillow images, see `images`; without a mask the image's alpha channel is it. pointmap: a
+        position in space for each pixel, floats [H, W, 3] or [3, H, W] or a file of such, in the convention of PyTorch3D's
+        cameras (x left, y up, z away); without one the pose is in units of the object, and the structure sees no crop.
+
+        seed: of the noise. steps, guidance: of the structure, slat_steps, slat_guidance: of the structured latents, which
+        default to the same steps, and all else to the checkpoint's values. shortcut: a structure in few steps, without
+        guidance. formats: what the result is for, a part of `outputs.FORMATS`: only what they need is decoded. stage1_only:
+        voxels and pose alone. max_memory: bytes.
+
+        Equal arguments give equal results. Raises ValueError for arguments that make no sense, before any work is done; if the
+        memory that a stage is estimated to take is above `max_memory`, as soon as that is known: for a typical number of
+        voxels before any work, for the real number after the structure; and where no voxel is occupied.
+        """
+        check_size("seed", seed, 0)
+        wanted = check_formats(formats, self.config.models)
+        structure = _sampling(self.config.ss_sampling, "steps", steps, "guidance", guidance)
+        slat = _sampling(
+            self.config.slat_sampling, "slat_steps", steps if slat_steps is None else slat_steps, "slat_guidance", slat_guidance
+        )
+        self.check_memory(max_memory, memory.TYPICAL_VOXELS, stage1_only)
+        run = Run(self.artifacts, on_progress)
+        inputs = run.inputs(image, mask, pointmap)
+        tokens = run.condition("ss_condition_embedder", inputs.structure)
+        latents = run.structure(tokens, seed, structure, shortcut)
+        coords, factors = run.voxels(latents["shape"])
+        pose = decode_pose(latents, inputs.scale, inputs.shift).scaled(factors)
+        resolution = self.config.slat_generator.resolution
+        if stage1_only:
+            return Result(coords, resolution, pose, None, None, None, None, dict(run.seconds))
+        if len(coords) == 0:
+            raise ValueError("structure: no voxel is occupied: try another seed, or check that the mask covers the object")
+        self.check_memory(max_memory, len(coords), stage1_only)
+        tokens = run.condition("slat_condition_embedder", inputs.slat)
+        feats = run.latents(coords, tokens, seed, slat)
+        gaussians = {name: run.gaussians(name, coords, feats) for name in GAUSSIAN_DECODERS if name in wanted}
+        mesh = run.mesh(coords, feats) if "slat_decoder_mesh" in wanted else None
+        return Result(coords, resolution, pose, feats, *(gaussians.get(name) for name in GAUSSIAN_DECODERS), mesh, run.seconds)
+
+    def generate_scene(self, image: Picture, masks: Sequence[Picture], **options) -> list[Result]:
+        """The objects of several masks, each as `generate` makes it, with poses in one scene if there is a point map."""
+        if isinstance(masks, (str, os.PathLike)) or len(masks) < 1:
+            raise ValueError(f"masks: expected a list of at least one, given {masks!r}")
+        on_progress = options.pop("on_progress", lambda progress: None)
+        results = []
+        for number, mask in enumerate(masks):
+
+            def tell(progress: Progress, number: int = number) -> None:
+                on_progress(replace(progress, stage=f"object {number + 1}: {progress.stage}"))
+
+            results.append(self.generate(image, mask, on_progress=tell if len(masks) > 1 else on_progress, **options))
+        return results
+
+    def memory(self, voxels: int = memory.TYPICAL_VOXELS, stage1_only: bool = False) -> dict[str, int]:
+        """The bytes that each stage is estimated to take at its peak, for so many voxels."""
+        check_size("voxels", voxels, 0)
+        weights = {name: self.artifacts.weight_bytes(name) for name in self.config.models}
+        return memory.estimate(self.config, weights, voxels, stage1_only)
+
+    def check_memory(self, max_memory: int | None, voxels: int, stage1_only: bool = False) -> None:
+        """ValueError with the estimate if a stage is estimated to take more than `max_memory` bytes."""
+        if max_memory is None:
+            return
+        check_size("max_memory", max_memory, 1)
+        found = self.memory(voxels, stage1_only)
+        worst = max(found, key=found.__getitem__)
+        if found[worst] > max_memory:
+            raise ValueError(
+                f"max_memory: expected at least {found[worst] / 2**30:.2f} GiB, which {worst} is estimated to take for "
+                f"{voxels:,} voxels, given {max_memory / 2**30:.2f} GiB"
+            )
+
+
+class Run:
+    """The stages of one object; each lets go of its model when it returns. `on_step(stage, step)`: told of every step of a
+    sampler, and its state, beside `on_progress`."""
+
+    def __init__(
+        self,
+        artifacts: Artifacts,
+        on_progress: OnProgress = lambda progress: None,
+        on_step: Callable[[str, Step], None] = lambda stage, step: None,
+    ):
+        self.artifacts, self.config, self.seconds = artifacts, artifacts.config, {}
+        self._on_progress, self._on_step = on_progress, on_step
+
+    @contextmanager
+    def _stage(self, name: str, total: int = 1) -> Iterator[Callable[[Step], None]]:
+        """A stage, timed; yields what to call after each of its `total` steps, unless it is one part."""
+        start = time.perf_counter()
+        self._on_progress(Progress(name, 0, total))
+
+        def on_step(step: Step) -> None:
+            self._on_step(name, step)
+            self._on_progress(Progress(name, step.index + 1, total))
+
+        yield on_step
+        if total == 1:
+            self._on_progress(Progress(name, 1, 1))
+        self.seconds[name] = time.perf_counter() - start
+
+    @contextmanager
+    def _model(self, name: str) -> Iterator[Any]:
+        """What runs a model. Nothing of it is left in memory when the caller has returned and all its results are copies."""
+        config = getattr(self.config, name)
+        yield model_of(config).open(self.artifacts.load(name), config)
+        gc.collect()
+
+    def inputs(self, image: Picture, mask: Picture | None, pointmap: Any) -> Preprocessed:
+        with self._stage("image"):
+            rgba = _rgba(image, mask)
+            options = self.config.preprocessing
+            if pointmap is not None:
+                pointmap = images.load_pointmap(pointmap) if isinstance(pointmap, (str, os.PathLike)) else pointmap
+                pointmap = _over_pixels(images.as_pointmap(pointmap), rgba.shape[:2])
+                if options.clip_pointmap_beyond_scale is not None:
+                    pointmap = clipped(pointmap, rgba[..., 3], options.clip_pointmap_beyond_scale)
+            return preprocess(rgba, pointmap, options.size, options.box_size_factor, options.padding_factor)
+
+    def condition(self, name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 [1, L, C]. Inputs that are not there are dropped."""
+        with self._stage(f"condition of the {'structure' if name.startswith('ss') else 'latents'}"), self._model(name) as model:
+            return model.tokens(arrays, drop=[key for key in model.rows if key in POINTMAPS and key not in arrays])
+
+    def structure(
+        self, tokens: np.ndarray, noise: Mapping[str, np.ndarray] | int, sampling: Sampling, shortcut: bool = False
+    ) -> dict[str, np.ndarray]:
+        """The latents of shape and pose from their noise, or the seed of it."""
+        with self._stage("structure", sampling.steps) as on_step, self._model("ss_generator") as flow:
+            guidance = None if shortcut else Guidance(sampling.strength, sampling.interval)
+            options = {"rescale_t": sampling.rescale_t, "shortcut": shortcut, "on_step": on_step}
+            return flow.sample(noise, tokens, sampling.steps, guidance, **options)
+
+    def voxels(self, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates int32 [N, 4], and by how much the scale of the pose grows, int64 [1]."""
+        with self._stage("voxels"), self._model("ss_decoder") as decoder:
+            return decoder.coords(shape, prune_distance=self.config.prune_distance)
+
+    def latents(self, coords: np.ndarray, tokens: np.ndarray, noise: np.ndarray | int, sampling: Sampling) -> np.ndarray:
+        """float32 [N, C], as the decoders take them, from noise of that shape, or the seed of it."""
+        with self._stage("latents", sampling.steps) as on_step, self._model("slat_generator") as generator:
+            if not isinstance(noise, np.ndarray):
+                shape = (len(coords), self.config.slat_generator.in_channels)
+                noise = np.random.default_rng([noise, 1]).standard_normal(shape, np.float32)
+            guidance = Guidance(sampling.strength, sampling.interval)
+            feats = generator.sample(
+                coords, tokens, noise, sampling.steps, guidance, rescale_t=sampling.rescale_t, on_step=on_step
+            )
+            return denormalised(feats, self.config)
+
+    def gaussians(self, name: str, coords: np.ndarray, feats: np.ndarray) -> Gaussians:
+        with self._stage("gaussians" if name == "slat_decoder_gs" else "few gaussians"), self._model(name) as decoder:
+            raw = decoder(coords, feats)
+            offsets = self.artifacts.offset_perturbation[name]
+            return Gaussians.from_features(coords, raw, decoder.config.resolution, decoder.config.representation, offsets)
+
+    def mesh(self, coords: np.ndarray, feats: np.ndarray) -> Mesh:
+        with self._stage("mesh"), self._model("slat_decoder_mesh") as decoder:
+            features, fine = decoder(coords, feats)
+            resolution = decoder.config.out_resolution
+            return extract_mesh(fine, features, resolution, decoder.config.representation_config["use_color"])
+
+
+def denormalised(feats: np.ndarray, config: PipelineConfig) -> np.ndarray:
+    """Structured latents float32 [N, C] in the units that the decoders were trained with."""
+    return feats * np.float32(config.slat_std) + np.float32(config.slat_mean)
+
+
+def clipped(pointmap: np.ndarray, mask: np.ndarray, beyond: float) -> np.ndarray:
+    """A point map float32 [3, H, W] with NaN where it is further away than `beyond` times the object, mask uint8 [H, W]: in
+    depth, against the lower median of the object's."""
+    depths = np.sort(pointmap[2][(mask > 127) & ~np.isnan(pointmap[2])])
+    if len(depths) == 0:
+        return pointmap
+    far = np.abs(pointmap[2]) > beyond * depths[(len(depths) - 1) // 2]
+    return np.where(far, np.float32(np.nan), pointmap)
+
+
+def _over_pixels(pointmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A point map [3, h, w] with a point for every pixel of a picture (H, W), the nearest one."""
+    rows, columns = (nearest_index(old, new) for old, new in zip(pointmap.shape[1:], size, strict=True))
+    return pointmap if pointmap.shape[1:] == size else pointmap[:, rows[:, None], columns]
+
+
+def _rgba(image: Picture, mask: Picture | None) -> np.ndarray:
+    """uint8 [H, W, 4] of files, arrays or Pillow images."""
+    if isinstance(image, (str, os.PathLike)) and (mask is None or isinstance(mask, (str, os.PathLike))):
+        return images.load_rgba(image, mask)
+    image = images.load_image(image) if isinstance(image, (str, os.PathLike)) else image
+    if isinstance(mask, (str, os.PathLike)):
+        mask = images.load_mask(mask)
+    return images.as_rgba(image, mask)
+
+
+def _sampling(default: Sampling, steps_name: str, steps: int | None, strength_name: str, strength: float | None) -> Sampling:
+    """`default` with what was given in place of its own. ValueError with the name of the argument."""
+    if steps is not None:
+        check_size(steps_name, steps, 1)
+        default = replace(default, steps=steps)
+    if strength is not None:
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not np.isfinite(strength):
+            raise ValueError(f"{strength_name}: expected a finite number, given {strength!r}")
+        default = replace(default, strength=float(strength))
+    return default
