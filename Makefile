@@ -1,8 +1,8 @@
 # Everything runs inside .venv, made on first use from pyproject.toml; a second run installs nothing.
 #
-#   make demo    sample structured latents on a real occupancy, into out/demo
+#   make demo    a photo through the whole pipeline, tiny, with random weights, into out/demo
 #   make test    lint, format check and all tests
-#   make bench   the benchmarks of layers; python -m benchmarks.slat, of the whole generator, takes most of an hour
+#   make bench   the benchmarks of layers; those of whole models (slat, components, decoders, pipeline) take up to an hour each
 #   make env     the environment alone
 
 PYTHON ?= python3
