@@ -35,7 +35,7 @@ Artifacts = Annotated[
     Path | None, typer.Option(help="Folder of the compiled models; alone, what was compiled before.", envvar="SAM3D_ARTIFACTS")
 ]
 Preset = Annotated[str | None, typer.Option(help="Random weights in place of a checkpoint: tiny or full.")]
-Precision = Annotated[str, typer.Option(help="float32 or bfloat16, inside the models.")]
+Precision = Annotated[str | None, typer.Option(help="float32, which is the default, or bfloat16 inside the models.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; by default all cores.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show estimates, times of all stages, and warnings.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -87,7 +87,7 @@ def generate(
     shortcut: Annotated[bool, typer.Option("--shortcut", help="A structure in few steps, without guidance.")] = False,
     formats: Annotated[str, typer.Option(help="Names with commas between: ply, html, ply4, glb, mesh.ply.")] = "ply,glb",
     stage1_only: Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone.")] = False,
-    precision: Precision = "float32",
+    precision: Precision = None,
     threads: Threads = None,
     max_memory: Annotated[str | None, typer.Option(help="Refuse what is estimated to take more: 8G, 500M.")] = None,
     verbose: Verbose = False,
@@ -176,7 +176,7 @@ def compile_(
     checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint folder with pipeline.yaml, as published.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the compiled models.")] = None,
     preset: Preset = None,
-    precision: Precision = "float32",
+    precision: Precision = None,
     threads: Threads = None,
     verbose: Verbose = False,
 ) -> None:
@@ -267,7 +267,7 @@ def bench(
     checkpoint: Checkpoint = None,
     artifacts: Artifacts = None,
     preset: Preset = None,
-    precision: Precision = "float32",
+    precision: Precision = None,
     own_voxels: Annotated[
         bool, typer.Option("--own-voxels", help="Those that the structure comes to, in place of a nut of 19,072.")
     ] = False,
@@ -337,8 +337,8 @@ def info(
     Console().print(shown.pairs_table(rows), highlight=False, markup=False, soft_wrap=True)
 
 
-def _pipeline(checkpoint: Path | None, artifacts: Path | None, preset: str | None, precision: str, tell):
-    """The pipeline that the options name. ValueError if they name none, or two."""
+def _pipeline(checkpoint: Path | None, artifacts: Path | None, preset: str | None, precision: str | None, tell):
+    """The pipeline that the options name. ValueError if they name none, or two, or artifacts of another precision."""
     from sam3d_tvm.pipeline import Pipeline
 
     def on_model(name: str, done: int, total: int) -> None:
@@ -348,11 +348,14 @@ def _pipeline(checkpoint: Path | None, artifacts: Path | None, preset: str | Non
     if checkpoint is not None and preset is not None:
         raise ValueError(f"preset: expected no --checkpoint beside it, given {str(checkpoint)!r}")
     if checkpoint is not None:
-        return Pipeline.from_checkpoint(checkpoint, artifacts, precision=precision, on_model=on_model)
+        return Pipeline.from_checkpoint(checkpoint, artifacts, precision=precision or "float32", on_model=on_model)
     if preset is not None:
-        return Pipeline.from_preset(preset, artifacts, precision=precision, on_model=on_model)
+        return Pipeline.from_preset(preset, artifacts, precision=precision or "float32", on_model=on_model)
     if artifacts is not None:
-        return Pipeline.from_artifacts(artifacts)
+        pipeline = Pipeline.from_artifacts(artifacts)
+        if precision not in (None, pipeline.artifacts.precision):
+            raise ValueError(f"precision: expected that of the artifacts, {pipeline.artifacts.precision}, given {precision!r}")
+        return pipeline
     raise ValueError("checkpoint: expected --checkpoint FOLDER, --artifacts FOLDER of compiled models, or --preset tiny")
 
 

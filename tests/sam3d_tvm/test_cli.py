@@ -150,6 +150,7 @@ def test_bench_counts_all_steps(capsys):
         (["--max-memory", "100M"], "error: max_memory: expected at least "),
         (["--pointmap", "none.npy"], "error: pointmap 'none.npy': expected an array"),
         (["--preset", "huge"], "error: preset: expected one of 'tiny', 'full', given 'huge'"),
+        (["--precision", "bfloat16"], "error: precision: expected that of the artifacts, float32, given 'bfloat16'"),
         (["--colour", "red"], "error: No such option: --colour"),
         (["--checkpoint", "none"], "error: checkpoint: expected a folder with pipeline.yaml, given 'none'"),
     ],
