@@ -1,7 +1,8 @@
 """The artifact folder of a pipeline: a compiled component for each model, made once and used again.
 
-pipeline.json    the config of the pipeline, and of each model what its code and its weights were made from
-<model>/         a component, see `sam3d_tvm.component`
+    pipeline.json              the config of the pipeline, and what its models are to be made from
+    <model>/                   a component, see `sam3d_tvm.component`
+    <model>/made_from.json     what it was made from: changes when its code or its weights do
 """
 
 import hashlib
@@ -100,9 +101,10 @@ class Artifacts:
             self.config = PipelineConfig.from_json(value["config"])
             self.precision = str(value["precision"])
             self.offset_perturbation = {k: np.asarray(v, np.float32) for k, v in value["offset_perturbation"].items()}
+            keys = dict(value["models"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"artifacts {str(self.folder)!r}: {PIPELINE}: {error}") from error
-        if missing := [name for name in self.config.models if not (self.folder / name / MADE_FROM).is_file()]:
+        if missing := [name for name in self.config.models if keys.get(name) != _made_from(self.folder / name)]:
             raise ValueError(f"artifacts {str(self.folder)!r}: {', '.join(missing)} not compiled yet: compile again")
 
     def load(self, name: str) -> Component:
@@ -128,7 +130,7 @@ def compile_artifacts(
     have to be, and in the end ("", total, total). Raises ValueError for a folder that holds something else, and for weights
     that do not fit, with the name of the model.
     """
-    folder, config = begin(source, folder, precision), source.config
+    folder, config = begin(source, folder, precision, target), source.config
     todo = [name for name in config.models if not is_made(source, folder, name, precision, target)]
     for done, name in enumerate(todo):
         on_model(name, done, len(todo))
@@ -137,15 +139,24 @@ def compile_artifacts(
     return Artifacts(folder)
 
 
-def begin(source: Source, folder: str | os.PathLike, precision: str = "float32") -> Path:
-    """Writes what the models of `source` have between them. ValueError for a folder that holds something else."""
+def begin(source: Source, folder: str | os.PathLike, precision: str = "float32", target=None) -> Path:
+    """Writes what the models of `source` have between them, and which these are: the folder is complete when all of them are
+    made. ValueError for a folder that holds something else."""
     check_choice("precision", precision, PRECISIONS)
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / PIPELINE).is_file())):
         raise ValueError(f"artifacts: expected a new folder or one with {PIPELINE}, given {str(folder)!r}")
     offsets = {name: source.offset_perturbation(name).tolist() for name in GAUSSIAN_DECODERS if name in source.config.models}
-    value = {"format": FORMAT, "precision": precision, "config": source.config.to_json(), "offset_perturbation": offsets}
-    write_bytes(folder / PIPELINE, (json.dumps(value, indent=1) + "\n").encode())
+    value = {
+        "format": FORMAT,
+        "precision": precision,
+        "config": source.config.to_json(),
+        "offset_perturbation": offsets,
+        "models": {name: _key(source, name, precision, target) for name in source.config.models},
+    }
+    data, file = (json.dumps(value, indent=1) + "\n").encode(), folder / PIPELINE
+    if not file.is_file() or file.read_bytes() != data:
+        write_bytes(file, data)
     return folder
 
 
@@ -165,7 +176,8 @@ def compile_model(source: Source, folder: Path, name: str, precision: str = "flo
         else:
             component = model_of(config).compile(source.config, config, state, name, precision, target)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        where = f"{name} in {source.file(name).name}" if isinstance(source, Checkpoint) else name
+        raise ValueError(f"{where}: {error}") from error
     component.save(folder / name)
     write_bytes(folder / name / MADE_FROM, (json.dumps(key, indent=1) + "\n").encode())
 

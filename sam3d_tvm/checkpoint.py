@@ -80,8 +80,11 @@ class Checkpoint:
                 parsed[config_file] = self._yaml(config_file)
             models[name] = _model(parsed[config_file], path, config_file, MODEL_TYPES[name])
             self._files[name] = self._file(weights_file)
-        models["ss_decoder"] = _structure_decoder(models["ss_decoder"], models["ss_generator"])
-        self.config = PipelineConfig(**models, **options)
+        try:
+            models["ss_decoder"] = _structure_decoder(models["ss_decoder"], models["ss_generator"])
+            self.config = PipelineConfig(**models, **options)
+        except ValueError as error:  # models that do not fit together
+            raise ValueError(f"{PIPELINE}: {error}") from error
 
     def file(self, name: str) -> Path:
         """Where the weights of model `name` are."""
@@ -168,7 +171,7 @@ def _check_targets(node: Any, where: str) -> None:
     """ValueError for a `_target_` anywhere in `node` that is not in `TARGETS`."""
     if isinstance(node, Mapping):
         target = node.get("_target_")
-        if target is not None and target not in TARGETS:
+        if "_target_" in node and not (isinstance(target, str) and target in TARGETS):
             raise ValueError(
                 f"{where}: _target_ {target!r} is not known; it is never imported, see sam3d_tvm.checkpoint.TARGETS"
             )
@@ -189,7 +192,7 @@ def _model(value: Mapping[str, Any], path: tuple[str, ...], file: str, expected:
         raise ValueError(f"{where}: expected a model, given none")
     try:
         found = _built(node)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{where}: {reason}") from error
     if not isinstance(found, expected):
@@ -377,7 +380,7 @@ def _options(pipeline: Mapping[str, Any]) -> dict[str, Any]:
             "slat_mean": tuple(pipeline["slat_mean"]),
             "slat_std": tuple(pipeline["slat_std"]),
         }
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{PIPELINE}: {error}") from error
 
 

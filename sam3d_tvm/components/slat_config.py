@@ -20,6 +20,21 @@ def from_names(config: type, values: Mapping) -> Any:
     return config(**values)
 
 
+def check_transformer(config: Any) -> None:
+    """ValueError unless heads divide `model_channels`, and the feed-forward layers have a width."""
+    if config.heads < 1 or config.model_channels % config.heads:
+        raise ValueError(f"num_heads: expected a divisor of model_channels {config.model_channels}, given {config.heads}")
+    if isinstance(config.mlp_ratio, bool) or not isinstance(config.mlp_ratio, (int, float)) or config.hidden < 1:
+        raise ValueError(f"mlp_ratio: expected a positive number, given {config.mlp_ratio!r}")
+
+
+def check_only(config: Any, values: Mapping) -> None:
+    """ValueError for a variant of the model that nobody has trained: only these `values` are known."""
+    for name, value in values.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"{name}: expected {value!r}, given {getattr(config, name)!r}")
+
+
 @dataclass(frozen=True)
 class SlatConfig:
     """Sizes of the model, named as upstream names them.
@@ -67,18 +82,12 @@ class SlatConfig:
             check_size("num_heads", self.num_heads, 1)
         for i, channels in enumerate(self.io_block_channels):
             check_size(f"io_block_channels[{i}]", channels, 1)
-        if self.heads < 1 or self.model_channels % self.heads:
-            raise ValueError(f"num_heads: expected a divisor of model_channels {self.model_channels}, given {self.heads}")
-        if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)) or self.hidden < 1:
-            raise ValueError(f"mlp_ratio: expected a positive number, given {self.mlp_ratio!r}")
+        check_transformer(self)
         if self.patch_size != FACTOR**self.levels:
             raise ValueError(
                 f"patch_size: expected {FACTOR**self.levels} for {self.levels} io_block_channels, given {self.patch_size!r}"
             )
-        only = {"pe_mode": "ape", "qk_rms_norm_cross": False, "force_zeros_cond": True}
-        for name, value in only.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{name}: expected {value!r}, given {getattr(self, name)!r}")
+        check_only(self, {"pe_mode": "ape", "qk_rms_norm_cross": False, "force_zeros_cond": True})
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "SlatConfig":

@@ -8,7 +8,7 @@ import numpy as np
 from sam3d_tvm.checks import check_coords, check_finite, check_size
 from sam3d_tvm.component import Component
 from sam3d_tvm.components.blocks import FeedForward, Record, absolute_positions, ignore
-from sam3d_tvm.components.slat_config import from_names
+from sam3d_tvm.components.slat_config import check_only, check_transformer, from_names
 from sparse_ops.arrays import as_kind, as_tensor
 from sparse_ops.nn import LayerNorm, Linear, Module, ModuleList, SparseTensor, WindowedSelfAttention
 
@@ -46,15 +46,10 @@ class SlatDecoderConfig:
         check_size("num_blocks", self.num_blocks, 0)
         if self.num_heads is not None:
             check_size("num_heads", self.num_heads, 1)
-        if self.heads < 1 or self.model_channels % self.heads:
-            raise ValueError(f"num_heads: expected a divisor of model_channels {self.model_channels}, given {self.heads}")
-        if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)) or self.hidden < 1:
-            raise ValueError(f"mlp_ratio: expected a positive number, given {self.mlp_ratio!r}")
+        check_transformer(self)
         if not isinstance(self.representation_config, Mapping):
             raise ValueError(f"representation_config: expected values by name, given {self.representation_config!r}")
-        for name, value in {"attn_mode": "swin", "pe_mode": "ape", "qk_rms_norm": False}.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{name}: expected {value!r}, given {getattr(self, name)!r}")
+        check_only(self, {"attn_mode": "swin", "pe_mode": "ape", "qk_rms_norm": False})
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "SlatDecoderConfig":

@@ -1,0 +1,184 @@
+"""A checkpoint folder in the layout and naming of the published one, with the sizes of the preset "tiny" and random weights."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from sam3d_tvm.artifacts import GAUSSIAN_DECODERS, SeededSource
+from sam3d_tvm.checkpoint import DATA, EMBEDDERS, GENERATORS, OFFSETS, PIPELINE, PLACES, TDFY
+from sam3d_tvm.pipeline_config import PipelineConfig, preset
+
+SEED = 1
+LEARNT = "mm_latent.LearntPositionEmbedder"
+TARGETS = {
+    "slat_decoder_gs": TDFY + "structured_latent_vae.decoder_gs.SLatGaussianDecoderTdfyWrapper",
+    "slat_decoder_mesh": TDFY + "structured_latent_vae.decoder_mesh.SLatMeshDecoderTdfyWrapper",
+}
+
+
+def write_checkpoint(folder: Path, suffix: str = ".ckpt", dtype: torch.dtype = torch.float32) -> Path:
+    """The folder, with weights of `dtype` in files named `suffix`: .ckpt, .pt or .safetensors."""
+    folder.mkdir()
+    for name, value in configs(preset("tiny"), suffix).items():
+        write_yaml(folder / name, value)
+    for stem, state in states().items():
+        write_state(folder / (stem + suffix), {name: tensor.to(dtype) for name, tensor in state.items()})
+    return folder
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """`value`, tuples as lists."""
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False))
+
+
+def write_state(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """A generator as its trainer saves it, among other things; a decoder as it is."""
+    if path.suffix == ".safetensors":
+        save_file(dict(state), path)
+    else:
+        torch.save({"state_dict": dict(state), "epoch": 3} if "generator" in path.stem else dict(state), path)
+
+
+@cache
+def states() -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of each file of weights, by its name without suffix."""
+    source, found = SeededSource("tiny", SEED), {}
+    for name in source.config.models:
+        stem, _, prefix = PLACES[name]
+        tensors = {prefix + key: torch.from_numpy(np.array(value)) for key, value in source.state(name).items()}
+        if name in GAUSSIAN_DECODERS:
+            tensors[OFFSETS] = torch.from_numpy(source.offset_perturbation(name))
+        found.setdefault(stem, {}).update(tensors)
+    return found
+
+
+def configs(config: PipelineConfig, suffix: str = ".ckpt") -> dict[str, dict[str, Any]]:
+    """The .yaml files by name."""
+    stems = dict.fromkeys(PLACES[name][0] for name in config.models)
+    return {PIPELINE: _pipeline(config, stems, suffix)} | {
+        "ss_generator.yaml": _ss_generator(config),
+        "ss_decoder.yaml": _ss_decoder(config),
+        "slat_generator.yaml": _slat_generator(config),
+        **{
+            f"{name}.yaml": {"_target_": target, **dataclasses.asdict(getattr(config, name))}
+            for name, target in TARGETS.items()
+        },
+    }
+
+
+def _pipeline(config: PipelineConfig, stems, suffix: str) -> dict[str, Any]:
+    images = config.preprocessing
+    crop = {
+        "_target_": DATA + "img_and_mask_transforms.crop_around_mask_with_padding",
+        "_partial_": True,
+        "box_size_factor": images.box_size_factor,
+        "padding_factor": images.padding_factor,
+    }
+    pad = {"_target_": DATA + "img_processing.pad_to_square_centered", "_partial_": True}
+    resize = {"_target_": "torchvision.transforms.Resize", "size": images.size}
+    compose = {"_target_": "torchvision.transforms.Compose", "transforms": [pad, resize]}
+    preprocessor = {
+        "_target_": DATA + "preprocessor.PreProcessor",
+        "img_transform": compose,
+        "mask_transform": compose,
+        "img_mask_joint_transform": [crop],
+    }
+    files = {}
+    for stem in stems:
+        files |= {f"{stem}_config_path": f"{stem}.yaml", f"{stem}_ckpt_path": stem + suffix}
+    sampling = {}
+    for stage in ("ss", "slat"):
+        values = getattr(config, f"{stage}_sampling")
+        sampling |= {
+            f"{stage}_inference_steps": values.steps,
+            f"{stage}_cfg_strength": values.strength,
+            f"{stage}_rescale_t": values.rescale_t,
+            f"{stage}_cfg_interval": values.interval,
+        }
+    return {
+        "_target_": "sam3d_objects.pipeline.inference_pipeline_pointmap.InferencePipelinePointMap",
+        "version": "v0",
+        "dtype": "bfloat16",
+        "device": "cuda",
+        "depth_model": {
+            "_target_": "sam3d_objects.pipeline.depth_models.moge.MoGe",
+            "model": {"_target_": "moge.model.v1.MoGeModel.from_pretrained", "pretrained_model_name_or_path": "moge"},
+        },
+        **files,
+        "ss_preprocessor": preprocessor,
+        "slat_preprocessor": preprocessor,
+        "pose_decoder_name": "ScaleShiftInvariant",
+        "downsample_ss_dist": config.prune_distance,
+        **sampling,
+        "slat_mean": config.slat_mean,
+        "slat_std": config.slat_std,
+    }
+
+
+def _generator(model: dict[str, Any], name: str, guidance: str, embedders) -> dict[str, Any]:
+    guided = {"_target_": GENERATORS + f"classifier_free_guidance.{guidance}", "backbone": model, "strength": 7.0}
+    generator = {"_target_": GENERATORS + name, "reverse_fn": guided, "time_scale": 1000.0, "sigma_min": 0.0}
+    return {
+        "module": {
+            "generator": {"backbone": generator, "lr": 1e-4},
+            "condition_embedder": {"backbone": _fuser(embedders)},
+        },
+        "batch_size": 8,
+    }
+
+
+def _ss_generator(config: PipelineConfig) -> dict[str, Any]:
+    flow = config.ss_generator
+    latents = {}
+    for name, latent in flow.latent_mapping.items():
+        positions = {"_target_": TDFY + LEARNT, "model_channels": flow.model_channels, "token_len": latent.token_len}
+        if name == "shape":
+            positions = {"_target_": TDFY + "mm_latent.ShapePositionEmbedder", "model_channels": flow.model_channels}
+            positions |= {"resolution": config.ss_decoder.resolution, "patch_size": 1}
+        latents[name] = {"_target_": TDFY + "mm_latent.Latent", "in_channels": latent.in_channels, "pos_embedder": positions}
+        latents[name]["model_channels"] = flow.model_channels
+    sizes = {name: value for name, value in dataclasses.asdict(flow).items() if name != "latent_mapping"}
+    target = TDFY + "mot_sparse_structure_flow.SparseStructureFlowTdfyWrapper"
+    model = {"_target_": target, **sizes, "latent_mapping": latents, "qk_rms_norm": True, "is_shortcut_model": True}
+    guidance = "ClassifierFreeGuidanceWithExternalUnconditionalProbability"
+    return _generator(model, "shortcut.model.ShortCut", guidance, config.ss_condition_embedder)
+
+
+def _slat_generator(config: PipelineConfig) -> dict[str, Any]:
+    target = TDFY + "structured_latent_flow.SLatFlowModelTdfyWrapper"
+    model = {"_target_": target, **dataclasses.asdict(config.slat_generator)}
+    return _generator(model, "flow_matching.model.FlowMatching", "ClassifierFreeGuidance", config.slat_condition_embedder)
+
+
+def _ss_decoder(config: PipelineConfig) -> dict[str, Any]:
+    sizes = dataclasses.asdict(config.ss_decoder)
+    del sizes["resolution"]
+    target = TDFY + "sparse_structure_vae.SparseStructureDecoderTdfyWrapper"
+    return {"_target_": target, "out_channels": 1, "norm_type": "layer", **sizes}
+
+
+def _fuser(config) -> dict[str, Any]:
+    embedders = []
+    for embedder in config.embedders:
+        sizes = dataclasses.asdict(embedder.model)
+        if embedder.kind == "pointmap":
+            taken = ("input_size", "patch_size", "embed_dim", "remap_output")
+            model = {"_target_": EMBEDDERS + "pointmap.PointPatchEmbed", **{name: sizes[name] for name in taken}}
+        else:
+            own = {name: sizes.pop(name) for name in ("input_size", "prenorm_features")}
+            model = {"_target_": EMBEDDERS + "dino.Dino", "dino_model": "dinov2_vits14_reg", **own, "backbone_kwargs": sizes}
+        embedders.append([model, embedder.inputs])
+    return {
+        "_target_": EMBEDDERS + "embedder_fuser.EmbedderFuser",
+        "embedder_list": embedders,
+        "projection_net_hidden_dim_multiplier": config.projection_net_hidden_dim_multiplier,
+        "use_pos_embedding": "learned",
+    }
