@@ -1,8 +1,8 @@
 """The artifact folder of a pipeline: a compiled component for each model, made once and used again.
 
-    pipeline.json              the config of the pipeline, and what its models are to be made from
-    <model>/                   a component, see `sam3d_tvm.component`
-    <model>/made_from.json     what it was made from: changes when its code or its weights do
+pipeline.json              the config of the pipeline, and what its models are to be made from
+<model>/                   a component, see `sam3d_tvm.component`
+<model>/made_from.json     what it was made from: changes when its code or its weights do
 """
 
 import hashlib

@@ -207,7 +207,7 @@ def _built(node: Any) -> Any:
         return [_built(child) for child in node]
     if not isinstance(node, Mapping):
         return node
-    values = {str(key): _built(child) for key, child in node.items() if key not in ("_target_", "_partial_", "_recursive_")}
+    values = {str(key): _built(child) for key, child in node.items() if key not in HYDRA}
     return TARGETS[node["_target_"]](values) if "_target_" in node else values
 
 
@@ -306,6 +306,12 @@ def _fuser(values: Mapping[str, Any]) -> EmbedderFuserConfig:
     return EmbedderFuserConfig(tuple(embedders), **picked)
 
 
+def _normalizer(values: Mapping[str, Any]) -> None:
+    """How point maps are normalised: as `preprocess` does it, or ValueError."""
+    only = {"use_scene_scale": True, "clip_beyond_scale": None, "scale_factor": 1.0}
+    _pick(values, (), only, ("quantile_drop_threshold", "allow_scale_and_shift_override", "raise_on_no_valid_points"))
+
+
 def _ignored(values: Mapping[str, Any]) -> None:
     """What has no part in what is computed here: training, the depth model, and transforms without sizes."""
 
@@ -314,6 +320,7 @@ def _as_is(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return values
 
 
+HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_")  # what its configs hold beside arguments
 TDFY = "sam3d_objects.model.backbone.tdfy_dit.models."
 GENERATORS = "sam3d_objects.model.backbone.generator."
 EMBEDDERS = "sam3d_objects.model.backbone.dit.embedder."
@@ -344,7 +351,7 @@ TARGETS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     DATA + "preprocessor.PreProcessor": _as_is,
     DATA + "img_and_mask_transforms.crop_around_mask_with_padding": _as_is,
     DATA + "img_and_mask_transforms.resize_all_to_same_size": _ignored,
-    DATA + "img_and_mask_transforms.ObjectCentricSSI": _ignored,
+    DATA + "img_and_mask_transforms.ObjectCentricSSI": _normalizer,
     DATA + "img_processing.pad_to_square_centered": _ignored,
     "torchvision.transforms.Compose": _as_is,
     "torchvision.transforms.Resize": _as_is,
@@ -407,6 +414,10 @@ def _preprocessing(pipeline: Mapping[str, Any]) -> Preprocessing:
 
     for stage in ("ss", "slat"):
         node = _built(pipeline.get(f"{stage}_preprocessor") or {})
+        if not isinstance(node, Mapping):
+            raise ValueError(f"{stage}_preprocessor: expected a PreProcessor, given {node!r}")
+        if node and stage == "ss" and node.get("normalize_pointmap", False) is not True:
+            raise ValueError(f"ss_preprocessor: expected normalize_pointmap true, given {node.get('normalize_pointmap')!r}")
         collect({name: node.get(name) for name in node if not name.startswith(("pointmap_transform", "rgb_pointmap"))})
     for name, values in found.items():
         if len(values) > 1:

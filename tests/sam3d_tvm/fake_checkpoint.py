@@ -91,6 +91,19 @@ def _pipeline(config: PipelineConfig, stems, suffix: str) -> dict[str, Any]:
         "mask_transform": compose,
         "img_mask_joint_transform": [crop],
     }
+    points = {
+        "pointmap_transform": compose,
+        "img_mask_pointmap_joint_transform": [
+            {"_target_": DATA + "img_and_mask_transforms.resize_all_to_same_size", "_partial_": True},
+            crop,
+        ],
+        "normalize_pointmap": True,
+        "pointmap_normalizer": {
+            "_target_": DATA + "img_and_mask_transforms.ObjectCentricSSI",
+            "use_scene_scale": True,
+            "allow_scale_and_shift_override": True,
+        },
+    }
     files = {}
     for stem in stems:
         files |= {f"{stem}_config_path": f"{stem}.yaml", f"{stem}_ckpt_path": stem + suffix}
@@ -113,7 +126,7 @@ def _pipeline(config: PipelineConfig, stems, suffix: str) -> dict[str, Any]:
             "model": {"_target_": "moge.model.v1.MoGeModel.from_pretrained", "pretrained_model_name_or_path": "moge"},
         },
         **files,
-        "ss_preprocessor": preprocessor,
+        "ss_preprocessor": preprocessor | points,
         "slat_preprocessor": preprocessor,
         "pose_decoder_name": "ScaleShiftInvariant",
         "downsample_ss_dist": config.prune_distance,

@@ -178,6 +178,15 @@ def test_tensors_that_do_not_fit(broken, artifacts, kind):
         ("ss_generator.yaml", (*FLOW, "qk_rms_norm"), False, "qk_rms_norm: expected True, given False"),
         ("ss_decoder.yaml", ("norm_type",), "group", "norm_type: expected 'layer', given 'group'"),
         ("ss_generator.yaml", (*FLOW, "_target_"), ["a"], "is not known"),
+        ("pipeline.yaml", ("ss_preprocessor", "normalize_pointmap"), False, "expected normalize_pointmap true, given False"),
+        (
+            "pipeline.yaml",
+            ("ss_preprocessor", "pointmap_normalizer", "clip_beyond_scale"),
+            2.0,
+            "clip_beyond_scale: expected None, given 2.0",
+        ),
+        ("pipeline.yaml", ("ss_preprocessor",), "a name", "ss_preprocessor: expected a PreProcessor, given 'a name'"),
+        ("ss_generator.yaml", ("module", "condition_embedder", "backbone", "embedder_list"), [[]], "ss_generator.yaml: "),
     ],
 )
 def test_values_that_no_published_model_has(broken, file, path, value, message):
