@@ -60,16 +60,16 @@ START_UP_SECONDS = 5.0
 OURS = """
 import json, sys
 from dataclasses import asdict
-from sam3d_tvm.artifacts import Artifacts
+from sam3d_tvm import Pipeline
 from sam3d_tvm.bench import measure
 from sam3d_tvm.occupancy import demo_occupancy
-costs = measure(Artifacts(sys.argv[1]), demo_occupancy()[:int(sys.argv[2])])
+costs = measure(Pipeline.from_artifacts(sys.argv[1]).artifacts, demo_occupancy()[:int(sys.argv[2])])
 print(json.dumps([asdict(cost) for cost in costs]))
 """
 START_UP = """
 import sys
+from sam3d_tvm import Pipeline
 from sam3d_tvm.models import model_of
-from sam3d_tvm.pipeline import Pipeline
 print("imported", flush=True)
 artifacts = Pipeline.from_artifacts(sys.argv[1]).artifacts
 for name in ("ss_condition_embedder", "ss_generator"):

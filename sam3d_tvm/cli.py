@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from sam3d_tvm import console as shown
+from sam3d_tvm.light import import_tvm
 
 BAD_OPTIONS, FAILED, STOPPED = 2, 1, 130  # exit codes
 USAGE_ERROR = typer.BadParameter.__base__  # click's, of which newer versions of typer bring a copy of their own
@@ -96,7 +97,7 @@ def generate(
 
     Writes splat.ply, mesh.glb, structure.safetensors, pose.json and views.png. Equal options give equal bytes.
     """
-    _set_threads(threads)
+    _begin(threads)
     limit, names = _bytes(max_memory), [name.strip() for name in formats.split(",") if name.strip()]
     _check_folder(output)
     console = Console()
@@ -181,7 +182,7 @@ def compile_(
     verbose: Verbose = False,
 ) -> None:
     """Compiles the models of a checkpoint for this CPU, once. Needs torch; generating does not."""
-    _set_threads(threads)
+    _begin(threads)
     if output is not None:
         _check_folder(output)
     console = Console()
@@ -246,7 +247,7 @@ def validate(
 
     Exits with 1 when a component fails. Needs torch.
     """
-    _set_threads(threads)
+    _begin(threads)
     from json import dumps
 
     from sam3d_tvm.validate import validate as verdicts
@@ -276,7 +277,7 @@ def bench(
     verbose: Verbose = False,
 ) -> None:
     """Time and peak memory of every stage: three steps of each generator are measured, all are counted."""
-    _set_threads(threads)
+    _begin(threads)
     from dataclasses import asdict
     from json import dumps
 
@@ -301,7 +302,7 @@ def info(
     threads: Threads = None,
 ) -> None:
     """Versions, what kernels are built for on this machine, and what a folder of compiled models takes."""
-    _set_threads(threads)
+    _begin(threads)
     import platform
     from importlib.metadata import version
 
@@ -369,13 +370,13 @@ def _bytes(text: str | None) -> int | None:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def _set_threads(threads: int | None) -> None:
-    """Before TVM starts its pool. ValueError below 1."""
-    if threads is None:
-        return
-    if threads < 1:
-        raise ValueError(f"threads: expected an integer of at least 1, given {threads}")
-    os.environ["TVM_NUM_THREADS"] = str(threads)
+def _begin(threads: int | None) -> None:
+    """Threads are set before TVM starts its pool; then TVM is imported. ValueError below 1."""
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads: expected an integer of at least 1, given {threads}")
+        os.environ["TVM_NUM_THREADS"] = str(threads)
+    import_tvm()
 
 
 def _check_folder(path: Path) -> None:
