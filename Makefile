@@ -24,7 +24,7 @@ demo: env
 	$(BIN)/sam3d-tvm demo -o out/demo
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist worksteal --durations=10
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: env
 	$(BIN)/ruff check .

@@ -16,5 +16,5 @@ settings.load_profile("default-project")
 
 
 def pytest_collection_modifyitems(items):
-    """The longest tests come first: at the end there are short ones left, which workers take from each other."""
+    """The longest file comes first. A file is one worker's, so that what its tests share is compiled once."""
     items.sort(key=lambda item: item.path.name != "test_golden.py")

@@ -20,7 +20,7 @@ def test_there_are_examples():
 PRINTED = {"pipeline": "True", "eager": "32)", "graph": "32)", "imported": "32)", "ported": "32)"}
 
 
-@pytest.mark.parametrize(("source", "printed"), zip(EXAMPLES, PRINTED.values(), strict=False), ids=PRINTED)
+@pytest.mark.parametrize(("source", "printed"), list(zip(EXAMPLES, PRINTED.values(), strict=False)), ids=PRINTED)
 def test_example_runs(source, printed, tmp_path, capsys, monkeypatch):
     # The artifacts of the preset are those that all tests share; files go elsewhere.
     monkeypatch.setattr(Pipeline, "from_preset", lambda name: Pipeline(tiny_artifacts()))
