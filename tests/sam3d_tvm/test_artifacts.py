@@ -4,15 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from sam3d_tvm.artifacts import MADE_FROM, PIPELINE, Artifacts, CheckpointSource, compile_artifacts
+from sam3d_tvm.artifacts import MADE_FROM, PIPELINE, Artifacts, CheckpointSource, SeededSource, compile_artifacts
 from sam3d_tvm.pipeline import Pipeline
 from tests.sam3d_tvm.fake_checkpoint import states, write_checkpoint, write_state
-from tests.sam3d_tvm.tiny_pipeline import copied_artifacts, tiny_artifacts
+from tests.sam3d_tvm.tiny_pipeline import copied_artifacts, disc_photo, tiny_artifacts
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +110,22 @@ def test_another_precision(made, tmp_path):
     with pytest.raises(ValueError, match=r"precision: expected .*float32.* given 'float8'"):
         Pipeline.from_checkpoint(made[0], tmp_path / "new", precision="float8")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_decoder_of_few_gaussians(tmp_path):
+    """It is optional, and of the same kind as the other one: here it is that one under its name."""
+
+    class Source(SeededSource):
+        def __init__(self):
+            super().__init__("tiny")
+            self.config = replace(self.config, slat_decoder_gs_4=self.config.slat_decoder_gs)
+
+    folder = copied_artifacts(tmp_path / "artifacts")
+    shutil.copytree(folder / "slat_decoder_gs", folder / "slat_decoder_gs_4")
+    told = []
+    found = compile_artifacts(Source(), folder, on_model=lambda *what: told.append(what))
+    assert told == [("", 0, 0)]
+    result = Pipeline(found).generate(disc_photo(), steps=1, formats=["ply", "ply4"])
+    result.save(tmp_path / "out", ["ply4"])
+    np.testing.assert_array_equal(result.few_gaussians.columns(), result.gaussians.columns())
+    assert (tmp_path / "out" / "splat_4.ply").is_file() and not (tmp_path / "out" / "splat.ply").exists()

@@ -18,7 +18,7 @@ from sam3d_tvm.checkpoint import OFFSETS, PLACES, Checkpoint
 from sam3d_tvm.pipeline import Pipeline
 from sam3d_tvm.pipeline_config import preset
 from tests.sam3d_tvm.fake_checkpoint import states, write_checkpoint, write_state, write_yaml
-from tests.sam3d_tvm.tiny_pipeline import copied_artifacts, tiny_artifacts
+from tests.sam3d_tvm.tiny_pipeline import copied_artifacts, disc_photo, tiny_artifacts
 
 FLOW = ("module", "generator", "backbone", "reverse_fn", "backbone")
 TENSOR = "out_layer.2.bias"  # [1], of the structure decoder
@@ -43,11 +43,7 @@ def broken(checkpoint, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    """uint8 [48, 64, 4], a disc in front of noise."""
-    rgba = np.random.default_rng(0).integers(0, 256, (48, 64, 4), np.uint8)
-    rows, columns = np.ogrid[:48, :64]
-    rgba[..., 3] = np.where((rows - 22) ** 2 + (columns - 30) ** 2 < 200, 255, 0)
-    return rgba
+    return disc_photo()
 
 
 def edit(folder: Path, file: str, path: tuple, value) -> None:

@@ -17,7 +17,7 @@ from sam3d_tvm.components.pose import Pose
 from sam3d_tvm.pipeline import Pipeline, Progress, Run, clipped
 from sam3d_tvm.pipeline_config import PipelineConfig, Sampling, preset
 from sam3d_tvm.sampler import flow_schedule
-from tests.sam3d_tvm.tiny_pipeline import tiny_artifacts
+from tests.sam3d_tvm.tiny_pipeline import disc_photo, tiny_artifacts
 
 QUICK = {"steps": 2, "formats": ("ply", "glb")}
 
@@ -29,11 +29,7 @@ def pipeline() -> Pipeline:
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    """uint8 [48, 64, 4], a disc in front of noise."""
-    rgba = np.random.default_rng(0).integers(0, 256, (48, 64, 4), np.uint8)
-    rows, columns = np.ogrid[:48, :64]
-    rgba[..., 3] = np.where((rows - 22) ** 2 + (columns - 30) ** 2 < 200, 255, 0)
-    return rgba
+    return disc_photo()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from sam3d_tvm.artifacts import Artifacts, SeededSource, begin, compile_model, is_made
 
 SHARED = Path(os.environ.get("SPARSE_OPS_CACHE", Path(__file__).parents[2] / "build" / "cache")) / "tiny_pipeline"
@@ -33,6 +35,14 @@ def copied_artifacts(folder: Path) -> Path:
     """A copy of them that a test may change: code for other weights is found there, and not compiled again."""
     shutil.copytree(tiny_artifacts().folder, folder)
     return folder
+
+
+def disc_photo() -> np.ndarray:
+    """uint8 [48, 64, 4], a disc in front of noise."""
+    rgba = np.random.default_rng(0).integers(0, 256, (48, 64, 4), np.uint8)
+    rows, columns = np.ogrid[:48, :64]
+    rgba[..., 3] = np.where((rows - 22) ** 2 + (columns - 30) ** 2 < 200, 255, 0)
+    return rgba
 
 
 @contextmanager
