@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sam3d_tvm.components.gaussian_decoder import GaussianDecoderConfig
 from sam3d_tvm.components.mesh_decoder import MeshDecoderConfig
 from sam3d_tvm.components.slat_decoder import SlatDecoderConfig
-from tests.sam3d_tvm.slat_reference import FINAL_NORM_EPS, NORM_EPS, Conv, FeedForward, positions, spconv
+from tests.sam3d_tvm.slat_reference import FINAL_NORM_EPS, NORM_EPS, Conv, FeedForward, float32, positions, spconv
 
 CHILDREN = torch.cartesian_prod(*[torch.arange(2, dtype=torch.int32)] * 3)  # z fastest
 
@@ -116,7 +116,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, windows: Windows) -> Tensor:
         qkv = self.to_qkv(x).view(len(x), 3, self.heads, -1)
-        h = torch.empty_like(x)
+        h = qkv.new_empty(x.shape)
         for rows in windows.groups:
             q, k, v = qkv[rows].permute(2, 0, 3, 1, 4)  # each [windows, heads, length, head_dim]
             h[rows] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -140,7 +140,9 @@ class Skip(nn.Module):
         self.conv.train()  # in eval mode spconv refuses a bias on a CPU
 
     def forward(self, x: Tensor, sites: spconv.SparseConvTensor) -> Tensor:
-        return self.conv(spconv.SparseConvTensor(x, sites.indices, sites.spatial_shape, sites.batch_size)).features
+        given = spconv.SparseConvTensor(x.float(), sites.indices, sites.spatial_shape, sites.batch_size)
+        with float32():
+            return self.conv(given).features
 
 
 class SubdivideBlock(nn.Module):

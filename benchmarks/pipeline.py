@@ -8,8 +8,9 @@ object. Of a generator's steps a few are measured, and all are counted; the tabl
 
     ours         the compiled models of --artifacts, or of a folder in the user's cache, where models that are missing are
                  compiled first, which at full size takes long; three steps of each generator, see `sam3d_tvm.bench`
-    reference    `benchmarks.pipeline_reference`, always in float32, a process for every stage; of both generators one velocity
-                 in transformers of 1 and of --blocks blocks, which are all alike: the difference tells of those left out
+    reference    `benchmarks.pipeline_reference` in the same precision, bfloat16 by torch's autocast, a process for every stage;
+                 of both generators one velocity in transformers of 1 and of --blocks blocks, which are all alike: the
+                 difference tells of those left out
     start-up     from the start of a process until models are ready: that of the first stage, and that of the first step
 
 --stages picks rows by name; of ours all are run, as each takes what the one before returned. Results are not compared here, but
@@ -55,6 +56,10 @@ START_UPS = 3
 RATIOS = {"float32": 3.0, "bfloat16": 6.0}  # asked for at full size, as the next two
 PEAK_BYTES = 8 << 30
 START_UP_SECONDS = 5.0
+BFLOAT16_NOTES = (
+    "  reference: bfloat16 by torch's autocast; spconv has none on a CPU and stays in float32; on a CPU without bfloat16",
+    "    instructions torch is slower in it than in float32, so compare also with the float32 reference",
+)
 
 # What runs in processes of its own has nothing of the benchmarks in its memory.
 OURS = """
@@ -104,9 +109,9 @@ def ours(folder: Path, voxels: int) -> list[dict]:
     return [row | {"measured": f"{MEASURED_STEPS} of {row['steps']} steps" if row["steps"] > 1 else "whole"} for row in rows]
 
 
-def reference(stage: str, config: Mapping, blocks: int, voxels: int) -> dict:
+def reference(stage: str, precision: str, config: Mapping, blocks: int, voxels: int) -> dict:
     """The row of a stage of the reference."""
-    arguments = (stage, str(blocks), str(voxels), json.dumps(config))
+    arguments = (stage, precision, str(blocks), str(voxels), json.dumps(config))
     *_, (_, line) = printed("-m", "benchmarks.pipeline_reference", *arguments)
     return json.loads(line)
 
@@ -187,7 +192,8 @@ def notes(report: Mapping) -> list[str]:
         found += [
             "  reference: a call is the median of 3; one a step, two with guidance; blocks left out count as those measured",
             "    beyond the first, their weights are added to the peak; weights are in memory before the time begins",
-            "  reference: float32 on all cores; spconv, too, with its default threads, a data race on a CPU: as fast as people",
+            *(BFLOAT16_NOTES if report["precision"] == "bfloat16" else ()),
+            "  reference: on all cores; spconv, too, with its default threads, a data race on a CPU: as fast as people",
             "    have it, but its results are wrong then, and are not compared here",
             "  reference: its process holds TVM as well, some 180 MiB, which its modules import; it has no stage for the image",
             "  both: it is our code that makes Gaussians and the mesh of the features that decoders return",
@@ -202,7 +208,7 @@ def notes(report: Mapping) -> list[str]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The whole pipeline against PyTorch with spconv, stage by stage.")
     parser.add_argument("--size", choices=VOXELS, default="full")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of ours")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of both")
     parser.add_argument("--artifacts", type=Path, metavar="FOLDER", help="compiled models; a new folder is filled")
     parser.add_argument(
         "--blocks", type=int, default=BLOCKS, metavar="N", help=f"of the reference's flows; {BLOCKS} by default"
@@ -265,7 +271,8 @@ def main(arguments: list[str] | None = None, console: Console | None = None) -> 
         report["ours"] = [row for row in rows if row["stage"] in given.stages]
     if not given.skip_reference:
         stages = [stage for stage in given.stages if stage != "image"]
-        rows = [run(f"reference: {stage}", reference, stage, config.to_json(), given.blocks, voxels) for stage in stages]
+        options = given.precision, config.to_json(), given.blocks, voxels
+        rows = [run(f"reference: {stage}", reference, stage, *options) for stage in stages]
         report["reference"] = [row for row in rows if row]
     report["in_all"] = {side: in_all(report[side], given.stages) for side in ("ours", "reference")}
     report["failures"] = failures

@@ -1,8 +1,10 @@
 """The stages of the pipeline in PyTorch and spconv, random weights, timed: one to a process, for `benchmarks.pipeline`.
 
-    python -m benchmarks.pipeline_reference STAGE BLOCKS VOXELS CONFIG    prints a row as JSON; CONFIG: of a pipeline, as JSON
+    python -m benchmarks.pipeline_reference STAGE PRECISION BLOCKS VOXELS CONFIG    prints a row as JSON; CONFIG: of a pipeline,
+                                                                                    as JSON
 
-Everything is float32 and on all cores. spconv, too, has the threads that it takes by itself, with which its convolutions are a
+Everything is on all cores. bfloat16 is torch's autocast; parameters stay float32 in memory, and so do spconv's convolutions,
+which have no bfloat16 on a CPU. spconv, too, has the threads that it takes by itself, with which its convolutions are a
 data race on a CPU: that is how fast people have it, but its results are wrong, and nothing is compared here. `benchmarks.slat`
 and `benchmarks.decoders` compare the same modules with one thread.
 """
@@ -41,11 +43,12 @@ ROUNDS = 3  # of calls of a flow
 TIME = torch.tensor([0.4 * TIME_SCALE])
 
 
-def measured(stage: str, config: PipelineConfig, blocks: int, coords: np.ndarray) -> dict:
-    """The row of a stage of `STAGES`. Transformers of both flows get up to `blocks` blocks; coords int32 [N, 4]."""
+def measured(stage: str, precision: str, config: PipelineConfig, blocks: int, coords: np.ndarray) -> dict:
+    """The row of a stage of `STAGES`. Transformers of both flows get up to `blocks` blocks; coords int32 [N, 4]; `precision`
+    "float32" or "bfloat16"."""
     slat_reference.one_thread = contextlib.nullcontext
     torch.manual_seed(0)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         return {"stage": stage, **STAGES[stage](config, blocks, coords)}
 
 
@@ -141,7 +144,7 @@ def gaussians(config: PipelineConfig, _, coords: np.ndarray) -> dict:
     offsets = offset_perturbation(decoder.representation)
 
     def call() -> Gaussians:
-        raw = module(torch.from_numpy(coords), torch.from_numpy(feats)).numpy()
+        raw = module(torch.from_numpy(coords), torch.from_numpy(feats)).float().numpy()
         return Gaussians.from_features(coords, raw, decoder.resolution, decoder.representation, offsets)
 
     return once(call)
@@ -158,7 +161,7 @@ def mesh(config: PipelineConfig, _, coords: np.ndarray) -> dict:
         start = time.perf_counter()
         features, fine = module(torch.from_numpy(coords), torch.from_numpy(feats))
         decoded.append(time.perf_counter() - start)
-        extract_mesh(fine.numpy(), features.numpy(), decoder.out_resolution, decoder.representation_config["use_color"])
+        extract_mesh(fine.numpy(), features.float().numpy(), decoder.out_resolution, decoder.representation_config["use_color"])
 
     row = once(call)
     return row | {"decoder_seconds": decoded[0]}
@@ -187,6 +190,6 @@ def _latents(config: PipelineConfig, rows: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    name, blocks, count, config = sys.argv[1:]
-    row = measured(name, PipelineConfig.from_json(json.loads(config)), int(blocks), demo_occupancy()[: int(count)])
+    name, precision, blocks, count, config = sys.argv[1:]
+    row = measured(name, precision, PipelineConfig.from_json(json.loads(config)), int(blocks), demo_occupancy()[: int(count)])
     print(json.dumps(row))

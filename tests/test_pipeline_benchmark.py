@@ -15,10 +15,12 @@ pytest.importorskip("spconv")
 import torch
 from rich.console import Console
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from benchmarks import pipeline, pipeline_reference
 from sam3d_tvm.occupancy import demo_occupancy
 from sam3d_tvm.pipeline_config import Sampling, preset
+from sparse_ops.transform.precision import PRECISIONS
 from tests.sam3d_tvm import slat_reference
 from tests.sam3d_tvm.tiny_pipeline import tiny_artifacts
 
@@ -38,7 +40,7 @@ def faked(monkeypatch):
     """No processes: every stage of ours takes 2 s and of the reference 7 s; latents of the reference fail if told so."""
     broken = []
 
-    def reference(stage, config, blocks, voxels):
+    def reference(stage, precision, config, blocks, voxels):
         if stage in broken:
             raise RuntimeError("exit code -9: killed")
         return row(stage, 7.0, 3 * GIB)
@@ -81,13 +83,21 @@ def test_nothing_is_extrapolated_where_all_blocks_are_there(monkeypatch, blocks)
 
 
 @pytest.mark.parametrize("stage", pipeline_reference.STAGES)
-def test_every_stage_of_the_reference_runs(monkeypatch, stage):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_stage_of_the_reference_runs(monkeypatch, precision, stage):
     monkeypatch.setattr(slat_reference, "one_thread", slat_reference.one_thread)  # put back when the test ends
     monkeypatch.setattr(pipeline_reference, "ROUNDS", 1)
-    with torch.random.fork_rng():
-        found = pipeline_reference.measured(stage, preset("tiny"), 2, demo_occupancy()[:50])
+    dtypes = set()
+
+    def note(module, _, result):
+        if isinstance(module, nn.Linear | nn.Conv3d):
+            dtypes.add(result.dtype)
+
+    with torch.random.fork_rng(), register_module_forward_hook(note):
+        found = pipeline_reference.measured(stage, precision, preset("tiny"), 2, demo_occupancy()[:50])
     assert found["stage"] == stage and found["total_seconds"] > 0
     assert found["peak_bytes"] is None or found["peak_bytes"] > 1 << 20
+    assert getattr(torch, precision) in dtypes and (precision == "bfloat16" or len(dtypes) == 1)
     calls = {"structure": 15, "latents": 13}  # 8 steps, of which 7 and 5 have guidance
     assert found.get("calls") == calls.get(stage)
     assert stage in pipeline.STAGES
@@ -113,7 +123,7 @@ def test_what_fails_leaves_the_others_be_and_gives_no_total(faked):
     assert pipeline.main(["--precision", "bfloat16", "--stages", "voxels,latents"], shown) == 1
     text = shown.file.getvalue()
     assert "FAILED reference: latents: exit code -9" in text and "3.50x" in text
-    assert "the reference in all" not in text
+    assert "the reference in all" not in text and "autocast" in text
     assert pipeline.main(["--precision", "bfloat16", "--stages", "voxels"], shown) == 0
     assert "bfloat16: 3.50x the reference in all, asked for 6.0x: not reached" in shown.file.getvalue()
 

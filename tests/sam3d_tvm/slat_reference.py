@@ -96,6 +96,11 @@ class TimeEmbedder(nn.Module):
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
 
 
+def float32() -> torch.autocast:
+    """For spconv, which has no bfloat16 on a CPU; all else may run under autocast."""
+    return torch.autocast("cpu", enabled=False)
+
+
 class Conv(nn.Module):
     """A submanifold convolution under the name `conv`."""
 
@@ -107,9 +112,9 @@ class Conv(nn.Module):
     def forward(self, x: Tensor, sites: spconv.SparseConvTensor) -> Tensor:
         if len(x) == 0:  # spconv takes no empty tensors
             return x.new_zeros(0, self.conv.out_channels)
-        given = spconv.SparseConvTensor(x, sites.indices, sites.spatial_shape, sites.batch_size)
+        given = spconv.SparseConvTensor(x.float(), sites.indices, sites.spatial_shape, sites.batch_size)
         given.indice_dict = sites.indice_dict
-        with one_thread():
+        with one_thread(), float32():
             return self.conv(given).features
 
 
