@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sam3d_tvm import cli
+from sam3d_tvm.port import port_component
 from sam3d_tvm.torch_modules import structure_decoder
 from sam3d_tvm.validate import BOUNDS, Verdict, relative_errors, validate
 
@@ -29,7 +30,22 @@ def test_relative_errors():
     assert relative_errors(np.zeros((0, 3), "f4"), np.zeros((0, 3), "f4")) == (0.0, 0.0)
 
 
-def test_a_component_passes_and_prints(capsys):
+@pytest.fixture(scope="module")
+def compiled_once():
+    """One compilation for all tests that take this: an example has the same weights each time."""
+    made = {}
+
+    def port(module, inputs, name, **options):
+        if name not in made:
+            made[name] = port_component(module, inputs, name, **options)
+        return made[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sam3d_tvm.port.port_component", port)
+        yield made
+
+
+def test_a_component_passes_and_prints(compiled_once, capsys):
     assert cli.main(["validate", "--component", "structure_decoder", "--json"]) == 0
     (verdict,) = json.loads(capsys.readouterr().out)
     assert verdict["ok"]
@@ -37,6 +53,7 @@ def test_a_component_passes_and_prints(capsys):
     assert verdict["max_error"] < verdict["max_error_bound"] == BOUNDS["float32"][0]
     assert verdict["relative_l2"] < verdict["relative_l2_bound"] == BOUNDS["float32"][1]
     assert min(verdict["torch_seconds"], verdict["seconds"]) > 0
+    assert list(compiled_once) == ["structure_decoder"]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +65,7 @@ def test_a_component_passes_and_prints(capsys):
     ],
     ids=["values", "shape", "NaN"],
 )
-def test_a_wrong_result_fails(harm, capsys, monkeypatch):
+def test_a_wrong_result_fails(compiled_once, harm, capsys, monkeypatch):
     example = structure_decoder.example
 
     def harmed(size):
