@@ -57,8 +57,8 @@ RATIOS = {"float32": 3.0, "bfloat16": 6.0}  # asked for at full size, as the nex
 PEAK_BYTES = 8 << 30
 START_UP_SECONDS = 5.0
 BFLOAT16_NOTES = (
-    "  reference: bfloat16 by torch's autocast; spconv has none on a CPU and stays in float32; on a CPU without bfloat16",
-    "    instructions torch is slower in it than in float32, so compare also with the float32 reference",
+    "  reference: bfloat16 by torch's autocast; convolutions in 3D stay float32, as spconv has no bfloat16 on a CPU, and torch",
+    "    only one thread for it; without bfloat16 instructions torch is slower in it than in float32: compare with that, too",
 )
 
 # What runs in processes of its own has nothing of the benchmarks in its memory.

@@ -3,10 +3,10 @@
     python -m benchmarks.pipeline_reference STAGE PRECISION BLOCKS VOXELS CONFIG    prints a row as JSON; CONFIG: of a pipeline,
                                                                                     as JSON
 
-Everything is on all cores. bfloat16 is torch's autocast; parameters stay float32 in memory, and so do spconv's convolutions,
-which have no bfloat16 on a CPU. spconv, too, has the threads that it takes by itself, with which its convolutions are a
-data race on a CPU: that is how fast people have it, but its results are wrong, and nothing is compared here. `benchmarks.slat`
-and `benchmarks.decoders` compare the same modules with one thread.
+Everything is on all cores. bfloat16 is torch's autocast; parameters stay float32 in memory. All convolutions in 3D stay float32
+as well: spconv has no bfloat16 on a CPU, and torch's would run on one thread. spconv, too, has the threads that it takes by
+itself, with which its convolutions are a data race on a CPU: that is how fast people have it, but its results are wrong, and
+nothing is compared here. `benchmarks.slat` and `benchmarks.decoders` compare the same modules with one thread.
 """
 
 import contextlib
@@ -124,7 +124,8 @@ def structure(config: PipelineConfig, blocks: int, _) -> dict:
 def voxels(config: PipelineConfig, *_) -> dict:
     module = seeded(partial(StructureDecoder, config.ss_decoder))
     latent = torch.randn(1, config.ss_decoder.tokens, config.ss_decoder.latent_channels)
-    return once(lambda: module(latent))
+    with torch.autocast("cpu", enabled=False):  # bfloat16 would be one thread's, for many minutes
+        return once(lambda: module(latent))
 
 
 def latents(config: PipelineConfig, blocks: int, coords: np.ndarray) -> dict:
