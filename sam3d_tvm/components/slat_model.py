@@ -33,13 +33,13 @@ from tvm import relax
 from tvm.relax.frontend.nn import spec
 
 from sam3d_tvm.checks import check_choice, check_size
-from sam3d_tvm.component import Component
 from sam3d_tvm.components.blocks import ModulatedCrossBlock, SparseResBlock3d, TimestepEmbedder, absolute_positions
 from sam3d_tvm.components.convolutions import convolution
 from sam3d_tvm.components.slat_config import ALL_SAVINGS, FACTOR, Savings, SlatConfig
-from sam3d_tvm.native import native_component
-from sam3d_tvm.weights import State
-from sparse_ops.compile_cache import compiled
+from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.from_nn import native_component
+from sparse_ops.deploy.weights import State
+from sparse_ops.eager.cache import compiled
 from sparse_ops.nn import (
     Activation,
     KernelMap,
@@ -54,7 +54,7 @@ from sparse_ops.nn import (
 )
 from sparse_ops.nn.carrier import emit
 from sparse_ops.transform.precision import PRECISIONS
-from tir_kernels.isa import host_target
+from tir_kernels.cpu.isa import host_target
 
 FINAL_NORM_EPS = 1e-5
 BLOCK = "block_"  # how the parts of a transformer block are called
@@ -75,7 +75,7 @@ def compile_model(
     are float32 in either. Packed bfloat16 weights take half of the memory where the target has an instruction for their dot
     product, elsewhere as much as float32 ones.
 
-    The result is kept on disk, see `sparse_ops.compile_cache`, and serves any number of blocks. Raises ValueError for another
+    The result is kept on disk, see `sparse_ops.eager.cache`, and serves any number of blocks. Raises ValueError for another
     precision, ValueError and ImportError as `convolutions.convolution`.
     """
     one_block = dataclasses.replace(config, num_blocks=1)

@@ -2,8 +2,8 @@
 
 from tvm import relax
 
-from tir_kernels.activation import ACTIVATIONS
-from tir_kernels.elementwise import elementwise
+from tir_kernels.cpu.elementwise import elementwise
+from tir_kernels.cpu.vector_math import ACTIVATIONS
 
 from .register import call_kernel, check_choice, register_op
 from .shapes import float_shape

@@ -2,8 +2,8 @@
 
 from tvm import relax
 
-from tir_kernels.attention import attention as attention_kernel
-from tir_kernels.isa import Isa
+from tir_kernels.cpu.attention import attention as attention_kernel
+from tir_kernels.cpu.isa import Isa
 
 from .register import FLOATS, call_kernel, check_tensor, register_op
 from .shapes import check_positive, known

@@ -3,7 +3,7 @@
 import tvm
 from tvm import relax
 
-from tir_kernels.batch_offsets import batch_offsets as offsets_kernel
+from tir_kernels.cpu.batch_offsets import batch_offsets as offsets_kernel
 
 from .index import check_coords, int32
 from .register import call_kernel, register_op

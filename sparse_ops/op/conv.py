@@ -4,12 +4,12 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tir_kernels import winograd
-from tir_kernels.activation import ACTIVATIONS
-from tir_kernels.conv import conv3d as conv_kernel
-from tir_kernels.conv import out_size, pack_filters, packed_shape, reach
-from tir_kernels.isa import Isa
-from tir_kernels.kernel_map import Geometry
+from tir_kernels.cpu import winograd
+from tir_kernels.cpu.conv import conv3d as conv_kernel
+from tir_kernels.cpu.conv import out_size, pack_filters, packed_shape, reach
+from tir_kernels.cpu.isa import Isa
+from tir_kernels.cpu.kernel_map import Geometry
+from tir_kernels.cpu.vector_math import ACTIVATIONS
 
 from .index import triple
 from .register import FLOATS, call_kernel, check_choice, check_tensor, op_name, register_op

@@ -2,9 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.dense import from_dense as from_kernel
-from tir_kernels.dense import grid_shape
-from tir_kernels.dense import to_dense as to_kernel
+from tir_kernels.cpu.dense import from_dense as from_kernel
+from tir_kernels.cpu.dense import grid_shape
+from tir_kernels.cpu.dense import to_dense as to_kernel
 
 from .index import check_coords, triple
 from .register import FLOATS, call_kernel, check_tensor, register_op

@@ -2,8 +2,8 @@
 
 from tvm import relax
 
-from tir_kernels.activation import ACTIVATIONS
-from tir_kernels.dense_group_norm import dense_group_norm as norm_kernel
+from tir_kernels.cpu.dense_group_norm import dense_group_norm as norm_kernel
+from tir_kernels.cpu.vector_math import ACTIVATIONS
 
 from .register import call_kernel, check_choice, check_tensor, register_op
 from .shapes import check_int, check_positive, float_shape, known

@@ -2,7 +2,7 @@
 
 from tvm import relax
 
-from tir_kernels.gather_rows import gather_rows as gather_kernel
+from tir_kernels.cpu.gather_rows import gather_rows as gather_kernel
 
 from .register import FLOATS, call_kernel, check_tensor, register_op
 from .shapes import known

@@ -2,8 +2,8 @@
 
 from tvm import relax
 
-from tir_kernels.activation import ACTIVATIONS
-from tir_kernels.group_norm import group_norm as norm_kernel
+from tir_kernels.cpu.group_norm import group_norm as norm_kernel
+from tir_kernels.cpu.vector_math import ACTIVATIONS
 
 from .register import FLOATS, call_kernel, check_choice, check_tensor, register_op
 from .shapes import check_int, check_positive, known

@@ -5,8 +5,8 @@ import itertools
 import tvm
 from tvm import relax
 
-from tir_kernels.coordinate_index import METHODS, PLAN_SIZE, build_index, plan_index
-from tir_kernels.kernel_map import Geometry, block_rows
+from tir_kernels.cpu.coordinate_index import METHODS, PLAN_SIZE, build_index, plan_index
+from tir_kernels.cpu.kernel_map import Geometry, block_rows
 
 from .register import call_kernel, check_choice, check_tensor
 

@@ -6,11 +6,11 @@ every layer on it. Its law, for every tap: coordinate_in = stride * coordinate_o
 
 from tvm import relax
 
-from tir_kernels.coordinate_index import PLAN_SIZE
-from tir_kernels.kernel_map import Geometry, probe_map
-from tir_kernels.kernel_map import inverse_map as inverse_kernel
-from tir_kernels.kernel_map import submanifold_map as submanifold_kernel
-from tir_kernels.sites import copy_sites, find_sites, plan_sites
+from tir_kernels.cpu.coordinate_index import PLAN_SIZE
+from tir_kernels.cpu.kernel_map import Geometry, probe_map
+from tir_kernels.cpu.kernel_map import inverse_map as inverse_kernel
+from tir_kernels.cpu.kernel_map import submanifold_map as submanifold_kernel
+from tir_kernels.cpu.sites import copy_sites, find_sites, plan_sites
 
 from .index import (
     MAP_TYPE,

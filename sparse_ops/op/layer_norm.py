@@ -3,8 +3,8 @@
 import numpy as np
 from tvm import relax
 
-from tir_kernels.activation import ACTIVATIONS
-from tir_kernels.layer_norm import layer_norm as norm_kernel
+from tir_kernels.cpu.layer_norm import layer_norm as norm_kernel
+from tir_kernels.cpu.vector_math import ACTIVATIONS
 
 from .register import FLOATS, call_kernel, check_choice, check_tensor, optional_positions, register_op
 from .shapes import check_positive, known

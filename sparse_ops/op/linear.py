@@ -3,10 +3,10 @@
 import numpy as np
 from tvm import relax
 
-from tir_kernels.activation import ACTIVATIONS
-from tir_kernels.isa import Isa
-from tir_kernels.linear import linear as linear_kernel
-from tir_kernels.microkernel import RegisterTile
+from tir_kernels.cpu.isa import Isa
+from tir_kernels.cpu.linear import linear as linear_kernel
+from tir_kernels.cpu.register_tile import RegisterTile
+from tir_kernels.cpu.vector_math import ACTIVATIONS
 
 from .register import FLOATS, call_kernel, check_choice, check_tensor, optional_positions, packed_weight, register_op
 

@@ -2,7 +2,7 @@
 
 from tvm import relax
 
-from tir_kernels.coordinate_index import lookup as lookup_kernel
+from tir_kernels.cpu.coordinate_index import lookup as lookup_kernel
 
 from .index import check_coords, check_method, emit_index, int32
 from .register import call_kernel, register_op

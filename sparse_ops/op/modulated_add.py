@@ -2,7 +2,7 @@
 
 from tvm import relax
 
-from tir_kernels.modulated_add import modulated_add as add_kernel
+from tir_kernels.cpu.modulated_add import modulated_add as add_kernel
 
 from .register import FLOATS, call_kernel, check_tensor, register_op
 from .shapes import known

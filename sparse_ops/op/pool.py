@@ -2,9 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.pool import MODES, Reduction
-from tir_kernels.pool import pool as pool_kernel
-from tir_kernels.segment_pool import segment_pool as segment_kernel
+from tir_kernels.cpu.pool import MODES, Reduction
+from tir_kernels.cpu.pool import pool as pool_kernel
+from tir_kernels.cpu.segment_pool import segment_pool as segment_kernel
 
 from .index import check_map, map_fields
 from .register import FLOATS, call_kernel, check_choice, check_tensor, register_op

@@ -10,8 +10,8 @@ from math import prod
 import tvm
 from tvm import relax
 
-from tir_kernels.isa import Isa
-from tir_kernels.microkernel import RegisterTile, pack_weight
+from tir_kernels.cpu.isa import Isa
+from tir_kernels.cpu.register_tile import RegisterTile, pack_weight
 
 FLOATS = ("float32", "bfloat16")  # what features may be
 PREFIX = "relax.sparse_ops."

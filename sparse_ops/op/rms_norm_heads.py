@@ -2,7 +2,7 @@
 
 from tvm import relax
 
-from tir_kernels.rms_norm_heads import rms_norm_heads as norm_kernel
+from tir_kernels.cpu.rms_norm_heads import rms_norm_heads as norm_kernel
 
 from .register import FLOATS, call_kernel, check_tensor, register_op
 from .shapes import known

@@ -2,9 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.coordinate_index import BATCH_LIMIT
-from tir_kernels.serialize import MODES, count_cuts, cut_sequence, serial_keys
-from tir_kernels.serialize import serialize as serialize_kernel
+from tir_kernels.cpu.coordinate_index import BATCH_LIMIT
+from tir_kernels.cpu.serialize import MODES, count_cuts, cut_sequence, serial_keys
+from tir_kernels.cpu.serialize import serialize as serialize_kernel
 
 from .index import check_coords, emit_sizes, emit_tuple, int32, int32_of_rank, int64, triple
 from .register import call_kernel, check_choice, register_op

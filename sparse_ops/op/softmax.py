@@ -2,7 +2,7 @@
 
 from tvm import relax
 
-from tir_kernels.softmax import softmax as softmax_kernel
+from tir_kernels.cpu.softmax import softmax as softmax_kernel
 
 from .register import call_kernel, register_op
 from .shapes import float_shape

@@ -3,9 +3,9 @@
 import numpy as np
 from tvm import relax
 
-from tir_kernels.activation import ACTIVATIONS
-from tir_kernels.gather_gemm import gather_gemm
-from tir_kernels.isa import Isa
+from tir_kernels.cpu.gather_gemm import gather_gemm
+from tir_kernels.cpu.isa import Isa
+from tir_kernels.cpu.vector_math import ACTIVATIONS
 
 from .index import check_coords, check_map, map_fields
 from .register import (

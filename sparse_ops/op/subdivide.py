@@ -4,7 +4,7 @@ from math import prod
 
 from tvm import relax
 
-from tir_kernels.subdivide import subdivide as subdivide_kernel
+from tir_kernels.cpu.subdivide import subdivide as subdivide_kernel
 
 from .index import check_coords, int32, triple
 from .register import call_kernel, register_op

@@ -2,8 +2,8 @@
 
 from tvm import relax
 
-from tir_kernels.coordinate_index import PLAN_SIZE
-from tir_kernels.unique import fill_unique, plan_unique, rank_unique
+from tir_kernels.cpu.coordinate_index import PLAN_SIZE
+from tir_kernels.cpu.unique import fill_unique, plan_unique, rank_unique
 
 from .index import (
     check_coords,

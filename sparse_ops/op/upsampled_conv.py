@@ -5,8 +5,8 @@ from math import prod
 import numpy as np
 from tvm import relax
 
-from tir_kernels.activation import ACTIVATIONS
-from tir_kernels.upsampled_conv import add_taps, tap_groups
+from tir_kernels.cpu.upsampled_conv import add_taps, tap_groups
+from tir_kernels.cpu.vector_math import ACTIVATIONS
 
 from .index import check_map, map_fields
 from .linear import linear

@@ -2,9 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.coordinate_index import COORDINATE_LIMIT
-from tir_kernels.windows import group_rows
-from tir_kernels.windows import window_coords as windows_kernel
+from tir_kernels.cpu.coordinate_index import COORDINATE_LIMIT
+from tir_kernels.cpu.windows import group_rows
+from tir_kernels.cpu.windows import window_coords as windows_kernel
 
 from .index import check_coords, emit_shape, emit_tuple, int32, int32_of_rank, triple
 from .register import call_kernel, register_op

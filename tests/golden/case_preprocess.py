@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from sam3d_tvm.preprocess import mask_box, preprocess
+from sam3d_tvm.photo.preprocess import mask_box, preprocess
 from tests.golden.case import Case, Tensors
 
 KEPT_IN_SINGLE = 2.0**29  # epsilons of float64 in one of float32, for means that are stored as float64

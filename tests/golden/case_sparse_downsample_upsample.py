@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sparse_ops import functional as F
+from sparse_ops.eager import functional as F
 from tests.golden.case import Case, Tensors
 
 

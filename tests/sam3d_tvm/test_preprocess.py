@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from sam3d_tvm.preprocess import SIZE, mask_box, preprocess
+from sam3d_tvm.photo.preprocess import SIZE, mask_box, preprocess
 from tests import DATA
 from tests.tolerance import assert_close
 

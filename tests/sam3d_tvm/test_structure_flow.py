@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from sam3d_tvm.components.structure_flow import PRESETS, SHAPE, StructureFlow, StructureFlowConfig, preset
-from sam3d_tvm.port import port_component
 from sam3d_tvm.sampler import Guidance, sample_shortcut
 from sam3d_tvm.torch_modules import structure_flow
 from sam3d_tvm.torch_modules.structure_flow import METHODS, StructureFlowModel, export_arguments
+from sparse_ops.deploy.from_torch import port_component
 from tests import DATA
 from tests.golden import case_ss_flow
 from tests.golden.runner import read

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import tvm
 from tvm import relax
 
-from tir_kernels import attention, channel_layer_norm, conv, dense_group_norm, layer_norm, linear, softmax
+from tir_kernels.cpu import attention, channel_layer_norm, conv, dense_group_norm, layer_norm, linear, softmax
 
 UNARY = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),

@@ -6,7 +6,7 @@ import tvm
 from tvm import relax
 
 from sparse_ops import op
-from sparse_ops.registry import OPS
+from sparse_ops.testing.examples import OPS
 from sparse_ops.transform import to_precision
 from sparse_ops.transform.precision import FEATURES
 from tests.sparse_ops.transform.graphs import arrays, calls, graph, ops
