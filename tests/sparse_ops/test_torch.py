@@ -13,7 +13,7 @@ from tvm.relax.frontend.nn import spec
 
 torch = pytest.importorskip("torch")
 
-import sparse_ops.torch as hybrid  # noqa: E402
+from sparse_ops.torch import callback as hybrid  # noqa: E402
 from sparse_ops import nn  # noqa: E402
 from sparse_ops.build import build  # noqa: E402
 from sparse_ops.testing.examples import voxels  # noqa: E402
