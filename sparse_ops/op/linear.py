@@ -22,7 +22,7 @@ SIGNATURE = Signature(
         index("batch_index", "n", optional=True),
     ),
     options=("activation", "out_dtype"),
-    known=("cout",),
+    known=("cin", "cout"),
     result=("n", "cout"),
 )
 

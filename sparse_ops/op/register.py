@@ -108,5 +108,5 @@ def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, isa: Isa, activati
 
 def check_choice(op: str, argument: str, given, choices):
     """ValueError unless `given` is one of `choices`."""
-    if given not in choices:
+    if given not in tuple(choices):
         raise ValueError(f"sparse_ops.{op}: {argument}: expected one of {', '.join(map(repr, choices))}, given {given!r}")

@@ -103,7 +103,7 @@ def rows_like(name: str, rows: str) -> Argument:
     return Argument(name, Kind.ROWS, (rows,))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Signature:
     """The arguments of op `name`, and its options: names of attributes, None where a call has none.
 
@@ -215,16 +215,27 @@ def bind(signature: Signature, call: relax.Call, derive: Derive | None = None) -
     checked. Dimensions that cannot be compared before run time pass.
     """
     bound = Bound(signature, call, signature.arguments_of(call), signature.options_of(call))
-    derived = derive is None
-    for name in bound.arguments:
-        argument = signature.by_name[name]
-        if argument.optional and not derived:
-            bound.dims.update(derive(bound))
-            derived = True
+    required = [argument for argument in signature.arguments if not argument.optional]
+    for argument in required:
         _check(bound, argument)
-    if not derived:
+    _check_known(bound, required)
+    if derive is not None:
         bound.dims.update(derive(bound))
+    for argument in signature.arguments[len(required) :]:
+        if bound.has(argument.name):
+            _check(bound, argument)
     return bound
+
+
+def _check_known(bound: Bound, required: list[Argument]) -> None:
+    """ValueError, which names the argument, for a dimension that kernels are built for and no argument tells."""
+    for argument in required:
+        for dim in argument.shape:
+            if dim in bound.signature.known and not isinstance(bound.dims[dim], int):
+                bound.refuse(
+                    f"{argument.name}: expected sizes known at compile time in all dimensions but the rows, "
+                    f"given {bound.dims[dim]}"
+                )
 
 
 def _check(bound: Bound, argument: Argument) -> None:
@@ -292,11 +303,7 @@ def _unify(bound: Bound, argument: Argument, shape: Shape, sizes, expected: Call
         name = dim.name if isinstance(dim, Table) else dim
         if not isinstance(name, str):
             continue
-        if name in bound.signature.known:
-            if not isinstance(have, int | tvm.tirx.IntImm):
-                bound.refuse(
-                    f"{argument.name}: expected sizes known at compile time in all dimensions but the rows, given {have}"
-                )
+        if name in bound.signature.known and isinstance(have, tvm.tirx.IntImm):
             have = int(have)
         if want is None or isinstance(have, int):
             bound.dims[name] = have
