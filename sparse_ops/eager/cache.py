@@ -23,7 +23,7 @@ import tvm_ffi
 from tvm import relax
 
 import tir_kernels
-from tir_kernels.cpu.isa import Isa, host_target
+from tir_kernels.dispatch import current_target, fingerprint
 
 from ..build import build, unchecked
 
@@ -60,12 +60,12 @@ def source_digest() -> str:
 def compiled(configuration: dict, make_module: Callable[[], tvm.IRModule], precision: str = "float32") -> relax.VirtualMachine:
     """The virtual machine of a module. `configuration` (JSON) must determine what `make_module` returns; `precision` as in
     `build`. Callers check arguments, see `build.unchecked`."""
-    target = tvm.target.Target.current(allow_none=True) or host_target()
+    target = current_target()
     identity = {
         "configuration": configuration,
         "precision": precision,
         "target": str(target),
-        "isa": Isa.of(target).name,
+        "kernels": fingerprint(target),
         "tvm": tvm.__version__,
         "tvm_ffi": tvm_ffi.__version__,
         "source": source_digest(),

@@ -12,7 +12,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.kernel_map import Geometry
+from tir_kernels.spec.geometry import Geometry
 
 from .. import op
 from ..build import pack_params

@@ -6,8 +6,8 @@ kernel 1 and stride 1 follow spconv, see `_Convolution.pointwise_weight`. `algo`
 
 import numpy as np
 
-from tir_kernels.cpu.kernel_map import Geometry
-from tir_kernels.cpu.sites import out_extent
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.sites import out_extent
 
 from . import functional
 from .arrays import as_kind, as_tensor

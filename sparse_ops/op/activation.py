@@ -2,10 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.elementwise import elementwise
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS, Activation
 
-from .register import call_kernel, check_choice, register_op
+from .register import call_spec, check_choice, register_op
 from .shapes import float_shape
 
 NAMES = tuple(name for name in ACTIVATIONS if name != "none")
@@ -25,8 +24,8 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    kernel = elementwise(call.ty.ndim, str(call.attrs["name"]), str(call.ty.dtype))
-    return call_kernel(bb, kernel, call.args, call.ty)
+    spec = Activation(call.ty.ndim, str(call.attrs["name"]), str(call.ty.dtype))
+    return call_spec(bb, spec, call.args, call.ty)
 
 
 _make = register_op("activation", _infer, _legalize)

@@ -2,10 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.attention import attention as attention_kernel
-from tir_kernels.cpu.isa import Isa
+from tir_kernels.spec.attention import Attention
 
-from .register import FLOATS, call_kernel, check_tensor, register_op
+from .register import FLOATS, call_spec, check_tensor, register_op
 from .shapes import check_positive, known
 
 ORDERS = ("q_order", "k_order")
@@ -62,8 +61,8 @@ def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     _, heads, depth = call.ty.shape.values
     scale = float(call.attrs["scale"]) if "scale" in call.attrs else None
     given = (name in _orders(call) for name in ORDERS)
-    kernel = attention_kernel(int(heads), int(depth), Isa.of(), str(call.ty.dtype), scale, *given)
-    return call_kernel(bb, kernel, call.args, call.ty)
+    spec = Attention(int(heads), int(depth), str(call.ty.dtype), scale, *given)
+    return call_spec(bb, spec, call.args, call.ty)
 
 
 _make = register_op("attention", _infer, _legalize)

@@ -3,10 +3,10 @@
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.batch_offsets import batch_offsets as offsets_kernel
+from tir_kernels.spec.batch_offsets import BatchOffsets
 
 from .index import check_coords, int32
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .shapes import check_int
 
 
@@ -29,7 +29,7 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    return call_kernel(bb, offsets_kernel(), call.args[:1], call.ty)
+    return call_spec(bb, BatchOffsets(), call.args[:1], call.ty)
 
 
 _make = register_op("batch_offsets", _infer, _legalize)

@@ -2,10 +2,10 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.channel_layer_norm import channel_layer_norm as norm_kernel
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.channel_layer_norm import ChannelLayerNorm
 
-from .register import call_kernel, check_choice, check_tensor, register_op
+from .register import call_spec, check_choice, check_tensor, register_op
 from .shapes import check_positive, float_shape, known
 
 
@@ -32,10 +32,10 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    kernel = norm_kernel(
+    spec = ChannelLayerNorm(
         int(call.ty.shape.values[1]), call.ty.ndim, str(call.ty.dtype), float(call.attrs["eps"]), str(call.attrs["activation"])
     )
-    return call_kernel(bb, kernel, call.args, call.ty)
+    return call_spec(bb, spec, call.args, call.ty)
 
 
 _make = register_op("channel_layer_norm", _infer, _legalize)

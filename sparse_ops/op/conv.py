@@ -4,15 +4,13 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu import winograd
-from tir_kernels.cpu.conv import conv3d as conv_kernel
-from tir_kernels.cpu.conv import out_size, pack_filters, packed_shape, reach
-from tir_kernels.cpu.isa import Isa
-from tir_kernels.cpu.kernel_map import Geometry
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.conv3d import Conv3d, out_size, reach
+from tir_kernels.spec.geometry import Geometry
 
 from .index import triple
-from .register import FLOATS, call_kernel, check_choice, check_tensor, op_name, register_op
+from .register import FLOATS, call_kernel, check_choice, check_tensor, op_name, packed_weight, register_op
 from .shapes import known
 
 
@@ -84,26 +82,11 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, weight, *rest = call.args
-    shape = tuple(int(d) for d in weight.ty.shape.values)
-    dtype = str(x.ty.dtype)
-    isa, geometry = Isa.of(), _geometry(call)
-    bias = rest.pop(0) if call.attrs["bias"] else relax.const(np.zeros(shape[0], "float32"))
-    options = (isa, bool(rest), str(call.attrs["activation"]))
-    if _by_winograd(call, geometry):
-        pack, packed = winograd.pack_filters(*shape[:2]), relax.TensorType(winograd.packed_shape(*shape[:2]), "float32")
-        kernel = winograd.conv3d(shape[1], shape[0], geometry.padding, *options)
-    else:
-        pack, packed = pack_filters(shape, isa, dtype), relax.TensorType(*packed_shape(shape, isa, dtype))
-        kernel = conv_kernel(shape[1], shape[0], geometry, isa, dtype, *options[1:])
-    return call_kernel(bb, kernel, [x, bb.emit(call_kernel(bb, pack, [weight], packed)), bias, *rest], call.ty)
-
-
-def _by_winograd(call: relax.Call, geometry: Geometry) -> bool:
-    """Whether Winograd's algorithm applies and pays; a size that is not known at compile time counts as large."""
-    size = (extent.value if isinstance(extent, tvm.tirx.IntImm) else None for extent in call.ty.shape.values[2:])
-    cout, cin = (int(d) for d in call.args[1].ty.shape.values[:2])
-    applies = geometry == Geometry(winograd.KERNEL, padding=geometry.padding) and str(call.ty.dtype) == "float32"
-    return applies and winograd.pays(cin, cout, tuple(size))
+    cout, cin, *_ = (int(d) for d in weight.ty.shape.values)
+    bias = rest.pop(0) if call.attrs["bias"] else relax.const(np.zeros(cout, "float32"))
+    size = tuple(extent.value if isinstance(extent, tvm.tirx.IntImm) else None for extent in call.ty.shape.values[2:])
+    kernel = kernel_for(Conv3d(cin, cout, _geometry(call), size, str(x.ty.dtype), bool(rest), str(call.attrs["activation"])))
+    return call_kernel(bb, kernel.function, [x, packed_weight(bb, weight, kernel.weight), bias, *rest], call.ty)
 
 
 _make = register_op("conv3d", _infer, _legalize)

@@ -2,12 +2,10 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.dense import from_dense as from_kernel
-from tir_kernels.cpu.dense import grid_shape
-from tir_kernels.cpu.dense import to_dense as to_kernel
+from tir_kernels.spec.dense import FromDense, ToDense, grid_shape
 
 from .index import check_coords, triple
-from .register import FLOATS, call_kernel, check_tensor, register_op
+from .register import FLOATS, call_spec, check_tensor, register_op
 from .shapes import check_int, known
 
 
@@ -45,8 +43,8 @@ def _legalize_to(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     attrs = call.attrs
     shape = tuple(int(extent) for extent in attrs["shape"])
     channels = int(call.args[0].ty.shape.values[1])
-    kernel = to_kernel(channels, int(attrs["batch"]), shape, str(call.ty.dtype), bool(attrs["channels_last"]))
-    return call_kernel(bb, kernel, call.args, call.ty)
+    spec = ToDense(channels, int(attrs["batch"]), shape, str(call.ty.dtype), bool(attrs["channels_last"]))
+    return call_spec(bb, spec, call.args, call.ty)
 
 
 _to = register_op("to_dense", _infer_to, _legalize_to)
@@ -77,8 +75,8 @@ def _infer_from(call: relax.Call) -> relax.TensorType:
 
 def _legalize_from(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     batch, channels, shape = _grid(call)
-    kernel = from_kernel(channels, batch, shape, str(call.ty.dtype), bool(call.attrs["channels_last"]))
-    return call_kernel(bb, kernel, call.args, call.ty)
+    spec = FromDense(channels, batch, shape, str(call.ty.dtype), bool(call.attrs["channels_last"]))
+    return call_spec(bb, spec, call.args, call.ty)
 
 
 _from = register_op("from_dense", _infer_from, _legalize_from)

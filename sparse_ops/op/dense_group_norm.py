@@ -2,10 +2,10 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.dense_group_norm import dense_group_norm as norm_kernel
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.dense_group_norm import DenseGroupNorm
 
-from .register import call_kernel, check_choice, check_tensor, register_op
+from .register import call_spec, check_choice, check_tensor, register_op
 from .shapes import check_int, check_positive, float_shape, known
 
 
@@ -43,7 +43,7 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    kernel = norm_kernel(
+    spec = DenseGroupNorm(
         int(call.ty.shape.values[1]),
         int(call.attrs["groups"]),
         call.ty.ndim,
@@ -51,7 +51,7 @@ def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         float(call.attrs["eps"]),
         str(call.attrs["activation"]),
     )
-    return call_kernel(bb, kernel, call.args, call.ty)
+    return call_spec(bb, spec, call.args, call.ty)
 
 
 _make = register_op("dense_group_norm", _infer, _legalize)

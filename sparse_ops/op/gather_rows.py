@@ -2,9 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.gather_rows import gather_rows as gather_kernel
+from tir_kernels.spec.gather_rows import GatherRows
 
-from .register import FLOATS, call_kernel, check_tensor, register_op
+from .register import FLOATS, call_spec, check_tensor, register_op
 from .shapes import known
 
 
@@ -27,7 +27,7 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    return call_kernel(bb, gather_kernel(int(call.ty.shape.values[1]), str(call.ty.dtype)), call.args, call.ty)
+    return call_spec(bb, GatherRows(int(call.ty.shape.values[1]), str(call.ty.dtype)), call.args, call.ty)
 
 
 _make = register_op("gather_rows", _infer, _legalize)

@@ -2,10 +2,10 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.group_norm import group_norm as norm_kernel
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.group_norm import GroupNorm
 
-from .register import FLOATS, call_kernel, check_choice, check_tensor, register_op
+from .register import FLOATS, call_spec, check_choice, check_tensor, register_op
 from .shapes import check_int, check_positive, known
 
 
@@ -53,14 +53,14 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     attrs = call.attrs
-    kernel = norm_kernel(
+    spec = GroupNorm(
         int(call.ty.shape.values[1]),
         int(attrs["groups"]),
         str(call.ty.dtype),
         float(attrs["eps"]),
         str(attrs["activation"]),
     )
-    return call_kernel(bb, kernel, call.args, call.ty)
+    return call_spec(bb, spec, call.args, call.ty)
 
 
 _make = register_op("group_norm", _infer, _legalize)

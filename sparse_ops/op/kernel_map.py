@@ -6,11 +6,11 @@ every layer on it. Its law, for every tap: coordinate_in = stride * coordinate_o
 
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import PLAN_SIZE
-from tir_kernels.cpu.kernel_map import Geometry, probe_map
-from tir_kernels.cpu.kernel_map import inverse_map as inverse_kernel
-from tir_kernels.cpu.kernel_map import submanifold_map as submanifold_kernel
-from tir_kernels.cpu.sites import copy_sites, find_sites, plan_sites
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.spec.coordinate_index import PLAN_SIZE
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.kernel_map import InverseMap, ProbeMap, SubmanifoldMap
+from tir_kernels.spec.sites import CopySites, FindSites, PlanSites
 
 from .index import (
     MAP_TYPE,
@@ -30,7 +30,7 @@ from .index import (
     map_shapes,
     triple,
 )
-from .register import call_kernel, register_op
+from .register import call_kernel, call_spec, register_op
 
 
 def submanifold_map(coords: relax.Expr, kernel_size=3, dilation=1, method: str = "auto") -> relax.Call:
@@ -61,8 +61,9 @@ def _legalize_submanifold(bb: relax.BlockBuilder, call: relax.Call) -> relax.Exp
     geometry = geometry_of(call.attrs)
     (coords,) = call.args
     index = emit_index(bb, coords, geometry.reach, str(call.attrs["method"]))
-    shapes = map_shapes(geometry.taps, coords.ty.shape.values[0])
-    return call_kernel(bb, submanifold_kernel(geometry), [coords, *index], shapes)
+    kernel = kernel_for(SubmanifoldMap(geometry))
+    shapes = map_shapes(kernel.map, geometry.taps, coords.ty.shape.values[0])
+    return call_kernel(bb, kernel.function, [coords, *index], shapes)
 
 
 _submanifold = register_op("submanifold_map", _infer_submanifold, _legalize_submanifold)
@@ -121,14 +122,15 @@ def _legalize_strided(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     coords, geometry, method = call.args[0], geometry_of(call.attrs), str(call.attrs["method"])
     bounds = call.attrs["shape"]
     shape = {"none": None, "infer": "infer"}[bounds] if isinstance(bounds, str) else tuple(int(n) for n in bounds)
-    plan, size = emit_tuple(bb, call_kernel(bb, plan_sites(geometry, shape, method), [coords], [int64(PLAN_SIZE), int64(3)]), 2)
+    plan, size = emit_tuple(bb, call_spec(bb, PlanSites(geometry, shape, method), [coords], [int64(PLAN_SIZE), int64(3)]), 2)
     slots, keys, most = emit_sizes(bb, size, 3)
-    found = call_kernel(bb, find_sites(geometry), [coords, plan], [int32(slots), int64(keys), int32(most, 4), int64(1)])
+    found = call_spec(bb, FindSites(geometry), [coords, plan], [int32(slots), int64(keys), int32(most, 4), int64(1)])
     _, _, sites, count = emit_tuple(bb, found, 4)
     (rows,) = emit_sizes(bb, count, 1)
-    out_coords = bb.emit(call_kernel(bb, copy_sites(), [sites, plan], int32(rows, 4)))
+    out_coords = bb.emit(call_spec(bb, CopySites(), [sites, plan], int32(rows, 4)))
     index = emit_index(bb, coords, (0, 0, 0), method)
-    kernel_map = call_kernel(bb, probe_map(geometry), [out_coords, *index], map_shapes(geometry.taps, rows))
+    kernel = kernel_for(ProbeMap(geometry))
+    kernel_map = call_kernel(bb, kernel.function, [out_coords, *index], map_shapes(kernel.map, geometry.taps, rows))
     return relax.Tuple([out_coords, bb.emit(kernel_map)])
 
 
@@ -157,8 +159,9 @@ def _legalize_inverse(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     kernel_map, coords = call.args
     *fields, rows = map_fields(bb, kernel_map)
     _, columns = emit_shape(bb, fields[2])
-    shapes = map_shapes(columns - 1, coords.ty.shape.values[0])
-    return call_kernel(bb, inverse_kernel(), [*fields, rows, coords], shapes)
+    kernel = kernel_for(InverseMap())
+    shapes = map_shapes(kernel.map, columns - 1, coords.ty.shape.values[0])
+    return call_kernel(bb, kernel.function, [*fields, rows, coords], shapes)
 
 
 _inverse = register_op("inverse_map", _infer_inverse, _legalize_inverse)

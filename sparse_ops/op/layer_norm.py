@@ -3,10 +3,10 @@
 import numpy as np
 from tvm import relax
 
-from tir_kernels.cpu.layer_norm import layer_norm as norm_kernel
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.layer_norm import LayerNorm
 
-from .register import FLOATS, call_kernel, check_choice, check_tensor, optional_positions, register_op
+from .register import FLOATS, call_spec, check_choice, check_tensor, optional_positions, register_op
 from .shapes import check_positive, known
 
 OPTIONAL = ("weight", "bias", "scale", "shift", "batch_index")
@@ -73,8 +73,8 @@ def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     }
     args = [given[name] if name in given else make() for name, make in missing.items()]
     index = [given["batch_index"]] if "batch_index" in given else []
-    kernel = norm_kernel(channels, str(call.ty.dtype), bool(index), float(call.attrs["eps"]), str(call.attrs["activation"]))
-    return call_kernel(bb, kernel, [call.args[0], *args, *index], call.ty)
+    spec = LayerNorm(channels, str(call.ty.dtype), bool(index), float(call.attrs["eps"]), str(call.attrs["activation"]))
+    return call_spec(bb, spec, [call.args[0], *args, *index], call.ty)
 
 
 _make = register_op("layer_norm", _infer, _legalize)

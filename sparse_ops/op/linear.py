@@ -3,10 +3,9 @@
 import numpy as np
 from tvm import relax
 
-from tir_kernels.cpu.isa import Isa
-from tir_kernels.cpu.linear import linear as linear_kernel
-from tir_kernels.cpu.register_tile import RegisterTile
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.linear import Linear
 
 from .register import FLOATS, call_kernel, check_choice, check_tensor, optional_positions, packed_weight, register_op
 
@@ -69,15 +68,13 @@ def _infer(call: relax.Call) -> relax.TensorType:
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, weight = call.args[:2]
     given = {name: call.args[place] for name, place in optional_positions(call, OPTIONAL, 2).items()}
-    cout = int(weight.ty.shape.values[0])
-    dtype = str(x.ty.dtype)
-    isa = Isa.of()
-    packed = packed_weight(bb, weight, isa, dtype)
+    cout, cin = (int(d) for d in weight.ty.shape.values)
+    has = ("residual" in given, str(call.attrs["activation"]), "gate" in given, "batch_index" in given)
+    kernel = kernel_for(Linear(cin, cout, str(x.ty.dtype), *has, str(call.ty.dtype)))
+    packed = packed_weight(bb, weight, kernel.weight)
     bias = given.pop("bias", None)
     bias = relax.const(np.zeros(cout, "float32")) if bias is None else bias
-    has = ("residual" in given, str(call.attrs["activation"]), "gate" in given, "batch_index" in given)
-    kernel = linear_kernel(RegisterTile.same_tile(isa, cout, dtype), isa, dtype, *has, str(call.ty.dtype))
-    return call_kernel(bb, kernel, [x, packed, bias, *given.values()], call.ty)
+    return call_kernel(bb, kernel.function, [x, packed, bias, *given.values()], call.ty)
 
 
 _make = register_op("linear", _infer, _legalize)

@@ -2,10 +2,10 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import lookup as lookup_kernel
+from tir_kernels.spec.coordinate_index import Lookup
 
 from .index import check_coords, check_method, emit_index, int32
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 
 
 def lookup(coords: relax.Expr, queries: relax.Expr, method: str = "auto") -> relax.Call:
@@ -27,7 +27,7 @@ def _infer(call: relax.Call) -> relax.TensorType:
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     coords, queries = call.args
     index = emit_index(bb, coords, (0, 0, 0), str(call.attrs["method"]))
-    return call_kernel(bb, lookup_kernel(), [queries, *index], call.ty)
+    return call_spec(bb, Lookup(), [queries, *index], call.ty)
 
 
 _lookup = register_op("lookup", _infer, _legalize)

@@ -2,9 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.modulated_add import modulated_add as add_kernel
+from tir_kernels.spec.modulated_add import ModulatedAdd
 
-from .register import FLOATS, call_kernel, check_tensor, register_op
+from .register import FLOATS, call_spec, check_tensor, register_op
 from .shapes import known
 
 
@@ -33,8 +33,8 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    kernel = add_kernel(int(call.ty.shape.values[1]), str(call.ty.dtype), len(call.args) == 4)
-    return call_kernel(bb, kernel, call.args, call.ty)
+    spec = ModulatedAdd(int(call.ty.shape.values[1]), str(call.ty.dtype), len(call.args) == 4)
+    return call_spec(bb, spec, call.args, call.ty)
 
 
 _make = register_op("modulated_add", _infer, _legalize)

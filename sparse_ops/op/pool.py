@@ -2,12 +2,11 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.pool import MODES, Reduction
-from tir_kernels.cpu.pool import pool as pool_kernel
-from tir_kernels.cpu.segment_pool import segment_pool as segment_kernel
+from tir_kernels.spec.pool import MODES, Pool, Reduction
+from tir_kernels.spec.segment_pool import SegmentPool
 
 from .index import check_map, map_fields
-from .register import FLOATS, call_kernel, check_choice, check_tensor, register_op
+from .register import FLOATS, call_spec, check_choice, check_tensor, register_op
 from .shapes import check_int, known, rows_of
 
 
@@ -82,8 +81,8 @@ def _infer_pool(call: relax.Call) -> relax.TensorType:
 
 def _legalize_pool(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, kernel_map, _ = call.args
-    kernel = pool_kernel(int(call.ty.shape.values[1]), _reduction(call), str(call.ty.dtype))
-    return call_kernel(bb, kernel, [x, *map_fields(bb, kernel_map)], call.ty)
+    spec = Pool(int(call.ty.shape.values[1]), _reduction(call), str(call.ty.dtype))
+    return call_spec(bb, spec, [x, *map_fields(bb, kernel_map)], call.ty)
 
 
 def _infer_segment(call: relax.Call) -> relax.TensorType:
@@ -93,8 +92,8 @@ def _infer_segment(call: relax.Call) -> relax.TensorType:
 
 
 def _legalize_segment(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    kernel = segment_kernel(int(call.ty.shape.values[1]), _reduction(call), str(call.ty.dtype))
-    return call_kernel(bb, kernel, call.args[:2], call.ty)
+    spec = SegmentPool(int(call.ty.shape.values[1]), _reduction(call), str(call.ty.dtype))
+    return call_spec(bb, spec, call.args[:2], call.ty)
 
 
 _pool = register_op("pool", _infer_pool, _legalize_pool)

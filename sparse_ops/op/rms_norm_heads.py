@@ -2,9 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.rms_norm_heads import rms_norm_heads as norm_kernel
+from tir_kernels.spec.rms_norm_heads import RmsNormHeads
 
-from .register import FLOATS, call_kernel, check_tensor, register_op
+from .register import FLOATS, call_spec, check_tensor, register_op
 from .shapes import known
 
 
@@ -27,7 +27,7 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     _, heads, depth = call.ty.shape.values
-    return call_kernel(bb, norm_kernel(int(heads), int(depth), str(call.ty.dtype)), call.args, call.ty)
+    return call_spec(bb, RmsNormHeads(int(heads), int(depth), str(call.ty.dtype)), call.args, call.ty)
 
 
 _make = register_op("rms_norm_heads", _infer, _legalize)

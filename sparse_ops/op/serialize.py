@@ -2,12 +2,11 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import BATCH_LIMIT
-from tir_kernels.cpu.serialize import MODES, count_cuts, cut_sequence, serial_keys
-from tir_kernels.cpu.serialize import serialize as serialize_kernel
+from tir_kernels.spec.coordinate_index import BATCH_LIMIT
+from tir_kernels.spec.serialize import MODES, CountCuts, CutSequence, Serialize, SerialKeys
 
 from .index import check_coords, emit_sizes, emit_tuple, int32, int32_of_rank, int64, triple
-from .register import call_kernel, check_choice, register_op
+from .register import call_spec, check_choice, register_op
 from .shapes import check_int
 from .windows import LEAST_SHIFT, emit_groups
 
@@ -58,7 +57,7 @@ def _infer_serialize(call: relax.Call) -> relax.TensorType:
 
 
 def _legalize_serialize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    return call_kernel(bb, serialize_kernel(*_curve_of(call.attrs)), call.args, call.ty)
+    return call_spec(bb, Serialize(*_curve_of(call.attrs)), call.args, call.ty)
 
 
 _serialize = register_op("serialize", _infer_serialize, _legalize_serialize)
@@ -72,13 +71,13 @@ def _legalize_partition(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     (coords,) = call.args
     window, shift_sequence = int(call.attrs["window"]), int(call.attrs["shift_sequence"])
     code = bb.emit(serialize(coords, *_curve_of(call.attrs)))
-    keys = bb.emit(call_kernel(bb, serial_keys(), [coords, code], coords.ty))
+    keys = bb.emit(call_spec(bb, SerialKeys(), [coords, code], coords.ty))
     order, _ = emit_groups(bb, keys)
-    lengths, total = emit_tuple(bb, call_kernel(bb, count_cuts(window), [keys], [int64(BATCH_LIMIT), int64(2)]), 2)
+    lengths, total = emit_tuple(bb, call_spec(bb, CountCuts(window), [keys], [int64(BATCH_LIMIT), int64(2)]), 2)
     windows, seen = emit_sizes(bb, total, 2)
     offsets = int32(windows + 1)
-    return call_kernel(
-        bb, cut_sequence(window, shift_sequence), [order, lengths], [call.ty.fields[0], offsets, int32(seen), offsets]
+    return call_spec(
+        bb, CutSequence(window, shift_sequence), [order, lengths], [call.ty.fields[0], offsets, int32(seen), offsets]
     )
 
 

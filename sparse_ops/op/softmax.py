@@ -2,9 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.softmax import softmax as softmax_kernel
+from tir_kernels.spec.softmax import Softmax
 
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .shapes import float_shape
 
 
@@ -24,7 +24,7 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    return call_kernel(bb, softmax_kernel(call.ty.ndim, str(call.ty.dtype)), call.args, call.ty)
+    return call_spec(bb, Softmax(call.ty.ndim, str(call.ty.dtype)), call.args, call.ty)
 
 
 _make = register_op("softmax", _infer, _legalize)

@@ -3,9 +3,9 @@
 import numpy as np
 from tvm import relax
 
-from tir_kernels.cpu.gather_gemm import gather_gemm
-from tir_kernels.cpu.isa import Isa
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.sparse_conv import SparseConv
 
 from .index import check_coords, check_map, map_fields
 from .register import (
@@ -66,13 +66,12 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     x, weight, kernel_map, _, *rest = call.args
-    cout, *_, cin = (int(d) for d in weight.ty.shape.values)
-    dtype = str(x.ty.dtype)
-    isa = Isa.of()
-    packed = packed_weight(bb, weight, isa, dtype)
+    cout, *size, cin = (int(d) for d in weight.ty.shape.values)
+    options = (bool(call.attrs["residual"]), str(call.attrs["activation"]))
+    kernel = kernel_for(SparseConv(cin, cout, tuple(size), str(x.ty.dtype), *options))
+    packed = packed_weight(bb, weight, kernel.weight)
     bias = rest.pop(0) if call.attrs["bias"] else relax.const(np.zeros(cout, "float32"))
-    function = gather_gemm(cin, cout, isa, dtype, bool(call.attrs["residual"]), str(call.attrs["activation"]))
-    return call_kernel(bb, function, [x, packed, bias, *rest, *map_fields(bb, kernel_map)], call.ty)
+    return call_kernel(bb, kernel.function, [x, packed, bias, *rest, *map_fields(bb, kernel_map)], call.ty)
 
 
 _conv = register_op("sparse_conv", _infer, _legalize)

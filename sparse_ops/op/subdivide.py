@@ -4,10 +4,10 @@ from math import prod
 
 from tvm import relax
 
-from tir_kernels.cpu.subdivide import subdivide as subdivide_kernel
+from tir_kernels.spec.subdivide import Subdivide
 
 from .index import check_coords, int32, triple
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 
 
 def subdivide(coords: relax.Expr, factor=2) -> relax.Call:
@@ -26,7 +26,7 @@ def _infer(call: relax.Call) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    return call_kernel(bb, subdivide_kernel(tuple(int(f) for f in call.attrs["factor"])), [call.args[0]], call.ty)
+    return call_spec(bb, Subdivide(tuple(int(f) for f in call.attrs["factor"])), [call.args[0]], call.ty)
 
 
 _subdivide = register_op("subdivide", _infer, _legalize)

@@ -5,12 +5,12 @@ from math import prod
 import numpy as np
 from tvm import relax
 
-from tir_kernels.cpu.upsampled_conv import add_taps, tap_groups
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.upsampled_conv import AddTaps, tap_groups
 
 from .index import check_map, map_fields
 from .linear import linear
-from .register import FLOATS, call_kernel, check_choice, check_tensor, register_op
+from .register import FLOATS, call_spec, check_choice, check_tensor, register_op
 from .shapes import known
 
 
@@ -72,8 +72,8 @@ def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         out_ty = call.ty if last else relax.TensorType(call.ty.shape, "float32")
         residual_dtype = str(rest[0].ty.dtype) if rest else None
         activation = str(call.attrs["activation"]) if last else "none"
-        kernel = add_taps(cout, taps, group, residual_dtype, str(out_ty.dtype), activation)
-        sums = bb.emit(call_kernel(bb, kernel, [y, bias, *rest, parent, *fields], out_ty))
+        spec = AddTaps(cout, taps, group, residual_dtype, str(out_ty.dtype), activation)
+        sums = bb.emit(call_spec(bb, spec, [y, bias, *rest, parent, *fields], out_ty))
         bias, rest = zeros, [sums]
     return sums
 

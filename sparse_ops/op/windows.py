@@ -2,12 +2,11 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import COORDINATE_LIMIT
-from tir_kernels.cpu.windows import group_rows
-from tir_kernels.cpu.windows import window_coords as windows_kernel
+from tir_kernels.spec.coordinate_index import COORDINATE_LIMIT
+from tir_kernels.spec.windows import GroupRows, WindowCoords
 
 from .index import check_coords, emit_shape, emit_tuple, int32, int32_of_rank, triple
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .unique import unique
 
 LEAST_SHIFT = -COORDINATE_LIMIT
@@ -39,7 +38,7 @@ def emit_groups(bb: relax.BlockBuilder, keys: relax.Expr) -> list[relax.Expr]:
     """Rows of keys int32 [N, 4] by key, ascending, those of one key ascending: (order [N], offsets [G + 1])."""
     distinct, group = emit_tuple(bb, unique(keys), 2)
     groups, _ = emit_shape(bb, distinct)
-    return emit_tuple(bb, call_kernel(bb, group_rows(), [group], [group.ty, int32(groups + 1)]), 2)
+    return emit_tuple(bb, call_spec(bb, GroupRows(), [group], [group.ty, int32(groups + 1)]), 2)
 
 
 def _infer(call: relax.Call) -> relax.TupleType:
@@ -49,7 +48,7 @@ def _infer(call: relax.Call) -> relax.TupleType:
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     (coords,) = call.args
     window, shift = (tuple(int(axis) for axis in call.attrs[key]) for key in ("window", "shift"))
-    keys = bb.emit(call_kernel(bb, windows_kernel(window, shift), [coords], coords.ty))
+    keys = bb.emit(call_spec(bb, WindowCoords(window, shift), [coords], coords.ty))
     return relax.Tuple(emit_groups(bb, keys))
 
 

@@ -3,7 +3,7 @@
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.isa import Isa
+from tir_kernels.dispatch import check_target
 
 from ..op.register import SCHEDULED
 from .activation import RecognizeActivation
@@ -84,7 +84,7 @@ def cpu_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.t
     @tvm.transform.module_pass(opt_level=0, name="CpuPipeline")
     def pipeline(mod: tvm.IRModule, context) -> tvm.IRModule:
         target = tvm.target.Target.current(allow_none=True) or tvm.target.Target("llvm")
-        Isa.of(target)  # refuses what is no CPU
+        check_target(target)
         passes = [
             recognize(),
             narrow,

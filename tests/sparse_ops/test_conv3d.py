@@ -11,7 +11,7 @@ from sparse_ops import op
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of
 from tests.tolerance import assert_close
-from tir_kernels.cpu.conv import naive
+from tir_kernels.spec.conv3d import naive
 
 
 def test_oracle_is_torch_conv3d():

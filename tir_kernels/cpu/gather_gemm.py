@@ -1,6 +1,4 @@
-"""Gather–GEMM–scatter over a kernel map: the sparse convolution.
-
-    out[o, :] = act(bias + residual[o, :] + sum over taps k, pairs (i, o) of k:  feats[i, :] @ weight[k])
+"""Gather–GEMM–scatter over a kernel map of pairs: the sparse convolution.
 
 The output rows are cut into blocks. A block belongs to one thread, which walks its taps in order; for each tap, groups
 of pairs times one column panel accumulate in registers and add into the block's rows, which stay in the L2 cache. No two
@@ -8,46 +6,41 @@ threads add into a row and the order of every sum is fixed, so the bits do not d
 Rows are read through the map, nothing is gathered first.
 """
 
+from dataclasses import replace
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..layout import WeightLayout
 from ..script import inline
+from ..spec.sparse_conv import SparseConv
+from . import register_tile
+from .guards import check_map
 from .isa import Isa, kernel_name
-from .kernel_map import check_map
 from .register_tile import RegisterTile
-from .vector_math import ACTIVATIONS
+from .vector_math import EMIT
 
 
-def naive(feats, weight, table, bias=None, residual=None, activation="none"):
-    """Oracle, in float64. feats [N, Cin], weight [K, Cin, Cout], table int32 [K, M] (-1: no input) -> [M, Cout]."""
-    out = np.zeros((table.shape[1], weight.shape[2]))
-    if bias is not None:
-        out += bias.astype(np.float64)
-    if residual is not None:
-        out += residual.astype(np.float64)
-    for tap, rows in zip(weight.astype(np.float64), table, strict=True):
-        hit = rows >= 0
-        out[hit] += feats[rows[hit]].astype(np.float64) @ tap
-    return ACTIVATIONS[activation].naive(out)
+def weight_layout(spec: SparseConv, isa: Isa) -> WeightLayout:
+    """[taps, panels, steps, cols], see `RegisterTile`."""
+    return register_tile.weight_layout((spec.cout, *spec.kernel, spec.cin), isa, spec.dtype)
+
+
+def shared(spec: SparseConv, isa: Isa) -> SparseConv:
+    """One kernel serves kernels of all sizes."""
+    return replace(spec, kernel=(1, 1, 1))
 
 
 @cache
-def gather_gemm(
-    cin: int, cout: int, isa: Isa, dtype: str = "float32", has_residual: bool = False, activation: str = "none"
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (feats, weight, bias, [residual,] pair_in, pair_out, segment, rows, out).
-
-    feats `dtype` [N, Cin]; weight as `microkernel.pack_weight` makes it; bias float32 [Cout]; residual, out `dtype`
-    [M, Cout]; the map's arrays as `kernel_map` makes them. Raises ValueError when the map does not fit the features.
-    """
+def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `SparseConv`."""
+    cin, cout, dtype, has_residual = spec.cin, spec.cout, spec.dtype, spec.has_residual
     micro = RegisterTile(isa, cin, cout, dtype)
     tile = micro.tile
-    act = ACTIVATIONS[activation].emit
+    act = EMIT[spec.activation]
     direct = dtype == "float32"  # a narrower output is summed in a float32 scratch of the block
 
     @inline
@@ -113,7 +106,7 @@ def gather_gemm(
                 start: T.let = T.Cast("int64", segment[block, tap])
                 count: T.let = T.Cast("int64", segment[block, tap + 1]) - start
                 multiply_segment(start, count, feats, weight, pair_in, pair_out, block, tap, base, sums, wide)
-            if activation != "none" or not direct:
+            if spec.activation != "none" or not direct:
                 for row, c in T.grid(rows, cout):
                     out[first_row + row, c] = T.Cast(dtype, act(sums[base + row, c]))
 

@@ -1,4 +1,4 @@
-"""Packed GEMM over rows: the linear layer, `out = act(gate[b] * (x @ weight.T + bias) + residual)`.
+"""Packed GEMM over rows: the linear layer.
 
 The register tile of the sparse convolution, blocked for the caches. A task is a block of rows and a range of columns. It
 takes one block of the depth after the other: that part of the rows is copied together (bfloat16 is widened on the way), the
@@ -6,19 +6,22 @@ weights of one panel over it stay in the L1 cache while the rows pass, and sums 
 depth is cut does not depend on tasks or threads, so the bits do not either.
 """
 
+from dataclasses import replace
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..layout import WeightLayout
 from ..script import drop_parameters, inline
+from ..spec.linear import Linear
+from . import register_tile
+from .guards import check_batch_index
 from .isa import Isa, kernel_name
-from .layer_norm import check_batch_index
 from .register_tile import RegisterTile, pair_of_halves
-from .vector_math import ACTIVATIONS
+from .vector_math import EMIT
 
 BLOCK_ROWS = 192  # at most; over a block of the depth they take three fifths of a common L2 cache
 BLOCK_DEPTH = 384  # the weights of a narrow panel over it take three quarters of a common L1 cache
@@ -26,44 +29,29 @@ CHUNK_COLUMNS = 1024  # of one task, at most: they pay for the copy of its rows
 TASKS = 32  # of few rows; they are then cut along the columns, so that threads have equal work
 
 
-def naive(x, weight, bias=None, residual=None, activation="none", gate=None, batch_index=None):
-    """Oracle, in float64. x [N, Cin], weight [Cout, Cin], bias [Cout], residual [N, Cout], gate [B, Cout] -> [N, Cout]."""
-    out = x.astype(np.float64) @ weight.astype(np.float64).T
-    if bias is not None:
-        out = out + bias.astype(np.float64)
-    if gate is not None:
-        out = out * gate.astype(np.float64)[np.zeros(len(x), int) if batch_index is None else batch_index]
-    if residual is not None:
-        out = out + residual.astype(np.float64)
-    return ACTIVATIONS[activation].naive(out)
+def weight_layout(spec: Linear, isa: Isa) -> WeightLayout:
+    """[1, panels, steps, cols], see `RegisterTile`."""
+    return register_tile.weight_layout((spec.cout, spec.cin), isa, spec.dtype)
+
+
+def shared(spec: Linear, isa: Isa) -> Linear:
+    """One kernel serves any Cin, and all Cout of one register tile."""
+    cout = RegisterTile.same_tile(isa, spec.cout, spec.dtype)
+    return replace(spec, cin=BLOCK_DEPTH, cout=cout, out_dtype=spec.out_dtype or spec.dtype)
 
 
 @cache
-def linear(
-    width: int,
-    isa: Isa,
-    dtype: str = "float32",
-    has_residual: bool = False,
-    activation: str = "none",
-    has_gate: bool = False,
-    has_index: bool = False,
-    out_dtype: str | None = None,
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, weight, bias, [residual,] [gate,] [batch_index,] out) for any Cin and all Cout of the same tile as `width`,
-    see `RegisterTile.same_tile`.
-
-    x `dtype` [N, Cin]; weight [1, panels, steps, cols] as `microkernel.pack_weight` makes it; bias float32 [Cout];
-    residual `dtype` [N, Cout]; gate float32 [B, Cout], of which a row takes the first, or that of batch_index int32 [N]:
-    ValueError for an index outside of 0 .. B - 1; out [N, Cout] of `out_dtype`, by default `dtype`. Sums are float32.
-    """
-    out_dtype = out_dtype or dtype
-    micro = RegisterTile(isa, BLOCK_DEPTH, width, dtype)
+def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `Linear`."""
+    dtype, has_residual, has_gate, has_index = spec.dtype, spec.has_residual, spec.has_gate, spec.has_index
+    out_dtype = spec.out_dtype or dtype
+    micro = RegisterTile(isa, BLOCK_DEPTH, spec.cout, dtype)
     cols, lanes = micro.tile.cols, micro.tile.lanes
     block_steps = micro.steps
     most_panels = CHUNK_COLUMNS // cols  # of one task
     tile_rows = micro.tile.rows
     most_rows = -(-BLOCK_ROWS // tile_rows) * tile_rows  # of one task, in whole register tiles
-    act = ACTIVATIONS[activation].emit
+    act = EMIT[spec.activation]
 
     def whole_tiles(count):
         """The rows of the register tiles that cover `count` rows."""
