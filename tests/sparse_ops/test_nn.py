@@ -120,7 +120,7 @@ def test_convolutions_and_pooling(rows):
     p = convolutions().parameters
     subm, again, point, down_coords, down, up, wide_coords, wide, pool_coords, *pools = convolutions().run(x, coords)
     table = naive_table(coords, coords, SUBM)
-    silu = linear.ACTIVATIONS["silu"].naive
+    silu = linear.ACTIVATIONS["silu"]
     assert_close(subm, silu(conv(x, p["subm.weight"], table, p["subm.bias"])), 135, dtype="float32")
     assert_close(again, np.maximum(conv(subm, p["again.weight"], table, None) + subm, 0), 217, dtype="float32")
     # A kernel of one voxel: the memory of the weight [6, 1, 1, 1, 8], read as [8, 6].
