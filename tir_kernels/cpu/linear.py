@@ -6,7 +6,7 @@ weights of one panel over it stay in the L1 cache while the rows pass, and sums 
 depth is cut does not depend on tasks or threads, so the bits do not either.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import tvm
@@ -38,6 +38,27 @@ def shared(spec: Linear, isa: Isa) -> Linear:
     """One kernel serves any Cin, and all Cout of one register tile."""
     cout = RegisterTile.same_tile(isa, spec.cout, spec.dtype)
     return replace(spec, cin=BLOCK_DEPTH, cout=cout, out_dtype=spec.out_dtype or spec.dtype)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The buffers of a linear layer; one that the layer lacks is never read."""
+
+    x: tvm.tirx.Buffer  # [N, Cin]
+    weight: tvm.tirx.Buffer  # [1, panels, steps, cols]
+    bias: tvm.tirx.Buffer  # [Cout]
+    residual: tvm.tirx.Buffer  # [N, Cout]
+    gate: tvm.tirx.Buffer  # [B, Cout]
+    batch_index: tvm.tirx.Buffer  # [N]
+    out: tvm.tirx.Buffer  # [N, Cout]
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """What a task keeps: its rows over one block of the depth, side by side, and sums that wait for the next block."""
+
+    packed: tvm.tirx.Buffer  # [rows, steps]
+    sums: tvm.tirx.Buffer  # [panels, rows, cols]
 
 
 @cache
@@ -94,65 +115,51 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
                 for lane in T.vectorized(lanes):
                     sums[slot, first + r, v * lanes + lane] = acc[r, v * lanes + lane]
 
-    def finished(value, row, column, residual, gate, batch_index):
+    def finished(value, row, column, o):
         """The epilogue of one element."""
         if has_gate:
-            value = value * gate[T.Cast("int64", batch_index[row]) if has_index else 0, column]
+            value = value * o.gate[T.Cast("int64", o.batch_index[row]) if has_index else 0, column]
         if has_residual:
-            value = value + T.Cast("float32", residual[row, column])
+            value = value + T.Cast("float32", o.residual[row, column])
         return T.Cast(out_dtype, act(value))
 
     @inline
-    def finish(first, count, columns, panel, slot, sums, residual, gate, batch_index, out):
+    def finish(o, first, count, columns, panel, slot, sums):
         """out[first + r, :] of one panel, from its sums"""
         for r in range(count):
             for v in T.unroll(columns // lanes):
                 for lane in T.vectorized(lanes):
-                    out[first + r, panel * cols + v * lanes + lane] = finished(
-                        sums[slot, r, v * lanes + lane], first + r, panel * cols + v * lanes + lane, residual, gate, batch_index
+                    o.out[first + r, panel * cols + v * lanes + lane] = finished(
+                        sums[slot, r, v * lanes + lane], first + r, panel * cols + v * lanes + lane, o
                     )
             for column in T.unroll(columns // lanes * lanes, columns):
-                out[first + r, panel * cols + column] = finished(
-                    sums[slot, r, column], first + r, panel * cols + column, residual, gate, batch_index
-                )
+                o.out[first + r, panel * cols + column] = finished(sums[slot, r, column], first + r, panel * cols + column, o)
 
     @inline
-    def multiply_panel(
-        block, blocks, steps, first, count, columns, panel, slot, packed, weight, bias, residual, gate, batch_index, sums, out
-    ):
+    def multiply_panel(o, scratch, block, blocks, steps, first, count, columns, panel):
+        slot: T.let = panel % most_panels
         step: T.let = block * block_steps
         if block == 0:
-            start(bias, whole_tiles(count), columns, panel, slot, sums)
-        micro.over_tiles(count, lambda rows, r: add_products(rows, r, columns, panel, slot, packed, weight, step, steps, sums))
+            start(o.bias, whole_tiles(count), columns, panel, slot, scratch.sums)
+        micro.over_tiles(
+            count,
+            lambda rows, r: add_products(rows, r, columns, panel, slot, scratch.packed, o.weight, step, steps, scratch.sums),
+        )
         if block == blocks - 1:
-            finish(first, count, columns, panel, slot, sums, residual, gate, batch_index, out)
+            finish(o, first, count, columns, panel, slot, scratch.sums)
 
     @inline
-    def multiply_task(first, count, first_panel, end_panel, cin, panels, x, weight, bias, residual, gate, batch_index, out):
+    def multiply_task(o, first, count, first_panel, end_panel, cin, panels):
         packed = T.alloc_buffer((most_rows, block_steps + 1), micro.weight_dtype)  # of an even width, rows share L1 places
         sums = T.alloc_buffer((most_panels, most_rows, cols), "float32")
-        blocks: T.let = (cin + (BLOCK_DEPTH - 1)) // BLOCK_DEPTH
+        blocks: T.let = T.max((cin + (BLOCK_DEPTH - 1)) // BLOCK_DEPTH, T.int64(1))  # the bias is due even without channels
         for block in range(blocks):
             depth: T.let = T.min(T.int64(BLOCK_DEPTH), cin - block * BLOCK_DEPTH)
-            copy_rows(x, first, count, block * BLOCK_DEPTH, depth, packed)
+            steps: T.let = (depth + 1) // 2 if micro.dot else depth
+            copy_rows(o.x, first, count, block * BLOCK_DEPTH, depth, packed)
             micro.over_panels(
                 lambda columns, panel: multiply_panel(
-                    block,
-                    blocks,
-                    (depth + 1) // 2 if micro.dot else depth,
-                    first,
-                    count,
-                    columns,
-                    panel,
-                    panel % most_panels,
-                    packed,
-                    weight,
-                    bias,
-                    residual,
-                    gate,
-                    batch_index,
-                    sums,
-                    out,
+                    o, Scratch(packed, sums), block, blocks, steps, first, count, columns, panel
                 ),
                 panels,
                 first_panel,
@@ -183,7 +190,8 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
         if has_index:
             check_batch_index(batch_index, n, batch)
         row_blocks: T.let = (n + (BLOCK_ROWS - 1)) // BLOCK_ROWS
-        block_rows: T.let = ((n + row_blocks - 1) // T.max(row_blocks, T.int64(1)) + 11) // 12 * 12  # blocks of about one size
+        # Blocks of about one size, in whole register tiles: not more than `most_rows`.
+        block_rows: T.let = whole_tiles((n + row_blocks - 1) // T.max(row_blocks, T.int64(1)))
         chunks: T.let = T.min(
             panels,
             T.max((TASKS + row_blocks - 1) // T.max(row_blocks, T.int64(1)), (panels + (most_panels - 1)) // most_panels),
@@ -198,7 +206,9 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             count: T.let = part[1]
             first_panel: T.let = part[2]
             end_panel: T.let = part[3]
-            multiply_task(first, count, first_panel, end_panel, cin, panels, x, weight, bias, residual, gate, batch_index, out)
+            multiply_task(
+                Operands(x, weight, bias, residual, gate, batch_index, out), first, count, first_panel, end_panel, cin, panels
+            )
 
     given = {"residual": has_residual, "gate": has_gate, "batch_index": has_index}
     return drop_parameters(kernel, *(name for name, present in given.items() if not present))
