@@ -86,7 +86,7 @@ class Linear(nn.Module):
 
 
 class Activation(nn.Module):
-    """One of "relu", "silu", "gelu_tanh", by element. Layers that take `activation=` compute it in passing instead."""
+    """One of `ACTIVATIONS`, by element. Layers that take `activation=` compute it in passing instead."""
 
     def __init__(self, name: str):
         check_choice("nn.Activation", "name", name, [name for name in ACTIVATIONS if name != "none"])

@@ -7,11 +7,11 @@ from tir_kernels.spec.activation import ACTIVATIONS, Activation
 from .register import call_spec, check_choice, register_op
 from .shapes import float_shape
 
-NAMES = tuple(name for name in ACTIVATIONS if name != "none")
+NAMES = tuple(name for name in ACTIVATIONS if name != "none")  # those that do something
 
 
 def activation(x: relax.Expr, name: str) -> relax.Call:
-    """The activation `name` ("relu", "silu", "gelu" or "gelu_tanh") of every element of x, float32 or bfloat16 of any rank.
+    """The activation `name`, one of `NAMES`, of every element of x, float32 or bfloat16 of any rank.
 
     Returns the type of x; computed in float32. Raises ValueError for another name, dtype, or an unknown rank.
     """

@@ -15,7 +15,7 @@ def channel_layer_norm(
     """`activation((x - mean) / sqrt(variance + eps) * weight + bias)`, over the channels at every site by itself.
 
     x float32 or bfloat16 [B, C, *spatial], as in torch; all sizes but C may be symbolic and 0; weight, bias float32 [C];
-    activation one of "none", "relu", "silu", "gelu", "gelu_tanh". Returns the type of x; computed in float32.
+    activation one of `ACTIVATIONS`. Returns the type of x; computed in float32.
 
     Raises ValueError naming the argument or option that does not fit.
     """

@@ -25,8 +25,8 @@ def layer_norm(
     """`activation((norm(x) * weight + bias) * (1 + scale[b]) + shift[b])`, every row normalised by itself.
 
     x float32 or bfloat16 [N, C]; weight, bias float32 [C]; scale, shift float32 [B, C], of which row i takes b =
-    batch_index[i], int32 [N], or the only one if no batch_index is given (then B = 1); activation one of "none",
-    "relu", "silu", "gelu", "gelu_tanh". Returns dtype of x, [N, C]; computed in float32.
+    batch_index[i], int32 [N], or the only one if no batch_index is given (then B = 1); activation one of `ACTIVATIONS`.
+    Returns dtype of x, [N, C]; computed in float32.
 
     Raises ValueError naming the argument or option that does not fit and, from the running module, for the first entry
     of batch_index that is not in 0 to B - 1.

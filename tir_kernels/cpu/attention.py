@@ -20,14 +20,16 @@ from ..buffers import match_buffer
 from ..script import drop_parameters, inline
 from ..spec.attention import Attention
 from .batch_offsets import cut
+from .caches import L1
 from .guards import check_offsets, check_repeats, check_rows
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile, pair_of_halves
 from .vector_math import LOG2_E, polynomial
 
-QUERIES = 480  # of one task, a multiple of BLOCK: what is copied of keys and values serves them all
-BLOCK = 24  # queries whose logits exist at once, a multiple of the rows of every register tile
-KEYS = 128  # of one tile, a multiple of the columns of every register tile; logits of a block stay in the L1 cache
+QUERIES = 480  # of one task, whole blocks: what is copied of keys and values serves them all
+BLOCK = 24  # queries whose logits exist at once, whole register tiles
+KEYS = 128  # of one tile, whole panels; with BLOCK, logits take three eighths of the L1 cache
+assert QUERIES % BLOCK == 0 and 8 * 4 * BLOCK * KEYS == 3 * L1
 SQUARE = 8  # rows and columns that are transposed at once
 LEAST = float(np.finfo("float32").min)
 # 2^r for |r| <= 1/2, minimax in relative error but for the first coefficient: within 1.5e-7 before rounding
@@ -94,6 +96,7 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
     micro = RegisterTile(isa, depth, KEYS, dtype)
     rows, cols, lanes, steps = micro.tile.rows, micro.tile.cols, micro.tile.lanes, micro.steps
     pair = 2 if micro.dot else 1  # products of one step
+    assert BLOCK % rows == 0 and KEYS % cols == 0 and KEYS % SQUARE == 0, "blocks and tiles of keys are whole register tiles"
     packed = micro.weight_dtype  # of the operands of both products
     last_vectors = -(-(depth % cols) // lanes)  # of the last panel of channels, where it is not a whole one
     channels = depth // cols * cols + last_vectors * lanes  # the depth in whole vectors
@@ -331,7 +334,7 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
         tile_rows = T.alloc_buffer((nq // QUERIES + batch,), "int64")
         tile_batch = T.alloc_buffer((nq // QUERIES + batch,), "int64")
         cut(q_offsets, batch - 1, QUERIES, tiles, tile_first, tile_rows, tile_batch)
-        for task in T.parallel(tiles[0] * heads):
+        for task in T.parallel(tiles[0] * heads if depth > 0 else T.int64(0)):  # without channels there is nothing to write
             T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)  # neighbouring tasks cost alike: deal them out
             # all tiles of one segment and head, then the next head: its keys and values stay in cache
             b: T.let = tile_batch[task // heads]

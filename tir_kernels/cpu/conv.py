@@ -22,23 +22,26 @@ from ..buffers import match_buffer
 from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.conv3d import Conv3d
+from .caches import L1
 from .guards import check_size
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile
 from .vector_math import EMIT
 
-VOXELS = 128  # of one task, a multiple of every tile's columns: each block of weights is fetched once for all of them
+VOXELS = 128  # of one task, whole panels: each block of weights is fetched once for all of them
 CHANNELS = 512  # of one task, about: enough to pay for packing the voxels
 SLICE = 128  # channels, about, that take turns on a panel: one block of their weights stays in the L2 cache
-PANEL_BYTES = 20 * 1024  # the terms of one panel of voxels: half of a common L1 cache
+PANEL_BYTES = 5 * L1 // 8  # the terms of one panel of voxels
 
 
 def blocking(cin: int, taps: int, isa: Isa, dtype: str) -> tuple[RegisterTile, int]:
     """The register tile over one block of the cin * taps terms of a sum, and the number of blocks."""
     micro = RegisterTile(isa, 2, VOXELS, dtype)
     longest = PANEL_BYTES // (4 * micro.tile.cols) * (2 if micro.dot else 1)
-    blocks = -(-cin * taps // longest)
-    depth = -(-cin * taps // blocks)
+    assert VOXELS % micro.tile.cols == 0, "a task is whole panels"
+    terms = max(1, cin * taps)  # without channels, one that is zero: the bias is due all the same
+    blocks = -(-terms // longest)
+    depth = -(-terms // blocks)
     return RegisterTile(isa, depth + depth % 2, VOXELS, dtype), blocks
 
 
@@ -57,7 +60,8 @@ def weight_layout(spec: Conv3d, isa: Isa) -> WeightLayout:
     weight_shape = (spec.cout, spec.cin, *spec.geometry.kernel)
 
     def unpack(packed):
-        rows = packed.astype("float32").reshape(blocks, spec.cout, micro.depth).transpose(1, 0, 2).reshape(spec.cout, -1)
+        rows = packed.astype("float32").reshape(blocks, spec.cout, micro.depth).transpose(1, 0, 2)
+        rows = rows.reshape(spec.cout, blocks * micro.depth)
         return rows[:, : prod(weight_shape[1:])].reshape(weight_shape)
 
     return WeightLayout(shape, dtype, pack_filters(weight_shape, *shape, spec.dtype, dtype), unpack)
@@ -275,10 +279,10 @@ def conv3d(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
         weight = match_buffer(weight_, (blocks * cout, depth), "bfloat16" if micro.dot else "float32")
         bias = match_buffer(bias_, (cout,), "float32")
         out = match_buffer(out_, (batch, cout, *size_out), dtype)
-        residual = match_buffer(residual_, (batch, cout, *size_out), dtype) if has_residual else out  # unused
+        residual = match_buffer(residual_, (batch, cout, *size_out), dtype)
         check_size(size_padded, geometry)
         flat = T.decl_buffer((elements,), stored, data=x.data)
-        flat_residual = T.decl_buffer(flat_shape, dtype, data=residual.data)
+        flat_residual = T.decl_buffer(flat_shape, dtype, data=(residual if has_residual else out).data)
         flat_out = T.decl_buffer(flat_shape, dtype, data=out.data)
         if any(geometry.padding):
             padded = T.alloc_buffer((elements_padded,), stored)
@@ -287,4 +291,4 @@ def conv3d(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
         else:
             convolve(flat, weight, bias, flat_residual, flat_out, batch, size, size_out)
 
-    return kernel if has_residual else drop_parameters(kernel, "residual_")
+    return kernel if has_residual else drop_parameters(kernel, "residual")

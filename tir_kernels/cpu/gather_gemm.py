@@ -114,6 +114,32 @@ def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
             )
 
     @inline
+    def convolve_block(o, block, first_row, rows, taps, base, sums, wide):
+        """out[first_row : first_row + rows, :], summed in the rows of `sums` from `base` on"""
+        for row, c in T.grid(rows, cout):
+            sums[base + row, c] = o.bias[c] + T.Cast("float32", o.residual[first_row + row, c]) if has_residual else o.bias[c]
+        for tap in range(taps):
+            start: T.let = T.Cast("int64", o.segment[block, tap])
+            count: T.let = T.Cast("int64", o.segment[block, tap + 1]) - start
+            multiply_segment(o, Segment(block, tap, base, sums), start, count, wide)
+        if spec.activation != "none" or not direct:
+            for row, c in T.grid(rows, cout):
+                o.out[first_row + row, c] = T.Cast(dtype, act(sums[base + row, c]))
+
+    @inline
+    def convolve_widened(o, block, first_row, rows, taps, sums):
+        wide = T.alloc_buffer((tile.rows, cin), "float32")
+        convolve_block(o, block, first_row, rows, taps, T.int64(0), sums, wide)
+
+    @inline
+    def convolve_in_scratch(o, block, first_row, rows, taps, block_rows):
+        sums = T.alloc_buffer((block_rows, cout), "float32")
+        if micro.widens:
+            convolve_widened(o, block, first_row, rows, taps, sums)
+        else:
+            convolve_block(o, block, first_row, rows, taps, T.int64(0), sums, None)
+
+    @inline
     def convolve(o, num_out, blocks, taps, block_rows):
         if micro.llvm_ir is not None:
             T.attr(T.int32(0), "pragma_import_llvm", micro.llvm_ir)
@@ -121,20 +147,10 @@ def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
             T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)  # neighbouring blocks cost alike: deal them out
             first_row: T.let = block * block_rows
             rows: T.let = T.min(block_rows, num_out - first_row)
-            base: T.let = first_row if direct else T.int64(0)
-            sums = o.out if direct else T.alloc_buffer((block_rows, cout), "float32")
-            wide = T.alloc_buffer((tile.rows, cin), "float32") if micro.widens else o.feats  # unused
-            for row, c in T.grid(rows, cout):
-                sums[base + row, c] = (
-                    o.bias[c] + T.Cast("float32", o.residual[first_row + row, c]) if has_residual else o.bias[c]
-                )
-            for tap in range(taps):
-                start: T.let = T.Cast("int64", o.segment[block, tap])
-                count: T.let = T.Cast("int64", o.segment[block, tap + 1]) - start
-                multiply_segment(o, Segment(block, tap, base, sums), start, count, wide)
-            if spec.activation != "none" or not direct:
-                for row, c in T.grid(rows, cout):
-                    o.out[first_row + row, c] = T.Cast(dtype, act(sums[base + row, c]))
+            if direct:
+                convolve_block(o, block, first_row, rows, taps, first_row, o.out, None)
+            else:
+                convolve_in_scratch(o, block, first_row, rows, taps, block_rows)
 
     @script.prim_func(s_tir=True)
     def kernel(

@@ -18,13 +18,15 @@ from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.linear import Linear
 from . import register_tile
+from .caches import L1, L2
 from .guards import check_batch_index
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile, pair_of_halves
 from .vector_math import EMIT
 
-BLOCK_ROWS = 192  # at most; over a block of the depth they take three fifths of a common L2 cache
-BLOCK_DEPTH = 384  # the weights of a narrow panel over it take three quarters of a common L1 cache
+NARROW = 16  # columns of a narrow panel
+BLOCK_DEPTH = 3 * L1 // (4 * 4 * NARROW)  # 384: the weights of a narrow panel over it take three quarters of the L1 cache
+BLOCK_ROWS = 9 * L2 // (16 * 4 * BLOCK_DEPTH)  # 192, at most; over a block of the depth they take 9/16 of the L2 cache
 CHUNK_COLUMNS = 1024  # of one task, at most: they pay for the copy of its rows
 TASKS = 32  # of few rows; they are then cut along the columns, so that threads have equal work
 

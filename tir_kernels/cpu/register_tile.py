@@ -260,8 +260,8 @@ def weight_layout(shape: tuple[int, ...], isa: Isa, dtype: str) -> WeightLayout:
     def unpack(packed: np.ndarray) -> np.ndarray:
         if micro.dot:  # pairs of upper halves of a float32
             halves = np.stack([packed << 16, packed & -65536], 3).view("float32")  # [taps, panels, steps, 2, cols]
-            packed = halves.reshape(*packed.shape[:2], -1, micro.tile.cols)
-        rows = packed.transpose(1, 3, 0, 2).reshape(-1, len(packed), packed.shape[2])  # [columns, taps, depth]
+            packed = halves.reshape(*packed.shape[:2], 2 * micro.steps, micro.tile.cols)
+        rows = packed.transpose(1, 3, 0, 2).reshape(micro.panels * micro.tile.cols, len(packed), packed.shape[2])
         return rows[:width, :, :depth].reshape(shape)
 
     packed = (prod(kernel), micro.panels, micro.steps, micro.tile.cols)

@@ -14,13 +14,15 @@ from ..buffers import match_buffer
 from ..script import inline
 from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_ORIGIN, PLAN_SIZE
 from ..spec.unique import FillUnique, PlanUnique, RankUnique
+from .caches import L1
 from .coordinate_index import GRID_CELLS_FREE, GRID_CELLS_MOST, GRID_CELLS_PER_ROW, ROW_CHUNK, cell_of, fill
 from .guards import check_range, extremes
 from .isa import Isa
 
 SORT = HASH  # the method where no grid fits
-DIGIT_BITS = 11  # of the radix sort: 2048 counters stay in the L1 cache
+DIGIT_BITS = 11  # of the radix sort
 DIGITS = 1 << DIGIT_BITS
+assert 2 * 8 * DIGITS <= L1, "counters stay in the L1 cache"
 CELL_CHUNK = 16384  # cells that one task numbers
 
 

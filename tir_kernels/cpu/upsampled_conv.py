@@ -3,6 +3,7 @@
 Blocks and order of the sums are those of `gather_gemm`.
 """
 
+from dataclasses import dataclass
 from functools import cache
 
 import tvm
@@ -17,6 +18,20 @@ from .isa import Isa
 from .vector_math import EMIT
 
 
+@dataclass(frozen=True)
+class Operands:
+    """The buffers of the kernel; a residual that it lacks is never read."""
+
+    y: tvm.tirx.Buffer  # [M, group * Cout]
+    bias: tvm.tirx.Buffer  # [Cout]
+    residual: tvm.tirx.Buffer  # [N, Cout]
+    parent: tvm.tirx.Buffer  # [N]
+    pair_in: tvm.tirx.Buffer  # [blocks, slots]
+    pair_out: tvm.tirx.Buffer  # [blocks, slots]
+    segment: tvm.tirx.Buffer  # [blocks, taps + 1]
+    out: tvm.tirx.Buffer  # [N, Cout]
+
+
 @cache
 def add_taps(spec: AddTaps, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `AddTaps`."""
@@ -26,15 +41,42 @@ def add_taps(spec: AddTaps, isa: Isa) -> tvm.tirx.PrimFunc:
     direct = dtype == "float32"  # a narrower output is summed in a float32 scratch of the block
 
     @inline
-    def add_tap(y, tap, parent, pair_in, pair_out, segment, block, base, sums):
+    def add_tap(o, tap, block, base, sums):
         """sums[base + o, :] += y[parent[i], tap, :] for the pairs (i, o) of one tap of the group in one block"""
-        start: T.let = T.Cast("int64", segment[block, group.start + tap])
-        for i in range(T.Cast("int64", segment[block, group.start + tap + 1]) - start):
-            source: T.let = T.Cast("int64", parent[T.Cast("int64", pair_in[block, start + i])])
-            target: T.let = base + T.Cast("int64", pair_out[block, start + i])
+        start: T.let = T.Cast("int64", o.segment[block, group.start + tap])
+        for i in range(T.Cast("int64", o.segment[block, group.start + tap + 1]) - start):
+            source: T.let = T.Cast("int64", o.parent[T.Cast("int64", o.pair_in[block, start + i])])
+            target: T.let = base + T.Cast("int64", o.pair_out[block, start + i])
             if source >= 0:
                 for c in range(cout):
-                    sums[target, c] += y[source, tap * cout + c]
+                    sums[target, c] += o.y[source, tap * cout + c]
+
+    @inline
+    def add_block(o, block, first, rows, base, sums):
+        """out[first : first + rows, :], summed in the rows of `sums` from `base` on"""
+        for row, c in T.grid(rows, cout):
+            sums[base + row, c] = o.bias[c] + T.Cast("float32", o.residual[first + row, c]) if has_residual else o.bias[c]
+        for tap in range(len(group)):
+            add_tap(o, tap, block, base, sums)
+        if spec.activation != "none" or not direct:
+            for row, c in T.grid(rows, cout):
+                o.out[first + row, c] = T.Cast(dtype, act(sums[base + row, c]))
+
+    @inline
+    def add_block_in_scratch(o, block, first, rows, block_rows):
+        sums = T.alloc_buffer((block_rows, cout), "float32")
+        add_block(o, block, first, rows, T.int64(0), sums)
+
+    @inline
+    def add_blocks(o, n, blocks, block_rows):
+        for block in T.parallel(blocks):
+            T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)  # neighbouring blocks cost alike: deal them out
+            first: T.let = block * block_rows
+            rows: T.let = T.min(block_rows, n - first)
+            if direct:
+                add_block(o, block, first, rows, first, o.out)
+            else:
+                add_block_in_scratch(o, block, first, rows, block_rows)
 
     @script.prim_func(s_tir=True)
     def kernel(
@@ -60,19 +102,6 @@ def add_taps(spec: AddTaps, isa: Isa) -> tvm.tirx.PrimFunc:
         out = match_buffer(out_, (n, cout), dtype)
         check_map(map_rows, n, n, columns - 1, taps)
         check_parent(parent, n, m)
-        block_rows: T.let = slots // taps
-        for block in T.parallel(blocks):
-            T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)  # neighbouring blocks cost alike: deal them out
-            first: T.let = block * block_rows
-            rows: T.let = T.min(block_rows, n - first)
-            base: T.let = first if direct else T.int64(0)
-            sums = out if direct else T.alloc_buffer((block_rows, cout), "float32")
-            for row, c in T.grid(rows, cout):
-                sums[base + row, c] = bias[c] + T.Cast("float32", residual[first + row, c]) if has_residual else bias[c]
-            for tap in range(len(group)):
-                add_tap(y, tap, parent, pair_in, pair_out, segment, block, base, sums)
-            if spec.activation != "none" or not direct:
-                for row, c in T.grid(rows, cout):
-                    out[first + row, c] = T.Cast(dtype, act(sums[base + row, c]))
+        add_blocks(Operands(y, bias, residual, parent, pair_in, pair_out, segment, out), n, blocks, slots // taps)
 
     return kernel if has_residual else drop_parameters(kernel, "residual")

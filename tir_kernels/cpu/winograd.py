@@ -30,6 +30,7 @@ from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.conv3d import Conv3d
 from ..spec.geometry import Geometry
+from . import caches
 from .guards import check_size
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile
@@ -42,7 +43,7 @@ BLOCK = 16  # vectors of tiles of one task: they pay for transforming its weight
 CHANNELS = 128  # output channels of one task, about: they pay for transforming its tiles
 PART = 66  # output channels, at most, whose products for a step stay in the L2 cache
 DEPTH = 64  # input channels of a block, at most
-LINE = 16  # channels of weights that lie next to each other, a cache line
+LINE = caches.LINE // 4  # channels of weights that lie next to each other
 
 # The rows of B^T, as x[a] + sign * x[b], and of G; the columns of A^T.
 INPUT_ROWS = ((0, 2, -1.0), (1, 2, 1.0), (2, 1, -1.0), (1, 3, -1.0))
@@ -201,6 +202,8 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
     chunks = depth // LINE
     micro = RegisterTile(isa, LINE, STEP * VECTOR, "float32")
     cols, panels = micro.tile.cols, micro.panels  # of a step
+    assert STEP * VECTOR % cols == 0 and BLOCK % STEP == 0, "a step is whole panels, a task whole steps"
+    assert cols % VECTOR == 0 and PART >= micro.tile.rows, "a panel is whole vectors of tiles, a part has a register tile"
     slice_rows = -(-cout // (-(-cout // CHANNELS) * micro.tile.rows)) * micro.tile.rows
     slices = -(-cout // slice_rows)
     part_rows = PART // micro.tile.rows * micro.tile.rows
@@ -355,10 +358,10 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
         weight = match_buffer(weight_, (cout, blocks, prod(KERNEL), depth), "float32")
         bias = match_buffer(bias_, (cout,), "float32")
         out = match_buffer(out_, (batch, cout, *size_out), "float32")
-        residual = match_buffer(residual_, (batch, cout, *size_out), "float32") if has_residual else out  # unused
+        residual = match_buffer(residual_, (batch, cout, *size_out), "float32")
         check_size(size_padded, Geometry(KERNEL))
         flat = T.decl_buffer((elements,), "float32", data=x.data)
-        flat_residual = T.decl_buffer((elements_out,), "float32", data=residual.data)
+        flat_residual = T.decl_buffer((elements_out,), "float32", data=(residual if has_residual else out).data)
         flat_out = T.decl_buffer((elements_out,), "float32", data=out.data)
         tiles_d: T.let = (size_out[0] + 1) // 2
         tiles_h: T.let = (size_out[1] + 1) // 2
@@ -400,4 +403,4 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
                 size_out,
             )
 
-    return kernel if has_residual else drop_parameters(kernel, "residual_")
+    return kernel if has_residual else drop_parameters(kernel, "residual")
