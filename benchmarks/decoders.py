@@ -33,7 +33,7 @@ from sparse_ops.eager import functional as F
 from sparse_ops.transform.precision import PRECISIONS
 from tests.golden import case_slat_decoder_gs, case_slat_decoder_mesh
 from tests.tolerance import Comparison, compare
-from tir_kernels.cpu import windows
+from tir_kernels.spec import windows
 
 from .decoder_reference import Decoder, GaussianReference, MeshReference
 from .harness import Benchmark, Case, Options, Peer, arrays

@@ -28,7 +28,7 @@ from sparse_ops.deploy.manifest import system, versions
 from sparse_ops.deploy.weights import State
 from sparse_ops.eager.cache import cache_folder, source_digest
 from sparse_ops.transform.precision import PRECISIONS
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 PIPELINE, MADE_FROM = "pipeline.json", "made_from.json"
 FORMAT = 1

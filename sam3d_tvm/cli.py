@@ -309,9 +309,8 @@ def info(
     import tvm
 
     from sam3d_tvm import __version__
-    from tir_kernels.cpu.isa import Isa, host_target
+    from tir_kernels.dispatch import fingerprint, host_target
 
-    isa = Isa.of()
     rows = {
         "sam3d-tvm": __version__,
         "Python": platform.python_version(),
@@ -319,8 +318,7 @@ def info(
         "apache-tvm-ffi": version("apache-tvm-ffi"),
         "numpy": version("numpy"),
         "target": str(host_target()),
-        "instruction set": f"{isa.name}: {isa.registers} registers of {isa.lanes} float32 lanes"
-        + (", bfloat16 dot product" if isa.bf16_dot else ""),
+        "instruction set": fingerprint(),
         "threads": os.environ["TVM_NUM_THREADS"],
     }
     if artifacts is not None:

@@ -55,7 +55,7 @@ from sparse_ops.nn import (
 )
 from sparse_ops.nn.carrier import emit
 from sparse_ops.transform.precision import PRECISIONS
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 FINAL_NORM_EPS = 1e-5
 BLOCK = "block_"  # how the parts of a transformer block are called

@@ -19,7 +19,7 @@ from sparse_ops.deploy.manifest import FunctionSpec, Manifest, TensorSpec
 from sparse_ops.deploy.weights import State
 from sparse_ops.transform import cpu_pipeline
 from sparse_ops.transform.lift_params import PACKED_NAMES, TRANSFORM_PARAMS
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 
 def assemble(

@@ -11,7 +11,7 @@ from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, names
 from sparse_ops.deploy.weights import State, check_arrays
 from sparse_ops.nn import Module
-from tir_kernels.cpu.isa import Isa, host_target
+from tir_kernels.dispatch import check_target, host_target
 
 
 def native_component(
@@ -34,7 +34,7 @@ def native_component(
     precision, and for a target that is no CPU.
     """
     target = target or host_target()
-    Isa.of(target)  # refuses what is no CPU
+    check_target(target)
     copies = copies or {}
     with target:
         module, own = model.export_tvm(dict(functions))

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 import tvm
 
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 FORMAT = 2
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")  # those that decide whether code can be loaded

@@ -23,7 +23,7 @@ import tvm_ffi
 from tvm import relax
 
 import tir_kernels
-from tir_kernels.cpu.isa import Isa, forced, host_target
+from tir_kernels.dispatch import choice, current_target, fingerprint
 
 from ..build import build, pack_params, unchecked
 
@@ -78,7 +78,7 @@ def compiled(identity: tuple, make_module: Callable[[], tvm.IRModule], precision
     Threads may call it at once: a function is compiled by the first that asks for it, and others go on.
     """
     target = tvm.target.Target.current(allow_none=True)
-    key = (identity, precision, None if target is None else str(target), forced())
+    key = (identity, precision, None if target is None else str(target), choice())
     found = _compiled.get(key)
     if found is None:
         with _lock:
@@ -86,7 +86,7 @@ def compiled(identity: tuple, make_module: Callable[[], tvm.IRModule], precision
         with one:
             found = _compiled.get(key)
             if found is None:
-                found = _compiled[key] = Compiled(_load_or_build(identity, make_module, target or host_target(), precision))
+                found = _compiled[key] = Compiled(_load_or_build(identity, make_module, current_target(target), precision))
         with _lock:
             _one_at_a_time.pop(key, None)
     return found
@@ -98,7 +98,7 @@ def _file_name(identity: tuple, target: tvm.target.Target, precision: str) -> st
         "identity": identity,
         "precision": precision,
         "target": str(target),
-        "isa": Isa.of(target).name,
+        "kernels": fingerprint(target),
         "tvm": tvm.__version__,
         "tvm_ffi": tvm_ffi.__version__,
         "source": source_digest(),

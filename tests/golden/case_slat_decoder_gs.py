@@ -13,7 +13,7 @@ from sparse_ops.deploy.from_nn import native_component
 from sparse_ops.nn import Module
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
-from tir_kernels.cpu import windows
+from tir_kernels.spec import windows
 
 BUFFER = "offset_perturbation"  # data of the representation among the parameters
 

@@ -19,7 +19,7 @@ from torch.export import Dim
 from sparse_ops.deploy.component import LIBRARY, MANIFEST, MODULE, PARAMETERS, Component
 from sparse_ops.deploy.from_torch import port_component
 from tests.tolerance import assert_close
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 WIDTH, OUT = 24, 10
 

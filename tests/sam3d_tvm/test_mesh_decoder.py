@@ -25,7 +25,7 @@ from tests.golden import case_slat_decoder_mesh
 from tests.sam3d_tvm.tiny import normal, voxels
 from tests.sparse_ops.walk import with_threads
 from tests.tolerance import assert_close, compare
-from tir_kernels.cpu import subdivide
+from tir_kernels.spec import subdivide
 
 CONFIG = replace(preset("tiny"), resolution=8, model_channels=48, num_blocks=2, mlp_ratio=1.5, window_size=3, num_groups=3)
 NARROW_ERROR = 0.02  # relative L2 that bfloat16 may be off

@@ -14,8 +14,9 @@ from sparse_ops.build import build
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
-from tir_kernels.cpu.attention import exp2, naive
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.cpu.attention import exp2
+from tir_kernels.dispatch import host_target
+from tir_kernels.spec.attention import naive
 
 SHAPES = [("n", 2, 20), ("k", 2, 20), ("k", 2, 20), ("b",), ("b",)]
 
@@ -184,3 +185,13 @@ def test_wrong_shapes_are_named(position, shape, dtype, message):
 def test_a_wrong_scale_is_named(scale):
     with pytest.raises(ValueError, match=r"sparse_ops\.attention: scale: expected a number above 0"):
         op.attention(*[None] * 5, scale=scale)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_depth_0(dtype):
+    """Nothing to compute: the result has no elements; offsets are checked all the same."""
+    args = arguments([3, 0, 4], [2, 5, 0], depth=0, dtype=dtype)
+    assert evaluate(op.attention, *args).shape == (7, 2, 0)
+    bad = args[3] + np.array([0, 0, 0, 1], "int32")
+    with pytest.raises(ValueError, match="q_offsets: from 0 to 8, expected offsets from 0 to the 7 rows"):
+        evaluate(op.attention, *args[:3], bad, args[4])

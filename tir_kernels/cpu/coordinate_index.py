@@ -15,31 +15,31 @@ by its key without the last two bits, so that the taps of one (x, y) column meet
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..guards import RAISE_DUPLICATE, RAISE_RANGE
+from ..guards import RAISE_DUPLICATE
 from ..script import inline
-
-BATCH_LIMIT = 4096
-COORDINATE_LIMIT = 32768
-DEFAULT_LOW = (0, -COORDINATE_LIMIT, -COORDINATE_LIMIT, -COORDINATE_LIMIT)
-DEFAULT_HIGH = (BATCH_LIMIT - 1, COORDINATE_LIMIT - 1, COORDINATE_LIMIT - 1, COORDINATE_LIMIT - 1)
+from ..spec.coordinate_index import (
+    GRID,
+    HASH,
+    PLAN_EXTENT,
+    PLAN_METHOD,
+    PLAN_ORIGIN,
+    PLAN_ROWS,
+    PLAN_SIZE,
+    BuildIndex,
+    Lookup,
+    PlanIndex,
+)
+from .guards import check_range, extremes
+from .isa import Isa
 
 FILL_CHUNK = 16384
 ROW_CHUNK = 4096  # rows that one task checks or inserts
 
-METHODS = ("auto", "grid", "hash")
-GRID, HASH = 0, 1
-
-PLAN_SIZE = 16
-PLAN_METHOD = 0
-PLAN_ORIGIN = 1  # 4 entries: lowest batch, x, y, z of the padded box
-PLAN_EXTENT = 5  # 4 entries: cells of the padded box along each
-PLAN_ROWS = 9  # rows of the coordinates
 
 # A grid costs 4 bytes a cell to clear, a hash some 13 slow probes a voxel: the grid wins up to hundreds of cells a voxel.
 GRID_CELLS_PER_ROW = 128
@@ -51,12 +51,6 @@ KEY_BIAS = 1 << 16
 BUCKET_BITS = 2  # of z: four neighbours along z share a bucket
 BUCKET = 1 << BUCKET_BITS
 HASH_FACTOR = 0x27BB2EE687B0B0FD  # odd, about 2^62 / golden ratio (Knuth, TAOCP 6.4); TIR constants end at 2^63
-
-
-def naive(coords, queries):
-    """Oracle. coords [N, 4], queries [M, 4] -> int32 [M]: the row of `coords` that equals each query, or -1."""
-    rows = {tuple(coordinate): row for row, coordinate in enumerate(np.asarray(coords).tolist())}
-    return np.array([rows.get(tuple(query), -1) for query in np.asarray(queries).tolist()], "int32").reshape(-1)
 
 
 def key_of(batch, x, y, z):
@@ -79,43 +73,6 @@ def cell_of(plan, batch, x, y, z):
     for axis, value in enumerate((x, y, z), start=1):
         cell = cell * plan[PLAN_EXTENT + axis] + (T.Cast("int64", value) - plan[PLAN_ORIGIN + axis])
     return cell
-
-
-def check_range(coords, rows, lowest, highest, low, high):
-    """Emit: raise for the first row of `coords` outside [low, high], if the extremes say that there is one."""
-
-    @inline
-    def check_column(column, low, high):
-        if T.And(rows > 0, T.Or(lowest[column] < low, highest[column] > high)):
-            for row in range(rows):
-                if T.Or(coords[row, column] < low, coords[row, column] > high):
-                    T.evaluate(
-                        T.call_packed(
-                            RAISE_RANGE,
-                            row,
-                            T.int32(column),
-                            coords[row, column],
-                            T.int32(low),
-                            T.int32(high),
-                        )
-                    )
-
-    for column in range(4):
-        check_column(column, low[column], high[column])
-
-
-@inline
-def extremes(coords, rows, lowest, highest):
-    """lowest, highest [4]: over all rows of coords [rows, 4]; of no rows, 0 and -1."""
-    for c in T.vectorized(4):
-        lowest[c] = T.if_then_else(rows > 0, T.int32(2147483647), T.int32(0))
-    for c in T.vectorized(4):
-        highest[c] = T.if_then_else(rows > 0, T.int32(-2147483648), T.int32(-1))
-    for row in range(rows):
-        for c in T.vectorized(4):
-            lowest[c] = T.min(lowest[c], coords[row, c])
-        for c in T.vectorized(4):
-            highest[c] = T.max(highest[c], coords[row, c])
 
 
 @inline
@@ -146,15 +103,9 @@ def choose(method, rows, plan, size):
 
 
 @cache
-def plan_index(
-    pad: tuple[int, int, int] = (0, 0, 0), method: str = "auto", low=DEFAULT_LOW, high=DEFAULT_HIGH
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [2]): checks the range and chooses the method.
-
-    `pad`: empty cells around the box along x, y, z, as far as unchecked probes will reach. `low`, `high`: the range of
-    batch, x, y, z. The kernel raises ValueError for the first row outside of it, and for `method="grid"` when the box has
-    more than 2^30 cells it falls back to the hash.
-    """
+def plan_index(spec: PlanIndex, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `PlanIndex`. `method="grid"` falls back to the hash when the box has more than 2^30 cells."""
+    pad, method, low, high = spec.pad, spec.method, spec.low, spec.high
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
@@ -257,8 +208,8 @@ def report_duplicate(coords, rows, plan, slots):
 
 
 @cache
-def build_index() -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], plan, slots, keys): fills the index; ValueError for the first duplicate row."""
+def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `BuildIndex`."""
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle):
@@ -305,8 +256,8 @@ def build_index() -> tvm.tirx.PrimFunc:
 
 
 @cache
-def lookup() -> tvm.tirx.PrimFunc:
-    """PrimFunc (queries int32 [M, 4], plan, slots, keys, rows int32 [M]): the row of each query, or -1."""
+def lookup(spec: Lookup, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `Lookup`."""
 
     @script.prim_func(s_tir=True)
     def kernel(queries_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle, rows_: T.handle):

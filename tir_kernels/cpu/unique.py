@@ -1,57 +1,29 @@
-"""Unique coordinates with inverse, optionally after dividing by a factor per axis: `unique` and `downsample`.
+"""Unique coordinates with inverse, optionally after dividing by a factor per axis.
 
-    coords[inverse[i]] == (batch_i, floor(x_i / fx), floor(y_i / fy), floor(z_i / fz)),  coords ascending
-
-Output rows ascend in (batch, x, y, z), as `torch.unique(dim=0)` and upstream's downsampling order them. The order does
-not depend on the method: a dense grid over the bounding box where that is small (mark the cells, then number them in
-order), else a radix sort of the cell numbers (least significant digit first, which is stable).
-
-Three kernels, with the number of output rows between them:
-
-    plan_unique   (coords [N, 4], plan [PLAN_SIZE], size [2])                   box, method, scratch sizes
-    rank_unique   (coords, plan, cells int32 [S], order int64 [T], inverse int32 [N], count int64 [1])
-    fill_unique   (coords, inverse, out int32 [M, 4])
+The order does not depend on the method: a dense grid over the bounding box where that is small (mark the cells, then number
+them in order), else a radix sort of the cell numbers (least significant digit first, which is stable).
 """
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
 from ..script import inline
-from .coordinate_index import (
-    DEFAULT_HIGH,
-    DEFAULT_LOW,
-    GRID,
-    GRID_CELLS_FREE,
-    GRID_CELLS_MOST,
-    GRID_CELLS_PER_ROW,
-    HASH,
-    PLAN_EXTENT,
-    PLAN_METHOD,
-    PLAN_ORIGIN,
-    PLAN_SIZE,
-    ROW_CHUNK,
-    cell_of,
-    check_range,
-    extremes,
-    fill,
-)
+from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_ORIGIN, PLAN_SIZE
+from ..spec.unique import FillUnique, PlanUnique, RankUnique
+from .caches import L1
+from .coordinate_index import GRID_CELLS_FREE, GRID_CELLS_MOST, GRID_CELLS_PER_ROW, ROW_CHUNK, cell_of, fill
+from .guards import check_range, extremes
+from .isa import Isa
 
 SORT = HASH  # the method where no grid fits
-DIGIT_BITS = 11  # of the radix sort: 2048 counters stay in the L1 cache
+DIGIT_BITS = 11  # of the radix sort
 DIGITS = 1 << DIGIT_BITS
+assert 2 * 8 * DIGITS <= L1, "counters stay in the L1 cache"
 CELL_CHUNK = 16384  # cells that one task numbers
-
-
-def naive(coords, factor=(1, 1, 1)):
-    """Oracle. coords int32 [N, 4] -> (unique int32 [M, 4] ascending, inverse int32 [N])."""
-    divided = np.asarray(coords) // np.array([1, *factor])
-    unique, inverse = np.unique(divided, axis=0, return_inverse=True)
-    return unique.astype("int32").reshape(-1, 4), inverse.reshape(-1).astype("int32")
 
 
 def divide(value, factor: int):
@@ -62,11 +34,9 @@ def divide(value, factor: int):
 
 
 @cache
-def plan_unique(factor: tuple[int, int, int], method: str = "auto", low=DEFAULT_LOW, high=DEFAULT_HIGH):
-    """PrimFunc (coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [2]); ValueError for a row outside of the range.
-
-    `method`: "auto", "grid" (where the box has at most 2^30 cells) or "sort". size = (cells, sort entries).
-    """
+def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `PlanUnique`. A grid needs a box of at most 2^30 cells."""
+    factor, method, low, high = spec.factor, spec.method, spec.low, spec.high
     factors = (1, *factor)
 
     @inline
@@ -111,11 +81,9 @@ def plan_unique(factor: tuple[int, int, int], method: str = "auto", low=DEFAULT_
 
 
 @cache
-def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords, plan, cells int32 [S], order int64 [T], inverse int32 [N], count int64 [1]).
-
-    `cells` and `order` are scratch of the sizes that `plan_unique` gave.
-    """
+def rank_unique(spec: RankUnique, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `RankUnique`."""
+    factor = spec.factor
 
     def cell(coords, row, plan):
         x, y, z = (divide(coords[row, axis + 1], factor[axis]) for axis in range(3))
@@ -214,8 +182,9 @@ def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
 
 
 @cache
-def fill_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], inverse int32 [N], out int32 [M, 4])."""
+def fill_unique(spec: FillUnique, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `FillUnique`."""
+    factor = spec.factor
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, inverse_: T.handle, out_: T.handle):
