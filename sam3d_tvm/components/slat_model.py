@@ -24,6 +24,7 @@ Rows, times, tokens and batch elements are symbolic. A row finds its modulation 
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -84,7 +85,8 @@ def compile_model(
     model = SlatFlow(one_block, precision, **options)
     configuration = {"slat": dataclasses.asdict(one_block), **options, "components": _source_digest()}
     with target or host_target():
-        return compiled(configuration, lambda: model.export_tvm(model.specs())[0], precision)
+        identity = json.dumps(configuration, sort_keys=True)
+        return compiled(("slat", identity), lambda: model.export_tvm(model.specs())[0], precision).machine
 
 
 def slat_component(

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -23,12 +23,10 @@ import tvm_ffi
 from tvm import relax
 
 import tir_kernels
-from tir_kernels.dispatch import current_target, fingerprint
+from tir_kernels.cpu.isa import forced, host_target
+from tir_kernels.dispatch import fingerprint
 
-from ..build import build, unchecked
-
-_lock = threading.Lock()
-_loaded: dict[str, relax.VirtualMachine] = {}
+from ..build import build, pack_params, unchecked
 
 
 def cache_folder() -> Path | None:
@@ -57,12 +55,48 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def compiled(configuration: dict, make_module: Callable[[], tvm.IRModule], precision: str = "float32") -> relax.VirtualMachine:
-    """The virtual machine of a module. `configuration` (JSON) must determine what `make_module` returns; `precision` as in
-    `build`. Callers check arguments, see `build.unchecked`."""
-    target = current_target()
-    identity = {
-        "configuration": configuration,
+class Compiled:
+    """A compiled function of one signature, `main`, and what packs its parameters."""
+
+    def __init__(self, executable: tvm.runtime.Module | tvm.runtime.Executable):
+        self.machine = relax.VirtualMachine(executable, tvm.cpu())
+        self.main = self.machine["main"]
+
+    def pack(self, parameters: Sequence[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
+        """What `main` takes in place of `parameters`, which follow its inputs."""
+        return pack_params(self.machine, "main", parameters.__getitem__)
+
+
+_lock = threading.Lock()  # of the next line
+_one_at_a_time: dict[tuple, threading.Lock] = {}  # for each function that is being compiled
+_compiled: dict[tuple, Compiled] = {}
+
+
+def compiled(identity: tuple, make_module: Callable[[], tvm.IRModule], precision: str = "float32") -> Compiled:
+    """The compiled function of a module. `identity`, nested tuples of numbers, strings and None, must determine what
+    `make_module` returns; `precision` as in `build`. Callers check arguments, see `build.unchecked`.
+
+    Threads may call it at once: a function is compiled by the first that asks for it, and others go on.
+    """
+    target = tvm.target.Target.current(allow_none=True)
+    key = (identity, precision, None if target is None else str(target), forced())
+    found = _compiled.get(key)
+    if found is None:
+        with _lock:
+            one = _one_at_a_time.setdefault(key, threading.Lock())
+        with one:
+            found = _compiled.get(key)
+            if found is None:
+                found = _compiled[key] = Compiled(_load_or_build(identity, make_module, target or host_target(), precision))
+        with _lock:
+            _one_at_a_time.pop(key, None)
+    return found
+
+
+def _file_name(identity: tuple, target: tvm.target.Target, precision: str) -> str:
+    """A hash over all that decides what is compiled."""
+    everything = {
+        "identity": identity,
         "precision": precision,
         "target": str(target),
         "kernels": fingerprint(target),
@@ -70,16 +104,12 @@ def compiled(configuration: dict, make_module: Callable[[], tvm.IRModule], preci
         "tvm_ffi": tvm_ffi.__version__,
         "source": source_digest(),
     }
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    with _lock:
-        if key not in _loaded:
-            _loaded[key] = relax.VirtualMachine(_load_or_build(key, make_module, target, precision), tvm.cpu())
-        return _loaded[key]
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
-def _load_or_build(key: str, make_module: Callable[[], tvm.IRModule], target: tvm.target.Target, precision: str):
+def _load_or_build(identity: tuple, make_module: Callable[[], tvm.IRModule], target: tvm.target.Target, precision: str):
     folder = cache_folder()
-    file = folder / f"{key}.so" if folder else None
+    file = folder / f"{_file_name(identity, target, precision)}.so" if folder else None
     if file is not None and file.exists():
         try:
             return tvm.runtime.load_module(str(file))

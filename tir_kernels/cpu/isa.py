@@ -69,6 +69,11 @@ def forced_isa(isa: Isa) -> Iterator[None]:
         _forced.reset(token)
 
 
+def forced() -> Isa | None:
+    """The instruction set of the innermost `forced_isa`, if there is one."""
+    return _forced.get()
+
+
 @dataclass(frozen=True)
 class Tile:
     """A register tile: `rows` x `cols` float32 accumulators, `lanes` of them to a vector register."""
