@@ -45,7 +45,7 @@ def geometry_options(geometry: Geometry) -> dict:
 
 
 def geometry_of(options: Mapping) -> Geometry:
-    """The geometry that `geometry_attrs` wrote."""
+    """The geometry that `geometry_options` wrote."""
     return Geometry(*(options[name] for name in GEOMETRY))
 
 

@@ -64,9 +64,10 @@ def register_op(
     infer: Callable[[Bound], relax.Type] | None = None,
     derive: Derive | None = None,
 ) -> Op:
-    """Register `relax.sparse_ops.<name>` and return `make(*args, **attrs) -> relax.Call`.
+    """Register the op of `signature`.
 
-    infer(call) -> relax type; legalize(bb, call) -> relax.Expr. Attributes are ints, floats, bools, strings or lists of them.
+    legalize(bb, bound) -> what computes it; infer(bound) -> its type, by default a tensor of the signature's `result`;
+    `derive`: see `bind`.
     """
     name = PREFIX + signature.qualified
 

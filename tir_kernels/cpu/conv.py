@@ -10,7 +10,7 @@ wait in float32 scratch for the next block: bias and residual first, then the te
 so the bits do not either.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 
@@ -86,6 +86,19 @@ def pack_filters(shape: tuple[int, ...], rows: int, depth: int, dtype: str, pack
                 )
 
     return kernel
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The buffers of a convolution; a residual that it lacks is never read."""
+
+    x: tvm.tirx.Buffer  # [elements], padded
+    where: tvm.tirx.Buffer  # [Cin * taps]: the distance of a term from the first one
+    place: tvm.tirx.Buffer  # [voxels]: where their first terms lie
+    weight: tvm.tirx.Buffer  # [blocks * Cout, depth]
+    bias: tvm.tirx.Buffer  # [Cout]
+    residual: tvm.tirx.Buffer  # [B, Cout, voxels]
+    out: tvm.tirx.Buffer  # [B, Cout, voxels]
 
 
 @cache
@@ -213,7 +226,7 @@ def conv3d(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
         micro.store(acc, rows, cols, sums, target, panel * cols, lambda value, r, v: value)
 
     @inline
-    def convolve_block(x, base, where, place, weight, bias, residual, out, b, first, count, first_tile, num_tiles):
+    def convolve_block(o, base, b, first, count, first_tile, num_tiles):
         sums = T.alloc_buffer((chunk_rows, VOXELS), "float32")  # [channels, voxels] of the task
         packed = T.alloc_buffer((1, VOXELS // cols, steps, cols), micro.weight_dtype)
         channel: T.let = first_row(first_tile)
@@ -221,14 +234,14 @@ def conv3d(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
         for r in range(channels):
             for i in range(count):
                 sums[r, i] = (
-                    bias[channel + r] + T.Cast("float32", residual[b, channel + r, first + i])
+                    o.bias[channel + r] + T.Cast("float32", o.residual[b, channel + r, first + i])
                     if has_residual
-                    else bias[channel + r]
+                    else o.bias[channel + r]
                 )
         panels: T.let = (count + cols - 1) // cols
         for block in range(T.int64(blocks)):
             for panel in range(panels):
-                pack(x, base, where, block * depth, place, first, panel, count, packed)
+                pack(o.x, base, o.where, block * depth, o.place, first, panel, count, packed)
             for part in range((num_tiles + slice_tiles - 1) // slice_tiles):
                 for panel in range(panels):
                     for t in range(T.min(T.int64(slice_tiles), num_tiles - part * slice_tiles)):
@@ -236,14 +249,14 @@ def conv3d(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
                         row: T.let = first_row(tile) - channel
                         if higher > 0:
                             if tile < higher:
-                                add_product(height + 1, row, block, channel, panel, weight, packed, sums)
+                                add_product(height + 1, row, block, channel, panel, o.weight, packed, sums)
                             else:
-                                add_product(height, row, block, channel, panel, weight, packed, sums)
+                                add_product(height, row, block, channel, panel, o.weight, packed, sums)
                         else:
-                            add_product(height, row, block, channel, panel, weight, packed, sums)
+                            add_product(height, row, block, channel, panel, o.weight, packed, sums)
         for r in range(channels):
             for i in range(count):
-                out[b, channel + r, first + i] = T.Cast(dtype, act(sums[r, i]))
+                o.out[b, channel + r, first + i] = T.Cast(dtype, act(sums[r, i]))
 
     @inline
     def convolve(x, weight, bias, residual, out, batch, size, out_size):
@@ -264,7 +277,7 @@ def conv3d(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
             count: T.let = T.min(T.int64(VOXELS), voxels - first)
             base: T.let = b * cin * size[0] * size[1] * size[2]
             num_tiles: T.let = T.min(T.int64(chunk_tiles), tiles - first_tile)
-            convolve_block(x, base, where, place, weight, bias, residual, out, b, first, count, first_tile, num_tiles)
+            convolve_block(Operands(x, where, place, weight, bias, residual, out), base, b, first, count, first_tile, num_tiles)
 
     batch = tvm.tirx.Var("batch", "int64")
     size, size_out = ([tvm.tirx.Var(f"{name}{axis}", "int64") for axis in "dhw"] for name in ("", "out_"))

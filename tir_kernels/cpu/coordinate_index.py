@@ -4,7 +4,7 @@ Both hold the same thing, so everything built from them is equal bit for bit. `p
 chooses; `build_index` fills; kernels that look rows up inline `find`. An index is three arrays:
 
     plan   int64 [PLAN_SIZE]  method, origin and extent of the bounding box (see the constants below)
-    slots  int32 [S]          rows, or -1, of the cells of a grid; of the buckets of a hash, S = 4 T places
+    slots  int32 [S]          rows, or -1, of the cells of a grid and of SPARE more; of the buckets of a hash, S = 4 T places
     keys   int64 [T]          hash: key of each bucket, or -1 where it is free; grid: unused, T = 1
 
 The key of a coordinate has 63 bits: 12 of batch, then 17 for each of x, y, z, biased by 2^16. Batch indices run from 0 to
@@ -39,6 +39,10 @@ from .isa import Isa
 
 FILL_CHUNK = 16384
 ROW_CHUNK = 4096  # rows that one task checks or inserts
+OWN_CHUNK = 512  # rows of which a task knows whether any may be its own, see `split`
+PARTS_MOST = 16
+PART_UNIT = 16  # int32 cells of a cache line
+SPARE = PARTS_MOST * PART_UNIT  # cells at the end of a grid, see `split`
 
 
 # A grid costs 4 bytes a cell to clear, a hash some 13 slow probes a voxel: the grid wins up to hundreds of cells a voxel.
@@ -94,7 +98,7 @@ def choose(method, rows, plan, size):
         fits[0] = T.int64(0)
     if fits[0] == 1:
         plan[PLAN_METHOD] = T.int64(GRID)
-        size[0] = T.max(cells[0], T.int64(1))
+        size[0] = cells[0] + SPARE
         size[1] = T.int64(1)
     else:
         plan[PLAN_METHOD] = T.int64(HASH)
@@ -196,6 +200,52 @@ def fill(buffer, size, value):
 
 
 @inline
+def note_extremes(cells, rows, chunk, lowest, highest):
+    """lowest[chunk], highest[chunk]: of the cells of the chunk's rows."""
+    least = T.alloc_buffer((1,), "int32")
+    most = T.alloc_buffer((1,), "int32")
+    least[0] = T.int32(2147483647)
+    most[0] = T.int32(-1)
+    for i in range(T.min(T.int64(OWN_CHUNK), rows - chunk * OWN_CHUNK)):
+        least[0] = T.min(least[0], cells[chunk * OWN_CHUNK + i])
+        most[0] = T.max(most[0], cells[chunk * OWN_CHUNK + i])
+    lowest[chunk] = least[0]
+    highest[chunk] = most[0]
+
+
+@inline
+def number_rows(number, rows, cells, lowest, highest):
+    """cells[row] = number(row), a TIR expression; their extremes for every OWN_CHUNK rows."""
+    for chunk in T.parallel((rows + OWN_CHUNK - 1) // OWN_CHUNK):
+        for i in range(T.min(T.int64(OWN_CHUNK), rows - chunk * OWN_CHUNK)):
+            cells[chunk * OWN_CHUNK + i] = T.Cast("int32", number(chunk * OWN_CHUNK + i))
+        note_extremes(cells, rows, chunk, lowest, highest)
+
+
+@inline
+def split(size, parts, per_part):
+    """Split `size` cells into parts[0] parts of per_part[0]: one for every thread, each of whole cache lines.
+
+    A part belongs to one task, which looks through all rows for those that meet it: no cell has two writers, whatever the
+    rows. What it finds in vain it writes to SPARE cells behind the last, of which every task has its own.
+    """
+    parts[0] = T.min(T.Cast("int64", T.call_packed("runtime.NumThreads")), T.int64(PARTS_MOST))
+    per_part[0] = (size + parts[0] * PART_UNIT - 1) // (parts[0] * PART_UNIT) * PART_UNIT
+
+
+@inline
+def insert_own(cells, rows, lowest, highest, slots, part, first, end, spare):
+    """slots[cells[row]] = row, the last one, for all cells from `first` to `end`."""
+    for chunk in range((rows + OWN_CHUNK - 1) // OWN_CHUNK):
+        if T.And(T.Cast("int64", lowest[chunk]) < end, T.Cast("int64", highest[chunk]) >= first):
+            for i in range(T.min(T.int64(OWN_CHUNK), rows - chunk * OWN_CHUNK)):
+                # rows of other parts write too: no branch to mispredict
+                cell: T.let = T.Cast("int64", cells[chunk * OWN_CHUNK + i])
+                place: T.let = T.Select(T.And(cell >= first, cell < end), cell, spare + part * PART_UNIT)
+                slots[place] = T.Cast("int32", chunk * OWN_CHUNK + i)
+
+
+@inline
 def report_duplicate(coords, rows, plan, slots):
     """Raise for the first row of a grid that repeats an earlier one: insert again, one by one."""
     for row in range(rows):
@@ -219,26 +269,40 @@ def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
         plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
         slots = match_buffer(slots_, (num_slots,), "int32")
         keys = match_buffer(keys_, (num_keys,), "int64")
-        fill(slots, num_slots, T.int32(-1))
         if plan[PLAN_METHOD] == GRID:
-            clashes = T.alloc_buffer(((rows + ROW_CHUNK - 1) // ROW_CHUNK,), "int32")
-            for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
-                for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
-                    row: T.let = chunk * ROW_CHUNK + i
-                    cell: T.let = cell_of(plan, coords[row, 0], coords[row, 1], coords[row, 2], coords[row, 3])
-                    slots[cell] = T.Cast("int32", row)
-            for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):  # where two rows met, one no longer finds itself
-                clashes[chunk] = T.int32(0)
-                for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
-                    row: T.let = chunk * ROW_CHUNK + i
-                    cell: T.let = cell_of(plan, coords[row, 0], coords[row, 1], coords[row, 2], coords[row, 3])
-                    if slots[cell] != T.Cast("int32", row):
-                        clashes[chunk] = T.int32(1)
-            for chunk in range((rows + ROW_CHUNK - 1) // ROW_CHUNK):
+            cells = T.alloc_buffer((rows,), "int32")
+            lowest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+            highest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+            parts = T.alloc_buffer((1,), "int64")
+            per_part = T.alloc_buffer((1,), "int64")
+            clashes = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+            number_rows(
+                lambda row: cell_of(plan, coords[row, 0], coords[row, 1], coords[row, 2], coords[row, 3]),
+                rows,
+                cells,
+                lowest,
+                highest,
+            )
+            split(num_slots - SPARE, parts, per_part)
+            for part in T.parallel(parts[0]):
+                first: T.let = part * per_part[0]
+                end: T.let = T.min(first + per_part[0], num_slots - SPARE)
+                for i in range(T.max(end - first, T.int64(0))):
+                    slots[first + i] = T.int32(-1)
+                insert_own(cells, rows, lowest, highest, slots, part, first, end, num_slots - SPARE)
+            for chunk in T.parallel((rows + OWN_CHUNK - 1) // OWN_CHUNK):  # where two rows met, one no longer finds itself
+                clash = T.alloc_buffer((1,), "int32")
+                clash[0] = T.int32(0)
+                for i in range(T.min(T.int64(OWN_CHUNK), rows - chunk * OWN_CHUNK)):
+                    row: T.let = chunk * OWN_CHUNK + i
+                    clash[0] = clash[0] | T.Cast("int32", slots[cells[row]] != T.Cast("int32", row))
+                clashes[chunk] = clash[0]
+            for chunk in range((rows + OWN_CHUNK - 1) // OWN_CHUNK):
                 if clashes[chunk] != 0:
                     report_duplicate(coords, rows, plan, slots)
         else:
             found = T.alloc_buffer((1,), "int32")
+            fill(slots, num_slots, T.int32(-1))
             fill(keys, num_keys, T.int64(-1))
             for row in range(rows):
                 insert_key(

@@ -67,7 +67,7 @@ def submanifold_map(spec: SubmanifoldMap, isa: Isa) -> tvm.tirx.PrimFunc:
         segment[block, taps] = T.Cast("int32", cursor[0])
 
     @inline
-    def probe_hash(coords, slots, keys, buckets, first, count, rows, table):
+    def probe_hash(coords, slots, keys, buckets, first, count, table):
         bucket = T.alloc_buffer((1,), "int64")
         bucket_key = T.alloc_buffer((1,), "int64")
         for i in range(count):
@@ -86,8 +86,11 @@ def submanifold_map(spec: SubmanifoldMap, isa: Isa) -> tvm.tirx.PrimFunc:
                     find_bucket(keys, buckets, bucket_key[0], bucket)
                 other: T.let = slots[bucket[0] * BUCKET + (place & (BUCKET - 1))]
                 table[tap, first + i] = other
-                # a miss writes its mirrored entry into the spare last column, which nobody reads
-                table[taps - 1 - tap, T.if_then_else(other >= 0, T.Cast("int64", other), rows)] = T.Cast("int32", first + i)
+                # the mirrored entry; a miss writes what this row has at the centre once more: no branch to mispredict
+                table[
+                    T.if_then_else(other >= 0, taps - 1 - tap, T.int64(center)),
+                    T.if_then_else(other >= 0, T.Cast("int64", other), first + i),
+                ] = T.Cast("int32", first + i)
 
     @script.prim_func(s_tir=True)
     def kernel(
@@ -117,14 +120,14 @@ def submanifold_map(spec: SubmanifoldMap, isa: Isa) -> tvm.tirx.PrimFunc:
                 count: T.let = T.min(size // taps, rows - block * (size // taps))
                 pack_grid(coords, plan, slots, block * (size // taps), count, pair_in, pair_out, segment, block, size // taps)
         else:
-            table = T.alloc_buffer((taps, rows + 1), "int32")
+            table = T.alloc_buffer((taps, rows), "int32")
             for chunk in T.parallel((rows + CHUNK - 1) // CHUNK):
                 for tap in range(T.int64(center)):
                     for i in range(T.min(T.int64(CHUNK), rows - chunk * CHUNK)):
                         table[center + 1 + tap, chunk * CHUNK + i] = T.int32(-1)
             for chunk in T.parallel((rows + CHUNK - 1) // CHUNK):
                 count: T.let = T.min(T.int64(CHUNK), rows - chunk * CHUNK)
-                probe_hash(coords, slots, keys, num_keys, chunk * CHUNK, count, rows, table)
+                probe_hash(coords, slots, keys, num_keys, chunk * CHUNK, count, table)
             for block in T.parallel(blocks):
                 count: T.let = T.min(size // taps, rows - block * (size // taps))
                 pack_block(table, block * (size // taps), count, pair_in, pair_out, segment, block, T.int64(taps))

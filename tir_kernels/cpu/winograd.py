@@ -17,7 +17,7 @@ Sums run over the channels in order, whatever the task, so that bits depend neit
 batch.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 
@@ -194,6 +194,20 @@ def transform_products(place, product, add):
             add(2 * d + h, T.Broadcast(sign, 2 * VECTOR) * pairs)
 
 
+@dataclass(frozen=True)
+class Operands:
+    """The buffers of a convolution, and `stride` of `padded`; a residual that it lacks is never read."""
+
+    padded: tvm.tirx.Buffer  # [elements]
+    corner: tvm.tirx.Buffer  # [vectors of tiles, 4]: b, d, h, w of the first output
+    start: tvm.tirx.Buffer  # [vectors of tiles]: where their patches begin in `padded`
+    stride: tuple  # of a channel, along d, along h, and from even places of a line to odd ones
+    weight: tvm.tirx.Buffer  # [Cout, blocks, 27, depth]
+    bias: tvm.tirx.Buffer  # [Cout]
+    residual: tvm.tirx.Buffer  # [elements]
+    out: tvm.tirx.Buffer  # [elements]
+
+
 @cache
 def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `Conv3d`. An infinity or NaN of x may make NaN of any output of the tiles whose patches hold it."""
@@ -316,7 +330,7 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
                                 out[at + i] = finished(sums[r, line, g * 2 * VECTOR + i], residual, at + i)
 
     @inline
-    def convolve(padded, corner, start, stride, weight, bias, residual, out, first_vector, vectors, first, count, size):
+    def convolve(o, first_vector, vectors, first, count, size):
         # The last index but one of the data of v and a row of u are a cache line longer than needed, else all lines that are
         # read or written in turn would lie at distances of a power of two and share few places in the caches.
         v_data = T.alloc_buffer((panels * depth * 17 * cols,), "float32")  # B^T x [panel, channel, place, tile]
@@ -329,13 +343,13 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
         for r in range(count):
             for line in range(4):
                 for i in range(BLOCK * 2 * VECTOR):
-                    sums[r, line, i] = bias[first + r]
+                    sums[r, line, i] = o.bias[first + r]
         for block in range(T.int64(blocks)):
             for place in range(4):
-                transform_weight(place, weight, first, count, block, u)
+                transform_weight(place, o.weight, first, count, block, u)
                 for step in range((vectors + STEP - 1) // STEP):
                     here: T.let = T.min(T.int64(STEP), vectors - step * STEP)
-                    transform_x(place, padded, start, stride, first_vector + step * STEP, here, block, v)
+                    transform_x(place, o.padded, o.start, o.stride, first_vector + step * STEP, here, block, v)
                     for part in range((count + part_rows - 1) // part_rows):
                         part_count: T.let = T.min(T.int64(part_rows), count - part * part_rows)
                         for i in range(16):
@@ -344,7 +358,7 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
                                     part_count, lambda rows, r: multiply(rows, r, part * part_rows, panel, i, u, v, m)
                                 )
                         add_outputs(place, part * part_rows, part_count, step * STEP, here, m, sums)
-        store_outputs(sums, residual, out, corner, first_vector, vectors, first, count, size)
+        store_outputs(sums, o.residual, o.out, o.corner, first_vector, vectors, first, count, size)
 
     batch = tvm.tirx.Var("batch", "int64")
     size, size_out = ([tvm.tirx.Var(f"{name}{axis}", "int64") for axis in "dhw"] for name in ("", "out_"))
@@ -388,19 +402,8 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
             first: T.let = task // blocks_of_vectors * slice_rows
             count: T.let = T.min(T.int64(slice_rows), cout - first)
             convolve(
-                padded,
-                corner,
-                start,
-                (plane, slab, 2 * half, half),
-                weight,
-                bias,
-                flat_residual,
-                flat_out,
-                first_vector,
-                vectors_here,
-                first,
-                count,
-                size_out,
+                Operands(*(padded, corner, start, (plane, slab, 2 * half, half)), *(weight, bias, flat_residual, flat_out)),
+                *(first_vector, vectors_here, first, count, size_out),
             )
 
     return kernel if has_residual else drop_parameters(kernel, "residual")
