@@ -14,6 +14,7 @@ RAISE_BATCH_INDEX = "tir_kernels.raise_batch_index_error"
 RAISE_OFFSETS = "tir_kernels.raise_offsets_error"
 RAISE_MAP = "tir_kernels.raise_map_error"
 RAISE_TAPS = "tir_kernels.raise_taps_error"
+RAISE_GRID = "tir_kernels.raise_grid_error"
 RAISE_SITES = "tir_kernels.raise_sites_error"
 RAISE_PARENT = "tir_kernels.raise_parent_error"
 RAISE_ROW = "tir_kernels.raise_row_error"
@@ -83,6 +84,15 @@ def raise_row_error(argument: str, position: int, value: int, rows: int):
 def raise_repeated_row_error(argument: str, position: int, value: int):
     """An order that every row stands in once has one of them twice."""
     raise ValueError(f"{argument}: entry {position} is row {value} again, expected every row once")
+
+
+@tvm.register_global_func(RAISE_GRID)
+def raise_grid_error(batch: int, x: int, y: int, z: int, most: int):
+    """A grid is asked for, and the box of the coordinates is too large for one."""
+    raise ValueError(
+        f"method: given 'grid' for a box of {batch} x {x} x {y} x {z} cells (batch, x, y, z), expected at most {most} cells; "
+        "'auto' takes any box"
+    )
 
 
 @tvm.register_global_func(RAISE_SITES)

@@ -16,6 +16,7 @@ import tvm
 from tvm.script import tirx as T
 
 from .. import script
+from ..bounds import Linear, with_bounds
 from ..buffers import match_buffer
 from ..guards import RAISE_SITES
 from ..script import inline
@@ -25,16 +26,19 @@ from .coordinate_index import (
     DEFAULT_HIGH,
     DEFAULT_LOW,
     GRID,
+    GRID_CELLS_PER_SITE,
     PLAN_EXTENT,
     PLAN_METHOD,
     PLAN_ORIGIN,
     PLAN_SIZE,
+    SPARE,
     cell_of,
     check_range,
     choose,
     extremes,
     fill,
     in_box,
+    index_bounds,
     insert_key,
     key_of,
 )
@@ -154,12 +158,13 @@ def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, met
         if rows > 0:
             all_axes(plan, lowest, highest)
         size[2] = rows * most_sites(geometry)
-        choose(method, size[2], plan, size)
+        choose(method, size[2], GRID_CELLS_PER_SITE, plan, size)
         if plan[PLAN_METHOD] == GRID:
-            size[2] = T.min(size[2], size[0])
+            size[2] = T.min(size[2], size[0] - SPARE)
         size[2] = T.max(size[2], T.int64(1))
 
-    return kernel
+    most = most_sites(geometry)
+    return with_bounds(kernel, size=[*index_bounds(method, most, GRID_CELLS_PER_SITE), [Linear(most), Linear(0, 1)]])
 
 
 @cache
@@ -229,7 +234,7 @@ def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
                         sites[count[0], 3] = z
                         count[0] = count[0] + 1
 
-    return kernel
+    return with_bounds(kernel, count=[[Linear(most_sites(geometry))]])
 
 
 @cache
