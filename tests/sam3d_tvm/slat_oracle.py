@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sam3d_tvm.components.slat_generator import SlatConfig
+from sam3d_tvm.models.slat_generator import SlatConfig
 from tir_kernels.cpu import attention, gather_gemm, layer_norm, linear, rms_norm_heads, segment_pool, unique
 from tir_kernels.cpu.kernel_map import Geometry, naive_table
 from tir_kernels.cpu.pool import Reduction

@@ -13,10 +13,10 @@ from tvm.relax.frontend.nn import spec
 
 torch = pytest.importorskip("torch")
 
-from sparse_ops.torch import callback as hybrid  # noqa: E402
 from sparse_ops import nn  # noqa: E402
 from sparse_ops.build import build  # noqa: E402
 from sparse_ops.testing.examples import voxels  # noqa: E402
+from sparse_ops.torch import callback as hybrid  # noqa: E402
 from tests.tolerance import assert_close  # noqa: E402
 from tir_kernels.cpu import gather_gemm  # noqa: E402
 from tir_kernels.cpu.kernel_map import Geometry, naive_table  # noqa: E402
