@@ -179,11 +179,11 @@ def compile_model(source: Source, folder: Path, name: str, precision: str = "flo
 
 
 def default_folder(label: str) -> Path:
-    """Where artifacts are kept unless a folder is named: in the user's cache folder. ValueError where that is switched off."""
-    base = cache_folder()
+    """Where artifacts are kept unless a folder is named, see `cache_folder`. ValueError where that is switched off."""
+    base = cache_folder("sam3d_tvm")
     if base is None:
         raise ValueError("artifacts: expected a folder, as SPARSE_OPS_CACHE=off keeps none, given none")
-    return base.with_name("sam3d_tvm") / label
+    return base / label
 
 
 def checkpoint_label(folder: Path, precision: str) -> str:
