@@ -26,22 +26,26 @@ def source_files(package: str, root: Path = ROOT) -> list[str]:
     """The files of `package` (a dotted name) and its subfolders, and all of the same top-level package that these import, at
     whatever place in a file, and so on; relative to `root`, ascending.
 
-    An `__init__.py` counts where something is imported from it, not where it only lies on the way to a module.
+    Importing a module runs the `__init__.py` of every package on the way, so these count too, but for those above `package`:
+    they are for all that lies below, such as a list of models, and count where something is imported from them.
     """
-    top, found, todo = package.partition(".")[0], set(), sorted((root / package.replace(".", "/")).rglob("*.py"))
+    above = {".".join(package.split(".")[:n]) for n in range(1, package.count(".") + 1)}
+    found, todo = set(), sorted((root / package.replace(".", "/")).rglob("*.py"))
     while todo:
         file = todo.pop()
         if file in found:
             continue
         found.add(file)
-        for name in _imported(file, root):
-            if name.partition(".")[0] == top and (imported := _file(name, root)) is not None:
-                todo.append(imported)
+        for module in _imported(file, root):
+            parts = module.split(".")
+            if parts[0] == package.split(".")[0]:
+                on_the_way = {".".join(parts[:n]) for n in range(1, len(parts))} - above
+                todo += [path for name in (module, *on_the_way) if (path := _file(name, root)) is not None]
     return sorted(file.relative_to(root).as_posix() for file in found)
 
 
 def _imported(file: Path, root: Path) -> Iterator[str]:
-    """The modules that a file imports, by their full names; names in a module as that module."""
+    """The modules that a file imports, by their full names; for a name of a module that module."""
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
