@@ -49,7 +49,7 @@ def test_an_existing_file_is_replaced_and_folders_are_made(tmp_path):
 
 
 def test_permissions_follow_the_umask(tmp_path):
-    script = "import os, sys; from sam3d_tvm.files import write_bytes; os.umask(0o027); write_bytes(sys.argv[1], b'x')"
+    script = "import os, sys; from sparse_ops.deploy.files import write_bytes; os.umask(0o027); write_bytes(sys.argv[1], b'x')"
     path = tmp_path / "result.bin"
     subprocess.run([sys.executable, "-c", script, path], check=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
