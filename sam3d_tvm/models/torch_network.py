@@ -16,12 +16,13 @@ from sparse_ops.deploy.weights import State, check_arrays
 
 @dataclass(frozen=True)
 class TorchNetwork:
-    """`module(config)`: the torch.nn.Module; `inputs(module, **options)`: example inputs of every method that is compiled.
+    """`network()`: the class, whose instance of a config is a torch.nn.Module; `inputs(module, **options)`: example inputs of
+    every method that is compiled.
 
     Both import torch. The methods raise ValueError where it is not installed.
     """
 
-    module: Callable[[Any], Any]
+    network: Callable[[], Callable[[Any], Any]]
     inputs: Callable[..., Mapping[str, tuple]]
 
     def shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
@@ -56,5 +57,6 @@ class TorchNetwork:
             raise ValueError(
                 f"torch: needed to compile this model, not to run it: pip install 'sam3d-tvm[torch]' ({error})"
             ) from error
+        make = self.network()  # imported first: what its file makes is no parameter, and needs memory
         with torch.device("meta"):
-            return self.module(config)
+            return make(config)

@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sam3d_tvm.models.structure_decoder.config import StructureDecoderConfig
 from sam3d_tvm.models.torch_network import TorchNetwork
 
 
-def _module(config: StructureDecoderConfig) -> Any:
+def _network() -> type:
     from sam3d_tvm.models.structure_decoder.network_torch import StructureDecoderModel
 
-    return StructureDecoderModel(config)
+    return StructureDecoderModel
 
 
 def _inputs(module: Any) -> Mapping[str, tuple]:
@@ -19,4 +18,4 @@ def _inputs(module: Any) -> Mapping[str, tuple]:
     return {"forward": (torch.zeros(1, module.config.tokens, module.config.latent_channels),)}
 
 
-NETWORK = TorchNetwork(_module, _inputs)
+NETWORK = TorchNetwork(_network, _inputs)

@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sam3d_tvm.models.structure_flow.config import StructureFlowConfig
 from sam3d_tvm.models.torch_network import TorchNetwork
 
 
-def _module(config: StructureFlowConfig) -> Any:
+def _network() -> type:
     from sam3d_tvm.models.structure_flow.network_torch import StructureFlowModel
 
-    return StructureFlowModel(config)
+    return StructureFlowModel
 
 
 def _inputs(module: Any, cond_tokens: int) -> Mapping[str, tuple]:
@@ -20,4 +19,4 @@ def _inputs(module: Any, cond_tokens: int) -> Mapping[str, tuple]:
     return export_arguments(module.config, batch=1, tokens=cond_tokens)[0]
 
 
-NETWORK = TorchNetwork(_module, _inputs)
+NETWORK = TorchNetwork(_network, _inputs)
