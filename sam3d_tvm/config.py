@@ -84,6 +84,8 @@ class PipelineConfig(_Models):
     slat_std: tuple[float, ...] = SLAT_STD
 
     def __post_init__(self):
+        if missing := [name for name, model in MODELS.items() if not model.optional and getattr(self, name) is None]:
+            raise ValueError(f"{missing[0]}: expected a {MODELS[missing[0]].config.__name__}, given None")
         check_size("prune_distance", self.prune_distance, 0)
         for name in ("slat_mean", "slat_std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))

@@ -60,6 +60,8 @@ def test_models_that_do_not_fit_together():
         dataclasses.replace(FULL, slat_generator=other)
     with pytest.raises(ValueError, match=r"not the config of a pipeline: .*ss_decoder"):
         PipelineConfig.from_json({key: value for key, value in PRESETS["tiny"].to_json().items() if key != "ss_decoder"})
+    with pytest.raises(ValueError, match="ss_decoder: expected a StructureDecoderConfig, given None"):
+        PipelineConfig.from_json(PRESETS["tiny"].to_json() | {"ss_decoder": None})
 
 
 def test_torch_is_imported_only_where_a_network_is_compiled():
