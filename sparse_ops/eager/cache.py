@@ -5,7 +5,7 @@ packages, so a file never has to be invalidated. Files are written under another
 processes can fill one folder. Where no C compiler is found, which TVM needs to link a library, functions are compiled in
 the process and not kept.
 
-The folder is $SPARSE_OPS_CACHE, else `sparse_ops` in the user's cache folder; SPARSE_OPS_CACHE=off keeps nothing on disk.
+The folder is `sparse_ops` in $SPARSE_OPS_CACHE, else in the user's cache folder; SPARSE_OPS_CACHE=off keeps nothing on disk.
 """
 
 import hashlib
@@ -28,20 +28,21 @@ from tir_kernels.dispatch import choice, current_target, fingerprint
 from ..build import build, pack_params, unchecked
 
 
-def cache_folder() -> Path | None:
-    """Where compiled functions are kept, or None."""
+def cache_folder(package: str = "sparse_ops") -> Path | None:
+    """Where `package` keeps what it compiled, or None: each has a folder of its own in $SPARSE_OPS_CACHE, else in the user's
+    cache folder."""
     chosen = os.environ.get("SPARSE_OPS_CACHE")
     if chosen == "off":
         return None
     if chosen:
-        return Path(chosen)
-    if sys.platform == "darwin":
+        base = Path(chosen)
+    elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     elif sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return base / "sparse_ops"
+    return base / package
 
 
 @cache
