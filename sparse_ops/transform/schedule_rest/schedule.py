@@ -31,7 +31,7 @@ from tir_kernels import activation
 from tir_kernels.isa import Isa, Tile
 from tir_kernels.rows import WIDTH
 
-from ..op.register import SCHEDULED, with_root_block
+from ...op.register import SCHEDULED, with_root_block
 
 VECTOR, PARTIAL, FUSE = "sparse_ops.vector", "sparse_ops.partial", "sparse_ops.fuse"  # loops that `_finish` rewrites
 SERIAL = 16384  # below as many steps, starting threads costs more than they bring
