@@ -11,15 +11,24 @@ Three steps, each on one PrimFunc:
    `tanh`, `sigmoid` and `erf` of float32 as `polynomials`, which vectorize, where the C library's functions do not.
 """
 
+import logging
+
 import tvm
-from tvm import tirx
+from tvm import s_tir, tirx
 
 from ...op.register import SCHEDULED
+from .block import NotUnderstood
 from .finish import finish
 from .lower import lower
 from .schedule import schedule_blocks, unaligned
 
 __all__ = ["ScheduleRest"]
+
+logger = logging.getLogger(__name__)
+
+# What may keep a kernel from being scheduled: our word for it, a step that `Schedule` refuses, a failed check inside of TVM.
+REFUSALS = (NotUnderstood, s_tir.ScheduleError, tvm.error.InternalError)
+OPTIONS = ({}, {"tile": False}, {"tile": False, "share_rows": False})  # of `schedule_blocks`, best first
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleRest")
@@ -27,21 +36,32 @@ class ScheduleRest:
     """Module pass: schedule every PrimFunc that is not yet scheduled, for the CPU target in scope.
 
     It belongs behind LegalizeOps, FuseOps and FuseTIR, and behind RewriteDataflowReshape, which knows reshapes by their
-    unscheduled form and makes them free. Shapes may be symbolic. What it does not understand stays as it is.
+    unscheduled form and makes them free. Shapes may be symbolic. What it does not understand stays as it is, and this
+    module's logger says so: slow is better than not at all.
     """
 
     def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         for gv, func in mod.functions_items():
             if isinstance(func, tirx.PrimFunc) and not (func.attrs and SCHEDULED in func.attrs):
-                mod.update_func(gv, _scheduled(func))
+                mod.update_func(gv, _scheduled(gv.name_hint, func))
         return mod
 
 
-def _scheduled(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    for options in ({}, {"tile": False}, {"tile": False, "share_rows": False}):
+def _scheduled(name: str, func: tirx.PrimFunc) -> tirx.PrimFunc:
+    reason = None
+    for options in OPTIONS:
         try:
-            schedule = schedule_blocks(unaligned(func), **options)
-            return func if schedule is None else finish(lower(schedule.mod["main"]))
-        except Exception:  # a step that `Schedule` refuses, or a check inside of TVM: slow is better than not at all
+            result = finish(lower(schedule_blocks(unaligned(func), **options)))
+        except REFUSALS as error:
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            logger.debug("%s: with %s: %s", name, options or "all options", reason)
             continue
+        if options:
+            logger.info("%s: scheduled without %s: %s", name, " and ".join(options), reason)
+        return result
+    logger.info("%s: left unscheduled: %s", name, reason)
     return func
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), "no reason given").strip()

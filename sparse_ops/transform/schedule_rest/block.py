@@ -11,6 +11,12 @@ from tvm.sym import Analyzer, detect_linear_equation
 from .nodes import collect, is_number
 
 REDUCES = {tirx.IterVar.DataPar: False, tirx.IterVar.CommReduce: True}  # blocks with other axes are not understood
+
+
+class NotUnderstood(Exception):
+    """What this package cannot schedule; the message says why."""
+
+
 _realize_of = tvm.get_global_func("s_tir.schedule.GetSBlockRealize")
 
 
@@ -30,11 +36,16 @@ class Axis:
 
 
 class Block:
-    """What a block reads and writes, as offsets into flat buffers."""
+    """What a block reads and writes, as offsets into flat buffers.
+
+    Raises NotUnderstood for axes that are neither of the result nor reduced, and for a block that stores nothing.
+    """
 
     def __init__(self, sch: s_tir.Schedule, rv: s_tir.schedule.SBlockRV):
         self.rv, self.block = rv, sch.get(rv)
-        loops = {sch.get(loop).loop_var: loop for loop in sch.get_loops(rv)}
+        name, loops = self.block.name_hint, {sch.get(loop).loop_var: loop for loop in sch.get_loops(rv)}
+        if unknown := [iter_var for iter_var in self.block.iter_vars if iter_var.iter_type not in REDUCES]:
+            raise NotUnderstood(f"block {name}: axis {unknown[0].var.name} is neither of the result nor reduced")
         self.axes = [
             Axis(iter_var.var, iter_var.dom.extent, loops[value], REDUCES[iter_var.iter_type])
             for iter_var, value in zip(self.block.iter_vars, _realize_of(sch, rv).iter_values, strict=True)
@@ -43,6 +54,8 @@ class Block:
         for axis in self.axes:
             self.analyzer.bind(axis.var, ir.Range(0, axis.extent))
         self.loads, self.stores = collect(self.block.body, ir.TensorLoad), collect(self.block.body, tirx.BufferStore)
+        if not self.stores:
+            raise NotUnderstood(f"block {name}: it stores nothing")
         self.read = [self._offset(load.source, load.indices) for load in self.loads]
         self.written = [self._offset(store.buffer, store.indices) for store in self.stores]
         # axes that values depend on other than by an address, such as the borders of a concatenation

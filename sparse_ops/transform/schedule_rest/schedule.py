@@ -7,7 +7,7 @@ import tvm
 from tvm import ir, s_tir, tirx
 from tvm.s_tir.dlight.analysis import normalize_prim_func
 
-from .block import Axis, Block, fuse, known_steps
+from .block import Axis, Block, NotUnderstood, fuse, known_steps
 from .constants import CHUNK, COLUMNS, FEW, PARTIAL, SERIAL, TASKS, TILE, VECTOR, WAYS
 from .nodes import collect, is_number, substitute
 from .products import find_product, tile_product
@@ -17,9 +17,9 @@ EFFECTS = {"tirx.tvm_call_packed", "tirx.tvm_call_cpacked", "tirx.call_extern"} 
 
 
 def unaligned(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """`func` with parameters aligned to their elements only, see `tir_kernels.buffers`."""
+    """`func` with parameters aligned to their elements only, see `tir_kernels.buffers`. Raises NotUnderstood for strides."""
     if any(isinstance(param.ty, tirx.BufferType) and param.strides for param in func.params):
-        raise ValueError("expected compact buffers")
+        raise NotUnderstood("a parameter has strides")
     buffers = {
         param: tirx.decl_buffer(param.shape, param.dtype, param.name, data_alignment=tvm.DataType(param.dtype).itemsize)
         for param in func.params
@@ -29,12 +29,19 @@ def unaligned(func: tirx.PrimFunc) -> tirx.PrimFunc:
     return tirx.PrimFunc([buffers.get(param, param) for param in func.params], body, func.ret_type, func.attrs)
 
 
-def schedule_blocks(func: tirx.PrimFunc, tile: bool = True, share_rows: bool = True) -> s_tir.Schedule | None:
-    """`tile`: matrix products in register tiles; `share_rows`: blocks that work row by row in one loop over the rows."""
-    sch = s_tir.Schedule(tvm.IRModule({"main": func}))
-    calls = {getattr(call.op, "name", "") for call in collect(func.body, ir.Call)}
-    if calls & EFFECTS or normalize_prim_func(sch) is None:
-        return None
+def schedule_blocks(func: tirx.PrimFunc, tile: bool = True, share_rows: bool = True) -> tirx.PrimFunc:
+    """`func` with its blocks in nests of loops, some of them annotated for `finish`.
+
+    `tile`: matrix products in register tiles; `share_rows`: blocks that work row by row in one loop over the rows. Raises
+    NotUnderstood, and what `s_tir.Schedule` raises.
+    """
+    if not isinstance(func.body, s_tir.SBlockRealize):
+        raise NotUnderstood("its body is no block")
+    if called := sorted(EFFECTS & {getattr(call.op, "name", "") for call in collect(func.body, ir.Call)}):
+        raise NotUnderstood(f"it calls {', '.join(called)}")
+    sch = s_tir.Schedule(tvm.IRModule({"main": func}), error_render_level="fast")
+    if normalize_prim_func(sch) is None:
+        raise NotUnderstood("its blocks are no nests of loops over their axes")
     root = sch.get_sblock(func.body.block.name_hint)
     results = set(func.params)
     _inline(sch, root, results)
@@ -53,7 +60,7 @@ def schedule_blocks(func: tirx.PrimFunc, tile: bool = True, share_rows: bool = T
     blocks = [Block(sch, rv) for rv in sch.get_child_blocks(root) if sch.get(rv).name_hint not in done]
     for anchor, members, rows in _groups(sch, blocks, share_rows):
         _nest(sch, anchor, members, rows)
-    return sch
+    return sch.mod["main"]
 
 
 def _inline(sch: s_tir.Schedule, root: s_tir.schedule.SBlockRV, results: set) -> None:
