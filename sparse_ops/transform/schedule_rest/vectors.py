@@ -1,27 +1,39 @@
 """Step 3, innermost loops whose steps know nothing of each other: vectors, and what is left."""
 
 from collections.abc import Callable
+from functools import partial
 
 import tvm_ffi
 from tvm import ir, tirx
 from tvm.sym import Analyzer, detect_linear_equation
 
-from tir_kernels.isa import Isa
+from tir_kernels.isa import PORTABLE, Isa
 
 from .nodes import COMPARISONS, collect, for_loop, is_number, plain, sequence, substitute
 
+NARROWEST = PORTABLE.lanes  # every CPU has registers of so many lanes
+
 
 def in_strips(start, count, lanes: int, body: Callable) -> list[tirx.Stmt]:
-    """body(i) for `count` i from `start` on, in vectors of `lanes`, then the remainder."""
-    count = Analyzer().simplify(count)
-    whole, rest = Analyzer().simplify(count // lanes), Analyzer().simplify(count % lanes)
-    strips = []
-    if not is_number(whole, 0):
-        vector = lambda step: for_loop(lanes, lambda lane: body(start + step * lanes + lane), tirx.ForKind.VECTORIZED)  # noqa: E731
-        strips.append(for_loop(whole, vector))
-    if not is_number(rest, 0):
-        strips.append(for_loop(rest, lambda lane: body(start + whole * lanes + lane)))
+    """body(i) for `count` i from `start` on, in vectors of `lanes`; what is left in narrower ones, the last few one by one.
+
+    A rest of unknown size is left to single steps, or each kernel would have one more loop for every width.
+    """
+    simplify = Analyzer().simplify
+    count, strips = simplify(count), []
+    while lanes >= NARROWEST and (not strips or isinstance(count, tirx.IntImm)):
+        whole = simplify(count // lanes)
+        if not is_number(whole, 0):
+            strips.append(for_loop(whole, partial(_vector, start, lanes, body)))
+            start, count = start + whole * lanes, simplify(count % lanes)
+        lanes //= 2
+    if not is_number(count, 0):
+        strips.append(for_loop(count, lambda i: body(start + i)))
     return strips or [tirx.Evaluate(0)]
+
+
+def _vector(start, lanes: int, body: Callable, step) -> tirx.Stmt:
+    return for_loop(lanes, lambda lane: body(start + step * lanes + lane), tirx.ForKind.VECTORIZED)
 
 
 def _conjuncts(condition: tirx.Expr) -> list[tirx.Expr]:
