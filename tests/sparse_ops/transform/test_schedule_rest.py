@@ -145,14 +145,14 @@ def unscheduled_for(name: str) -> tvm.IRModule:
 
 
 @cache
-def scheduled_for(isa: Isa, name: str) -> tvm.IRModule:
+def scheduled_for(isa: Isa, name: str, dtype: str = "float32") -> tvm.IRModule:
     with forced_isa(isa):
-        return scheduled(CASES[name])
+        return scheduled(CASES[name], dtype)
 
 
-def executable_of(name: str, isa: Isa, executables: dict) -> tvm.runtime.Executable:
+def executable_of(name: str, isa: Isa, executables: dict, dtype: str = "float32") -> tvm.runtime.Executable:
     """Compiled once for all instruction sets that get the same loops."""
-    mod = scheduled_for(isa, name)
+    mod = scheduled_for(isa, name, dtype)
     if (loops := mod.script()) not in executables:
         executables[loops] = compiled(mod)
     return executables[loops]
@@ -229,10 +229,10 @@ def test_same_bits_with_any_number_of_threads(isa, executables):
 
 
 @pytest.mark.parametrize("name", ["gelu", "chain", "softmax", "transpose", "sum of rows", "sum of columns", "product"])
-def test_bfloat16_is_computed_in_float32(name):
+def test_bfloat16_is_computed_in_float32(name, isa, executables):
     """Rounded once on the way out: what is inside of a kernel, sums above all, is float32."""
     case = CASES[name]
-    executable = compiled(scheduled(case, "bfloat16"))
+    executable = executable_of(name, isa, executables, "bfloat16")
     arrays = inputs(case, {"n": 97, "m": 31}, "bfloat16")
     (out,) = run(executable, arrays)
     expected = case.oracle(*(array.astype("float64") for array in arrays))
