@@ -15,6 +15,7 @@ from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
 from tir_kernels.cpu.attention import exp2
+from tir_kernels.cpu.isa import Isa, forced_isa
 from tir_kernels.dispatch import host_target
 from tir_kernels.spec.attention import naive
 
@@ -29,13 +30,14 @@ def arguments(q_lengths, k_lengths, heads=2, depth=20, dtype="float32", size=1.0
 
 
 @cache
-def executable():
+def executable(isa: Isa) -> tvm.runtime.Executable:
     """Attention of float32 and any lengths, compiled."""
-    return build(module_of(op.attention, arguments([1], [1]), SHAPES))
+    with forced_isa(isa):
+        return build(module_of(op.attention, arguments([1], [1]), SHAPES))
 
 
 def attend(*args):
-    (out,) = run(executable(), args)
+    (out,) = run(executable(Isa.of()), args)
     return out
 
 
@@ -48,7 +50,7 @@ def test_oracle_is_dense_attention():
         np.testing.assert_allclose(out[rows], expected.transpose(0, 1).numpy(), atol=1e-12)
 
 
-def test_lengths_around_the_tiles():
+def test_lengths_around_the_tiles(isa):
     """Tiles are of 480 queries, in blocks of 24, and 128 keys; groups within them of 3 or 6 queries and 4 to 64 keys."""
     for q_lengths, k_lengths in (
         ([479, 480, 481], [127, 128, 129]),
