@@ -77,6 +77,14 @@ def test_elements_of_a_batch_do_not_see_each_other():
         np.testing.assert_array_equal(generator().velocity(x[rows], float(times[b]), plan), together[rows])
 
 
+def test_one_time_for_all_elements():
+    coords, x, cond = voxels(40, batch=2), normal(12, 40, CONFIG.in_channels), normal(13, 2, 6, CONFIG.cond_channels)
+    plan = generator().prepare(coords, cond)
+    expected = generator().velocity(x, np.float32([300, 300]), plan)
+    for t in (np.float32([300]), 300.0):
+        np.testing.assert_array_equal(generator().velocity(x, t, plan), expected)
+
+
 def test_rows_may_come_in_any_order():
     coords, x, order = voxels(80), normal(7, 80, CONFIG.in_channels), np.random.default_rng(8).permutation(80)
     straight = generator().velocity(x, 300.0, generator().prepare(coords, COND))
@@ -243,6 +251,7 @@ def test_bad_input_of_prepare(coords, cond, says):
         (normal(0, 4, 8).astype(np.float16), 1.0, r"x: expected float32 \[4, 8\], given float16"),
         (np.full((4, 8), np.inf, np.float32), 1.0, "x: expected finite values, given 32 that are not"),
         (normal(0, 4, 8), np.float32([1, 2]), r"t: expected float32 \[1\], given float32 \[2\]"),
+        (normal(0, 4, 8), np.float32([[1]]), r"t: expected float32 \[1\], given float32 \[1, 1\]"),
         (normal(0, 4, 8), np.array([1.0]), r"t: expected float32 \[1\], given float64 \[1\]"),
         (normal(0, 4, 8), float("nan"), "t: expected finite values, given 1 that are not"),
     ],

@@ -115,6 +115,13 @@ def test_velocity_is_the_straight_computation(flow, d, conditional):
     assert_velocities_close(found, torch_velocity(LATENTS, T, d, COND if conditional else 0 * COND))
 
 
+def test_one_time_for_all_elements(flow):
+    plan = flow.prepare(COND)
+    expected = flow.velocity(LATENTS, np.repeat(T[:1], 2), np.float32([40, 40]), plan)
+    assert same_bits(flow.velocity(LATENTS, T[:1], np.float32([40]), plan), expected)
+    assert same_bits(flow.velocity(LATENTS, float(T[0]), 40.0, plan), expected)
+
+
 def test_guided_step_is_two_velocities(flow):
     plan = flow.prepare(COND)
     both = flow.guided_velocities(LATENTS, T, 40.0, plan)
@@ -255,7 +262,8 @@ def test_bad_condition(flow, cond, message):
         ({"latents": of_element(0, LATENTS)}, r"latents\['scale'\]: expected float32 \[2, 1, 4\], given float32 \[1, 1, 4\]"),
         ({"latents": LATENTS | {"shape": LATENTS["shape"] * np.nan}}, r"latents\['shape'\]: expected finite values, given 72"),
         ({"t": "now"}, "t: expected a numpy array, given str"),
-        ({"t": T[:1]}, r"t: expected float32 \[2\], given float32 \[1\]"),
+        ({"t": np.float32([1, 2, 3])}, r"t: expected float32 \[2\], given float32 \[3\]"),
+        ({"d": np.float32([[1]])}, r"d: expected float32 \[2\], given float32 \[1, 1\]"),
         ({"t": np.nan}, "t: expected finite values"),
         ({"d": np.float64([0, 0])}, "d: expected float32"),
         ({"plan": None}, "plan: expected what `prepare` of this model returned, given NoneType"),
