@@ -59,7 +59,7 @@ def depth(name: str, tensors: Tensors, config: dict) -> float:
         return BYTE + depths.resize((side, side), (size, size), antialias=True)
     if what == "pointmap":
         values = normalised(tensors)
-        steep = [steepest(values, axis) / np.abs(values).max() for axis in (1, 2)]
+        steep = [steepest(values, axis) / scale("out.ss.pointmap", tensors, config) for axis in (1, 2)]
         return NORMALISED + depths.resize(values.shape[1:], (height, width), antialias=True, steepness=steep)
     return NORMALISED if what == "rgb_pointmap" else BYTE
 
