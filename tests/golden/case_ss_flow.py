@@ -11,6 +11,7 @@ from dataclasses import fields
 import numpy as np
 import torch
 
+from sam3d_tvm.component import Component
 from sam3d_tvm.components.structure_flow import SHAPE, StructureFlow, StructureFlowConfig
 from sam3d_tvm.port import port_component
 from sam3d_tvm.torch_modules.structure_flow import METHODS, StructureFlowModel, export_arguments
@@ -40,10 +41,17 @@ def module_of(tensors: Tensors, config: dict) -> StructureFlowModel:
     return module.requires_grad_(False).eval()
 
 
-def run(tensors: Tensors, config: dict) -> Tensors:
-    module = module_of(tensors, config)
+def compiled(module: StructureFlowModel) -> Component:
+    """For any batch and any number of tokens, with what a trace needs."""
     inputs, dynamic = export_arguments(module.config, (*METHODS, "trace"))
-    component = port_component(module, inputs, "structure_flow", dynamic=dynamic)
+    return port_component(module, inputs, "structure_flow", dynamic=dynamic)
+
+
+def run(tensors: Tensors, config: dict, code: Component | None = None) -> Tensors:
+    """`code`: what `compiled` returned for a model of the same config, whatever its parameters."""
+    module = module_of(tensors, config)
+    state = {name: value.numpy() for name, value in module.state_dict().items()}
+    component = compiled(module) if code is None else code.with_parameters(state)
     flow = StructureFlow(component, module.config)
     latents, plan = named(tensors, "in.latent."), flow.prepare(tensors["in.cond"])
     t, d = (tensors.get(f"in.{name}", np.zeros(1, np.float32)).reshape(-1) for name in ("t", "d"))
