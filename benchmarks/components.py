@@ -32,13 +32,13 @@ import torch
 import tvm
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam3d_tvm.component import Component
 from sam3d_tvm.components.structure_flow import GUIDANCE, SHAPE, TIME_SCALE, StructureFlow
-from sam3d_tvm.port import port_component
 from sam3d_tvm.sampler import flow_schedule
 from sam3d_tvm.torch_modules import structure_flow
 from sam3d_tvm.torch_modules.example import Example
 from sam3d_tvm.validate import BOUNDS, relative_errors
+from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.from_torch import port_component
 from tests.tolerance import Comparison
 
 from .harness import Benchmark, Case, Peer, arrays, parse_options

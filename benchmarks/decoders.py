@@ -28,12 +28,12 @@ from sam3d_tvm.components import gaussian_decoder, mesh_decoder
 from sam3d_tvm.components.gaussian_decoder import GaussianDecoder, GaussianDecoderConfig, GaussianModel
 from sam3d_tvm.components.mesh_decoder import MeshDecoder, MeshDecoderConfig, MeshModel
 from sam3d_tvm.components.slat_decoder import SlatDecoderConfig, SlatTransformer
-from sam3d_tvm.native import native_component
-from sparse_ops import functional as F
+from sparse_ops.deploy.from_nn import native_component
+from sparse_ops.eager import functional as F
 from sparse_ops.transform.precision import PRECISIONS
 from tests.golden import case_slat_decoder_gs, case_slat_decoder_mesh
 from tests.tolerance import Comparison, compare
-from tir_kernels import windows
+from tir_kernels.cpu import windows
 
 from .decoder_reference import Decoder, GaussianReference, MeshReference
 from .harness import Benchmark, Case, Options, Peer, arrays

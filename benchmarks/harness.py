@@ -38,9 +38,9 @@ from rich.table import Table
 
 from sparse_ops.transform.memory import measured_memory
 from tests.tolerance import Comparison
-from tir_kernels import peak  # the package also lets TVM's pool use all cores, before it starts
-from tir_kernels.isa import Isa, host_target
-from tir_kernels.threads import threads
+from tir_kernels.cpu import peak  # the package also lets TVM's pool use all cores, before it starts
+from tir_kernels.cpu.isa import Isa, host_target
+from tir_kernels.cpu.threads import threads
 
 TURN_SECONDS = 0.02  # calls of one turn take at least this long together ...
 TURN_CALLS = 15  # ... unless there are this many of them

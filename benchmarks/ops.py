@@ -2,7 +2,7 @@
 
     python -m benchmarks.ops [--quick] [--json FILE] [--only SUBSTRING]
 
-A row of `sparse_ops.registry.OPS` is all that it takes to appear here. Inputs of fixed shape are weights, bound as
+A row of `sparse_ops.testing.examples.OPS` is all that it takes to appear here. Inputs of fixed shape are weights, bound as
 constants, so that their packing is not part of a call. The oracle of each example checks the result.
 """
 
@@ -15,9 +15,9 @@ import tvm
 from tvm import relax
 
 from sparse_ops.build import build
-from sparse_ops.registry import OPS, Example, OpRow
+from sparse_ops.testing.examples import OPS, Example, OpRow
 from tests.tolerance import compare
-from tir_kernels.isa import host_target
+from tir_kernels.cpu.isa import host_target
 
 from .harness import Benchmark, Case, arrays, parse_options
 

@@ -33,8 +33,8 @@ from rich.table import Table
 
 from sam3d_tvm.artifacts import PIPELINE, Artifacts
 from sam3d_tvm.bench import MEASURED_STEPS
+from sam3d_tvm.config import preset
 from sam3d_tvm.pipeline import Pipeline
-from sam3d_tvm.pipeline_config import preset
 from sparse_ops.transform.precision import PRECISIONS
 
 from .harness import default_console, machine_info, write_json

@@ -26,11 +26,11 @@ from torch import nn
 from sam3d_tvm.bench import TIME_SCALE, guided_steps, peak_bytes, reset_peak
 from sam3d_tvm.components import gaussian_decoder, mesh_decoder, slat_generator
 from sam3d_tvm.components.condition_embedder import EmbedderFuserConfig
-from sam3d_tvm.flexicubes import extract_mesh
-from sam3d_tvm.gaussians import Gaussians, offset_perturbation
+from sam3d_tvm.config import PipelineConfig, Sampling
+from sam3d_tvm.mesh.flexicubes import extract_mesh
 from sam3d_tvm.occupancy import demo_occupancy
 from sam3d_tvm.pipeline import denormalised
-from sam3d_tvm.pipeline_config import PipelineConfig, Sampling
+from sam3d_tvm.splat.gaussians import Gaussians, offset_perturbation
 from sam3d_tvm.torch_modules.embedder_fuser import EmbedderFuser
 from sam3d_tvm.torch_modules.example import seeded
 from sam3d_tvm.torch_modules.structure_decoder import StructureDecoder

@@ -34,7 +34,7 @@ from sam3d_tvm.sampler import Guidance, flow_schedule
 from tests.golden import case_slat_flow
 from tests.sam3d_tvm.slat_reference import SlatReference
 from tests.tolerance import Comparison, compare
-from tir_kernels import unique
+from tir_kernels.cpu import unique
 
 from . import oracle
 from .harness import Benchmark, Case, Peer, parse_options

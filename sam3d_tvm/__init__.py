@@ -12,7 +12,7 @@ __all__ = ["Pipeline", "__version__"]
 def __getattr__(name: str):
     """`Pipeline`, and TVM with it, is imported when it is asked for: the command line first looks at its options."""
     if name == "Pipeline":
-        from sam3d_tvm.light import import_tvm
+        from sam3d_tvm.tvm_without_torch import import_tvm
 
         import_tvm()
         from sam3d_tvm.pipeline import Pipeline

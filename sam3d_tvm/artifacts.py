@@ -1,7 +1,7 @@
 """The artifact folder of a pipeline: a compiled component for each model, made once and used again.
 
 pipeline.json              the config of the pipeline, and what its models are to be made from
-<model>/                   a component, see `sam3d_tvm.component`
+<model>/                   a component, see `sparse_ops.deploy.component`
 <model>/made_from.json     what it was made from: changes when its code or its weights do
 """
 
@@ -19,23 +19,23 @@ import tvm
 
 from sam3d_tvm.checkpoint import Checkpoint
 from sam3d_tvm.checks import check_choice, check_size
-from sam3d_tvm.component import Component
-from sam3d_tvm.files import write_bytes
-from sam3d_tvm.gaussians import offset_perturbation
-from sam3d_tvm.manifest import system, versions
+from sam3d_tvm.config import PipelineConfig, preset
 from sam3d_tvm.models import model_of
-from sam3d_tvm.pipeline_config import PipelineConfig, preset
-from sam3d_tvm.weights import State
-from sparse_ops.compile_cache import cache_folder, source_digest
+from sam3d_tvm.splat.gaussians import offset_perturbation
+from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.files import write_bytes
+from sparse_ops.deploy.manifest import system, versions
+from sparse_ops.deploy.weights import State
+from sparse_ops.eager.cache import cache_folder, source_digest
 from sparse_ops.transform.precision import PRECISIONS
-from tir_kernels.isa import host_target
+from tir_kernels.cpu.isa import host_target
 
 PIPELINE, MADE_FROM = "pipeline.json", "made_from.json"
 FORMAT = 1
 GAUSSIAN_DECODERS = ("slat_decoder_gs", "slat_decoder_gs_4")
 SAMPLE = 1 << 20  # bytes of a file of weights that are looked at, in three places
 # Files of this package that decide what is compiled, and those that decide what random weights are.
-CODE = ("components", "torch_modules", "assemble.py", "component.py", "native.py", "port.py")
+CODE = ("components", "torch_modules")
 SEEDED = ("components", "models.py")
 
 OnCompile = Callable[[str, int, int], None]

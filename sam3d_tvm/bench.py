@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from sam3d_tvm.artifacts import Artifacts
+from sam3d_tvm.config import Sampling
 from sam3d_tvm.pipeline import Progress, Run
-from sam3d_tvm.pipeline_config import Sampling
 from sam3d_tvm.sampler import Guidance, flow_schedule
 
 TIME_SCALE = 1000.0

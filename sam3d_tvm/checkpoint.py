@@ -24,8 +24,8 @@ from sam3d_tvm.components.mesh_decoder import MeshDecoderConfig
 from sam3d_tvm.components.slat_config import SlatConfig
 from sam3d_tvm.components.structure_decoder import StructureDecoderConfig
 from sam3d_tvm.components.structure_flow import SHAPE, StructureFlowConfig
-from sam3d_tvm.pipeline_config import PipelineConfig, Preprocessing, Sampling
-from sam3d_tvm.weights import DTYPES, LazyArray, load_state
+from sam3d_tvm.config import PipelineConfig, Preprocessing, Sampling
+from sparse_ops.deploy.weights import DTYPES, LazyArray, load_state
 
 PIPELINE = "pipeline.yaml"
 OFFSETS = "offset_perturbation"  # saved with the Gaussian decoder, but no parameter of it

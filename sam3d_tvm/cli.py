@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from sam3d_tvm import console as shown
-from sam3d_tvm.light import import_tvm
+from sam3d_tvm.tvm_without_torch import import_tvm
 
 BAD_OPTIONS, FAILED, STOPPED = 2, 1, 130  # exit codes
 USAGE_ERROR = typer.BadParameter.__base__  # click's, of which newer versions of typer bring a copy of their own
@@ -105,8 +105,8 @@ def generate(
         stack.enter_context(shown.without_warnings(verbose))
         tell = stack.enter_context(shown.bars(console))
         from sam3d_tvm.checks import check_size
-        from sam3d_tvm.images import load_pointmap, load_rgba
         from sam3d_tvm.outputs import check_formats, save_scene
+        from sam3d_tvm.photo.images import load_pointmap, load_rgba
 
         # What is wrong with the input is said before models are compiled.
         check_formats(names)
@@ -203,12 +203,12 @@ def view(
     size: Annotated[int, typer.Option(help="Pixels of a picture along each side.")] = 512,
 ) -> None:
     """Pictures of a splat, and one HTML file that shows it in any browser, without a network."""
-    from sam3d_tvm.cameras import orbit_box
     from sam3d_tvm.checks import check_size
-    from sam3d_tvm.files import save_png
-    from sam3d_tvm.gaussians import load_splat
-    from sam3d_tvm.splat_picture import contact_sheet, splat_picture
-    from sam3d_tvm.viewer import write_viewer
+    from sam3d_tvm.splat.cameras import orbit_box
+    from sam3d_tvm.splat.gaussians import load_splat
+    from sam3d_tvm.splat.picture import contact_sheet, splat_picture
+    from sam3d_tvm.splat.viewer import write_viewer
+    from sparse_ops.deploy.files import save_png
 
     check_size("views", views, 1)
     check_size("size", size, 16)
@@ -309,7 +309,7 @@ def info(
     import tvm
 
     from sam3d_tvm import __version__
-    from tir_kernels.isa import Isa, host_target
+    from tir_kernels.cpu.isa import Isa, host_target
 
     isa = Isa.of()
     rows = {

@@ -6,7 +6,7 @@ there are at a time was measured at the sizes of SAM-3D-Objects with 19,072 voxe
 
 from collections.abc import Mapping
 
-from sam3d_tvm.pipeline_config import PipelineConfig
+from sam3d_tvm.config import PipelineConfig
 
 TYPICAL_VOXELS = 16_000  # of an object at 64^3
 BASE = 640 << 20  # bytes of Python, TVM and numpy with a photo of a few megapixels

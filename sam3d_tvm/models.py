@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import tvm
 
-from sam3d_tvm.component import Component
 from sam3d_tvm.components import gaussian_decoder, mesh_decoder, slat_generator
 from sam3d_tvm.components.condition_embedder import ConditionEmbedder, EmbedderFuserConfig
 from sam3d_tvm.components.gaussian_decoder import GaussianDecoder, GaussianDecoderConfig, GaussianModel
@@ -18,9 +17,10 @@ from sam3d_tvm.components.slat_model import slat_component
 from sam3d_tvm.components.slat_weights import seeded_arrays
 from sam3d_tvm.components.structure_decoder import StructureDecoder, StructureDecoderConfig
 from sam3d_tvm.components.structure_flow import StructureFlow, StructureFlowConfig
-from sam3d_tvm.native import native_component
-from sam3d_tvm.pipeline_config import PipelineConfig
-from sam3d_tvm.weights import LazyArray, State
+from sam3d_tvm.config import PipelineConfig
+from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.from_nn import native_component
+from sparse_ops.deploy.weights import LazyArray, State
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import tvm
 from PIL import Image
 
-from sam3d_tvm import images, memory
+from sam3d_tvm import memory
 from sam3d_tvm.artifacts import (
     GAUSSIAN_DECODERS,
     Artifacts,
@@ -34,14 +34,15 @@ from sam3d_tvm.artifacts import (
 from sam3d_tvm.checks import check_size
 from sam3d_tvm.components.condition_embedder import nearest_index
 from sam3d_tvm.components.pose import decode_pose
-from sam3d_tvm.flexicubes import extract_mesh
-from sam3d_tvm.gaussians import Gaussians
-from sam3d_tvm.mesh import Mesh
+from sam3d_tvm.config import PipelineConfig, Sampling
+from sam3d_tvm.mesh.flexicubes import extract_mesh
+from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.models import model_of
 from sam3d_tvm.outputs import Result, check_formats
-from sam3d_tvm.pipeline_config import PipelineConfig, Sampling
-from sam3d_tvm.preprocess import Preprocessed, preprocess
+from sam3d_tvm.photo import images
+from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.sampler import Guidance, Step
+from sam3d_tvm.splat.gaussians import Gaussians
 
 POINTMAPS = ("pointmap", "rgb_pointmap")
 Picture = str | os.PathLike | np.ndarray | Image.Image

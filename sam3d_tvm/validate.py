@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sam3d_tvm.checks import check_choice
-from sparse_ops.arrays import as_kind, kind_of
+from sparse_ops.eager.arrays import as_kind, kind_of
 
 COMPONENTS = ("dinov2", "point_patch_embed", "embedder_fuser", "structure_flow", "structure_decoder")
 SIZES = ("tiny", "full")
@@ -79,7 +79,7 @@ def validate(
 def _verdict(name: str, size: str, precision: str, progress: Callable[[str], Any]) -> Verdict:
     import torch
 
-    from sam3d_tvm.port import port_component
+    from sparse_ops.deploy.from_torch import port_component
 
     example = import_module(f"sam3d_tvm.torch_modules.{name}").example(size)
     progress(f"{name}: compiling")

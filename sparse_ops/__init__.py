@@ -6,11 +6,12 @@
   `sparse_ops.functional` has the functions under them.
 """
 
-from tir_kernels.threads import set_threads, threads  # the package also sets up the thread pool before its first use
+from tir_kernels.cpu.threads import set_threads, threads  # the package also sets up the thread pool before its first use
 
-from . import functional, modules
-from .functional import KernelMap, Weights
-from .modules import *  # noqa: F403
-from .tensor import SparseTensor, sparse_add
+from .eager import functional
+from .eager import layers as modules
+from .eager.call import KernelMap, Weights
+from .eager.layers import *  # noqa: F403
+from .eager.tensor import SparseTensor, sparse_add
 
 __all__ = ["KernelMap", "SparseTensor", "Weights", "functional", "set_threads", "sparse_add", "threads", *modules.__all__]

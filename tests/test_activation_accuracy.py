@@ -1,4 +1,4 @@
-"""The vector functions of `tir_kernels.activation` against float64: the errors that their docstrings state, all exponents."""
+"""The functions of `tir_kernels.cpu.vector_math` against float64: the errors that their docstrings state, all exponents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,8 +9,8 @@ import tvm
 from scipy.special import erf, erfc
 from tvm.script import tirx as T
 
-from tir_kernels import activation
-from tir_kernels.isa import host_target
+from tir_kernels.cpu import vector_math as activation
+from tir_kernels.cpu.isa import host_target
 
 INF, NAN = np.inf, np.nan
 TARGETS = {"host": host_target(), "baseline": tvm.target.Target({"kind": "llvm"})}  # which on x86 has no fused multiply-add

@@ -15,8 +15,8 @@ from rich.console import Console
 from benchmarks import harness, oracle, sparse_conv
 from benchmarks.harness import Benchmark, Case, Options, Peer, WrongResult
 from tests.tolerance import compare
-from tir_kernels import kernel_map, peak, sites
-from tir_kernels.isa import AVX2, PORTABLE, Isa, host_target
+from tir_kernels.cpu import kernel_map, peak, sites
+from tir_kernels.cpu.isa import AVX2, PORTABLE, Isa, host_target
 
 HOST = Isa.of(host_target())
 DOT = HOST if HOST.bf16_dot else dataclasses.replace(AVX2, bf16_dot=True, emulate_dot=True)

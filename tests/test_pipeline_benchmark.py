@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from benchmarks import pipeline, pipeline_reference
+from sam3d_tvm.config import Sampling, preset
 from sam3d_tvm.occupancy import demo_occupancy
-from sam3d_tvm.pipeline_config import Sampling, preset
 from sparse_ops.transform.precision import PRECISIONS
 from tests.sam3d_tvm import slat_reference
 from tests.sam3d_tvm.tiny_pipeline import tiny_artifacts

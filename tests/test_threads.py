@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tir_kernels.threads import available_cores, set_threads
+from tir_kernels.cpu.threads import available_cores, set_threads
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ("TVM_NUM_THREADS", "TVM_BIND_THREADS")

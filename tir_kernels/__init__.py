@@ -3,6 +3,6 @@
 This layer knows targets and TIR. It knows neither Relax nor torch.
 """
 
-from .threads import use_available_cores
+from .cpu.threads import use_available_cores
 
 use_available_cores()

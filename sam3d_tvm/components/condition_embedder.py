@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sam3d_tvm.checks import check_choice, check_finite, check_size
-from sam3d_tvm.component import Component
+from sparse_ops.deploy.component import Component
 
 CHANNELS = {"image": 3, "mask": 1, "pointmap": 3}  # of every kind of input
 HIDDEN_MULTIPLE = 256

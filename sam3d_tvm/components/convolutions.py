@@ -28,7 +28,7 @@ def convolution(sparse_backend: str, extent: int) -> Convolution:
     if sparse_backend == "dense":
         return partial(DenseConv3d, extent=extent)
     if sparse_backend == "torch":
-        from sparse_ops import torch  # only who asks for it needs torch
+        from sparse_ops.torch import callback as torch  # only who asks for it needs torch
 
         return torch.SubMConv3d
     return SubMConv3d

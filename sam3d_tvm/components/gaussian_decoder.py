@@ -2,7 +2,7 @@
 
     forward(feats float32 [n, latent_channels], coords int32 [n, 4]) -> float32 [n, out_channels]
 
-`sam3d_tvm.gaussians` makes Gaussians of the features.
+`sam3d_tvm.splat.gaussians` makes Gaussians of the features.
 """
 
 from dataclasses import dataclass, replace
@@ -11,12 +11,12 @@ import numpy as np
 from tvm.relax.frontend.nn import spec
 
 from sam3d_tvm.checks import check_choice
-from sam3d_tvm.component import Component
 from sam3d_tvm.components.blocks import Record, ignore
 from sam3d_tvm.components.slat_decoder import SlatDecoderConfig, SlatTransformer, checked_component, checked_latents
 from sam3d_tvm.components.slat_weights import seeded_arrays, shapes_of
-from sam3d_tvm.gaussians import LR, Representation
-from sam3d_tvm.weights import LazyArray
+from sam3d_tvm.splat.gaussians import LR, Representation
+from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.weights import LazyArray
 from sparse_ops.nn import LayerNorm, Linear, SparseTensor, Tensor
 
 FINAL_NORM_EPS = 1e-5

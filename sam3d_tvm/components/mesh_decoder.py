@@ -14,11 +14,11 @@ import numpy as np
 from tvm.relax.frontend.nn import spec
 
 from sam3d_tvm.checks import check_choice, check_size
-from sam3d_tvm.component import Component
 from sam3d_tvm.components.blocks import ConvModule, Record, ignore
 from sam3d_tvm.components.slat_decoder import SlatDecoderConfig, SlatTransformer, checked_component, checked_latents
 from sam3d_tvm.components.slat_weights import seeded_arrays, shapes_of
-from sam3d_tvm.weights import LazyArray
+from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.weights import LazyArray
 from sparse_ops.nn import Activation, GroupNorm, Linear, Module, ModuleList, Sites, SparseTensor, Subdivide, Tensor
 
 NARROWING = (4, 2)  # by which every subdivision divides the channels

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sam3d_tvm.checks import check_finite
-from sparse_ops.arrays import as_kind, as_tensor
+from sparse_ops.eager.arrays import as_kind, as_tensor
 
 # What the first stage was trained to give are 6D rotations with this mean and standard deviation taken out.
 ROTATION_6D_MEAN = np.reshape(

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sam3d_tvm.checks import check_coords, check_finite, check_size
-from sam3d_tvm.component import Component
 from sam3d_tvm.components.blocks import FeedForward, Record, absolute_positions, ignore
 from sam3d_tvm.components.slat_config import check_only, check_transformer, from_names
-from sparse_ops.arrays import as_kind, as_tensor
+from sparse_ops.deploy.component import Component
+from sparse_ops.eager.arrays import as_kind, as_tensor
 from sparse_ops.nn import LayerNorm, Linear, Module, ModuleList, SparseTensor, WindowedSelfAttention
 
 

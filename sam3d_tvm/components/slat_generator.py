@@ -16,13 +16,13 @@ import tvm
 from tvm import relax
 
 from sam3d_tvm.checks import check_coords, check_finite
-from sam3d_tvm.component import Component
 from sam3d_tvm.components.slat_config import ALL_SAVINGS, PRESETS, Savings, SlatConfig, preset
 from sam3d_tvm.components.slat_model import BLOCK, compile_model, part_parameters
 from sam3d_tvm.components.slat_weights import check_state, parameter_shapes, seeded_state
 from sam3d_tvm.sampler import Guidance, Step, sample_flow
-from sam3d_tvm.weights import LazyArray, State, load_state
 from sparse_ops.build import pack_params
+from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.weights import LazyArray, State, load_state
 
 __all__ = [
     "PRESETS",

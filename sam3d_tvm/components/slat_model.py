@@ -24,6 +24,7 @@ Rows, times, tokens and batch elements are symbolic. A row finds its modulation 
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -33,13 +34,13 @@ from tvm import relax
 from tvm.relax.frontend.nn import spec
 
 from sam3d_tvm.checks import check_choice, check_size
-from sam3d_tvm.component import Component
 from sam3d_tvm.components.blocks import ModulatedCrossBlock, SparseResBlock3d, TimestepEmbedder, absolute_positions
 from sam3d_tvm.components.convolutions import convolution
 from sam3d_tvm.components.slat_config import ALL_SAVINGS, FACTOR, Savings, SlatConfig
-from sam3d_tvm.native import native_component
-from sam3d_tvm.weights import State
-from sparse_ops.compile_cache import compiled
+from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.from_nn import native_component
+from sparse_ops.deploy.weights import State
+from sparse_ops.eager.cache import compiled
 from sparse_ops.nn import (
     Activation,
     KernelMap,
@@ -54,7 +55,7 @@ from sparse_ops.nn import (
 )
 from sparse_ops.nn.carrier import emit
 from sparse_ops.transform.precision import PRECISIONS
-from tir_kernels.isa import host_target
+from tir_kernels.cpu.isa import host_target
 
 FINAL_NORM_EPS = 1e-5
 BLOCK = "block_"  # how the parts of a transformer block are called
@@ -75,7 +76,7 @@ def compile_model(
     are float32 in either. Packed bfloat16 weights take half of the memory where the target has an instruction for their dot
     product, elsewhere as much as float32 ones.
 
-    The result is kept on disk, see `sparse_ops.compile_cache`, and serves any number of blocks. Raises ValueError for another
+    The result is kept on disk, see `sparse_ops.eager.cache`, and serves any number of blocks. Raises ValueError for another
     precision, ValueError and ImportError as `convolutions.convolution`.
     """
     one_block = dataclasses.replace(config, num_blocks=1)
@@ -84,7 +85,8 @@ def compile_model(
     model = SlatFlow(one_block, precision, **options)
     configuration = {"slat": dataclasses.asdict(one_block), **options, "components": _source_digest()}
     with target or host_target():
-        return compiled(configuration, lambda: model.export_tvm(model.specs())[0], precision)
+        identity = json.dumps(configuration, sort_keys=True)
+        return compiled(("slat", identity), lambda: model.export_tvm(model.specs())[0], precision).machine
 
 
 def slat_component(

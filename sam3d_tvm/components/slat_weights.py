@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from sam3d_tvm.checks import check_size
 from sam3d_tvm.components.slat_config import SlatConfig
 from sam3d_tvm.components.slat_model import SlatFlow
-from sam3d_tvm.weights import LazyArray, State, check_arrays
+from sparse_ops.deploy.weights import LazyArray, State, check_arrays
 from sparse_ops.nn import Module
 
 

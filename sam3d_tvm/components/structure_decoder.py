@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sam3d_tvm.checks import check_choice, check_size
-from sam3d_tvm.component import Component
-from sparse_ops.arrays import as_kind, as_tensor
+from sparse_ops.deploy.component import Component
+from sparse_ops.eager.arrays import as_kind, as_tensor
 
 from .voxels import MAX_VOXELS, downsample, occupied_coords, prune
 

@@ -14,9 +14,9 @@ import numpy as np
 import tvm
 
 from sam3d_tvm.checks import check_choice, check_finite, check_size
-from sam3d_tvm.component import Component
 from sam3d_tvm.sampler import Guidance, State, Step, sample_shortcut
-from sparse_ops.arrays import as_tensor
+from sparse_ops.deploy.component import Component
+from sparse_ops.eager.arrays import as_tensor
 
 SHAPE = "shape"  # the latent of the grid, and the stream of its tokens
 TIME_SCALE = 1000.0  # the model sees t and d, each in 0..1, times this

@@ -10,8 +10,8 @@ from numbers import Real
 import numpy as np
 
 from sam3d_tvm.checks import check_size
-from sparse_ops.arrays import as_kind, as_tensor
-from tir_kernels.coordinate_index import DEFAULT_HIGH, DEFAULT_LOW
+from sparse_ops.eager.arrays import as_kind, as_tensor
+from tir_kernels.cpu.coordinate_index import DEFAULT_HIGH, DEFAULT_LOW
 
 MAX_VOXELS = 42000  # of one object, what the second stage was made for
 

@@ -8,15 +8,15 @@ import torch
 import tvm
 from torch import nn
 
-from sam3d_tvm.component import Component
 from sam3d_tvm.components.condition_embedder import EmbedderFuserConfig
 from sam3d_tvm.components.structure_decoder import StructureDecoderConfig
 from sam3d_tvm.components.structure_flow import StructureFlowConfig
-from sam3d_tvm.port import port_component
 from sam3d_tvm.torch_modules.embedder_fuser import EmbedderFuser
 from sam3d_tvm.torch_modules.structure_decoder import StructureDecoder
 from sam3d_tvm.torch_modules.structure_flow import StructureFlowModel, export_arguments
-from sam3d_tvm.weights import State, check_arrays
+from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.from_torch import port_component
+from sparse_ops.deploy.weights import State, check_arrays
 
 MODULES: dict[type, Callable[[Any], nn.Module]] = {
     EmbedderFuserConfig: EmbedderFuser,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sam3d_tvm.component import Component
+from sparse_ops.deploy.component import Component
 
 SIZES = ("tiny", "full")
 

@@ -25,10 +25,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import Dim
 
-from sam3d_tvm.component import Component
 from sam3d_tvm.components.blocks import FREQUENCIES, LONGEST_PERIOD
 from sam3d_tvm.components.structure_flow import SHAPE, StructureFlow, StructureFlowConfig, preset
 from sam3d_tvm.torch_modules.example import Example, seeded
+from sparse_ops.deploy.component import Component
 
 # Of a timestep, computed here so that a compiled model has the very bits: at t = 1000 every one is seen.
 TIMESTEP_FREQUENCIES = torch.exp(-math.log(LONGEST_PERIOD) * torch.arange(FREQUENCIES, dtype=torch.float32) / FREQUENCIES)

@@ -5,12 +5,12 @@ from math import sqrt
 from tvm import relax
 from tvm.relax.frontend import nn
 
-from tir_kernels.serialize import MODES
+from tir_kernels.cpu.serialize import MODES
 
 from .. import op
 from ..op.index import triple
+from ..op.numbers import check_int
 from ..op.register import check_choice
-from ..op.shapes import check_int
 from ..op.windows import LEAST_SHIFT, window_axes
 from .carrier import Partition, Sites, SparseTensor, check_sparse, emit
 from .norm import MultiHeadRMSNorm

@@ -3,7 +3,7 @@
 from tvm import relax
 from tvm.relax.frontend import nn
 
-from tir_kernels.activation import ACTIVATIONS
+from tir_kernels.cpu.vector_math import ACTIVATIONS
 
 from .. import op
 from ..op.register import check_choice

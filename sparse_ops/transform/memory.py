@@ -29,7 +29,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
-from tir_kernels.threads import threads
+from tir_kernels.cpu.threads import threads
 
 PLANNED = "KillAfterLastUse"  # the pass after which all storages, and the ends of their lives, are known
 STACK = 1024  # smaller buffers of a kernel lie on the stack

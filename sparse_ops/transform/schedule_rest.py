@@ -27,9 +27,9 @@ from tvm.sym import Analyzer, detect_linear_equation
 from tvm.sym.analyzer import ProofStrength
 from tvm.tirx.script import builder as T
 
-from tir_kernels import activation
-from tir_kernels.isa import Isa, Tile
-from tir_kernels.rows import WIDTH
+from tir_kernels.cpu import vector_math as activation
+from tir_kernels.cpu.isa import Isa, Tile
+from tir_kernels.cpu.rows import WIDTH
 
 from ..op.register import SCHEDULED, with_root_block
 
@@ -561,7 +561,7 @@ def _polynomial(call: ir.Call) -> tirx.Expr:
 
 @cache
 def _template(name: str) -> tuple[tirx.Var, list[tuple[tirx.Var, tirx.Expr]], tirx.Expr]:
-    """A function of `tir_kernels.activation` taken apart: its argument, the variables it binds in turn, its result."""
+    """A function of `tir_kernels.cpu.vector_math` taken apart: its argument, the variables it binds in turn, its result."""
     argument = tirx.Var("x", "float32")
     with IRBuilder() as builder, T.prim_func():
         T.evaluate(POLYNOMIALS[name](argument))

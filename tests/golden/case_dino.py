@@ -12,8 +12,8 @@ import torch
 from torch.export import Dim
 
 from sam3d_tvm.components.condition_embedder import DinoConfig
-from sam3d_tvm.port import port_component
 from sam3d_tvm.torch_modules.dinov2 import Dino
+from sparse_ops.deploy.from_torch import port_component
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
 

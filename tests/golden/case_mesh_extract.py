@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sam3d_tvm.flexicubes import (
+from sam3d_tvm.mesh.flexicubes import (
     COLOR,
     DEFORM,
     SHEETS,

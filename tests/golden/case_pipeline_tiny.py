@@ -18,10 +18,10 @@ from sam3d_tvm.components.gaussian_decoder import GaussianDecoderConfig
 from sam3d_tvm.components.pose import decode_pose
 from sam3d_tvm.components.structure_decoder import StructureDecoder
 from sam3d_tvm.components.voxels import occupied_coords
-from sam3d_tvm.gaussians import offset_perturbation, raw_attributes
+from sam3d_tvm.config import PipelineConfig, Preprocessing, Sampling, preset
 from sam3d_tvm.pipeline import Run
-from sam3d_tvm.pipeline_config import PipelineConfig, Preprocessing, Sampling, preset
 from sam3d_tvm.sampler import flow_schedule
+from sam3d_tvm.splat.gaussians import offset_perturbation, raw_attributes
 from tests.golden import (
     case_dino,
     case_embedder_fuser,

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 
 from sam3d_tvm.components.condition_embedder import PointPatchConfig
-from sam3d_tvm.port import port_component
 from sam3d_tvm.torch_modules.point_patch_embed import PointPatchEmbed
+from sparse_ops.deploy.from_torch import port_component
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
 from tests.golden.case_dino import block_depth, module_of

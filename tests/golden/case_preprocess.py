@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from sam3d_tvm.preprocess import mask_box, preprocess
+from sam3d_tvm.photo.preprocess import mask_box, preprocess
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
 

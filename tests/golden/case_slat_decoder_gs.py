@@ -11,12 +11,12 @@ from tvm.relax.frontend.nn import spec
 
 from sam3d_tvm.components.gaussian_decoder import GaussianDecoderConfig, GaussianModel
 from sam3d_tvm.components.slat_decoder import SlatDecoderConfig
-from sam3d_tvm.gaussians import Gaussians, offset_perturbation, raw_attributes
-from sam3d_tvm.native import native_component
+from sam3d_tvm.splat.gaussians import Gaussians, offset_perturbation, raw_attributes
+from sparse_ops.deploy.from_nn import native_component
 from sparse_ops.nn import Module
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
-from tir_kernels import windows
+from tir_kernels.cpu import windows
 
 BUFFER = "offset_perturbation"  # data of the representation among the parameters
 

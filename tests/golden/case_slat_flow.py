@@ -11,7 +11,7 @@ import numpy as np
 from sam3d_tvm.components.slat_generator import SlatConfig, SlatGenerator
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
-from tir_kernels import unique
+from tir_kernels.cpu import unique
 
 OF_THE_PLAN = ("low_coords", "ape_low")  # the other inner results are those of a velocity
 

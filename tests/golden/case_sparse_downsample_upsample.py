@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from sparse_ops import functional as F
+from sparse_ops.eager import functional as F
 from tests.golden.case import Case, Tensors
 
 FIRST = re.compile(r"out\.subdivide_twice_coords_first(\d+)")

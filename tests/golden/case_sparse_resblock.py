@@ -17,7 +17,7 @@ from sparse_ops import nn
 from sparse_ops.build import build, pack_params
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
-from tir_kernels import unique
+from tir_kernels.cpu import unique
 
 
 class Chain(nn.Module):

@@ -10,8 +10,8 @@ import torch
 
 from sam3d_tvm.components.structure_decoder import StructureDecoderConfig
 from sam3d_tvm.components.voxels import occupied_coords
-from sam3d_tvm.port import port_component
 from sam3d_tvm.torch_modules.structure_decoder import StructureDecoder
+from sparse_ops.deploy.from_torch import port_component
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
 

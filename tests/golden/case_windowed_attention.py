@@ -10,12 +10,12 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.nn import spec
 
-from sparse_ops import functional as F
 from sparse_ops import nn
 from sparse_ops.build import build, pack_params
+from sparse_ops.eager import functional as F
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
-from tir_kernels import windows
+from tir_kernels.cpu import windows
 
 
 class Layers(nn.Module):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from sam3d_tvm.artifacts import GAUSSIAN_DECODERS, SeededSource
 from sam3d_tvm.checkpoint import DATA, EMBEDDERS, GENERATORS, OFFSETS, PIPELINE, PLACES, TDFY
-from sam3d_tvm.pipeline_config import PipelineConfig, preset
+from sam3d_tvm.config import PipelineConfig, preset
 
 SEED = 1
 LEARNT = "mm_latent.LearntPositionEmbedder"

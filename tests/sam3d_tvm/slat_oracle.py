@@ -3,10 +3,10 @@
 import numpy as np
 
 from sam3d_tvm.components.slat_generator import SlatConfig
-from tir_kernels import attention, gather_gemm, layer_norm, linear, rms_norm_heads, segment_pool, unique
-from tir_kernels.activation import ACTIVATIONS
-from tir_kernels.kernel_map import Geometry, naive_table
-from tir_kernels.pool import Reduction
+from tir_kernels.cpu import attention, gather_gemm, layer_norm, linear, rms_norm_heads, segment_pool, unique
+from tir_kernels.cpu.kernel_map import Geometry, naive_table
+from tir_kernels.cpu.pool import Reduction
+from tir_kernels.cpu.vector_math import ACTIVATIONS
 
 silu = ACTIVATIONS["silu"].naive
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sam3d_tvm.cameras import MARGIN, Camera, orbit, orbit_box
+from sam3d_tvm.splat.cameras import MARGIN, Camera, orbit, orbit_box
 
 EPSILON = 1e-12  # some roundings of float64 values about 1
 

@@ -15,8 +15,8 @@ from PIL import Image
 from sam3d_tvm import cli
 from sam3d_tvm.artifacts import CheckpointSource, compile_model
 from sam3d_tvm.checkpoint import OFFSETS, PLACES, Checkpoint
+from sam3d_tvm.config import preset
 from sam3d_tvm.pipeline import Pipeline
-from sam3d_tvm.pipeline_config import preset
 from tests.sam3d_tvm.fake_checkpoint import states, write_checkpoint, write_state, write_yaml
 from tests.sam3d_tvm.tiny_pipeline import copied_artifacts, disc_photo, tiny_artifacts
 

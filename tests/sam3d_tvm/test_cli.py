@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from sam3d_tvm import cli
-from sam3d_tvm.gaussians import Gaussians, save_splat
 from sam3d_tvm.pipeline import Pipeline
+from sam3d_tvm.splat.gaussians import Gaussians, save_splat
 from tests.sam3d_tvm.tiny_pipeline import tiny_artifacts
 
 FILES = ("pose.json", "splat.ply", "structure.safetensors", "views.png")

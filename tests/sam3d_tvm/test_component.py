@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from torch.export import Dim
 
-from sam3d_tvm.component import LIBRARY, MANIFEST, MODULE, PARAMETERS, Component
-from sam3d_tvm.port import port_component
+from sparse_ops.deploy.component import LIBRARY, MANIFEST, MODULE, PARAMETERS, Component
+from sparse_ops.deploy.from_torch import port_component
 from tests.tolerance import assert_close
-from tir_kernels.isa import host_target
+from tir_kernels.cpu.isa import host_target
 
 WIDTH, OUT = 24, 10
 

@@ -25,11 +25,11 @@ from sam3d_tvm.components.condition_embedder import (
     resized_bilinear,
     resized_nearest,
 )
-from sam3d_tvm.port import port_component
 from sam3d_tvm.torch_modules.dinov2 import Block, Dino, DinoV2
 from sam3d_tvm.torch_modules.embedder_fuser import EmbedderFuser
 from sam3d_tvm.torch_modules.example import seeded
 from sam3d_tvm.torch_modules.point_patch_embed import PointPatchEmbed
+from sparse_ops.deploy.from_torch import port_component
 from sparse_ops.transform import recognize
 from tests.golden import case_embedder_fuser, case_point_patch_embed
 from tests.sparse_ops.transform.graphs import arguments, calls

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from sam3d_tvm.files import DTYPES, atomic_write, save_png, save_safetensors, write_bytes
+from sparse_ops.deploy.files import DTYPES, atomic_write, save_png, save_safetensors, write_bytes
 
 
 class Interrupted(BaseException):

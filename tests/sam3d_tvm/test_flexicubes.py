@@ -6,8 +6,8 @@ import tvm
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam3d_tvm.flexicubes import BETA, CHANNELS, CHANNELS_WITH_COLOR, COLOR, GAMMA, MAX_RESOLUTION, SDF, extract_mesh
-from sam3d_tvm.flexicubes_tables import CORNERS, EDGES, OPEN_FACES, SHEET_COUNTS, SHEETS
+from sam3d_tvm.mesh.flexicubes import BETA, CHANNELS, CHANNELS_WITH_COLOR, COLOR, GAMMA, MAX_RESOLUTION, SDF, extract_mesh
+from sam3d_tvm.mesh.flexicubes_tables import CORNERS, EDGES, OPEN_FACES, SHEET_COUNTS, SHEETS
 from tests.tolerance import assert_close
 
 WEIGHTS = slice(BETA.start, GAMMA + 1)

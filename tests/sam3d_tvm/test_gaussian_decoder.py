@@ -20,7 +20,7 @@ from sam3d_tvm.components.gaussian_decoder import (
     preset,
     seeded_state,
 )
-from sam3d_tvm.native import native_component
+from sparse_ops.deploy.from_nn import native_component
 from tests.golden import case_slat_decoder_gs
 from tests.sam3d_tvm.tiny import normal, voxels
 from tests.sparse_ops.walk import with_threads

@@ -9,9 +9,17 @@ from plyfile import PlyData, PlyElement
 from safetensors import safe_open
 from scipy.spatial.transform import Rotation
 
-from sam3d_tvm import gaussians as module
 from sam3d_tvm.components.pose import Pose
-from sam3d_tvm.gaussians import COLUMNS, Gaussians, Representation, load_splat, offset_perturbation, raw_attributes, save_splat
+from sam3d_tvm.splat import gaussians as module
+from sam3d_tvm.splat.gaussians import (
+    COLUMNS,
+    Gaussians,
+    Representation,
+    load_splat,
+    offset_perturbation,
+    raw_attributes,
+    save_splat,
+)
 from tests import DATA
 from tests.tolerance import assert_close
 

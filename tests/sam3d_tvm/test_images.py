@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3d_tvm.images import MAX_SIDE, as_pointmap, as_rgba, load_image, load_mask, load_pointmap, load_rgba
-from sam3d_tvm.preprocess import preprocess
+from sam3d_tvm.photo.images import MAX_SIDE, as_pointmap, as_rgba, load_image, load_mask, load_pointmap, load_rgba
+from sam3d_tvm.photo.preprocess import preprocess
 
 HEIGHT, WIDTH = 12, 20
 ORIENTATION = 0x0112  # the EXIF tag

@@ -20,12 +20,12 @@ from sam3d_tvm.components.mesh_decoder import (
     preset,
     seeded_state,
 )
-from sam3d_tvm.native import native_component
+from sparse_ops.deploy.from_nn import native_component
 from tests.golden import case_slat_decoder_mesh
 from tests.sam3d_tvm.tiny import normal, voxels
 from tests.sparse_ops.walk import with_threads
 from tests.tolerance import assert_close, compare
-from tir_kernels import subdivide
+from tir_kernels.cpu import subdivide
 
 CONFIG = replace(preset("tiny"), resolution=8, model_channels=48, num_blocks=2, mlp_ratio=1.5, window_size=3, num_groups=3)
 NARROW_ERROR = 0.02  # relative L2 that bfloat16 may be off

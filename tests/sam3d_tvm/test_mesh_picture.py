@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.spatial import ConvexHull
 
-from sam3d_tvm.cameras import Camera, orbit
-from sam3d_tvm.mesh import Mesh
-from sam3d_tvm.mesh_picture import GREY, SHADOW, TO_LIGHT, mesh_picture
+from sam3d_tvm.mesh.mesh import Mesh
+from sam3d_tvm.mesh.picture import GREY, SHADOW, TO_LIGHT, mesh_picture
+from sam3d_tvm.splat.cameras import Camera, orbit
 
 AHEAD = Camera(np.eye(3), np.zeros(3), 1.0)  # right x, down y, forward z; sees as far to each side as half the depth
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from tvm.relax.frontend.nn import spec
 
-from sam3d_tvm.component import Component
 from sam3d_tvm.components import slat_generator as slat
 from sam3d_tvm.components.slat_model import slat_component
-from sam3d_tvm.native import native_component
 from sam3d_tvm.sampler import Guidance
 from sparse_ops import nn
+from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.from_nn import native_component
 
 COORDS = np.array([[0, 1, 2, 3], [0, 1, 2, 4]], np.int32)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from sam3d_tvm.preprocess import SIZE, mask_box, preprocess
+from sam3d_tvm.photo.preprocess import SIZE, mask_box, preprocess
 from tests import DATA
 from tests.golden.runner import check_file
 from tests.tolerance import assert_close

@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 
-from sam3d_tvm import render
 from sam3d_tvm.occupancy import demo_occupancy
-from sam3d_tvm.render import latent_colours, voxel_picture
+from sam3d_tvm.splat import render
+from sam3d_tvm.splat.render import latent_colours, voxel_picture
 
 
 def rows(xyz, batch=0):

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from sam3d_tvm import splat_picture as module
-from sam3d_tvm.cameras import orbit, orbit_box
-from sam3d_tvm.gaussians import CONSTANT_HARMONIC, Gaussians
-from sam3d_tvm.splat_picture import contact_sheet, splat_picture
+from sam3d_tvm.splat import picture as module
+from sam3d_tvm.splat.cameras import orbit, orbit_box
+from sam3d_tvm.splat.gaussians import CONSTANT_HARMONIC, Gaussians
+from sam3d_tvm.splat.picture import contact_sheet, splat_picture
 
 FRONT = orbit(1, elevation_degrees=0, radius=2.0)[0]  # looks along y, x to the right
 RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)

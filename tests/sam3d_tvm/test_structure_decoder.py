@@ -12,8 +12,8 @@ import torch
 
 from sam3d_tvm.components.structure_decoder import PRESETS, StructureDecoder, StructureDecoderConfig, preset
 from sam3d_tvm.components.voxels import downsample, occupied_coords, prune
-from sam3d_tvm.port import port_component
 from sam3d_tvm.torch_modules import structure_decoder
+from sparse_ops.deploy.from_torch import port_component
 from sparse_ops.transform import recognize
 from tests import DATA
 from tests.golden import case_ss_decoder

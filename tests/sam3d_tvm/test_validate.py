@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sam3d_tvm import cli
-from sam3d_tvm.port import port_component
 from sam3d_tvm.torch_modules import structure_decoder
 from sam3d_tvm.validate import BOUNDS, Verdict, relative_errors, validate
+from sparse_ops.deploy.from_torch import port_component
 
 GOOD = Verdict("some", "tiny", "float32", True, 1e-5, 1e-4, 1e-6, 1e-5, 0.3, 0.1)
 
@@ -41,7 +41,7 @@ def compiled_once():
         return made[name]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sam3d_tvm.port.port_component", port)
+        patch.setattr("sparse_ops.deploy.from_torch.port_component", port)
         yield made
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3d_tvm.cameras import Camera, orbit_box
-from sam3d_tvm.gaussians import CONSTANT_HARMONIC, Gaussians
-from sam3d_tvm.splat_picture import splat_picture
-from sam3d_tvm.viewer import DISTANCE, ELEVATION, VIEWS, write_viewer
+from sam3d_tvm.splat.cameras import Camera, orbit_box
+from sam3d_tvm.splat.gaussians import CONSTANT_HARMONIC, Gaussians
+from sam3d_tvm.splat.picture import splat_picture
+from sam3d_tvm.splat.viewer import DISTANCE, ELEVATION, VIEWS, write_viewer
 
 FOLDER = resources.files("sam3d_tvm") / "data" / "viewer"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")

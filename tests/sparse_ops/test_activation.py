@@ -6,7 +6,7 @@ import torch
 from tvm import relax
 
 from sparse_ops import op
-from sparse_ops.registry import features
+from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate
 from tests.tolerance import assert_close
 

@@ -11,11 +11,11 @@ from tvm.script import tirx as T
 
 from sparse_ops import op
 from sparse_ops.build import build
-from sparse_ops.registry import features
+from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
-from tir_kernels.attention import exp2, naive
-from tir_kernels.isa import host_target
+from tir_kernels.cpu.attention import exp2, naive
+from tir_kernels.cpu.isa import host_target
 
 SHAPES = [("n", 2, 20), ("k", 2, 20), ("k", 2, 20), ("b",), ("b",)]
 

@@ -6,10 +6,10 @@ import torch
 from tvm import relax
 
 from sparse_ops import op
-from sparse_ops.registry import features
+from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate
 from tests.tolerance import assert_close
-from tir_kernels.channel_layer_norm import naive
+from tir_kernels.cpu.channel_layer_norm import naive
 
 
 def arguments(*shape):

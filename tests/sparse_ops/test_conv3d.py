@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from sparse_ops import op
-from sparse_ops.registry import features
+from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of
 from tests.tolerance import assert_close
-from tir_kernels.conv import naive
+from tir_kernels.cpu.conv import naive
 
 
 def test_oracle_is_torch_conv3d():

@@ -5,9 +5,9 @@ import pytest
 from tvm import relax
 
 from sparse_ops import op
-from sparse_ops.registry import features
+from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate
-from tir_kernels.dense import naive_from_dense, naive_to_dense
+from tir_kernels.cpu.dense import naive_from_dense, naive_to_dense
 
 SHAPE = (3, 4, 5)
 SHAPES = [("n", 7), ("n", 4)]

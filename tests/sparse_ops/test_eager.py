@@ -11,8 +11,8 @@ import tvm
 
 import sparse_ops
 from sparse_ops import SparseTensor
-from sparse_ops import functional as F
-from sparse_ops.arrays import as_kind, as_tensor
+from sparse_ops.eager import functional as F
+from sparse_ops.eager.arrays import as_kind, as_tensor
 from tests.tolerance import assert_close
 
 torch = pytest.importorskip("torch")

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_ops import functional as F
+from sparse_ops.eager import functional as F
 from tests.sparse_ops.strategies import coordinates, table_of
-from tir_kernels import sites
-from tir_kernels.kernel_map import Geometry, naive_inverse, naive_table
+from tir_kernels.cpu import sites
+from tir_kernels.cpu.kernel_map import Geometry, naive_inverse, naive_table
 
 SUBMANIFOLD = [((3, 3, 3), (1, 1, 1)), ((1, 3, 5), (1, 2, 3)), ((5, 5, 5), (2, 1, 1))]
 STRIDED = [

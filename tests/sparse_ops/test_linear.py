@@ -8,11 +8,11 @@ from tvm import relax
 
 from sparse_ops import op
 from sparse_ops.build import build
-from sparse_ops.registry import features
+from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
-from tir_kernels.activation import ACTIVATIONS
-from tir_kernels.linear import BLOCK_DEPTH, BLOCK_ROWS, CHUNK_COLUMNS, naive
+from tir_kernels.cpu.linear import BLOCK_DEPTH, BLOCK_ROWS, CHUNK_COLUMNS, naive
+from tir_kernels.cpu.vector_math import ACTIVATIONS
 
 
 def arguments(rows: int = 40, cin: int = 37, cout: int = 29, batch: int = 3, dtype: str = "float32") -> dict[str, np.ndarray]:

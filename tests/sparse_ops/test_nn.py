@@ -12,7 +12,7 @@ from tvm.relax.frontend.nn import spec
 from sparse_ops import nn
 from sparse_ops.build import build, pack_params
 from tests.tolerance import assert_close
-from tir_kernels import (
+from tir_kernels.cpu import (
     attention,
     gather_gemm,
     gather_rows,
@@ -27,7 +27,7 @@ from tir_kernels import (
     subdivide,
     unique,
 )
-from tir_kernels.kernel_map import Geometry, naive_inverse, naive_table
+from tir_kernels.cpu.kernel_map import Geometry, naive_inverse, naive_table
 
 ROWS = (0, 1, 2, 7, 50, 700)
 SUBM = Geometry.submanifold((3, 3, 3))

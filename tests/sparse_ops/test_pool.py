@@ -8,12 +8,12 @@ import torch
 from tvm import relax
 
 from sparse_ops import op
-from sparse_ops.registry import features, voxels
+from sparse_ops.testing.examples import features, voxels
 from tests.sparse_ops.walk import evaluate
 from tests.tolerance import assert_close
-from tir_kernels import pool, segment_pool
-from tir_kernels.kernel_map import Geometry, naive_inverse, naive_table
-from tir_kernels.pool import Reduction
+from tir_kernels.cpu import pool, segment_pool
+from tir_kernels.cpu.kernel_map import Geometry, naive_inverse, naive_table
+from tir_kernels.cpu.pool import Reduction
 
 REDUCTIONS = [
     Reduction("sum"),

@@ -5,10 +5,10 @@ import pytest
 from tvm import relax
 
 from sparse_ops import op
-from sparse_ops.registry import features
+from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate
 from tests.tolerance import assert_close
-from tir_kernels.rms_norm_heads import naive
+from tir_kernels.cpu.rms_norm_heads import naive
 
 
 @pytest.mark.parametrize("depth", [1, 32, 64, 129])

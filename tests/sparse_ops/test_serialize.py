@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tvm import relax
 
-from sparse_ops import functional as F
 from sparse_ops import nn, op
-from sparse_ops.registry import features
+from sparse_ops.eager import functional as F
+from sparse_ops.testing.examples import features
 from tests.sparse_ops.strategies import coordinates
 from tests.sparse_ops.test_windows import masked_attention
 from tests.tolerance import assert_close
-from tir_kernels.serialize import MODES, naive, naive_partition
+from tir_kernels.cpu.serialize import MODES, naive, naive_partition
 
 
 def cube(side: int, first=(0, 0, 0)) -> np.ndarray:

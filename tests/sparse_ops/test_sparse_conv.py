@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam3d_tvm.occupancy import load_occupancy
-from sparse_ops import functional as F
+from sparse_ops.eager import functional as F
 from tests import DATA
 from tests.sparse_ops.strategies import coordinates, table_of
 from tests.tolerance import assert_close
-from tir_kernels import sites
-from tir_kernels.gather_gemm import naive
-from tir_kernels.kernel_map import Geometry, naive_table
+from tir_kernels.cpu import sites
+from tir_kernels.cpu.gather_gemm import naive
+from tir_kernels.cpu.kernel_map import Geometry, naive_table
 
 torch = pytest.importorskip("torch")
 DTYPES = {"float32": np.dtype("float32"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

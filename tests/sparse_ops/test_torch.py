@@ -13,13 +13,13 @@ from tvm.relax.frontend.nn import spec
 
 torch = pytest.importorskip("torch")
 
-import sparse_ops.torch as hybrid  # noqa: E402
 from sparse_ops import nn  # noqa: E402
 from sparse_ops.build import build  # noqa: E402
-from sparse_ops.registry import voxels  # noqa: E402
+from sparse_ops.testing.examples import voxels  # noqa: E402
+from sparse_ops.torch import callback as hybrid  # noqa: E402
 from tests.tolerance import assert_close  # noqa: E402
-from tir_kernels import gather_gemm  # noqa: E402
-from tir_kernels.kernel_map import Geometry, naive_table  # noqa: E402
+from tir_kernels.cpu import gather_gemm  # noqa: E402
+from tir_kernels.cpu.kernel_map import Geometry, naive_table  # noqa: E402
 
 CIN, COUT = 5, 7
 NUMPY = {"float32": np.dtype("float32"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

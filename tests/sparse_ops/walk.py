@@ -10,8 +10,8 @@ import tvm
 from tvm import relax
 
 from sparse_ops.build import build
-from sparse_ops.registry import OPS, Example, OpRow
-from tir_kernels.threads import VARIABLE, threads
+from sparse_ops.testing.examples import OPS, Example, OpRow
+from tir_kernels.cpu.threads import VARIABLE, threads
 
 CASES = [(row, dtype) for row in OPS for dtype in row.dtypes]
 

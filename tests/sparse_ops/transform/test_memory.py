@@ -13,8 +13,8 @@ from tvm import relax
 from sparse_ops.transform import cpu_pipeline
 from sparse_ops.transform.memory import measured_memory, planned_memory
 from tests.sparse_ops.walk import module_of
-from tir_kernels.isa import host_target
-from tir_kernels.threads import threads
+from tir_kernels.cpu.isa import host_target
+from tir_kernels.cpu.threads import threads
 
 ROWS, CHANNELS = 3000, 1000
 RESULT = ROWS * CHANNELS * 4  # bytes

@@ -15,13 +15,13 @@ from tvm.relax import op
 from tvm.script import tirx as T
 
 from sparse_ops.op.register import SCHEDULED
-from sparse_ops.registry import OPS, features
+from sparse_ops.testing.examples import OPS, features
 from sparse_ops.transform import ScheduleRest
 from tests.poison import compile_poisoned, poisoned
 from tests.sparse_ops.walk import digest, example_module, module_of, run
 from tests.tolerance import assert_close
-from tir_kernels.isa import AVX512, PORTABLE, forced_isa, host_target
-from tir_kernels.threads import set_threads, threads
+from tir_kernels.cpu.isa import AVX512, PORTABLE, forced_isa, host_target
+from tir_kernels.cpu.threads import set_threads, threads
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Meshes: extraction from sparse cubes, files and pictures."""

@@ -1,0 +1,1 @@
+"""Pictures in: photos, masks and point maps, and how they are brought to the models."""

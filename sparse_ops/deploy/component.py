@@ -1,0 +1,273 @@
+"""A compiled component: functions over one set of named parameters, in memory and as an artifact folder. It needs no torch.
+
+    manifest.json            what there is, for which versions and target, see `manifest`
+    library.so               the code; or module.json, which is compiled on loading, where no C compiler can link a library
+    parameters.safetensors   the packed parameters, as kernels read them: mapped into memory, not read
+
+`sparse_ops.deploy.from_torch.port_component` makes components from PyTorch modules.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import tvm
+import tvm_ffi
+from tvm import relax
+
+from sparse_ops.build import unchecked
+from sparse_ops.deploy.files import DTYPES, save_safetensors, write_bytes
+from sparse_ops.deploy.manifest import FunctionSpec, Manifest, TensorSpec, build, leaves
+from sparse_ops.deploy.weights import State, check_arrays
+from sparse_ops.eager.arrays import as_kind, as_tensor, kind_of
+from sparse_ops.transform.lift_params import TRANSFORM_PARAMS
+
+MANIFEST, LIBRARY, MODULE, PARAMETERS = "manifest.json", "library.so", "module.json", "parameters.safetensors"
+FORMS = {"library": LIBRARY, "module": MODULE}
+
+
+class Component:
+    """Functions of a ported module, and its parameters.
+
+        component = Component.load("artifacts/dinov2")
+        tokens = component(image)              # the function "forward"
+        keys = component["context"](tokens)    # another one
+
+    Arguments are numpy, torch or TVM tensors, named or by position, in lists and dicts where the module took such. Results are
+    built as the module built them, of tensors of the kind of the first argument, without copies.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        code: tvm.runtime.Module | None,
+        packed: Sequence[tvm.runtime.Tensor],
+        write: Callable[[Path, str | None], str],
+    ):
+        """`code`: None if this CPU cannot run it. `packed`: as `manifest.packed`. `write(folder, form)`: writes the code and
+        returns the name of its file."""
+        self.manifest = manifest
+        self._code, self._packed, self._write = code, packed, write
+        self._machine = code and machine_of(code)
+        self._functions = {name: Function(self, name) for name in manifest.functions} if code else {}
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    def __getitem__(self, function: str) -> "Function":
+        """The function of that name. ValueError if there is none, or if the component is for another CPU."""
+        if self._code is None:
+            self.manifest.check_runs_here()
+        if function not in self._functions:
+            raise ValueError(f"function: expected one of {', '.join(self._functions)}, given {function!r}")
+        return self._functions[function]
+
+    def __call__(self, *args, **kwargs):
+        return self["forward"](*args, **kwargs)
+
+    @property
+    def machine(self) -> relax.VirtualMachine:
+        """What runs the code, for callers that check and pass arguments themselves, see `Function.packed`. ValueError if the
+        component is for another CPU."""
+        if self._code is None:
+            self.manifest.check_runs_here()
+        return self._machine
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of the packed parameters."""
+        return sum(_nbytes(spec) for spec in self.manifest.packed)
+
+    def with_parameters(self, state: State) -> "Component":
+        """The same code with other parameters: arrays by name, float32, or float16 or bfloat16 that become float32.
+
+        ValueError that names every parameter that is missing, not known, or of another shape or dtype, and for a component
+        that is for another CPU.
+        """
+        self.manifest.check_runs_here()
+        check_arrays({spec.name: spec.shape for spec in self.manifest.parameters}, state)
+        return Component(self.manifest, self._code, pack(self._machine, self.manifest, state), self._write)
+
+    def save(self, folder: str | os.PathLike, form: str | None = None) -> Path:
+        """Write the artifact folder, whole or not at all; an artifact that is there already is replaced.
+
+        `form`: "library", "module", or by default a library where a C compiler can link one, else a module. Raises ValueError
+        for a folder that holds something else, and for a form that is not possible.
+        """
+        if form is not None and form not in FORMS:
+            raise ValueError(f"form: expected one of {', '.join(FORMS)}, given {form!r}")
+        folder = Path(folder).absolute()
+        if folder.exists() and not (folder / MANIFEST).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise ValueError(f"folder: expected a new folder or an artifact to replace, given {str(folder)!r}")
+        with _replacing(folder) as temporary:
+            file = self._write(temporary, form)
+            code = {"file": file, "sha256": _digest(temporary / file)}
+            arrays = [as_kind(tensor, "numpy") for tensor in self._packed]
+            tensors = {spec.name: array for spec, array in zip(self.manifest.packed, arrays, strict=True)}
+            save_safetensors(temporary / PARAMETERS, tensors)
+            write_bytes(temporary / MANIFEST, self.manifest.to_json(code).encode())
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Component":
+        """The component of an artifact folder. Its parameters are mapped into memory: they are read when they are used.
+
+        Raises ValueError for a folder that is no artifact, one of another version of TVM or for instructions that this CPU
+        lacks, a file that is missing, truncated or changed, and for parameters that are missing, not known or of another shape
+        or dtype.
+        """
+        folder = Path(folder)
+        try:
+            manifest, code = Manifest.from_json((folder / MANIFEST).read_text())
+            manifest.check_runs_here()
+            file = folder / code["file"]
+            if code["file"] not in FORMS.values() or _digest(file) != code["sha256"]:
+                raise ValueError(f"{code['file']}: not what {MANIFEST} says, it is damaged or of another artifact")
+            packed = _mapped(folder / PARAMETERS, manifest.packed)
+            module = tvm.runtime.load_module(str(file)) if file.name == LIBRARY else compile_json(file, manifest)
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise ValueError(f"artifact {str(folder)!r}: {error}") from error
+        return cls(manifest, module, packed, partial(_copy_code, file.absolute()))
+
+
+class Function:
+    """One function of a component; call it as the method of the module that it was. `packed`: the parameters that its code
+    takes behind the inputs."""
+
+    def __init__(self, component: Component, name: str):
+        self.name = name
+        self.spec: FunctionSpec = component.manifest.functions[name]
+        self._call = component._machine[self.spec.code or name]
+        self.packed = [component._packed[i] for i in self.spec.packed]
+
+    def __call__(self, *args, **kwargs):
+        """ValueError for arguments that do not fit: names, structure, kinds, dtypes, shapes, sizes that should be equal."""
+        given = self._leaves(args, kwargs)
+        sizes: dict[str, int] = {}
+        inputs = []
+        for spec, value in zip(self.spec.inputs, given, strict=True):
+            shape = tuple(sizes.get(n, n) if isinstance(n, str) else n for n in spec.shape)
+            inputs.append(tensor := as_tensor(value, spec.name, (spec.dtype,), shape))
+            sizes |= {n: int(size) for n, size in zip(spec.shape, tensor.shape, strict=True) if isinstance(n, str)}
+        result = self._call(*inputs, *self.packed)
+        outputs = _flat(result)
+        kind = kind_of(given[0]) if given else "numpy"
+        return build(self.spec.result, [as_kind(output, kind) for output in outputs])
+
+    def _leaves(self, args: tuple, kwargs: Mapping[str, Any]) -> list:
+        names = list(self.spec.arguments)
+        named = dict(zip(names, args, strict=False)) | kwargs
+        if len(args) > len(names) or named.keys() != set(names) or len(named) != len(args) + len(kwargs):
+            given = ", ".join([f"{len(args)} by position", *kwargs])
+            raise ValueError(f"{self.name}: expected the arguments {', '.join(names)}, given {given}")
+        found = [leaf for name in names for leaf in leaves(self.spec.arguments[name], named[name], name)]
+        return found
+
+
+def _flat(result) -> list[tvm.runtime.Tensor]:
+    """The tensors of a result, tuples taken apart."""
+    return [result] if isinstance(result, tvm.runtime.Tensor) else [tensor for field in result for tensor in _flat(field)]
+
+
+def pack(machine: relax.VirtualMachine, manifest: Manifest, state: State) -> list[tvm.runtime.Tensor]:
+    """The packed parameters in the order of the manifest; what several functions read is kept once."""
+    packed: dict[int, tvm.runtime.Tensor] = {}
+    for name, function in manifest.functions.items():
+        if all(number in packed for number in function.packed):
+            continue
+
+        @lru_cache(maxsize=2)  # a layer that is cut reads its weight and bias for every part
+        def read(index: int, function: FunctionSpec = function) -> tvm.runtime.Tensor:
+            array = np.asarray(state[manifest.parameters[function.parameters[index]].name])
+            return tvm.runtime.tensor(np.ascontiguousarray(array, np.float32))
+
+        def store(index: int, value: tvm.runtime.Tensor, function: FunctionSpec = function) -> None:
+            if function.packed[index] not in packed:
+                packed[function.packed[index]] = value.copyto(tvm.cpu())  # its memory is used again by the next ones
+
+        machine[(function.code or name) + TRANSFORM_PARAMS](tvm_ffi.convert(read), tvm_ffi.convert(store))
+    return [packed[i] for i in range(len(manifest.packed))]
+
+
+def machine_of(code: tvm.runtime.Module) -> relax.VirtualMachine:
+    """What a call took goes back to the system: the next stage of a pipeline needs it."""
+    return relax.VirtualMachine(code, tvm.cpu(), memory_cfg="naive")
+
+
+def compile_lowered(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executable:
+    """Code from a module that all passes have been applied to. `Function` checks arguments."""
+    with unchecked():
+        return tvm.compile(module, target=target, relax_pipeline=tvm.transform.Sequential([]))
+
+
+def compile_json(file: Path, manifest: Manifest) -> tvm.runtime.Executable:
+    """Code from the module in `file`."""
+    return compile_lowered(tvm.ir.load_json(file.read_text()), tvm.target.Target(dict(manifest.target)))
+
+
+def _copy_code(file: Path, folder: Path, form: str | None) -> str:
+    """How a component that was loaded writes its code."""
+    if form is not None and FORMS[form] != file.name:
+        raise ValueError(f"form: expected that of the loaded artifact, which holds {file.name}, given {form!r}")
+    shutil.copyfile(file, folder / file.name)
+    return file.name
+
+
+def _mapped(file: Path, specs: Sequence[TensorSpec]) -> list[tvm.runtime.Tensor]:
+    """The tensors of a .safetensors file over its mapped memory. ValueError unless they are those of `specs`."""
+    with safetensors.safe_open(file, "np") as reader:  # checks the header, and the length of the file
+        names = set(reader.keys())
+    with open(file, "rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) if names else b""
+    expected = {spec.name: spec for spec in specs}
+    problems = [f"{name}: missing, expected {spec}" for name, spec in expected.items() if name not in names]
+    problems += [f"{name}: not a parameter of this component" for name in names - expected.keys()]
+    found = {}
+    for name in names & expected.keys():
+        spec, entry = expected[name], header[name]
+        if entry["dtype"] != DTYPES[spec.dtype] or tuple(entry["shape"]) != spec.shape:
+            problems.append(f"{name}: expected {spec}, given {entry['dtype']} {entry['shape']}")
+            continue
+        count = int(np.prod(spec.shape, dtype=np.int64))
+        array = np.frombuffer(memory, np.dtype(spec.dtype), count, 8 + size + entry["data_offsets"][0]).reshape(spec.shape)
+        found[name] = as_tensor(array, name, (spec.dtype,), spec.shape)
+    if problems:
+        raise ValueError(f"{file.name}: " + "; ".join(sorted(problems)))
+    return [found[spec.name] for spec in specs]
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` when the block ends, and leaves no trace if it raises."""
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        old = temporary.with_suffix(".old")
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _nbytes(spec: TensorSpec) -> int:
+    return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize

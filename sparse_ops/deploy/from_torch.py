@@ -1,0 +1,175 @@
+"""From a PyTorch module to a compiled component: torch.export, import into Relax, our passes, code, packed parameters."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+import tvm
+from torch.export.graph_signature import InputKind
+from tvm import relax
+from tvm.relax.frontend.torch import from_exported_program
+
+from sparse_ops.deploy.assemble import assemble, flat_types, static_shape
+from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, names
+from sparse_ops.transform.lift_params import PARAMETER_NAMES
+from tir_kernels.cpu.isa import Isa, host_target
+
+ATTENTION, LINEAR = torch.ops.aten.scaled_dot_product_attention.default, torch.ops.aten.linear.default
+
+
+def port_component(
+    module: torch.nn.Module,
+    inputs: tuple | Mapping[str, tuple],
+    name: str,
+    *,
+    dynamic: Any = None,
+    precision: str = "float32",
+    target: tvm.target.Target | None = None,
+) -> Component:
+    """Compile a module, which is any that torch.export takes, for `target`, by default this CPU.
+
+    `inputs`: example tensors for `forward`, or, to export several methods over the same parameters, such by the name of the
+    method; tensors may stand in lists, tuples and dicts. `dynamic`: what torch.export calls dynamic_shapes, for `forward`, or
+    by the name of the method. `precision`: "float32", or "bfloat16" inside, see
+    `sparse_ops.transform.precision.to_precision`.
+
+    Parameters, and buffers of floats that are part of the state, keep their names and are packed once; the module is not
+    changed. The component may be for another target than this CPU: then it can be saved, but not run.
+
+    Raises ValueError for arguments of another kind, a module whose parameters are not float32 on the CPU, one that torch.export
+    or the import does not take, another precision, and a target that is no CPU.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise ValueError(f"module: expected a torch.nn.Module, given {type(module).__name__}")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name: expected a name, given {name!r}")
+    methods = inputs if isinstance(inputs, Mapping) else {"forward": inputs}
+    dynamic = dynamic if isinstance(inputs, Mapping) else {"forward": dynamic}
+    if strange := set(dynamic or ()) - set(methods):
+        raise ValueError(f"dynamic: expected methods of inputs, given {', '.join(map(repr, sorted(strange)))}")
+    target = target or host_target()
+    Isa.of(target)  # refuses what is no CPU
+    module = _with_named_buffers(module)
+    state = {key: value for key, value in module.state_dict(keep_vars=True).items() if isinstance(value, torch.nn.Parameter)}
+    for key, value in state.items():
+        if value.dtype != torch.float32 or value.device.type != "cpu":
+            raise ValueError(f"module: expected float32 parameters on a CPU, given {key}: {value.dtype} on {value.device}")
+
+    functions, imported = {}, tvm.IRModule()
+    for method, example in methods.items():
+        imported[method], functions[method] = _import(module, method, example, (dynamic or {}).get(method), list(state))
+    parameters = [TensorSpec(key, "float32", tuple(value.shape)) for key, value in state.items()]
+    arrays = {key: value.detach().numpy() for key, value in state.items()}
+    return assemble(name, imported, functions, parameters, arrays, precision, target)
+
+
+def _with_named_buffers(module: torch.nn.Module) -> torch.nn.Module:
+    """The module in evaluation mode, over the same memory; buffers of floats that are part of its state are parameters."""
+    memo = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}  # shared, not copied
+    module = copy.deepcopy(module, memo).eval()
+    for owner in module.modules():
+        for name, buffer in list(owner._buffers.items()):
+            if buffer is not None and buffer.is_floating_point() and name not in owner._non_persistent_buffers_set:
+                delattr(owner, name)
+                owner.register_parameter(name, torch.nn.Parameter(buffer, requires_grad=False))
+    return module
+
+
+class _Method(torch.nn.Module):
+    """A method of a module as the `forward` of a module of its own, which is what torch.export takes."""
+
+    def __init__(self, module: torch.nn.Module, method: str):
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, arguments: dict):
+        return getattr(self.module, self.method)(**arguments)
+
+
+def _import(
+    module: torch.nn.Module, method: str, example: tuple, dynamic: Any, state: list[str]
+) -> tuple[relax.Function, FunctionSpec]:
+    """A method as a function of its inputs and the parameters that it uses. Its packed parameters are not known yet."""
+    named = _arguments(module, method, example)
+    if isinstance(dynamic, tuple | list):
+        dynamic = dict(zip(named, dynamic, strict=True))
+    try:
+        program = _exported(_Method(module, method), named, dynamic)
+        imported = from_exported_program(
+            program, keep_params_as_input=True, unwrap_unit_return_tuple=True, run_ep_decomposition=False
+        )
+    except Exception as error:  # whatever torch and TVM raise for what they do not take
+        raise ValueError(f"module: {method} cannot be ported: {type(error).__name__}: {error}") from error
+    parameters = [spec.target for spec in program.graph_signature.input_specs if spec.kind is InputKind.PARAMETER]
+    used = [target.removeprefix("module.") for target in parameters]
+    function = imported["main"].without_attr("params").with_attr({"global_symbol": method, PARAMETER_NAMES: used})
+    leaves, structure = pytree.tree_flatten(named)
+    arguments, result = _numbered(structure), _numbered(program.call_spec.out_spec)
+    taken, returned = list(function.params[: len(leaves)]), flat_types(function.ret_ty)
+    sizes = _named_sizes(structure, dynamic, taken)
+    inputs, outputs = _specs(arguments, "", [var.ty for var in taken], sizes), _specs(result, "output", returned, sizes)
+    return function, FunctionSpec(inputs, outputs, arguments, result, tuple(map(state.index, used)), ())
+
+
+def _arguments(module: torch.nn.Module, method: str, example: tuple) -> dict[str, Any]:
+    """The example by the names of the method's arguments. ValueError if they do not go together."""
+    if not isinstance(example, tuple):
+        raise ValueError(f"inputs: expected a tuple of tensors for {method}, given {type(example).__name__}")
+    if not callable(getattr(module, method, None)):
+        raise ValueError(f"inputs: expected methods of the module, given {method!r}")
+    signature = inspect.signature(getattr(module, method))
+    try:
+        arguments = dict(signature.bind(*example).arguments)
+    except TypeError as error:
+        raise ValueError(f"inputs: expected {method}{signature}, given {len(example)} tensors: {error}") from error
+    if {signature.parameters[name].kind for name in arguments} & {inspect.Parameter.VAR_POSITIONAL}:
+        raise ValueError(f"inputs: expected a method with named arguments only, given {method}{signature}")
+    for leaf in pytree.tree_leaves(arguments):
+        if not isinstance(leaf, torch.Tensor):
+            raise ValueError(f"inputs: expected tensors for {method}, given {type(leaf).__name__}")
+    return pytree.tree_map(torch.clone, arguments)  # torch.export takes a tensor that is given twice for one argument
+
+
+def _exported(method: _Method, arguments: dict[str, Any], dynamic: Mapping | None) -> torch.export.ExportedProgram:
+    with torch.no_grad():
+        shapes = None if dynamic is None else {"arguments": dict(dynamic)}
+        program = torch.export.export(method, (arguments,), dynamic_shapes=shapes)
+    table = torch.export.default_decompositions()
+    table.pop(LINEAR, None)
+    # Kept whole only if plain: the import overlooks its scale, and takes only masks of floats.
+    if all(len(node.args) == 3 and not node.kwargs for node in program.graph.find_nodes(op="call_function", target=ATTENTION)):
+        table.pop(ATTENTION, None)
+    return program.run_decompositions(table)
+
+
+def _named_sizes(structure: pytree.TreeSpec, dynamic: Mapping | None, inputs: list[relax.Var]) -> dict[str, str]:
+    """The user's names of sizes, by the names that torch.export gave them."""
+    if dynamic is None:
+        return {}
+    found = {}
+    for given, var in zip(structure.flatten_up_to(dict(dynamic)), inputs, strict=True):
+        for axis, size in given.items() if isinstance(given, Mapping) else enumerate(given or ()):
+            if hasattr(size, "__name__"):
+                found[str(var.ty.shape[axis])] = size.__name__
+    return found
+
+
+def _numbered(structure: pytree.TreeSpec) -> Structure:
+    return _plain(structure.unflatten(list(range(structure.num_leaves))))
+
+
+def _plain(structure: Any) -> Structure:
+    """Lists for tuples, as in JSON."""
+    if isinstance(structure, Mapping):
+        return {str(key): _plain(part) for key, part in structure.items()}
+    return structure if isinstance(structure, int) else [_plain(part) for part in structure]
+
+
+def _specs(structure: Structure, root: str, types: list[relax.TensorType], sizes: Mapping[str, str]) -> tuple[TensorSpec, ...]:
+    """Of tensors in the order of their numbers in `structure`."""
+    by_number = dict(names(structure, root))
+    return tuple(TensorSpec(by_number[i].lstrip("."), str(ty.dtype), static_shape(ty, sizes)) for i, ty in enumerate(types))

@@ -1,0 +1,178 @@
+"""What is known of a compiled component beside its code: functions, parameters, versions and target, as JSON and back.
+
+    {"format": 2, "name": "dinov2", "precision": "float32",
+     "versions": {"apache-tvm": ..., "apache-tvm-ffi": ...},
+     "target": {...}, "system": "Linux x86_64", "cpu_features": [...],
+     "code": {"file": "library.so", "sha256": ...},
+     "parameters": [{"name": "norm.weight", "dtype": "float32", "shape": [1024]}, ...],    as the module has them
+     "packed": [{"name": "pack_weight(fc.weight)", ...}, ...],                             as kernels read them
+     "functions": {"forward": {"inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 3]}, ...], "outputs": [...],
+                               "arguments": {"x": 0}, "result": 0, "parameters": [0, ...], "packed": [0, ...],
+                               "code": ""}}}
+
+`arguments` and `result` are structures: the number of a tensor, or a list or an object of structures. In a shape a string is a
+size that every call chooses, or is computed from such sizes. `code` names the function whose code this one shares, with other
+parameters: one block of a transformer does for all of them.
+"""
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any, TypeAlias
+
+import tvm
+
+from tir_kernels.cpu.isa import host_target
+
+FORMAT = 2
+PACKAGES = ("apache-tvm", "apache-tvm-ffi")  # those that decide whether code can be loaded
+Structure: TypeAlias = "int | list[Structure] | dict[str, Structure]"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of a tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    @classmethod
+    def from_json(cls, value: Mapping) -> "TensorSpec":
+        return cls(str(value["name"]), str(value["dtype"]), tuple(n if isinstance(n, int) else str(n) for n in value["shape"]))
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class FunctionSpec:
+    """One function: its inputs and outputs, how arguments and result are made of them, and the numbers of the parameters and
+    of the packed tensors that it reads."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    arguments: Mapping[str, Structure]
+    result: Structure
+    parameters: tuple[int, ...]
+    packed: tuple[int, ...]
+    code: str = ""
+
+    @classmethod
+    def from_json(cls, value: Mapping) -> "FunctionSpec":
+        inputs, outputs = (tuple(map(TensorSpec.from_json, value[key])) for key in ("inputs", "outputs"))
+        parameters, packed = (tuple(map(int, value[key])) for key in ("parameters", "packed"))
+        return cls(inputs, outputs, value["arguments"], value["result"], parameters, packed, str(value["code"]))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of it but the code, see the top of this file."""
+
+    name: str
+    precision: str
+    versions: Mapping[str, str]
+    target: Mapping[str, Any]
+    system: str
+    cpu_features: tuple[str, ...]
+    parameters: tuple[TensorSpec, ...]
+    packed: tuple[TensorSpec, ...]
+    functions: Mapping[str, FunctionSpec]
+
+    @classmethod
+    def of(cls, name: str, precision: str, target: tvm.target.Target, **rest) -> "Manifest":
+        """One that is made here and now."""
+        features = tuple(sorted(str(feature) for feature in tvm.target.codegen.llvm_get_cpu_features(target)))
+        return cls(name, precision, versions(), json.loads(str(target)), system(), features, **rest)
+
+    def to_json(self, code: Mapping[str, str]) -> str:
+        return json.dumps({"format": FORMAT, "code": dict(code)} | asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> tuple["Manifest", dict[str, str]]:
+        """The manifest and its entry "code". ValueError for anything else."""
+        try:
+            value = json.loads(text)
+            if value["format"] != FORMAT:
+                raise ValueError(f"expected format {FORMAT}, given {value['format']!r}")
+            functions = {str(name): FunctionSpec.from_json(function) for name, function in value["functions"].items()}
+            parameters, packed = (tuple(map(TensorSpec.from_json, value[key])) for key in ("parameters", "packed"))
+            manifest = cls(
+                str(value["name"]),
+                str(value["precision"]),
+                {package: str(value["versions"][package]) for package in PACKAGES},
+                dict(value["target"]),
+                str(value["system"]),
+                tuple(map(str, value["cpu_features"])),
+                parameters,
+                packed,
+                functions,
+            )
+            return manifest, {key: str(value["code"][key]) for key in ("file", "sha256")}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not the manifest of a component: {type(error).__name__} {error}") from error
+
+    def check_runs_here(self) -> None:
+        """ValueError that says which version, system or instructions another one was made for."""
+        for package, here in versions().items():
+            made = self.versions[package]
+            if made != here:
+                raise ValueError(f"made by {package} {made}, this is {here}: port the component again")
+        if self.system != system():
+            raise ValueError(f"made for {self.system}, this is {system()}: port the component again, here or for this target")
+        if lacking := self.lacking():
+            raise ValueError(
+                f"made for the target {json.dumps(self.target)}, this CPU lacks {', '.join(lacking)}: "
+                "port the component again, for a target of instructions that it has"
+            )
+
+    def lacking(self) -> list[str]:
+        """The features of the CPU that it was made for which this one does not have."""
+        return sorted(set(self.cpu_features) - {str(name) for name in tvm.target.codegen.llvm_get_cpu_features(host_target())})
+
+
+def versions() -> dict[str, str]:
+    return {package: version(package) for package in PACKAGES}
+
+
+def system() -> str:
+    return f"{platform.system()} {platform.machine()}"
+
+
+def leaves(structure: Structure, value: Any, where: str) -> Iterator[Any]:
+    """The tensors of `value` in the order of their numbers within `structure`. ValueError if it is built otherwise."""
+    if isinstance(structure, int):
+        yield value
+    elif isinstance(structure, Mapping):
+        if not isinstance(value, Mapping) or value.keys() != structure.keys():
+            given = f"a dict of {', '.join(map(str, value))}" if isinstance(value, Mapping) else type(value).__name__
+            raise ValueError(f"{where}: expected a dict of {', '.join(structure)}, given {given}")
+        for key, part in structure.items():
+            yield from leaves(part, value[key], f"{where}.{key}")
+    else:
+        if not isinstance(value, Sequence) or len(value) != len(structure):
+            given = f"{len(value)} of them" if isinstance(value, Sequence) else type(value).__name__
+            raise ValueError(f"{where}: expected a sequence of {len(structure)}, given {given}")
+        for i, (part, element) in enumerate(zip(structure, value, strict=True)):
+            yield from leaves(part, element, f"{where}.{i}")
+
+
+def names(structure: Structure, name: str) -> Iterator[tuple[int, str]]:
+    """The number and the dotted name of every tensor in `structure`."""
+    if isinstance(structure, int):
+        yield structure, name
+    else:
+        parts = structure.items() if isinstance(structure, Mapping) else enumerate(structure)
+        for key, part in parts:
+            yield from names(part, f"{name}.{key}")
+
+
+def build(structure: Structure, tensors: Sequence) -> Any:
+    """`structure` with the tensors in place of their numbers."""
+    if isinstance(structure, int):
+        return tensors[structure]
+    if isinstance(structure, Mapping):
+        return {key: build(part, tensors) for key, part in structure.items()}
+    return tuple(build(part, tensors) for part in structure)

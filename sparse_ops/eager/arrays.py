@@ -1,0 +1,105 @@
+"""Arrays of three kinds, numpy, torch and TVM, crossing into compiled functions and back without copies, by DLPack."""
+
+import sys
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+import tvm
+import tvm_ffi
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_names: dict = {}  # of dtypes of all kinds
+
+
+class Checked(NamedTuple):
+    """A tensor that `as_tensor` made before, with its dtype: it is not looked at again."""
+
+    tensor: tvm.runtime.Tensor
+    dtype: str
+
+
+def kind_of(array) -> str:
+    """One of "numpy", "tvm", "torch" and, for anything else, "other", which `as_tensor` refuses."""
+    if isinstance(array, np.ndarray):
+        return "numpy"
+    if isinstance(array, tvm.runtime.Tensor):
+        return "tvm"
+    torch = sys.modules.get("torch")  # a torch tensor can only exist where torch was imported
+    return "torch" if torch is not None and isinstance(array, torch.Tensor) else "other"
+
+
+def describe(array) -> str:
+    """Kind, dtype and shape, for messages."""
+    if not hasattr(array, "shape"):
+        return f"{type(array).__name__} {array!r}"[:80]
+    return f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
+
+
+def dtype_of(array) -> str:
+    """The name of an array's dtype, as TVM has it."""
+    dtype = array.dtype
+    if dtype not in _names:  # numpy takes microseconds to put a name together, and each argument asks twice
+        _names[dtype] = str(dtype).removeprefix("torch.")
+    return _names[dtype]
+
+
+def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tvm.runtime.Tensor:
+    """A TVM tensor over the memory of `array`.
+
+    `dtypes`: those allowed; `shape`: an int for a dimension that must be that long, None or a name for any length. Only a
+    read-only numpy array is copied, as DLPack cannot say that it must not be written. Raises ValueError naming the argument,
+    what was given and what was expected: another kind, dtype, rank or length, memory that is not contiguous or not on a
+    CPU, a torch tensor that records gradients.
+    """
+    kind = kind_of(array)
+
+    def refuse(reason: str = ""):
+        wanted = f"{' or '.join(dtypes)} [{', '.join(str(n) if isinstance(n, int) else 'any' for n in shape)}]"
+        raise ValueError(f"{argument}: expected {wanted}, given {describe(array)}{reason}")
+
+    if kind == "other":
+        refuse(": neither a numpy array nor a torch or TVM tensor")
+    given = tuple(array.shape)
+    if dtype_of(array) not in dtypes or len(given) != len(shape):
+        refuse()
+    for want, have in zip(shape, given, strict=True):
+        if isinstance(want, int) and have != want:
+            refuse()
+    if 0 in given:  # numpy gives such arrays strides that TVM does not take for compact
+        return tvm.runtime.empty(given, dtype_of(array))
+    if kind == "numpy":
+        if not array.flags.c_contiguous:
+            refuse(", not contiguous: pass np.ascontiguousarray(...)")
+        if not array.flags.writeable:
+            array = array.copy()
+        if array.dtype == BFLOAT16:  # numpy's DLPack does not know bfloat16
+            return tvm_ffi.from_dlpack(array.view(np.uint16))._create_view(array.shape, "bfloat16")
+        return tvm_ffi.from_dlpack(array)
+    if kind == "torch":
+        if array.device.type != "cpu":
+            refuse(f" on {array.device}, not on a CPU")
+        if not array.is_contiguous():
+            refuse(", not contiguous: pass tensor.contiguous()")
+        if array.requires_grad:
+            if sys.modules["torch"].is_grad_enabled():
+                refuse(" that records gradients: these ops have none, call them under torch.no_grad()")
+            array = array.detach()
+        return tvm_ffi.from_dlpack(array)
+    if not array.is_contiguous():
+        refuse(", not contiguous")
+    # Kernels do not look whether a tensor begins inside of another one's memory; the view that numpy takes begins at its own.
+    return as_tensor(as_kind(array, "numpy"), argument, dtypes, shape)
+
+
+def as_kind(tensor: tvm.runtime.Tensor, kind: str):
+    """`tensor` as an array of the given kind, over the same memory."""
+    if kind == "tvm":
+        return tensor
+    if kind == "torch":
+        import torch
+
+        return torch.from_dlpack(tensor)
+    if tensor.dtype == "bfloat16":
+        return np.from_dlpack(tensor._create_view(tensor.shape, "uint16")).view(BFLOAT16)
+    return np.from_dlpack(tensor)

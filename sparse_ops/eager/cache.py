@@ -1,0 +1,139 @@
+"""Compiled functions of the eager face: built once per configuration and target, kept in memory and on disk.
+
+The name of a file is a hash over the configuration, the target, the versions of TVM and tvm-ffi and the source of our
+packages, so a file never has to be invalidated. Files are written under another name and then moved, so that several
+processes can fill one folder. Where no C compiler is found, which TVM needs to link a library, functions are compiled in
+the process and not kept.
+
+The folder is $SPARSE_OPS_CACHE, else `sparse_ops` in the user's cache folder; SPARSE_OPS_CACHE=off keeps nothing on disk.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import tvm
+import tvm_ffi
+from tvm import relax
+
+import tir_kernels
+from tir_kernels.cpu.isa import Isa, forced, host_target
+
+from ..build import build, pack_params, unchecked
+
+
+def cache_folder() -> Path | None:
+    """Where compiled functions are kept, or None."""
+    chosen = os.environ.get("SPARSE_OPS_CACHE")
+    if chosen == "off":
+        return None
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "sparse_ops"
+
+
+@cache
+def source_digest() -> str:
+    """Hash of the source files that decide what is compiled."""
+    digest = hashlib.sha256()
+    for package in (Path(tir_kernels.__file__).parent, Path(__file__).parents[1]):
+        for file in sorted(package.rglob("*.py")):
+            digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+class Compiled:
+    """A compiled function of one signature, `main`, and what packs its parameters."""
+
+    def __init__(self, executable: tvm.runtime.Module | tvm.runtime.Executable):
+        self.machine = relax.VirtualMachine(executable, tvm.cpu())
+        self.main = self.machine["main"]
+
+    def pack(self, parameters: Sequence[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
+        """What `main` takes in place of `parameters`, which follow its inputs."""
+        return pack_params(self.machine, "main", parameters.__getitem__)
+
+
+_lock = threading.Lock()  # of the next line
+_one_at_a_time: dict[tuple, threading.Lock] = {}  # for each function that is being compiled
+_compiled: dict[tuple, Compiled] = {}
+
+
+def compiled(identity: tuple, make_module: Callable[[], tvm.IRModule], precision: str = "float32") -> Compiled:
+    """The compiled function of a module. `identity`, nested tuples of numbers, strings and None, must determine what
+    `make_module` returns; `precision` as in `build`. Callers check arguments, see `build.unchecked`.
+
+    Threads may call it at once: a function is compiled by the first that asks for it, and others go on.
+    """
+    target = tvm.target.Target.current(allow_none=True)
+    key = (identity, precision, None if target is None else str(target), forced())
+    found = _compiled.get(key)
+    if found is None:
+        with _lock:
+            one = _one_at_a_time.setdefault(key, threading.Lock())
+        with one:
+            found = _compiled.get(key)
+            if found is None:
+                found = _compiled[key] = Compiled(_load_or_build(identity, make_module, target or host_target(), precision))
+        with _lock:
+            _one_at_a_time.pop(key, None)
+    return found
+
+
+def _file_name(identity: tuple, target: tvm.target.Target, precision: str) -> str:
+    """A hash over all that decides what is compiled."""
+    everything = {
+        "identity": identity,
+        "precision": precision,
+        "target": str(target),
+        "isa": Isa.of(target).name,
+        "tvm": tvm.__version__,
+        "tvm_ffi": tvm_ffi.__version__,
+        "source": source_digest(),
+    }
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def _load_or_build(identity: tuple, make_module: Callable[[], tvm.IRModule], target: tvm.target.Target, precision: str):
+    folder = cache_folder()
+    file = folder / f"{_file_name(identity, target, precision)}.so" if folder else None
+    if file is not None and file.exists():
+        try:
+            return tvm.runtime.load_module(str(file))
+        except Exception:  # a damaged file, or one of another machine: build it anew
+            file.unlink(missing_ok=True)
+    with unchecked():
+        executable = build(make_module(), target, lift_params=True, precision=precision)
+    if file is not None and _keep(executable, file):
+        return tvm.runtime.load_module(str(file))  # what is linked already, to generate its code a second time takes long
+    return executable
+
+
+def _keep(executable, file: Path) -> bool:
+    """Write a library under its final name in one step; without a compiler or a writable folder, keep nothing and say so."""
+    temporary = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(suffix=".so", dir=file.parent)
+        os.close(handle)
+        executable.export_library(temporary)
+        os.replace(temporary, file)
+        temporary = None
+        return True
+    except Exception:  # TVM raises TypeError where there is no compiler, RuntimeError where linking fails
+        return False  # the function works all the same, it will be compiled again in the next process
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

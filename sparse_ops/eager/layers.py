@@ -1,0 +1,367 @@
+"""Eager face, layers: spconv's names and argument order on `SparseTensor`, in one to three dimensions.
+
+`weight` [Cout, *kernel, Cin] and `bias` [Cout] are arrays of any kind; new layers hold random numpy arrays. Layers of
+kernel 1 and stride 1 follow spconv, see `_Convolution.pointwise_weight`. `algo` and `name` are accepted and ignored.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from tir_kernels.cpu.kernel_map import Geometry
+from tir_kernels.cpu.sites import out_extent
+
+from ..op.signature import FLOATS
+from . import functional
+from .arrays import as_kind, as_tensor
+from .call import Weights
+from .tensor import CoordinateSet, Layer, SparseTensor
+
+
+def _axes(argument: str, value, dimensions: int, least: int) -> tuple[int, ...]:
+    """An int or one for each axis, at least `least`."""
+    axes = (value,) * dimensions if isinstance(value, int) else tuple(value)
+    if len(axes) != dimensions or not all(isinstance(a, int) and a >= least for a in axes):
+        raise ValueError(f"{argument}: expected an int or {dimensions} of at least {least}, given {value!r}")
+    return axes
+
+
+def _widen(axes: tuple[int, ...], fill: int) -> tuple[int, int, int]:
+    """Values along the axes as three, on leading unit axes."""
+    return (fill,) * (3 - len(axes)) + axes
+
+
+@cache
+def _submanifold(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> Geometry:
+    return Geometry.submanifold(_widen(kernel_size, 1), _widen(dilation, 1))
+
+
+def _check_input(layer, x) -> None:
+    if not isinstance(x, SparseTensor):
+        raise ValueError(f"input: expected a SparseTensor, given {type(x).__name__}")
+    if x.coordinates.dimensions != layer.ndim:
+        raise ValueError(f"input: expected coordinates of {layer.ndim} axes, given {x.coordinates.dimensions}")
+
+
+def _recorded(x: SparseTensor, key: str | None, kind: str, geometry: Geometry) -> Layer | None:
+    """The layer under `key`, if it is there and fits; ValueError if another one has the key."""
+    layer = x.indice_dict.get(key) if key is not None else None
+    if layer is None:
+        return None
+    if layer.kind != kind or layer.kernel_map.geometry != geometry:
+        raise ValueError(
+            f"indice_key: {key!r} belongs to a {layer.kind} map of {layer.kernel_map.geometry}, expected {kind} of {geometry}"
+        )
+    if layer.source is not x.coordinates:
+        same = np.array_equal(layer.source.coords.numpy(), x.coordinates.coords.numpy())
+        if not same or layer.source.extent() != x.coordinates.extent():
+            raise ValueError(f"indice_key: the map of {key!r} was built for another coordinate set")
+    return layer
+
+
+def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
+    """Output sites and map of a strided or transposed geometry, from the key, the coordinates' cache, or built."""
+    layer = _recorded(x, key, "strided", geometry) or x.coordinates.maps.get(geometry)
+    if layer is None:
+        shape = _widen(tuple(x.spatial_shape), 1)
+        kernel_map = functional.strided_map(
+            x.coordinates.coords,
+            geometry.kernel,
+            geometry.stride,
+            geometry.padding,
+            geometry.dilation,
+            shape if min(shape) > 0 else "infer",  # no voxels and no shape given
+            geometry.transposed,
+        )
+        extent = tuple(max(n, 0) for n in out_extent(shape, geometry)[3 - x.coordinates.dimensions :])
+        target = CoordinateSet(kernel_map.coords_out, x.coordinates.dimensions, extent, x.batch_size)
+        layer = x.coordinates.maps[geometry] = Layer(kernel_map, x.coordinates, target, "strided")
+    if key is not None:
+        x.indice_dict[key] = layer
+    return layer
+
+
+class _Convolution:
+    """What the convolutions share: parameters, and the call through a kernel map."""
+
+    ndim = 3
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size, groups: int, bias: bool):
+        for argument, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{argument}: expected a positive int, given {value!r}")
+        if groups != 1:
+            raise ValueError(f"groups: expected 1, given {groups!r}")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size = _axes("kernel_size", kernel_size, self.ndim, 1)
+        fan_in = in_channels * int(np.prod(self.kernel_size))
+        random = np.random.default_rng()
+        limit = 1 / np.sqrt(fan_in)
+        self.weight = random.uniform(-limit, limit, self.weight_shape).astype("float32")
+        self.bias = random.uniform(-limit, limit, out_channels).astype("float32") if bias else None
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, *self.kernel_size, self.in_channels)
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take `weight` and, if the layer has one, `bias`; ValueError for missing, extra or misshapen entries."""
+        expected = {"weight": self.weight_shape} | ({"bias": (self.out_channels,)} if self.bias is not None else {})
+        if set(state) != set(expected):
+            raise ValueError(f"state: expected the entries {sorted(expected)}, given {sorted(state)}")
+        for name, shape in expected.items():
+            if tuple(state[name].shape) != shape:
+                raise ValueError(f"{name}: expected shape {list(shape)}, given {list(state[name].shape)}")
+        self.weight, self.bias = state["weight"], state.get("bias")
+
+    def _weights(self, make) -> Weights:
+        """Packed parameters, kept until a parameter is replaced; `make(weight)` brings the weight to kernel layout."""
+        current = (self.weight, self.bias)
+        kept = getattr(self, "_kept", None)
+        if kept is None or any(old is not new for old, new in zip(kept[0], current, strict=True)):
+            if tuple(self.weight.shape) != self.weight_shape:
+                raise ValueError(f"weight: expected shape {list(self.weight_shape)}, given {list(self.weight.shape)}")
+            self._kept = kept = current, Weights(make(self.weight), self.bias)
+        return kept[1]
+
+    def _wide_weight(self, weight):
+        """[Cout, *kernel, Cin] with leading unit axes."""
+        return weight.reshape((self.out_channels, *_widen(self.kernel_size, 1), self.in_channels))
+
+    def pointwise_weight(self, weight):
+        """The matrix [Cout, Cin] of a layer of kernel 1.
+
+        spconv 2.3 reads the stored buffer [Cout, 1, 1, 1, Cin] of such layers as a row-major [Cin, Cout] matrix M and
+        computes x @ M: a reinterpretation of memory, not a transpose. Checkpoints trained with it rely on that.
+        """
+        matrix = as_tensor(weight.reshape((self.in_channels, self.out_channels)), "weight", FLOATS, (None, None))
+        return np.ascontiguousarray(as_kind(matrix, "numpy").T)
+
+    def _pointwise(self, x: SparseTensor) -> SparseTensor:
+        return x.with_result(functional.linear(x.feats, self._weights(self.pointwise_weight)), x.coordinates)
+
+    def _convolve(self, x: SparseTensor, kernel_map, coordinates: CoordinateSet) -> SparseTensor:
+        return x.with_result(functional.sparse_conv(x.feats, self._weights(self._wide_weight), kernel_map), coordinates)
+
+    def __call__(self, x: SparseTensor) -> SparseTensor:
+        _check_input(self, x)
+        return self.forward(x)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size})"
+
+
+class SubMConv3d(_Convolution):
+    """Submanifold convolution: output voxels are the input voxels (Graham and van der Maaten, arXiv:1706.01307).
+
+    As in spconv, `stride` and `padding` are ignored: the stride is 1 and the padding (kernel_size // 2) * dilation. A map
+    under `indice_key` is reused with the same kernel, dilation and voxels, and refused otherwise.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        indice_key: str | None = None,
+        algo=None,
+        name=None,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, groups, bias)
+        if any(k % 2 == 0 for k in self.kernel_size):
+            raise ValueError(f"kernel_size: expected odd sizes for a submanifold convolution, given {kernel_size!r}")
+        self.dilation = _axes("dilation", dilation, self.ndim, 1)
+        self.indice_key = indice_key
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        if max(self.kernel_size) == 1:
+            return self._pointwise(x)
+        geometry = _submanifold(self.kernel_size, self.dilation)
+        layer = _recorded(x, self.indice_key, "submanifold", geometry)
+        kernel_map = layer.kernel_map if layer else x.kernel_map(geometry.kernel, geometry.dilation)
+        if self.indice_key is not None and layer is None:
+            x.indice_dict[self.indice_key] = Layer(kernel_map, x.coordinates, x.coordinates, "submanifold")
+        return self._convolve(x, kernel_map, x.coordinates)
+
+
+class SparseConv3d(_Convolution):
+    """Strided sparse convolution: a voxel comes out wherever any tap meets a voxel.
+
+    The output grid has floor((n + 2 padding - dilation (k - 1) - 1) / stride) + 1 voxels along each axis.
+    """
+
+    transposed = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        indice_key: str | None = None,
+        algo=None,
+        name=None,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, groups, bias)
+        self.stride = _axes("stride", stride, self.ndim, 1)
+        self.padding = _axes("padding", padding, self.ndim, 0)
+        self.dilation = _axes("dilation", dilation, self.ndim, 1)
+        self.indice_key = indice_key
+        if self._is_pointwise and max(self.padding) > 0:
+            raise ValueError(f"padding: expected 0 with kernel size 1 and stride 1, given {padding!r}")
+
+    @property
+    def _is_pointwise(self) -> bool:
+        return max(self.kernel_size) == 1 and max(self.stride) == 1
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        if self._is_pointwise:
+            return self._pointwise(x)
+        geometry = Geometry(
+            _widen(self.kernel_size, 1),
+            _widen(self.stride, 1),
+            _widen(self.padding, 0),
+            _widen(self.dilation, 1),
+            self.transposed,
+        )
+        layer = _strided(x, geometry, self.indice_key)
+        return self._convolve(x, layer.kernel_map, layer.target)
+
+
+class SparseConvTranspose3d(SparseConv3d):
+    """Transposed sparse convolution: every voxel spreads to i * stride - padding + k * dilation.
+
+    The output grid has (n - 1) stride - 2 padding + k voxels along each axis, as in spconv: with a dilation the farthest
+    taps are cut off.
+    """
+
+    transposed = True
+
+
+class SparseInverseConv3d(_Convolution):
+    """The inverse of the layer under `indice_key`: back to that layer's input voxels, by its pairs exchanged.
+
+    Undoes strided, transposed and pooling layers. With kernel 1 it is pointwise and stays on its voxels, as in spconv.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        indice_key: str,
+        bias: bool = True,
+        algo=None,
+        name=None,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, 1, bias)
+        self.indice_key = indice_key
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        if max(self.kernel_size) == 1:
+            return self._pointwise(x)
+        layer = x.indice_dict.get(self.indice_key)
+        if layer is None or layer.kind != "strided":
+            known = sorted(key for key, value in x.indice_dict.items() if value.kind == "strided")
+            raise ValueError(f"indice_key: expected the key of a strided layer, one of {known}, given {self.indice_key!r}")
+        if layer.kernel_map.geometry.kernel != _widen(self.kernel_size, 1):
+            raise ValueError(
+                f"kernel_size: expected {layer.kernel_map.geometry.kernel} of the layer {self.indice_key!r}, "
+                f"given {self.kernel_size}"
+            )
+        if layer.target is not x.coordinates and not np.array_equal(layer.target.coords.numpy(), x.coordinates.coords.numpy()):
+            raise ValueError(f"input: expected the voxels that the layer {self.indice_key!r} put out")
+        if "inverse" not in layer.target.maps or layer.target.maps["inverse"][0] is not layer.kernel_map:
+            layer.target.maps["inverse"] = layer.kernel_map, functional.inverse_map(layer.kernel_map)
+        return self._convolve(x, layer.target.maps["inverse"][1], layer.source)
+
+
+class SparseMaxPool3d:
+    """Maximum over the voxels of each window.
+
+    `from_zero`: start from 0 instead of from the first voxel, so that negative maxima come out as 0, as spconv does on a
+    CPU.
+    """
+
+    ndim = 3
+
+    def __init__(
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        indice_key: str | None = None,
+        algo=None,
+        name=None,
+        *,
+        from_zero: bool = False,
+    ):
+        self.kernel_size = _axes("kernel_size", kernel_size, self.ndim, 1)
+        self.stride = self.kernel_size if stride is None else _axes("stride", stride, self.ndim, 1)
+        self.padding = _axes("padding", padding, self.ndim, 0)
+        self.dilation = _axes("dilation", dilation, self.ndim, 1)
+        self.indice_key = indice_key
+        self.from_zero = from_zero
+
+    def _pool(self, feats, kernel_map):
+        return functional.pool(feats, kernel_map, "max", max_from_zero=self.from_zero)
+
+    def __call__(self, x: SparseTensor) -> SparseTensor:
+        _check_input(self, x)
+        geometry = Geometry(
+            _widen(self.kernel_size, 1), _widen(self.stride, 1), _widen(self.padding, 0), _widen(self.dilation, 1)
+        )
+        layer = _strided(x, geometry, self.indice_key)
+        return x.moved_to(self._pool(x.feats, layer.kernel_map), layer.target)
+
+
+class SparseAvgPool3d(SparseMaxPool3d):
+    """Mean over the voxels of each window; `count_bias` is added to their number before dividing."""
+
+    def __init__(self, *args, count_bias: int = 0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.count_bias = count_bias
+
+    def _pool(self, feats, kernel_map):
+        return functional.pool(feats, kernel_map, "mean", count_bias=self.count_bias)
+
+
+class SparseSumPool3d(SparseMaxPool3d):
+    """Sum over the voxels of each window."""
+
+    def _pool(self, feats, kernel_map):
+        return functional.pool(feats, kernel_map, "sum")
+
+
+def _in_fewer_dimensions(base: type, ndim: int) -> type:
+    name = base.__name__.replace("3d", f"{ndim}d")
+    return type(name, (base,), {"ndim": ndim, "__doc__": f"`{base.__name__}` in {ndim} dimension{'s' * (ndim > 1)}."})
+
+
+_ALL = (
+    SubMConv3d,
+    SparseConv3d,
+    SparseConvTranspose3d,
+    SparseInverseConv3d,
+    SparseMaxPool3d,
+    SparseAvgPool3d,
+    SparseSumPool3d,
+)
+SubMConv1d, SparseConv1d, SparseConvTranspose1d, SparseInverseConv1d, SparseMaxPool1d, SparseAvgPool1d, SparseSumPool1d = (
+    _in_fewer_dimensions(base, 1) for base in _ALL
+)
+SubMConv2d, SparseConv2d, SparseConvTranspose2d, SparseInverseConv2d, SparseMaxPool2d, SparseAvgPool2d, SparseSumPool2d = (
+    _in_fewer_dimensions(base, 2) for base in _ALL
+)
+
+__all__ = sorted(base.__name__.replace("3d", f"{ndim}d") for base in _ALL for ndim in (1, 2, 3))

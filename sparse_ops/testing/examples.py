@@ -1,0 +1,542 @@
+"""One row an op: what the tests and the benchmarks walk.
+
+A row makes an `Example` of any size: inputs, the call, and what the oracle says. Rows are listed in `OPS`; adding an op
+means adding its row here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import tvm
+from tvm import relax
+
+
+@dataclass
+class Example:
+    """One use of an op.
+
+    `inputs`: arrays in the order of `call`'s arguments. `shapes`: their symbolic shapes, with a name for every dimension
+    that may change from run to run, e.g. ("n", 64). `call(*vars)` makes the Relax call. `expected`: the oracle's outputs,
+    float64 or integer. `depth`: length of the longest sum behind a value. `flops`: useful floating-point operations.
+    """
+
+    inputs: list[np.ndarray]
+    shapes: list[tuple]
+    call: Callable[..., relax.Expr]
+    expected: list[np.ndarray]
+    depth: float = 1.0
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """`example(rng, rows, dtype) -> Example` with about `rows` rows of features of `dtype`; `dtypes`: those it knows."""
+
+    name: str
+    example: Callable[[np.random.Generator, int, str], Example]
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    sizes: tuple[int, ...] = field(default=(0, 1, 2, 97))
+
+
+def features(rng: np.random.Generator, *shape: int, dtype: str = "float32") -> np.ndarray:
+    """Normal random values, already rounded to `dtype`, so that an oracle sees what the kernel sees."""
+    import ml_dtypes
+
+    return rng.standard_normal(shape).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def voxels(rng: np.random.Generator, rows: int, batch: int = 3, low: int = -4) -> np.ndarray:
+    """int32 [rows, 4]: distinct coordinates in random order, some of them neighbours, some negative if `low` is."""
+    side = 2 + int((2 * rows) ** (1 / 3))
+    cells = rng.permutation(batch * side**3)[:rows]
+    return np.stack([cells // side**3, *(cells // side**axis % side + low for axis in (2, 1, 0))], 1).astype("int32")
+
+
+def _emit(expr: relax.Expr) -> relax.Var:
+    """A variable for a value that is used more than once."""
+    return relax.BlockBuilder.current().emit(expr)
+
+
+def _named_rows(coords: relax.Expr) -> relax.Var:
+    """Give the rows of data-dependent coordinates a name."""
+    rows = tvm.tirx.Var("m", "int64")
+    return relax.BlockBuilder.current().match_cast(coords, relax.TensorType([rows, 4], "int32"))
+
+
+def _lookup(rng, rows, dtype):
+    from tir_kernels.cpu.coordinate_index import naive
+
+    from ..op import lookup
+
+    coords = voxels(rng, rows)
+    queries = np.concatenate([coords[::2], voxels(rng, rows) + 1]).astype("int32")
+    return Example([coords, queries], [("n", 4), ("m", 4)], lookup, [naive(coords, queries)])
+
+
+def _unique(rng, rows, dtype):
+    from tir_kernels.cpu.unique import naive
+
+    from ..op import unique
+
+    coords = rng.permutation(np.repeat(voxels(rng, (rows + 1) // 2), 2, axis=0)[:rows])
+    return Example([coords], [("n", 4)], unique, list(naive(coords)))
+
+
+def _downsample(rng, rows, dtype):
+    from tir_kernels.cpu.unique import naive
+
+    from ..op import downsample
+
+    coords = voxels(rng, rows)
+    return Example([coords], [("n", 4)], lambda c: downsample(c, (2, 3, 1)), list(naive(coords, (2, 3, 1))))
+
+
+def _subdivide(rng, rows, dtype):
+    from tir_kernels.cpu.subdivide import naive
+
+    from ..op import subdivide
+
+    coords = voxels(rng, rows)
+    return Example([coords], [("n", 4)], lambda c: subdivide(c, (2, 1, 3)), [naive(coords, (2, 1, 3))])
+
+
+def _window_partition(rng, rows, dtype):
+    from tir_kernels.cpu.windows import naive
+
+    from ..op import window_partition
+
+    coords, window, shift = voxels(rng, rows), (2, 3, 4), (1, 0, 3)
+    return Example([coords], [("n", 4)], lambda c: window_partition(c, window, shift), list(naive(coords, window, shift)))
+
+
+def _serialize(rng, rows, dtype):
+    from tir_kernels.cpu.serialize import naive
+
+    from ..op import serialize
+
+    coords, mode, shift = voxels(rng, rows), "hilbert_transposed", (4, 5, 600)
+    return Example([coords], [("n", 4)], lambda c: serialize(c, mode, shift), [naive(coords, mode, shift)])
+
+
+def _serialized_partition(rng, rows, dtype):
+    from tir_kernels.cpu.serialize import naive, naive_partition
+
+    from ..op import serialized_partition
+
+    coords = voxels(rng, rows)
+    code = naive(coords, shift=(4, 4, 4))
+    return Example(
+        [coords],
+        [("n", 4)],
+        lambda c: serialized_partition(c, 13, shift_sequence=5, shift=4),
+        list(naive_partition(coords, code, 13, 5)),
+    )
+
+
+def _conv_parameters(rng, taps, cin, cout, dtype):
+    """weight [Cout, *taps, Cin], the same as [K, Cin, Cout] for the oracle, bias float32 [Cout]."""
+    weight = features(rng, cout, *taps, cin, dtype=dtype)
+    return weight, weight.reshape(cout, -1, cin).transpose(1, 2, 0), features(rng, cout)
+
+
+def _submanifold_map(rng, rows, dtype):
+    from tir_kernels.cpu.gather_gemm import naive
+    from tir_kernels.cpu.kernel_map import Geometry, naive_table
+
+    from ..op import sparse_conv, submanifold_map
+
+    coords, x = voxels(rng, rows), features(rng, rows, 3, dtype=dtype)
+    weight, taps, bias = _conv_parameters(rng, (1, 3, 5), 3, 7, dtype)
+    table = naive_table(coords, coords, Geometry.submanifold((1, 3, 5), (1, 2, 3)))
+    return Example(
+        [coords, x, weight, bias],
+        [("n", 4), ("n", 3), (7, 1, 3, 5, 3), (7,)],
+        lambda c, x, w, b: sparse_conv(x, w, submanifold_map(c, (1, 3, 5), (1, 2, 3)), c, b),
+        [naive(x, taps, table, bias)],
+        depth=15 * 3,
+        flops=2.0 * (table >= 0).sum() * 3 * 7,
+    )
+
+
+def _sparse_conv(rng, rows, dtype):
+    from tir_kernels.cpu.gather_gemm import naive
+    from tir_kernels.cpu.kernel_map import Geometry, naive_table
+
+    from ..op import sparse_conv, submanifold_map
+
+    coords, x = voxels(rng, rows), features(rng, rows, 33, dtype=dtype)
+    residual = features(rng, rows, 40, dtype=dtype)
+    weight, taps, bias = _conv_parameters(rng, (3, 3, 3), 33, 40, dtype)
+    table = naive_table(coords, coords, Geometry.submanifold((3, 3, 3)))
+    return Example(
+        [coords, x, weight, bias, residual],
+        [("n", 4), ("n", 33), (40, 3, 3, 3, 33), (40,), ("n", 40)],
+        lambda c, x, w, b, r: sparse_conv(x, w, submanifold_map(c), c, b, r, activation="silu"),
+        [naive(x, taps, table, bias, residual, "silu")],
+        depth=27 * 33,
+        flops=2.0 * (table >= 0).sum() * 33 * 40,
+    )
+
+
+def _upsampled_conv(rng, rows, dtype):
+    from tir_kernels.cpu.kernel_map import Geometry, naive_table
+    from tir_kernels.cpu.unique import naive as downsample
+    from tir_kernels.cpu.upsampled_conv import naive
+
+    from ..op import submanifold_map, upsampled_conv
+
+    coords = voxels(rng, rows)
+    coarse, parent = downsample(coords, (2, 2, 2))
+    x, residual = features(rng, len(coarse) + 1, 33, dtype=dtype), features(rng, rows, 40, dtype=dtype)
+    weight, taps, bias = _conv_parameters(rng, (3, 3, 3), 33, 40, dtype)
+    table = naive_table(coords, coords, Geometry.submanifold((3, 3, 3)))
+    return Example(
+        [coords, x, parent, weight, bias, residual],
+        [("n", 4), ("m", 33), ("n",), (40, 3, 3, 3, 33), (40,), ("n", 40)],
+        lambda c, x, p, w, b, r: upsampled_conv(x, w, submanifold_map(c), p, b, r, activation="silu"),
+        [naive(x, taps, table, parent, bias, residual, "silu")],
+        depth=27 * 33,
+        flops=2.0 * len(coarse) * 27 * 33 * 40,
+    )
+
+
+def _strided_example(rng, rows, dtype, transposed):
+    """Sites, the convolution onto them, and the inverse convolution back."""
+    from tir_kernels.cpu import sites
+    from tir_kernels.cpu.gather_gemm import naive
+    from tir_kernels.cpu.kernel_map import Geometry, naive_inverse, naive_table
+
+    from ..op import inverse_map, sparse_conv, strided_map
+
+    geometry = Geometry((3, 2, 3), (2, 1, 2), (1, 0, 1), (1, 2, 1), transposed)
+    coords, x = voxels(rng, rows), features(rng, rows, 5, dtype=dtype)
+    weight, taps, bias = _conv_parameters(rng, geometry.kernel, 5, 9, dtype)
+    out_coords = sites.naive(coords, geometry)
+    table = naive_table(coords, out_coords, geometry)
+    inverse = naive_inverse(table, rows)
+    y = features(rng, len(out_coords), 5, dtype=dtype)
+
+    def call(c, x, w, b, y):
+        pair = _emit(strided_map(c, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, None, transposed))
+        kernel_map = _emit(relax.TupleGetItem(pair, 1))
+        sites = _named_rows(_emit(relax.TupleGetItem(pair, 0)))
+        down = _emit(sparse_conv(x, w, kernel_map, sites, b))
+        up = _emit(sparse_conv(y, w, _emit(inverse_map(kernel_map, c)), c, b))
+        return relax.Tuple([sites, down, up])
+
+    return Example(
+        [coords, x, weight, bias, y],
+        [("n", 4), ("n", 5), (9, *geometry.kernel, 5), (9,), ("k", 5)],
+        call,
+        [out_coords, naive(x, taps, table, bias), naive(y, taps, inverse, bias)],
+        depth=geometry.taps * 5,
+        flops=4.0 * (table >= 0).sum() * 5 * 9,
+    )
+
+
+def _strided_map(rng, rows, dtype):
+    return _strided_example(rng, rows, dtype, transposed=False)
+
+
+def _transposed_map(rng, rows, dtype):
+    return _strided_example(rng, rows, dtype, transposed=True)
+
+
+def _conv3d(rng, rows, dtype):
+    """A strided and dilated convolution, and one that goes by Winograd's algorithm in float32."""
+    from tir_kernels.cpu.conv import naive
+
+    from ..op import conv3d
+
+    batch, depth, few = min(rows, 2), max(1, rows // 2), rows // 16 + 1
+    x, weight = features(rng, batch, 33, depth, 3, 5, dtype=dtype), features(rng, 40, 33, 3, 3, 3, dtype=dtype)
+    residual, bias = features(rng, batch, 40, (depth + 1) // 2, 3, 5, dtype=dtype), features(rng, 40)
+    options = {"stride": (2, 1, 1), "padding": (1, 1, 2), "dilation": (1, 1, 2), "activation": "silu"}
+    y, tiled = features(rng, batch, 17, few, 5, 21, dtype=dtype), features(rng, 20, 17, 3, 3, 3, dtype=dtype)
+    return Example(
+        [x, weight, bias, residual, y, tiled],
+        [("b", 33, "d", 3, 5), (40, 33, 3, 3, 3), (40,), ("b", 40, "half", 3, 5), ("b", 17, "few", 5, 21), (20, 17, 3, 3, 3)],
+        lambda x, w, b, r, y, tiled: relax.Tuple([_emit(conv3d(x, w, b, r, **options)), _emit(conv3d(y, tiled, padding=1))]),
+        [naive(x, weight, bias, residual, **options), naive(y, tiled, padding=(1, 1, 1))],
+        depth=27 * 33,
+        flops=2.0 * 27 * (residual.size * 33 + y.size * 20),
+    )
+
+
+def _linear(rng, rows, dtype):
+    from tir_kernels.cpu.linear import naive
+
+    from ..op import linear
+
+    x, w = features(rng, rows, 433, dtype=dtype), features(rng, 70, 433, dtype=dtype)  # two blocks of the depth
+    bias, gate, index = features(rng, 70), features(rng, 3, 70), rng.integers(0, 3, rows).astype("int32")
+    residual = features(rng, rows, 70, dtype=dtype)
+    return Example(
+        [x, w, bias, residual, gate, index],
+        [("n", 433), (70, 433), (70,), ("n", 70), ("b", 70), ("n",)],
+        lambda x, w, b, r, gate, index: linear(x, w, b, r, "silu", gate, index),
+        [naive(x, w, bias, residual, "silu", gate, index)],
+        depth=433,
+        flops=2.0 * rows * 433 * 70,
+    )
+
+
+def _gather_rows(rng, rows, dtype):
+    from tir_kernels.cpu.gather_rows import naive
+
+    from ..op import gather_rows
+
+    x, index = features(rng, rows, 33, dtype=dtype), rng.integers(-1, rows, 2 * rows + 1).astype("int32")
+    return Example([x, index], [("n", 33), ("m",)], gather_rows, [naive(x, index)])
+
+
+def _pool(rng, rows, dtype):
+    from tir_kernels.cpu import sites
+    from tir_kernels.cpu.kernel_map import Geometry, naive_table
+    from tir_kernels.cpu.pool import Reduction, naive
+
+    from ..op import pool, strided_map
+
+    geometry = Geometry((3, 2, 3), (2, 1, 2), (1, 0, 1))
+    coords, x = voxels(rng, rows), features(rng, rows, 33, dtype=dtype)
+    table = naive_table(coords, sites.naive(coords, geometry), geometry)
+
+    def call(c, x):
+        pair = _emit(strided_map(c, geometry.kernel, geometry.stride, geometry.padding, shape=None))
+        return pool(x, _emit(relax.TupleGetItem(pair, 1)), _named_rows(_emit(relax.TupleGetItem(pair, 0))))
+
+    out = naive(x, table, Reduction("mean"))
+    return Example([coords, x], [("n", 4), ("n", 33)], call, [out], depth=geometry.taps)
+
+
+def _segment_pool(rng, rows, dtype):
+    from tir_kernels.cpu.pool import Reduction
+    from tir_kernels.cpu.segment_pool import naive
+
+    from ..op import segment_pool
+
+    x, like = features(rng, rows, 67, dtype=dtype), np.zeros((rows // 3 + 2, 4), "int32")
+    index = rng.integers(-1, len(like), rows).astype("int32")
+    return Example(
+        [x, index, like],
+        [("n", 67), ("n",), ("m", 4)],
+        lambda x, index, like: segment_pool(x, index, like, "mean", count_bias=1),
+        [naive(x, index, len(like), Reduction("mean", 1))],
+        depth=max(np.bincount(index + 1)[1:], default=1),
+    )
+
+
+def _batches(rng, rows, batch):
+    """Ascending batch index int32 [rows] and its offsets int32 [batch + 1]; the second element has no rows."""
+    index = np.sort(rng.choice([b for b in range(batch) if b != 1], rows)).astype("int32")
+    return index, np.searchsorted(index, np.arange(batch + 1)).astype("int32")
+
+
+def _batch_offsets(rng, rows, dtype):
+    from ..op import batch_offsets
+
+    index, offsets = _batches(rng, rows, 4)
+    coords = np.concatenate([index[:, None], voxels(rng, rows)[:, 1:]], 1)
+    return Example([coords], [("n", 4)], lambda c: batch_offsets(c, 4), [offsets])
+
+
+def _group_norm(rng, rows, dtype):
+    from tir_kernels.cpu.group_norm import naive
+
+    from ..op import group_norm
+
+    x, weight, bias = features(rng, rows, 33, dtype=dtype), features(rng, 33), features(rng, 33)
+    _, offsets = _batches(rng, rows, 4)
+    return Example(
+        [x, offsets, weight, bias],
+        [("n", 33), ("b",), (33,), (33,)],
+        lambda x, offsets, w, b: group_norm(x, offsets, w, b, 11, activation="silu"),
+        [naive(x, offsets, weight, bias, 11, activation="silu")],
+        depth=3 * rows,
+    )
+
+
+def _layer_norm(rng, rows, dtype):
+    from tir_kernels.cpu.layer_norm import naive
+
+    from ..op import layer_norm
+
+    x = features(rng, rows, 67, dtype=dtype)
+    weight, bias, scale, shift = (features(rng, *shape) for shape in ((67,), (67,), (3, 67), (3, 67)))
+    index = rng.integers(0, 3, rows).astype("int32")
+    return Example(
+        [x, weight, bias, scale, shift, index],
+        [("n", 67), (67,), (67,), ("b", 67), ("b", 67), ("n",)],
+        lambda x, w, b, scale, shift, index: layer_norm(x, w, b, scale, shift, activation="silu", batch_index=index),
+        [naive(x, weight, bias, scale, shift, index, activation="silu")],
+        depth=67,
+    )
+
+
+def _dense_group_norm(rng, rows, dtype):
+    from tir_kernels.cpu.dense_group_norm import naive
+
+    from ..op import dense_group_norm
+
+    x, weight, bias = features(rng, 2, 6, rows, 3, 5, dtype=dtype), features(rng, 6), features(rng, 6)
+    return Example(
+        [x, weight, bias],
+        [("b", 6, "n", 3, 5), (6,), (6,)],
+        lambda x, w, b: dense_group_norm(x, w, b, 3, activation="silu"),
+        [naive(x, weight, bias, 3, activation="silu")],
+        depth=2 * rows * 15,
+    )
+
+
+def _channel_layer_norm(rng, rows, dtype):
+    from tir_kernels.cpu.channel_layer_norm import naive
+
+    from ..op import channel_layer_norm
+
+    x, weight, bias = features(rng, 2, 67, rows, 5, dtype=dtype), features(rng, 67), features(rng, 67)
+    return Example(
+        [x, weight, bias],
+        [("b", 67, "n", 5), (67,), (67,)],
+        lambda x, w, b: channel_layer_norm(x, w, b, activation="silu"),
+        [naive(x, weight, bias, activation="silu")],
+        depth=67,
+    )
+
+
+def _softmax(rng, rows, dtype):
+    from tir_kernels.cpu.softmax import naive
+
+    from ..op import softmax
+
+    x = features(rng, rows, 3, 67, dtype=dtype)
+    return Example([x], [("n", 3, 67)], softmax, [naive(x)], depth=67)
+
+
+def _rms_norm_heads(rng, rows, dtype):
+    from tir_kernels.cpu.rms_norm_heads import naive
+
+    from ..op import rms_norm_heads
+
+    x, gamma = features(rng, rows, 3, 35, dtype=dtype), features(rng, 3, 35)
+    return Example([x, gamma], [("n", 3, 35), (3, 35)], rms_norm_heads, [naive(x, gamma)], depth=35)
+
+
+def _attention(rng, rows, dtype):
+    from tir_kernels.cpu.attention import naive
+
+    from ..op import attention
+
+    (_, q_offsets), (_, k_offsets) = _batches(rng, rows, 4), _batches(rng, 8 * rows, 4)
+    q = features(rng, rows, 3, 21, dtype=dtype)
+    k, v = (features(rng, 8 * rows, 3, 21, dtype=dtype) for _ in range(2))
+    return Example(
+        [q, k, v, q_offsets, k_offsets],
+        [("n", 3, 21), ("k", 3, 21), ("k", 3, 21), ("b",), ("b",)],
+        attention,
+        [naive(q, k, v, q_offsets, k_offsets)],
+        depth=max(8 * rows, 21),
+        flops=4.0 * (np.diff(q_offsets) * np.diff(k_offsets)).sum() * 3 * 21,
+    )
+
+
+def _attention_of_orders(rng, rows, dtype):
+    """Windows: rows in any order, keys in several of them."""
+    from tir_kernels.cpu.attention import naive
+
+    from ..op import attention
+
+    (_, q_offsets), (_, k_offsets) = _batches(rng, rows, 9), _batches(rng, 2 * rows, 9)
+    q, k, v = (features(rng, rows, 2, 64, dtype=dtype) for _ in range(3))
+    q_order, k_order = rng.permutation(rows).astype("int32"), rng.integers(0, rows, 2 * rows).astype("int32")
+    return Example(
+        [q, k, v, q_offsets, k_offsets, q_order, k_order],
+        [*[("n", 2, 64)] * 3, ("b",), ("b",), ("n",), ("m",)],
+        lambda q, k, v, q_offsets, k_offsets, *orders: attention(q, k, v, q_offsets, k_offsets, None, *orders),
+        [naive(q, k, v, q_offsets, k_offsets, None, q_order, k_order)],
+        depth=max(2 * rows, 64),
+        flops=4.0 * (np.diff(q_offsets) * np.diff(k_offsets)).sum() * 2 * 64,
+    )
+
+
+def _activation(rng, rows, dtype):
+    from tir_kernels.cpu.elementwise import naive
+
+    from ..op import activation
+
+    x = features(rng, rows, 3, 35, dtype=dtype)
+    return Example([x], [("n", 3, 35)], lambda x: activation(x, "silu"), [naive(x, "silu")], depth=2)
+
+
+def _modulated_add(rng, rows, dtype):
+    from tir_kernels.cpu.modulated_add import naive
+
+    from ..op import modulated_add
+
+    x, y, gate = features(rng, rows, 33, dtype=dtype), features(rng, rows, 33, dtype=dtype), features(rng, 1, 33)
+    return Example([x, y, gate], [("n", 33), ("n", 33), (1, 33)], modulated_add, [naive(x, y, gate)], depth=2)
+
+
+def _dense_coords(rng, rows):
+    """Distinct coordinates int32 [rows, 4] in a grid of 3 x (11, 12, 13)."""
+    cells = rng.permutation(3 * 11 * 12 * 13)[:rows]
+    return np.stack(np.unravel_index(cells, (3, 11, 12, 13)), 1).astype("int32")
+
+
+def _to_dense(rng, rows, dtype):
+    from tir_kernels.cpu.dense import naive_to_dense
+
+    from ..op import to_dense
+
+    x, coords = features(rng, rows, 33, dtype=dtype), _dense_coords(rng, rows)
+    return Example(
+        [x, coords],
+        [("n", 33), ("n", 4)],
+        lambda x, c: to_dense(x, c, 3, (11, 12, 13)),
+        [naive_to_dense(x, coords, 3, (11, 12, 13))],
+    )
+
+
+def _from_dense(rng, rows, dtype):
+    from tir_kernels.cpu.dense import naive_from_dense
+
+    from ..op import from_dense
+
+    dense, coords = features(rng, 3, 33, 11, 12, 13, dtype=dtype), _dense_coords(rng, rows)
+    return Example([dense, coords], [(3, 33, 11, 12, 13), ("n", 4)], from_dense, [naive_from_dense(dense, coords)])
+
+
+COORDINATES = ("int32",)
+
+OPS = [
+    OpRow("lookup", _lookup, COORDINATES),
+    OpRow("unique", _unique, COORDINATES),
+    OpRow("downsample", _downsample, COORDINATES),
+    OpRow("subdivide", _subdivide, COORDINATES),
+    OpRow("window_partition", _window_partition, COORDINATES),
+    OpRow("serialize", _serialize, COORDINATES),
+    OpRow("serialized_partition", _serialized_partition, COORDINATES),
+    OpRow("submanifold_map", _submanifold_map),
+    OpRow("strided_map", _strided_map),
+    OpRow("transposed_map", _transposed_map),
+    OpRow("sparse_conv", _sparse_conv),
+    OpRow("upsampled_conv", _upsampled_conv),
+    OpRow("conv3d", _conv3d),
+    OpRow("linear", _linear),
+    OpRow("gather_rows", _gather_rows),
+    OpRow("pool", _pool),
+    OpRow("segment_pool", _segment_pool),
+    OpRow("batch_offsets", _batch_offsets, COORDINATES),
+    OpRow("group_norm", _group_norm),
+    OpRow("layer_norm", _layer_norm),
+    OpRow("dense_group_norm", _dense_group_norm),
+    OpRow("channel_layer_norm", _channel_layer_norm),
+    OpRow("softmax", _softmax),
+    OpRow("rms_norm_heads", _rms_norm_heads),
+    OpRow("attention", _attention),
+    OpRow("attention_of_orders", _attention_of_orders),
+    OpRow("activation", _activation),
+    OpRow("modulated_add", _modulated_add),
+    OpRow("to_dense", _to_dense),
+    OpRow("from_dense", _from_dense),
+]

@@ -1,0 +1,1 @@
+"""Kernels for CPUs: what depends on an instruction set, and the loops that use it."""

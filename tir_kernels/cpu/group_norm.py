@@ -1,0 +1,158 @@
+"""Group normalisation of sparse tensors: statistics over the voxels of a batch element and the channels of a group.
+
+    out[i, c] = act((x[i, c] - mean[b, g]) / sqrt(variance[b, g] + eps) * weight[c] + bias[c])
+
+where row i belongs to batch element b and channel c to group g. Rows are cut into chunks that start with their batch
+element, whatever the threads. A chunk makes two passes over rows that stay in cache: the first finds a center near its
+mean, the second sums deviations from that and their squares. Chunks are then merged in order (Chan, Golub and LeVeque
+1979). Means are kept as a center and a small difference from it, so a mean much larger than the deviations costs no
+accuracy. Sums are float32.
+"""
+
+import itertools
+from functools import cache
+
+import numpy as np
+import tvm
+from tvm.script import tirx as T
+
+from .. import script
+from ..buffers import match_buffer
+from ..script import inline
+from .batch_offsets import check_offsets, cut
+from .vector_math import ACTIVATIONS
+
+CHUNK = 256  # rows of one task
+
+
+def naive(x, batch_offsets, weight, bias, groups: int, eps=1e-5, activation="none"):
+    """Oracle, in float64. x [N, C], batch_offsets int [B + 1], weight, bias [C] -> [N, C]."""
+    out = np.zeros(x.shape)
+    for first, last in itertools.pairwise(batch_offsets):
+        if first < last:
+            part = x[first:last].astype(np.float64).reshape(last - first, groups, -1)
+            normal = (part - part.mean((0, 2), keepdims=True)) / np.sqrt(part.var((0, 2), keepdims=True) + eps)
+            out[first:last] = normal.reshape(last - first, -1) * weight + bias
+    return ACTIVATIONS[activation].naive(out)
+
+
+@inline
+def merge_part(center, mean, square, b, g, before, part_center, part_mean, part_square, count):
+    """Merge the moments of a part of `count` elements into those of the `before` elements of group g of batch element b.
+
+    Moments are a center, the mean less the center, and the sum of squared deviations from the mean.
+    """
+    if before == 0:
+        center[b, g] = part_center
+        mean[b, g] = T.float32(0)
+        square[b, g] = T.float32(0)
+    share: T.let = T.Cast("float32", count) / T.Cast("float32", before + count)
+    step: T.let = (part_center - center[b, g]) + part_mean - mean[b, g]
+    mean[b, g] += step * share
+    square[b, g] += part_square + step * step * share * T.Cast("float32", before)
+
+
+@cache
+def group_norm(
+    channels: int, groups: int, dtype: str = "float32", eps: float = 1e-5, activation: str = "none"
+) -> tvm.tirx.PrimFunc:
+    """PrimFunc (x, batch_offsets, weight, bias, out).
+
+    x, out `dtype` [N, C]; batch_offsets int32 [B + 1], ascending from 0 to N, or ValueError; weight, bias float32 [C].
+    """
+    width = channels // groups
+    act = ACTIVATIONS[activation].emit
+
+    @inline
+    def measure(x, first, rows, k, centers, means, squares):
+        """A center, the mean less the center, and the squared deviations from the mean of every group of chunk k."""
+        center = T.alloc_buffer((channels,), "float32")
+        deviation = T.alloc_buffer((channels,), "float32")
+        square = T.alloc_buffer((channels,), "float32")
+        total = T.alloc_buffer((2,), "float32")
+        count: T.let = T.Cast("float32", rows * width)
+        for c in range(channels):
+            deviation[c] = T.float32(0)
+        for i in range(rows):
+            for c in range(channels):
+                deviation[c] += T.Cast("float32", x[first + i, c])
+        for g in range(groups):
+            total[0] = T.float32(0)
+            for c in range(width):
+                total[0] += deviation[g * width + c]
+            for c in range(width):
+                center[g * width + c] = total[0] / count
+        for c in range(channels):
+            deviation[c] = T.float32(0)
+            square[c] = T.float32(0)
+        for i in range(rows):
+            for c in range(channels):
+                deviation[c] += T.Cast("float32", x[first + i, c]) - center[c]
+                square[c] += (T.Cast("float32", x[first + i, c]) - center[c]) * (T.Cast("float32", x[first + i, c]) - center[c])
+        for g in range(groups):
+            total[0] = T.float32(0)
+            total[1] = T.float32(0)
+            for c in range(width):
+                total[0] += deviation[g * width + c]
+                total[1] += square[g * width + c]
+            centers[k, g] = center[g * width]
+            means[k, g] = total[0] / count
+            squares[k, g] = total[1] - total[0] * total[0] / count
+
+    @inline
+    def merge(chunks, chunk_rows, chunk_batch, centers, means, squares, counts, center, mean, square):
+        """center, mean, square [B, groups]: the same of whole batch elements, from their chunks in order."""
+        for k in range(chunks[0]):
+            b: T.let = chunk_batch[k]
+            before: T.let = counts[b]
+            for g in range(groups):
+                merge_part(
+                    center, mean, square, b, g, before * width, centers[k, g], means[k, g], squares[k, g], chunk_rows[k] * width
+                )
+            counts[b] = before + chunk_rows[k]
+
+    @script.prim_func(s_tir=True)
+    def kernel(x_: T.handle, offsets_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle):
+        T.func_attr({"tirx.noalias": True, "global_symbol": f"group_norm_{dtype}"})
+        n, batch = T.int64(), T.int64()
+        x = match_buffer(x_, (n, channels), dtype)
+        offsets = match_buffer(offsets_, (batch,), "int32")
+        weight = match_buffer(weight_, (channels,), "float32")
+        bias = match_buffer(bias_, (channels,), "float32")
+        out = match_buffer(out_, (n, channels), dtype)
+        chunks = T.alloc_buffer((1,), "int64")
+        chunk_first = T.alloc_buffer((n // CHUNK + batch,), "int64")
+        chunk_rows = T.alloc_buffer((n // CHUNK + batch,), "int64")
+        chunk_batch = T.alloc_buffer((n // CHUNK + batch,), "int64")
+        centers = T.alloc_buffer((n // CHUNK + batch, groups), "float32")
+        means = T.alloc_buffer((n // CHUNK + batch, groups), "float32")
+        squares = T.alloc_buffer((n // CHUNK + batch, groups), "float32")
+        counts = T.alloc_buffer((batch,), "int64")
+        center = T.alloc_buffer((batch, groups), "float32")
+        mean = T.alloc_buffer((batch, groups), "float32")
+        square = T.alloc_buffer((batch, groups), "float32")
+        check_offsets("batch_offsets", offsets, batch - 1, n)
+        cut(offsets, batch - 1, CHUNK, chunks, chunk_first, chunk_rows, chunk_batch)
+        for k in T.parallel(chunks[0]):
+            measure(x, chunk_first[k], chunk_rows[k], k, centers, means, squares)
+        for b in range(batch):
+            counts[b] = T.int64(0)
+        merge(chunks, chunk_rows, chunk_batch, centers, means, squares, counts, center, mean, square)
+        for k in T.parallel(chunks[0]):
+            middle = T.alloc_buffer((channels,), "float32")
+            factor = T.alloc_buffer((channels,), "float32")
+            addend = T.alloc_buffer((channels,), "float32")
+            b: T.let = chunk_batch[k]
+            for g in range(groups):
+                scaling: T.let = T.float32(1) / T.sqrt(square[b, g] / T.Cast("float32", counts[b] * width) + T.float32(eps))
+                for c in range(width):
+                    middle[g * width + c] = center[b, g]
+                    factor[g * width + c] = scaling * weight[g * width + c]
+                    addend[g * width + c] = bias[g * width + c] - mean[b, g] * factor[g * width + c]
+            for i in range(chunk_rows[k]):
+                for c in range(channels):
+                    out[chunk_first[k] + i, c] = T.Cast(
+                        dtype, act((T.Cast("float32", x[chunk_first[k] + i, c]) - middle[c]) * factor[c] + addend[c])
+                    )
+
+    return kernel

@@ -1,0 +1,117 @@
+"""What a kernel needs to know of a CPU: vector width, register count, special instructions; and the register tile.
+
+A kernel's body never names a vector width. It asks `Isa.of(target)` once and is built for the `Tile` that follows.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import tvm
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One vector instruction set of a CPU.
+
+    `lanes`: float32 lanes of a vector register; `registers`: vector registers that code can name;
+    `bf16_dot`: whether an instruction multiplies pairs of bfloat16 and adds them into float32; `emulate_dot`: replace that
+    instruction by plain arithmetic, so that a machine without it can test the kernels that use it.
+    """
+
+    name: str
+    lanes: int
+    registers: int
+    bf16_dot: bool = False
+    emulate_dot: bool = False
+
+    @classmethod
+    def of(cls, target: tvm.target.Target | None = None) -> "Isa":
+        """The best instruction set of `target` (default: the current target scope, else the host's CPU).
+
+        Raises ValueError when the target is no CPU.
+        """
+        target = target or tvm.target.Target.current(allow_none=True) or host_target()
+        if target.kind.name != "llvm":
+            raise ValueError(f"target: expected a CPU target of kind 'llvm', given kind {target.kind.name!r}")
+        if _forced.get() is not None:
+            return _forced.get()
+        features = set(tvm.target.codegen.llvm_get_cpu_features(target))
+        if "avx512f" in features:
+            return AVX512_BF16 if "avx512bf16" in features else AVX512
+        return AVX2 if {"avx2", "fma"} <= features else PORTABLE
+
+
+AVX512_BF16 = Isa("avx512bf16", lanes=16, registers=32, bf16_dot=True)
+AVX512 = Isa("avx512", lanes=16, registers=32)
+AVX2 = Isa("avx2", lanes=8, registers=16)
+PORTABLE = Isa("portable", lanes=4, registers=16)
+
+
+_forced: ContextVar[Isa | None] = ContextVar("forced_isa", default=None)
+
+
+@contextmanager
+def forced_isa(isa: Isa) -> Iterator[None]:
+    """Inside, `Isa.of` any CPU target is `isa`, so that one machine can test the kernels of others.
+
+    Wider vectors than the target has are legal, code generation splits them; only `bf16_dot` needs its instruction.
+    """
+    token = _forced.set(isa)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def forced() -> Isa | None:
+    """The instruction set of the innermost `forced_isa`, if there is one."""
+    return _forced.get()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A register tile: `rows` x `cols` float32 accumulators, `lanes` of them to a vector register."""
+
+    rows: int
+    cols: int
+    lanes: int
+
+    @property
+    def vectors(self) -> int:
+        """Vector registers to one row of accumulators."""
+        return self.cols // self.lanes
+
+    def panels(self, channels: int) -> int:
+        """Column panels that cover `channels` columns; the last one may be partly empty."""
+        return -(-channels // self.cols)
+
+    @classmethod
+    def of(cls, isa: Isa, channels: int, dot: bool = False) -> "Tile":
+        """The tile for `channels` output columns; `dot`: for the kernels that use the bfloat16 dot instruction.
+
+        A step over one input channel loads `vectors` weights and `rows` activations for `rows * vectors` products. Wide
+        register files take four vectors to a row, narrow ones two; rows fill what accumulators are left.
+        """
+        widest = 4 if isa.registers == 32 else 2
+        vectors = min(widest, -(-channels // isa.lanes))
+        if vectors == 3:
+            vectors = 4  # a quarter of the last vector is padding, but every row stays within one panel
+        spare = {1: 4, 2: 4, 4: 8}[vectors]  # weights, the activation, and room for the compiler
+        rows = min((isa.registers - spare) // vectors, 12)
+        if dot:  # TVM keeps a buffer on the stack below 1 KiB, and around the dot LLVM moves only those to registers
+            rows = min(rows, 1023 // (4 * vectors * isa.lanes))
+        return cls(rows=rows, cols=vectors * isa.lanes, lanes=isa.lanes)
+
+
+def host_target() -> tvm.target.Target:
+    """The CPU that this process runs on, with all of its instructions."""
+    return tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+
+
+def kernel_name(op: str, dtype: str, isa: Isa, tile: Tile | None = None) -> str:
+    """`<op>_<dtype>_<rows>x<cols>__<isa>`, for example `gather_gemm_f32_6x16__avx2`."""
+    short = {"float32": "f32", "bfloat16": "bf16", "int32": "i32"}[dtype]
+    shape = f"_{tile.rows}x{tile.cols}" if tile else ""
+    return f"{op}_{short}{shape}__{isa.name}"

@@ -1,0 +1,81 @@
+"""Pooling over an index: sum, mean or maximum of the rows that the index sends to an output row.
+
+    out[o, :] = reduction over the rows i with index[i] == o, in ascending order of i, of x[i, :]
+
+The rows are first sorted by their index (a counting sort, which keeps their order). An output row then belongs to one
+thread, so the order of every sum is fixed. Wide rows are cut into panels of channels, so that few output rows, as in
+pooling over a batch, still occupy many threads. Sums are float32.
+"""
+
+from functools import cache
+
+import numpy as np
+import tvm
+from tvm.script import tirx as T
+
+from .. import script
+from ..buffers import match_buffer
+from ..script import inline
+from .gather_rows import check_index
+from .pool import Reduction
+
+PANEL = 64  # channels, and
+ROWS = 64  # output rows of one task
+
+
+def naive(x, index, rows: int, reduction: Reduction):
+    """Oracle, in float64. x [N, C], index int [N] from -1 (nowhere) to rows - 1 -> [rows, C]."""
+    out = [reduction.naive(x[index == row]) for row in range(rows)]
+    return np.stack(out) if out else np.zeros((0, x.shape[1]))
+
+
+@inline
+def sort_by_index(index, n, m, start, order):
+    """order[start[o]:start[o + 1]] = the rows i with index[i] == o, ascending; start [m + 2], order [n]."""
+    for row in range(m + 2):
+        start[row] = T.int32(0)
+    for i in range(n):
+        start[T.Cast("int64", index[i]) + 2] += T.if_then_else(index[i] >= 0, 1, 0)
+    for row in range(m):
+        start[row + 2] += start[row + 1]
+    for i in range(n):
+        if index[i] >= 0:  # start[o + 1] runs from the first place of row o to its end
+            order[start[T.Cast("int64", index[i]) + 1]] = T.Cast("int32", i)
+            start[T.Cast("int64", index[i]) + 1] += 1
+
+
+@cache
+def segment_pool(channels: int, reduction: Reduction, dtype: str = "float32") -> tvm.tirx.PrimFunc:
+    """PrimFunc (x `dtype` [N, C], index int32 [N], out `dtype` [M, C]); ValueError for an index not in -1 .. M - 1."""
+    panels = -(-channels // PANEL)
+
+    @script.prim_func(s_tir=True)
+    def kernel(x_: T.handle, index_: T.handle, out_: T.handle):
+        T.func_attr({"tirx.noalias": True, "global_symbol": f"segment_pool_{reduction.mode}_{dtype}"})
+        n, m = T.int64(), T.int64()
+        x = match_buffer(x_, (n, channels), dtype)
+        index = match_buffer(index_, (n,), "int32")
+        out = match_buffer(out_, (m, channels), dtype)
+        start = T.alloc_buffer((m + 2,), "int32")
+        order = T.alloc_buffer((n,), "int32")
+        check_index(index, n, m)
+        sort_by_index(index, n, m, start, order)
+        for task in T.parallel((m + ROWS - 1) // ROWS * panels):
+            T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)  # neighbouring tasks cost alike: deal them out
+            value = T.alloc_buffer((PANEL,), "float32")
+            first: T.let = task // panels * ROWS
+            column: T.let = task % panels * PANEL
+            width: T.let = T.min(T.int64(PANEL), channels - column)
+            for row in range(T.min(T.int64(ROWS), m - first)):
+                begin: T.let = start[first + row]
+                count: T.let = start[first + row + 1] - begin
+                for c in range(width):
+                    value[c] = reduction.start()
+                for i in range(count):
+                    source: T.let = T.Cast("int64", order[begin + i])
+                    for c in range(width):
+                        value[c] = reduction.add(value[c], T.Cast("float32", x[source, column + c]))
+                for c in range(width):
+                    out[first + row, column + c] = T.Cast(dtype, reduction.finish(value[c], count))
+
+    return kernel

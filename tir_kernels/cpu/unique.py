@@ -1,0 +1,237 @@
+"""Unique coordinates with inverse, optionally after dividing by a factor per axis: `unique` and `downsample`.
+
+    coords[inverse[i]] == (batch_i, floor(x_i / fx), floor(y_i / fy), floor(z_i / fz)),  coords ascending
+
+Output rows ascend in (batch, x, y, z), as `torch.unique(dim=0)` and upstream's downsampling order them. The order does
+not depend on the method: a dense grid over the bounding box where that is small (mark the cells, then number them in
+order), else a radix sort of the cell numbers (least significant digit first, which is stable).
+
+Three kernels, with the number of output rows between them:
+
+    plan_unique   (coords [N, 4], plan [PLAN_SIZE], size [2])                   box, method, scratch sizes
+    rank_unique   (coords, plan, cells int32 [S], order int64 [T], inverse int32 [N], count int64 [1])
+    fill_unique   (coords, inverse, out int32 [M, 4])
+"""
+
+from functools import cache
+
+import numpy as np
+import tvm
+from tvm.script import tirx as T
+
+from .. import script
+from ..buffers import match_buffer
+from ..script import inline
+from .coordinate_index import (
+    DEFAULT_HIGH,
+    DEFAULT_LOW,
+    GRID,
+    GRID_CELLS_FREE,
+    GRID_CELLS_MOST,
+    GRID_CELLS_PER_ROW,
+    HASH,
+    PLAN_EXTENT,
+    PLAN_METHOD,
+    PLAN_ORIGIN,
+    PLAN_SIZE,
+    ROW_CHUNK,
+    cell_of,
+    check_range,
+    extremes,
+    fill,
+)
+
+SORT = HASH  # the method where no grid fits
+DIGIT_BITS = 11  # of the radix sort: 2048 counters stay in the L1 cache
+DIGITS = 1 << DIGIT_BITS
+CELL_CHUNK = 16384  # cells that one task numbers
+
+
+def naive(coords, factor=(1, 1, 1)):
+    """Oracle. coords int32 [N, 4] -> (unique int32 [M, 4] ascending, inverse int32 [N])."""
+    divided = np.asarray(coords) // np.array([1, *factor])
+    unique, inverse = np.unique(divided, axis=0, return_inverse=True)
+    return unique.astype("int32").reshape(-1, 4), inverse.reshape(-1).astype("int32")
+
+
+def divide(value, factor: int):
+    """floor(value / factor) of a TIR expression; factors that are powers of two become shifts."""
+    if factor & (factor - 1) == 0:
+        return value >> (factor.bit_length() - 1)
+    return T.floordiv(value, T.int32(factor))
+
+
+@cache
+def plan_unique(factor: tuple[int, int, int], method: str = "auto", low=DEFAULT_LOW, high=DEFAULT_HIGH):
+    """PrimFunc (coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [2]); ValueError for a row outside of the range.
+
+    `method`: "auto", "grid" (where the box has at most 2^30 cells) or "sort". size = (cells, sort entries).
+    """
+    factors = (1, *factor)
+
+    @inline
+    def divided_box(axis, plan, lowest, highest):
+        plan[PLAN_ORIGIN + axis] = T.Cast("int64", divide(lowest[axis], factors[axis]))
+        plan[PLAN_EXTENT + axis] = T.Cast(
+            "int64", divide(highest[axis], factors[axis]) - divide(lowest[axis], factors[axis]) + 1
+        )
+
+    def all_axes(plan, lowest, highest):
+        for axis in range(4):
+            divided_box(axis, plan, lowest, highest)
+
+    @script.prim_func(s_tir=True)
+    def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
+        T.func_attr({"tirx.noalias": True, "global_symbol": "plan_unique"})
+        rows = T.int64()
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        size = match_buffer(size_, (2,), "int64")
+        lowest = T.alloc_buffer((4,), "int32")
+        highest = T.alloc_buffer((4,), "int32")
+        cells = T.alloc_buffer((1,), "int64")
+        extremes(coords, rows, lowest, highest)
+        check_range(coords, rows, lowest, highest, low, high)
+        for entry in range(PLAN_SIZE):
+            plan[entry] = T.int64(0)
+        all_axes(plan, lowest, highest)
+        # The key range allows 2^60 cells at most, so the product is exact.
+        cells[0] = plan[PLAN_EXTENT] * plan[PLAN_EXTENT + 1] * plan[PLAN_EXTENT + 2] * plan[PLAN_EXTENT + 3]
+        plan[PLAN_METHOD] = T.int64(SORT)
+        if T.bool(method == "grid"):
+            if cells[0] <= T.int64(GRID_CELLS_MOST):
+                plan[PLAN_METHOD] = T.int64(GRID)
+        if T.bool(method == "auto"):
+            if cells[0] <= T.min(rows * GRID_CELLS_PER_ROW + GRID_CELLS_FREE, T.int64(GRID_CELLS_MOST)):
+                plan[PLAN_METHOD] = T.int64(GRID)
+        size[0] = T.if_then_else(plan[PLAN_METHOD] == GRID, T.max(cells[0], T.int64(1)), T.int64(1))
+        size[1] = T.if_then_else(plan[PLAN_METHOD] == GRID, T.int64(1), T.max(rows * 4, T.int64(1)))
+
+    return kernel
+
+
+@cache
+def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
+    """PrimFunc (coords, plan, cells int32 [S], order int64 [T], inverse int32 [N], count int64 [1]).
+
+    `cells` and `order` are scratch of the sizes that `plan_unique` gave.
+    """
+
+    def cell(coords, row, plan):
+        x, y, z = (divide(coords[row, axis + 1], factor[axis]) for axis in range(3))
+        return cell_of(plan, coords[row, 0], x, y, z)
+
+    @inline
+    def rank_grid(coords, plan, cells, inverse, count, rows, num_cells):
+        chunks: T.let = (num_cells + CELL_CHUNK - 1) // CELL_CHUNK
+        marked = T.alloc_buffer((chunks,), "int32")
+        fill(cells, num_cells, T.int32(0))
+        for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
+            for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
+                cells[cell(coords, chunk * ROW_CHUNK + i, plan)] = T.int32(1)
+        for chunk in T.parallel(chunks):
+            marked[chunk] = T.int32(0)
+            for i in range(T.min(T.int64(CELL_CHUNK), num_cells - chunk * CELL_CHUNK)):
+                marked[chunk] = marked[chunk] + cells[chunk * CELL_CHUNK + i]
+        count[0] = T.int64(0)
+        for chunk in range(chunks):
+            here: T.let = marked[chunk]
+            marked[chunk] = T.Cast("int32", count[0])
+            count[0] = count[0] + T.Cast("int64", here)
+        for chunk in T.parallel(chunks):
+            rank = T.alloc_buffer((1,), "int32")
+            rank[0] = marked[chunk]
+            for i in range(T.min(T.int64(CELL_CHUNK), num_cells - chunk * CELL_CHUNK)):
+                here: T.let = cells[chunk * CELL_CHUNK + i]
+                cells[chunk * CELL_CHUNK + i] = rank[0]
+                rank[0] = rank[0] + here
+        for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
+            for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
+                inverse[chunk * ROW_CHUNK + i] = cells[cell(coords, chunk * ROW_CHUNK + i, plan)]
+
+    @inline
+    def sort_digit(order, source, target, rows, shift):
+        """One stable pass: order[target ..] = order[source ..] by the digit at `shift`; entries are (cell, row) pairs."""
+        starts = T.alloc_buffer((DIGITS,), "int64")
+        total = T.alloc_buffer((1,), "int64")
+        for digit in range(DIGITS):
+            starts[digit] = T.int64(0)
+        for i in range(rows):
+            digit: T.let = (order[source + 2 * i] >> shift) & (DIGITS - 1)
+            starts[digit] = starts[digit] + 1
+        total[0] = T.int64(0)
+        for digit in range(DIGITS):
+            here: T.let = starts[digit]
+            starts[digit] = total[0]
+            total[0] = total[0] + here
+        for i in range(rows):
+            digit: T.let = (order[source + 2 * i] >> shift) & (DIGITS - 1)
+            place: T.let = target + 2 * starts[digit]
+            order[place] = order[source + 2 * i]
+            order[place + 1] = order[source + 2 * i + 1]
+            starts[digit] = starts[digit] + 1
+
+    @inline
+    def rank_sorted(coords, plan, order, inverse, count, rows):
+        shift = T.alloc_buffer((1,), "int64")
+        source = T.alloc_buffer((1,), "int64")
+        cells: T.let = plan[PLAN_EXTENT] * plan[PLAN_EXTENT + 1] * plan[PLAN_EXTENT + 2] * plan[PLAN_EXTENT + 3]
+        for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
+            for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
+                order[2 * (chunk * ROW_CHUNK + i)] = cell(coords, chunk * ROW_CHUNK + i, plan)
+                order[2 * (chunk * ROW_CHUNK + i) + 1] = chunk * ROW_CHUNK + i
+        shift[0] = T.int64(0)
+        source[0] = T.int64(0)
+        while (cells - 1) >> shift[0] > 0:
+            sort_digit(order, source[0], 2 * rows - source[0], rows, shift[0])
+            source[0] = 2 * rows - source[0]
+            shift[0] = shift[0] + DIGIT_BITS
+        count[0] = T.int64(0)
+        for i in range(rows):
+            if i > 0:
+                if order[source[0] + 2 * i] != order[source[0] + 2 * i - 2]:
+                    count[0] = count[0] + 1
+            inverse[order[source[0] + 2 * i + 1]] = T.Cast("int32", count[0])
+        if rows > 0:
+            count[0] = count[0] + 1
+
+    @script.prim_func(s_tir=True)
+    def kernel(coords_: T.handle, plan_: T.handle, cells_: T.handle, order_: T.handle, inverse_: T.handle, count_: T.handle):
+        T.func_attr({"tirx.noalias": True, "global_symbol": "rank_unique"})
+        rows, num_cells, entries = T.int64(), T.int64(), T.int64()
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        cells = match_buffer(cells_, (num_cells,), "int32")
+        order = match_buffer(order_, (entries,), "int64")
+        inverse = match_buffer(inverse_, (rows,), "int32")
+        count = match_buffer(count_, (1,), "int64")
+        if plan[PLAN_METHOD] == GRID:
+            rank_grid(coords, plan, cells, inverse, count, rows, num_cells)
+        else:
+            rank_sorted(coords, plan, order, inverse, count, rows)
+
+    return kernel
+
+
+@cache
+def fill_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
+    """PrimFunc (coords int32 [N, 4], inverse int32 [N], out int32 [M, 4])."""
+
+    @script.prim_func(s_tir=True)
+    def kernel(coords_: T.handle, inverse_: T.handle, out_: T.handle):
+        T.func_attr({"tirx.noalias": True, "global_symbol": "fill_unique"})
+        rows, unique = T.int64(), T.int64()
+        coords = match_buffer(coords_, (rows, 4), "int32")
+        inverse = match_buffer(inverse_, (rows,), "int32")
+        out = match_buffer(out_, (unique, 4), "int32")
+        # Rows of one cell write the same values, so it does not matter who comes last.
+        for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
+            for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
+                row: T.let = chunk * ROW_CHUNK + i
+                target: T.let = T.Cast("int64", inverse[row])
+                out[target, 0] = coords[row, 0]
+                out[target, 1] = divide(coords[row, 1], factor[0])
+                out[target, 2] = divide(coords[row, 2], factor[1])
+                out[target, 3] = divide(coords[row, 3], factor[2])
+
+    return kernel

@@ -1,0 +1,384 @@
+"""Dense 3^3 convolution by Winograd's minimal filtering F(2, 3) along all three axes.
+
+Two neighbouring outputs along an axis are A^T ((G g) * (B^T x)) of three weights g and four inputs x: four products where the
+definition takes six (Lavin and Gray, arXiv:1509.09308). Nested three times, a tile of 2^3 outputs takes 4^3 products for a
+pair of channels instead of 216, and the sum over channels becomes 64 matrix products, one for each place in a transformed tile:
+
+    out[b, o, tile] = act(bias[o] + residual[b, o, tile] + A^T (sum over channels c of (G weight[o, c]) * (B^T x[b, c, patch])))
+
+where G, B and A act along each axis and the patch of a tile is 4^3 voxels of the padded input. The transforms add and halve.
+
+Vector lanes are tiles that follow each other along the last axis. A task is a block of tiles and a range of output channels,
+and holds the transforms of one block of input channels at one place of the first axis, so that scratch is small for any
+input: about 2 MiB for a thread, besides a padded copy of x. It transforms its weights itself, which its tiles pay for: weights
+stored transformed would take 64 / 27 times the memory and save a tenth of the time.
+
+Sums run over the channels in order, whatever the task, so that bits depend neither on threads nor on what else is in the
+batch. The oracle is that of `conv`.
+"""
+
+from functools import cache
+from math import prod
+
+import tvm
+from tvm.script import tirx as T
+
+from .. import script
+from ..buffers import match_buffer
+from ..script import drop_parameters, inline
+from .conv import check_size
+from .isa import Isa, kernel_name
+from .kernel_map import Geometry
+from .register_tile import RegisterTile
+from .vector_math import ACTIVATIONS
+
+KERNEL = (3, 3, 3)
+VECTOR = 8  # tiles, or channels of weights, that are transformed at a time, whatever the vectors of the CPU
+STEP = 8  # vectors of tiles that take turns on the weights: a whole number of panels; their transforms stay in the L2 cache
+BLOCK = 16  # vectors of tiles of one task: they pay for transforming its weights
+CHANNELS = 128  # output channels of one task, about: they pay for transforming its tiles
+PART = 66  # output channels, at most, whose products for a step stay in the L2 cache
+DEPTH = 64  # input channels of a block, at most
+LINE = 16  # channels of weights that lie next to each other, a cache line
+
+# The rows of B^T, as x[a] + sign * x[b], and of G; the columns of A^T.
+INPUT_ROWS = ((0, 2, -1.0), (1, 2, 1.0), (2, 1, -1.0), (1, 3, -1.0))
+FILTER_ROWS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+OUTPUT_COLUMNS = ((1.0, 0.0), (1.0, 1.0), (1.0, -1.0), (0.0, -1.0))
+
+
+def pays(cin: int, cout: int, size_out: tuple[int | None, ...]) -> bool:
+    """Whether this takes less time than `conv.conv3d`, from channels and output size (D', H', W'), None where not known.
+
+    With few channels the transforms take longer than the products; few voxels do not pay for transforming the weights; and of
+    the voxels that vectors of tiles cover, at least half have to exist. An axis that is not known counts as long. The batch
+    does not count, or the bits of an element might depend on it.
+    """
+    if min(cin, cout) < 16:
+        return False
+    known = [(n, -(-n // step) * step) for n, step in zip(size_out, (2, 2, 2 * VECTOR), strict=True) if n is not None]
+    voxels, covered = (prod(numbers) for numbers in zip((1, 1), *known, strict=True))
+    return covered <= 2 * voxels and (None in size_out or voxels >= 256)
+
+
+def blocking(cin: int) -> tuple[int, int]:
+    """Input channels of a block, a multiple of LINE, and the number of blocks."""
+    blocks = -(-cin // DEPTH)
+    return -(-cin // (blocks * LINE)) * LINE, blocks
+
+
+def packed_shape(cout: int, cin: int) -> tuple[int, int, int, int]:
+    """Shape of what `pack_filters` makes."""
+    depth, blocks = blocking(cin)
+    return cout, blocks, 27, depth
+
+
+@cache
+def pack_filters(cout: int, cin: int) -> tvm.tirx.PrimFunc:
+    """PrimFunc (weight float32 [Cout, Cin, 3, 3, 3], packed float32 [Cout, blocks, 27, depth]), zero past the last channel."""
+    shape = packed_shape(cout, cin)
+    _, blocks, taps, depth = shape
+
+    @script.prim_func(s_tir=True)
+    def kernel(weight_: T.handle, packed: T.Buffer(shape, "float32")):
+        T.func_attr({"tirx.noalias": True, "global_symbol": "pack_winograd"})
+        weight = match_buffer(weight_, (cout, cin, *KERNEL), "float32")
+        flat = T.decl_buffer((cout, cin, taps), "float32", data=weight.data)
+        for o in T.parallel(cout):
+            for block, tap, c in T.grid(blocks, taps, depth):
+                packed[o, block, tap, c] = T.if_then_else(
+                    block * depth + c < cin, flat[o, T.min(block * depth + c, cin - 1), tap], T.float32(0)
+                )
+
+    return kernel
+
+
+def input_transform(x0, x1, x2, x3):
+    """B^T x"""
+    return x0 - x2, x1 + x2, x2 - x1, x1 - x3
+
+
+def filter_transform(g0, g1, g2):
+    """G g"""
+    half, ends = T.float32(0.5), g0 + g2
+    return g0, (ends + g1) * half, (ends - g1) * half, g2
+
+
+def output_transform(m0, m1, m2, m3):
+    """A^T m"""
+    return m0 + m1 + m2, m1 - m2 - m3
+
+
+def along_both_axes(transform, square: list[list]) -> list:
+    """What a transform makes of the rows, then of the columns of a square of expressions, row after row; all are bound."""
+    for _ in range(2):
+        transformed = [[T.bind(value) for value in transform(*row)] for row in square]
+        square = [list(column) for column in zip(*transformed, strict=True)]
+    return [value for row in square for value in row]
+
+
+def choose(place, values):
+    """values[place], for a place from 0 to 3."""
+    chosen = values[3]
+    for p in (2, 1, 0):
+        chosen = T.Select(place == p, values[p], chosen)
+    return chosen
+
+
+def factor(place, values):
+    """A vector of values[place]."""
+    return T.Broadcast(choose(place, [T.float32(value) for value in values]), VECTOR)
+
+
+def vector(first, vectors=1):
+    """The index of `vectors` vectors of elements."""
+    return T.Ramp(first, 1, vectors * VECTOR)
+
+
+def transform_patches(place, voxel, store):
+    """Emit store(i, B^T x) for the 4^2 places i behind one of the first axis; voxel(d, h, w): those of a vector of tiles."""
+    a, b = (choose(place, [T.int64(row[end]) for row in INPUT_ROWS]) for end in (0, 1))
+    sign = factor(place, [row[2] for row in INPUT_ROWS])
+    square = [[voxel(a, h, w) + sign * voxel(b, h, w) for w in range(4)] for h in range(4)]
+    square = [[T.bind(value) for value in row] for row in square]
+    for i, value in enumerate(along_both_axes(input_transform, square)):
+        store(i, value)
+
+
+def transform_filters(place, tap, store):
+    """Emit store(i, G g) for the 4^2 places i behind one of the first axis; tap(t): that of a vector of filters."""
+    f = [factor(place, column) for column in zip(*FILTER_ROWS, strict=True)]
+    square = [[tap(t) * f[0] + tap(t + 9) * f[1] + tap(t + 18) * f[2] for t in range(first, first + 3)] for first in (0, 3, 6)]
+    square = [[T.bind(value) for value in row] for row in square]
+    for i, value in enumerate(along_both_axes(filter_transform, square)):
+        store(i, value)
+
+
+def transform_products(place, product, add):
+    """Emit add(line, values), the part of one place of the first axis in A^T m, for a vector of tiles.
+
+    product(i): m at the 4^2 places i behind that one. line: 2 d + h of the outputs, whose neighbours along w take turns.
+    """
+    outputs = along_both_axes(output_transform, [[product(4 * h + w) for w in range(4)] for h in range(4)])
+    order = [T.int32(i % 2 * VECTOR + i // 2) for i in range(2 * VECTOR)]
+    for h in range(2):
+        pairs = T.bind(tvm.tirx.Shuffle(outputs[2 * h : 2 * h + 2], order))
+        for d in range(2):
+            sign = choose(place, [T.float32(column[d]) for column in OUTPUT_COLUMNS])
+            add(2 * d + h, T.Broadcast(sign, 2 * VECTOR) * pairs)
+
+
+@cache
+def conv3d(
+    cin: int, cout: int, padding: tuple[int, int, int], isa: Isa, has_residual: bool = False, activation: str = "none"
+) -> tvm.tirx.PrimFunc:
+    """PrimFunc (x, weight, bias, [residual,] out), for any batch B and size D, H, W.
+
+    x float32 [B, Cin, D, H, W]; weight as `pack_filters` makes it; bias float32 [Cout]; residual, out float32
+    [B, Cout, D', H', W']. An infinity or NaN of x may make NaN of any output of the tiles whose patches hold it.
+    Raises ValueError when the kernel is larger than the padded input.
+    """
+    depth, blocks = blocking(cin)
+    chunks = depth // LINE
+    micro = RegisterTile(isa, LINE, STEP * VECTOR, "float32")
+    cols, panels = micro.tile.cols, micro.panels  # of a step
+    slice_rows = -(-cout // (-(-cout // CHANNELS) * micro.tile.rows)) * micro.tile.rows
+    slices = -(-cout // slice_rows)
+    part_rows = PART // micro.tile.rows * micro.tile.rows
+    pad_d, pad_h, pad_w = padding
+    act = ACTIVATIONS[activation].emit
+
+    @inline
+    def pad(x, padded, planes, size, held):
+        """padded[plane, d, h, w % 2, w // 2] = x[plane, d - pad_d, h - pad_h, w - pad_w], zero outside"""
+        for slab in T.parallel(planes * held[0]):
+            d: T.let = slab % held[0] - pad_d
+            for i in range(held[1]):
+                h: T.let = i - pad_h
+                row: T.let = (slab * held[1] + i) * 2 * held[2]
+                for j in range(2 * held[2]):
+                    padded[row + j] = T.float32(0)
+                if T.And(T.And(d >= 0, d < size[0]), T.And(h >= 0, h < size[1])):
+                    source: T.let = ((slab // held[0] * size[0] + d) * size[1] + h) * size[2]
+                    for parity in T.unroll(2):
+                        target: T.let = row + (pad_w + parity) % 2 * held[2] + (pad_w + parity) // 2
+                        for j in range((size[2] + 1 - parity) // 2):
+                            padded[target + j] = x[source + 2 * j + parity]
+
+    @inline
+    def transform_x(place, padded, start, stride, first, count, block, v):
+        """v[panel and chunk, :, c, :] = B^T x of `count` vectors of tiles from `first` on, over a block of channels"""
+        for panel in range((count * VECTOR + cols - 1) // cols):
+            for c in range(depth):
+                if block * depth + c < cin:
+                    for g in range(cols // VECTOR):
+                        at: T.let = start[first + panel * (cols // VECTOR) + g] + (block * depth + c) * stride[0]
+                        transform_patches(
+                            place,
+                            lambda d, h, w: padded[vector(at + d * stride[1] + h * stride[2] + w % 2 * stride[3] + w // 2)],
+                            lambda i, value: T.buffer_store(
+                                v, value, [panel * chunks + c // LINE, i, c % LINE, vector(g * VECTOR)]
+                            ),
+                        )
+                else:
+                    for i in range(16):
+                        for lane in T.vectorized(cols):
+                            v[panel * chunks + c // LINE, i, c % LINE, lane] = T.float32(0)
+
+    def row_of_u(row, chunk, i):
+        return row * (16 * chunks + 1) + chunk * 16 + i
+
+    @inline
+    def transform_weight(place, weight, first, count, block, u):
+        """u[output channel and chunk and place, :] = G weight of `count` channels from `first` on, over a block of channels"""
+        for r in range(count):
+            for chunk in range(chunks):
+                for part in range(LINE // VECTOR):
+                    transform_filters(
+                        place,
+                        lambda t: weight[first + r, block, t, vector(chunk * LINE + part * VECTOR)],
+                        lambda i, value: T.buffer_store(u, value, [row_of_u(r, chunk, i), vector(part * VECTOR)]),
+                    )
+
+    @inline
+    def multiply(rows, first, first_of_part, panel, i, u, v, m):
+        """m[first : first + rows, i, panel] = u @ v over a block of channels"""
+        acc = T.alloc_buffer((rows, cols), "float32")  # registers
+        source = T.alloc_buffer((rows,), "int64")
+        target = T.alloc_buffer((rows,), "int64")
+        for r in T.unroll(rows):
+            target[r] = first + r
+        micro.load(acc, rows, cols, target, 0, lambda r, column: T.float32(0))
+        for chunk in range(chunks):
+            for r in T.unroll(rows):
+                source[r] = row_of_u(first_of_part + first + r, chunk, i)
+            micro.multiply(acc, rows, cols, u, source, v, panel * chunks + chunk, i)
+        micro.store(acc, rows, cols, m, target, i * STEP * VECTOR + panel * cols, lambda value, r, column: value)
+
+    def add(sums, row, line, column, values):
+        at = [row, line, vector(column, 2)]
+        T.buffer_store(sums, sums[tuple(at)] + values, at)
+
+    @inline
+    def add_outputs(place, first_of_part, rows, first, count, m, sums):
+        """sums += the part of one place of the first axis in A^T m, of `count` vectors of tiles from `first` on"""
+        for r in range(rows):
+            for g in range(count):
+                transform_products(
+                    place,
+                    lambda i: m[r, vector((i * STEP + g) * VECTOR)],
+                    lambda line, values: add(sums, first_of_part + r, line, (first + g) * 2 * VECTOR, values),
+                )
+
+    def finished(value, residual, place):
+        return act(value + residual[place] if has_residual else value)
+
+    @inline
+    def store_outputs(sums, residual, out, corner, first_vector, vectors, first, count, size):
+        """out = act(sums + residual) where there are voxels; of the last tiles along an axis, half may be outside"""
+        for g in range(vectors):
+            w: T.let = corner[first_vector + g, 3]
+            width: T.let = T.min(T.int64(2 * VECTOR), size[2] - w)
+            for line in range(4):
+                d: T.let = corner[first_vector + g, 1] + line // 2
+                h: T.let = corner[first_vector + g, 2] + line % 2
+                if T.And(d < size[0], h < size[1]):
+                    for r in range(count):
+                        plane: T.let = corner[first_vector + g, 0] * cout + first + r
+                        at: T.let = ((plane * size[0] + d) * size[1] + h) * size[2] + w
+                        if width == 2 * VECTOR:
+                            for i in T.vectorized(2 * VECTOR):
+                                out[at + i] = finished(sums[r, line, g * 2 * VECTOR + i], residual, at + i)
+                        else:
+                            for i in range(width):
+                                out[at + i] = finished(sums[r, line, g * 2 * VECTOR + i], residual, at + i)
+
+    @inline
+    def convolve(padded, corner, start, stride, weight, bias, residual, out, first_vector, vectors, first, count, size):
+        # The last index but one of the data of v and a row of u are a cache line longer than needed, else all lines that are
+        # read or written in turn would lie at distances of a power of two and share few places in the caches.
+        v_data = T.alloc_buffer((panels * depth * 17 * cols,), "float32")  # B^T x [panel, channel, place, tile]
+        v = T.decl_buffer(
+            (panels * chunks, 16, LINE, cols), "float32", data=v_data.data, strides=[LINE * 17 * cols, cols, 17 * cols, 1]
+        )
+        u = T.alloc_buffer((slice_rows * (16 * chunks + 1), LINE), "float32")  # G weight [channel, chunk and place, LINE]
+        m = T.alloc_buffer((part_rows, (16 * STEP + 1) * VECTOR), "float32")  # products [channel, place and tile]
+        sums = T.alloc_buffer((slice_rows, 4, BLOCK * 2 * VECTOR), "float32")  # [channel, line of a tile, voxel]
+        for r in range(count):
+            for line in range(4):
+                for i in range(BLOCK * 2 * VECTOR):
+                    sums[r, line, i] = bias[first + r]
+        for block in range(T.int64(blocks)):
+            for place in range(4):
+                transform_weight(place, weight, first, count, block, u)
+                for step in range((vectors + STEP - 1) // STEP):
+                    here: T.let = T.min(T.int64(STEP), vectors - step * STEP)
+                    transform_x(place, padded, start, stride, first_vector + step * STEP, here, block, v)
+                    for part in range((count + part_rows - 1) // part_rows):
+                        part_count: T.let = T.min(T.int64(part_rows), count - part * part_rows)
+                        for i in range(16):
+                            for panel in range((here * VECTOR + cols - 1) // cols):
+                                micro.over_rows(
+                                    part_count, lambda rows, r: multiply(rows, r, part * part_rows, panel, i, u, v, m)
+                                )
+                        add_outputs(place, part * part_rows, part_count, step * STEP, here, m, sums)
+        store_outputs(sums, residual, out, corner, first_vector, vectors, first, count, size)
+
+    batch = tvm.tirx.Var("batch", "int64")
+    size, size_out = ([tvm.tirx.Var(f"{name}{axis}", "int64") for axis in "dhw"] for name in ("", "out_"))
+    size_padded = [n + 2 * pad for n, pad in zip(size, padding, strict=True)]
+    elements, elements_out = (batch * channels * d * h * w for channels, (d, h, w) in ((cin, size), (cout, size_out)))
+
+    @script.prim_func(s_tir=True)
+    def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle):
+        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("conv3d_winograd", "float32", isa, micro.tile)})
+        x = match_buffer(x_, (batch, cin, *size), "float32")
+        weight = match_buffer(weight_, packed_shape(cout, cin), "float32")
+        bias = match_buffer(bias_, (cout,), "float32")
+        out = match_buffer(out_, (batch, cout, *size_out), "float32")
+        residual = match_buffer(residual_, (batch, cout, *size_out), "float32") if has_residual else out  # unused
+        check_size(size_padded, Geometry(KERNEL))
+        flat = T.decl_buffer((elements,), "float32", data=x.data)
+        flat_residual = T.decl_buffer((elements_out,), "float32", data=residual.data)
+        flat_out = T.decl_buffer((elements_out,), "float32", data=out.data)
+        tiles_d: T.let = (size_out[0] + 1) // 2
+        tiles_h: T.let = (size_out[1] + 1) // 2
+        vectors_w: T.let = (size_out[2] + 2 * VECTOR - 1) // (2 * VECTOR)  # of tiles, the last one filled up
+        vectors: T.let = batch * tiles_d * tiles_h * vectors_w
+        blocks_of_vectors: T.let = (vectors + BLOCK - 1) // BLOCK
+        half: T.let = vectors_w * VECTOR + 1  # of a padded line: its even places lie before the odd ones
+        slab: T.let = (2 * tiles_h + 2) * 2 * half
+        plane: T.let = (2 * tiles_d + 2) * slab
+        padded = T.alloc_buffer((batch * cin * plane,), "float32")
+        corner = T.alloc_buffer((blocks_of_vectors * BLOCK, 4), "int64")  # b, d, h, w of the first output of a vector of tiles
+        start = T.alloc_buffer((blocks_of_vectors * BLOCK,), "int64")  # where its patches begin in `padded`
+        pad(flat, padded, batch * cin, size, (2 * tiles_d + 2, 2 * tiles_h + 2, half))
+        for g in T.parallel(blocks_of_vectors * BLOCK):
+            at: T.let = T.min(g, vectors - 1)  # past the last one, as that: something that can be read
+            corner[g, 0] = at // (tiles_d * tiles_h * vectors_w)
+            corner[g, 1] = at // (tiles_h * vectors_w) % tiles_d * 2
+            corner[g, 2] = at // vectors_w % tiles_h * 2
+            corner[g, 3] = at % vectors_w * 2 * VECTOR
+            start[g] = corner[g, 0] * cin * plane + corner[g, 1] * slab + corner[g, 2] * 2 * half + corner[g, 3] // 2
+        for task in T.parallel(slices * blocks_of_vectors):
+            first_vector: T.let = task % blocks_of_vectors * BLOCK
+            vectors_here: T.let = T.min(T.int64(BLOCK), vectors - first_vector)
+            first: T.let = task // blocks_of_vectors * slice_rows
+            count: T.let = T.min(T.int64(slice_rows), cout - first)
+            convolve(
+                padded,
+                corner,
+                start,
+                (plane, slab, 2 * half, half),
+                weight,
+                bias,
+                flat_residual,
+                flat_out,
+                first_vector,
+                vectors_here,
+                first,
+                count,
+                size_out,
+            )
+
+    return kernel if has_residual else drop_parameters(kernel, "residual_")
