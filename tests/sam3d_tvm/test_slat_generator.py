@@ -3,7 +3,7 @@
 The golden case `slat_flow` compares it with upstream's results.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from sam3d_tvm.components import slat_generator as slat
 from sam3d_tvm.components.slat_generator import PRESETS, LazyArray, SlatConfig, SlatGenerator
 from sam3d_tvm.sampler import Guidance, sample_flow
 from tests.golden import case_slat_flow
+from tests.golden.runner import check_tensors
 from tests.sam3d_tvm.slat_oracle import Oracle
 from tests.sam3d_tvm.tiny import CONFIG, compiled, generator, normal, voxels
 from tests.tolerance import assert_close
@@ -83,6 +84,23 @@ def test_one_time_for_all_elements():
     expected = generator().velocity(x, np.float32([300, 300]), plan)
     for t in (np.float32([300]), 300.0):
         np.testing.assert_array_equal(generator().velocity(x, t, plan), expected)
+
+
+@pytest.mark.parametrize("t", [[700], 700, [3, 700]])
+def test_golden_files_of_other_batches(t):
+    """Two elements with one time for both, or one each, and another number of tokens."""
+    state, times = arrays_of(slat.seeded_state(CONFIG, 7)), {"t": np.float32(t), "t2": np.float32([20])}
+    coords, x, cond = voxels(70, 3, 2), normal(14, 1, 70, CONFIG.in_channels), normal(15, 2, 9, CONFIG.cond_channels)
+    tensors = {f"state.{name}": value for name, value in state.items()}
+    tensors |= {"in.x": x, "in.coords": coords, "in.cond": cond} | {f"in.{name}": value for name, value in times.items()}
+    oracle = Oracle(CONFIG, state)
+    for name, time, factor in (("y", "t", 1), ("y_t2", "t2", 1), ("y_cfg", "t", 0)):
+        both = np.broadcast_to(times[time], 2)
+        tensors[f"out.{name}"] = oracle.velocity(coords, x[0], both, factor * cond)[None].astype(np.float32)
+    config = asdict(CONFIG)
+    found = case_slat_flow.run(tensors, config, vm=compiled())
+    report = check_tensors("slat_flow__other", case_slat_flow.CASE, found, tensors, config)
+    assert report.ok and len(report.rows) == 3, report.table()
 
 
 def test_rows_may_come_in_any_order():
