@@ -41,7 +41,7 @@ def depth(name: str, tensors: Tensors, config: dict) -> float:
 
 def depths_of(coords: np.ndarray, channels: int, out_channels: int, groups: int) -> dict[str, float]:
     """Additions behind every tensor of a block on these voxels."""
-    rows = int(np.bincount(coords[:, 0]).max(initial=1))
+    rows = depths.rows_of_element(coords)
     taps = depths.neighbours(F.subdivide(coords))
     found = {"act_layers": group_norm(rows, channels // groups), "skip": depths.linear(channels)}
     found["conv0"] = found["act_layers"] + depths.conv(channels, taps)

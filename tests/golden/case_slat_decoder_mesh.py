@@ -22,7 +22,8 @@ def run(tensors: Tensors, config: dict) -> Tensors:
 
 
 def _config(config: dict) -> MeshDecoderConfig:
-    return config_of(MeshDecoderConfig, config | {"num_groups": config["subdivide_num_groups"]})
+    groups = {"num_groups": config["subdivide_num_groups"]} if "subdivide_num_groups" in config else {}
+    return config_of(MeshDecoderConfig, config | groups)
 
 
 def depth(name: str, tensors: Tensors, config: dict) -> float:

@@ -116,7 +116,7 @@ def _most_keys(tensors: Tensors, op: dict) -> int:
         return int(np.diff(windows.naive(coords, window, shift)[1]).max(initial=1))
     if op["attn_mode"] == "serialized":
         return op["window_size"]
-    return int(np.bincount(coords[:, 0]).max(initial=1))
+    return depths.rows_of_element(coords)
 
 
 CASE = Case(run, depth)

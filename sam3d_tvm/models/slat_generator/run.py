@@ -260,9 +260,9 @@ class SlatGenerator:
     ) -> np.ndarray:
         """The model's dx/dt, float32 [N, out_channels].
 
-        x float32 [N, in_channels]; t, the time multiplied by 1000, a number or float32 [B]; with `conditional` False the
-        condition is left out, as upstream's guidance does it; `modulation`: that of times among which t is, found here if not
-        given. ValueError for other shapes, dtypes or values.
+        x float32 [N, in_channels]; t, the time multiplied by 1000, a number, float32 [B], or [1] for all elements of the batch;
+        with `conditional` False the condition is left out, as upstream's guidance does it; `modulation`: that of times among
+        which t is, found here if not given. ValueError for other shapes, dtypes or values.
         """
         return self._velocities(x, t, plan, modulation, [conditional])[0]
 
@@ -339,8 +339,9 @@ class SlatGenerator:
         """The velocity of every branch, with the condition where it is True; they part where the condition comes in."""
         self._check_own("plan", plan, SlatPlan)
         _check_array("x", x, np.float32, (plan.rows, self.config.in_channels))
-        times = np.full(plan.batch, t, np.float32) if np.ndim(t) == 0 else t
-        _check_array("t", times, np.float32, (plan.batch,))
+        times = np.full(1, t, np.float32) if np.ndim(t) == 0 else t
+        _check_array("t", times, np.float32, (1,) if np.shape(times) == (1,) else (plan.batch,))
+        times = np.repeat(times, plan.batch // len(times))
         modulation = self.modulation(times) if modulation is None else modulation
         self._check_own("modulation", modulation, Modulation)
         row = modulation.rows(times)

@@ -72,9 +72,9 @@ class StructureFlow:
     ) -> dict[str, np.ndarray]:
         """The model's dx/dt, in the form of `latents`.
 
-        t, d: time and length of the step, each times 1000, a number or float32 [B]; d = 0 for steps of any length, None to
-        leave its embedding out. With `conditional` False the condition is left out, as upstream's guidance does it.
-        ValueError for other latents, shapes, dtypes or values.
+        t, d: time and length of the step, each times 1000, a number, float32 [B], or [1] for all elements of the batch; d = 0
+        for steps of any length, None to leave its embedding out. With `conditional` False the condition is left out, as
+        upstream's guidance does it. ValueError for other latents, shapes, dtypes or values.
         """
         return self._velocities(latents, t, d, plan, [conditional])[0]
 
@@ -184,10 +184,10 @@ class StructureFlow:
 
 
 def _times(name: str, value: float | np.ndarray, batch: int) -> tvm.runtime.Tensor:
-    """float32 [B] of a number or of so many."""
+    """float32 [B] of a number, of one in an array, or of so many."""
     times = np.full(batch, value, np.float32) if isinstance(value, Real) else value
-    _check_array(name, times, (batch,))
-    return tensor(times)
+    _check_array(name, times, (1,) if np.shape(times) == (1,) else (batch,))
+    return tensor(np.repeat(times, batch // len(times)))
 
 
 def _check_array(name: str, array: Any, shape: tuple[int | None, ...]) -> None:

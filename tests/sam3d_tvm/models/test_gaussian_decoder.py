@@ -3,7 +3,7 @@
 The golden case `slat_decoder_gs` compares it with upstream's results.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -20,8 +20,10 @@ from sam3d_tvm.models.gaussian_decoder import (
     preset,
     seeded_state,
 )
+from sam3d_tvm.splat.gaussians import offset_perturbation
 from sparse_ops.deploy.from_nn import component_from_nn
 from tests.golden import case_slat_decoder_gs
+from tests.golden.runner import check_tensors
 from tests.sam3d_tvm.tiny import normal, voxels
 from tests.sparse_ops.walk import with_threads
 from tests.tolerance import assert_close, compare
@@ -48,6 +50,29 @@ def test_against_the_reference(decoder, rows, batch):
     found = decoder(coords, feats)
     assert found.dtype == np.float32 and found.shape == (rows, CONFIG.out_channels)
     assert_close(found, expected.numpy(), case_slat_decoder_gs.depths_of(CONFIG, coords)["out_feats"])
+
+
+@pytest.mark.parametrize("perturb", [True, False])
+def test_golden_files_of_several_batch_elements(perturb):
+    """Other widths, windows and numbers of Gaussians; an element in the middle has no voxel."""
+    options = preset("tiny").representation_config | {"num_gaussians": 3, "perturb_offset": perturb, "voxel_size": 1.25}
+    config = replace(CONFIG, num_blocks=1 + perturb, representation_config=options)
+    coords, feats, state = voxels(90, 4, 2) * np.int32([2, 1, 1, 1]), normal(6, 90, 8), seeded_state(config, 5)
+    raw = GaussianReference.of(config, state)(torch.from_numpy(coords), torch.from_numpy(feats)).numpy()
+    tensors = {f"state.{name}": np.asarray(value) for name, value in state.items()}
+    tensors |= {"in.x": feats, "in.coords": coords, "mid.out_feats": raw}
+    place, representation = offset_perturbation(config.representation), config.representation
+    for element in (0, 2):
+        rows = coords[:, 0] == element
+        found = case_slat_decoder_gs.decoded(coords[rows], raw[rows], config.resolution, representation, place)
+        tensors |= {f"out.{element}.{name}": value for name, value in found.items()}
+        for name, value in found.items():
+            tensors[f"out.{name}"] = np.concatenate([tensors[f"out.{name}"], value]) if element else value
+    file = asdict(config)
+    found = case_slat_decoder_gs.run(tensors, file)
+    report = check_tensors("slat_decoder_gs__other", case_slat_decoder_gs.CASE, found, tensors, file)
+    assert report.ok and len(report.rows) == 1 + 3 * 12, report.table()
+    assert len(tensors["out.ply"]) == 90 * 3
 
 
 def test_without_voxels(decoder):

@@ -3,7 +3,7 @@
 The golden case `slat_flow` compares it with upstream's results.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from sam3d_tvm.models.slat_generator import PRESETS, SlatConfig, SlatGenerator
 from sam3d_tvm.sampler import Guidance, sample_flow
 from sparse_ops.deploy.weights import LazyArray
 from tests.golden import case_slat_flow
+from tests.golden.runner import check_tensors
 from tests.sam3d_tvm.slat_oracle import Oracle
 from tests.sam3d_tvm.tiny import CONFIG, compiled, generator, normal, voxels
 from tests.tolerance import assert_close
@@ -76,6 +77,31 @@ def test_elements_of_a_batch_do_not_see_each_other():
         rows = coords[:, 0] == b
         plan = generator().prepare(coords[rows] * np.int32([0, 1, 1, 1]), cond[b : b + 1])
         np.testing.assert_array_equal(generator().velocity(x[rows], float(times[b]), plan), together[rows])
+
+
+def test_one_time_for_all_elements():
+    coords, x, cond = voxels(40, batch=2), normal(12, 40, CONFIG.in_channels), normal(13, 2, 6, CONFIG.cond_channels)
+    plan = generator().prepare(coords, cond)
+    expected = generator().velocity(x, np.float32([300, 300]), plan)
+    for t in (np.float32([300]), 300.0):
+        np.testing.assert_array_equal(generator().velocity(x, t, plan), expected)
+
+
+@pytest.mark.parametrize("t", [[700], 700, [3, 700]])
+def test_golden_files_of_other_batches(t):
+    """Two elements with one time for both, or one each, and another number of tokens."""
+    state, times = arrays_of(slat.seeded_state(CONFIG, 7)), {"t": np.float32(t), "t2": np.float32([20])}
+    coords, x, cond = voxels(70, 3, 2), normal(14, 1, 70, CONFIG.in_channels), normal(15, 2, 9, CONFIG.cond_channels)
+    tensors = {f"state.{name}": value for name, value in state.items()}
+    tensors |= {"in.x": x, "in.coords": coords, "in.cond": cond} | {f"in.{name}": value for name, value in times.items()}
+    oracle = Oracle(CONFIG, state)
+    for name, time, factor in (("y", "t", 1), ("y_t2", "t2", 1), ("y_cfg", "t", 0)):
+        both = np.broadcast_to(times[time], 2)
+        tensors[f"out.{name}"] = oracle.velocity(coords, x[0], both, factor * cond)[None].astype(np.float32)
+    config = asdict(CONFIG)
+    found = case_slat_flow.run(tensors, config, vm=compiled())
+    report = check_tensors("slat_flow__other", case_slat_flow.CASE, found, tensors, config)
+    assert report.ok and len(report.rows) == 3, report.table()
 
 
 def test_rows_may_come_in_any_order():
@@ -244,6 +270,7 @@ def test_bad_input_of_prepare(coords, cond, says):
         (normal(0, 4, 8).astype(np.float16), 1.0, r"x: expected float32 \[4, 8\], given float16"),
         (np.full((4, 8), np.inf, np.float32), 1.0, "x: expected finite values, given 32 that are not"),
         (normal(0, 4, 8), np.float32([1, 2]), r"t: expected float32 \[1\], given float32 \[2\]"),
+        (normal(0, 4, 8), np.float32([[1]]), r"t: expected float32 \[1\], given float32 \[1, 1\]"),
         (normal(0, 4, 8), np.array([1.0]), r"t: expected float32 \[1\], given float64 \[1\]"),
         (normal(0, 4, 8), float("nan"), "t: expected finite values, given 1 that are not"),
     ],

@@ -8,7 +8,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import prod
 
 import numpy as np
@@ -17,12 +17,11 @@ import torch
 
 from sam3d_tvm.models.example_torch import seeded
 from sam3d_tvm.models.structure_flow import PRESETS, SHAPE, StructureFlow, StructureFlowConfig, preset
-from sam3d_tvm.models.structure_flow.network_torch import METHODS, StructureFlowModel, example, export_arguments
+from sam3d_tvm.models.structure_flow.network_torch import METHODS, StructureFlowModel, example
 from sam3d_tvm.sampler import Guidance, sample_shortcut
-from sparse_ops.deploy.from_torch import port_component
 from tests import DATA
 from tests.golden import case_ss_flow
-from tests.golden.runner import read
+from tests.golden.runner import check_tensors, read
 from tests.sam3d_tvm.tiny import normal
 from tests.tolerance import assert_close
 
@@ -52,8 +51,7 @@ def module() -> StructureFlowModel:
 
 @pytest.fixture(scope="module")
 def flow() -> StructureFlow:
-    inputs, dynamic = export_arguments(CONFIG)
-    return StructureFlow(port_component(module(), inputs, "structure_flow", dynamic=dynamic), CONFIG)
+    return StructureFlow(case_ss_flow.compiled(module()), CONFIG)
 
 
 def of_element(b: int, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -108,11 +106,48 @@ def test_module_against_upstream():
             assert_close(v.numpy(), tensors[key], case_ss_flow.depth(key, tensors, config), name=key)
 
 
+@pytest.mark.parametrize(
+    ("batch", "tokens", "t", "d"), [(3, 7, [400], [125]), (3, 2, 400, 0), (2, 4, [10, 990], [250]), (1, 1, [0], [0])]
+)
+@torch.inference_mode()
+def test_golden_files_of_other_batches(flow, batch, tokens, t, d):
+    """One time for all elements or one each; parameters of another seed; no condition, no length of a step."""
+    random = np.random.default_rng(batch)
+    model = seeded(lambda: StructureFlowModel(CONFIG), seed=5)
+    latents = {
+        name: random.standard_normal((batch, *latent[::-1]), np.float32) for name, latent in CONFIG.latent_mapping.items()
+    }
+    times = {"t": np.float32(t), "d": np.float32(d)}
+    cond = random.standard_normal((batch, tokens, CONFIG.cond_channels), np.float32)
+    tensors = {f"state.{name}": value.numpy() for name, value in model.state_dict().items()}
+    tensors |= {f"in.latent.{name}": value for name, value in latents.items()}
+    tensors |= {f"in.{name}": value for name, value in (times | {"cond": cond}).items()}
+
+    given, cond = {name: torch.from_numpy(value) for name, value in latents.items()}, torch.from_numpy(cond)
+    t, d = (torch.from_numpy(value.reshape(-1)) for value in times.values())
+    arguments = {"y": (d, cond), "y_d0": (0 * d, cond), "y_d0_cfg": (0 * d, 0 * cond), "y_no_d": (None, cond)}
+    for name, (length, tokens_given) in arguments.items():
+        found = model(given, t, length, tokens_given)
+        tensors |= {f"out.{name}.{latent}": value.numpy() for latent, value in found.items()}
+    tensors |= {"mid.t_embedder": model.embed_t(t).numpy(), "mid.d_embedder": model.embed_d(d).numpy()}
+    config = asdict(CONFIG)
+    found = case_ss_flow.run(tensors, config, flow.component)
+    report = check_tensors("ss_flow__other", case_ss_flow.CASE, found, tensors, config)
+    assert report.ok and len(report.rows) == 4 * 3 + 2, report.table()
+
+
 @pytest.mark.parametrize("conditional", [True, False])
 @pytest.mark.parametrize("d", [250.0, 0.0, None])
 def test_velocity_is_the_straight_computation(flow, d, conditional):
     found = flow.velocity(LATENTS, T, d, flow.prepare(COND), conditional)
     assert_velocities_close(found, torch_velocity(LATENTS, T, d, COND if conditional else 0 * COND))
+
+
+def test_one_time_for_all_elements(flow):
+    plan = flow.prepare(COND)
+    expected = flow.velocity(LATENTS, np.repeat(T[:1], 2), np.float32([40, 40]), plan)
+    assert same_bits(flow.velocity(LATENTS, T[:1], np.float32([40]), plan), expected)
+    assert same_bits(flow.velocity(LATENTS, float(T[0]), 40.0, plan), expected)
 
 
 def test_guided_step_is_two_velocities(flow):
@@ -255,7 +290,8 @@ def test_bad_condition(flow, cond, message):
         ({"latents": of_element(0, LATENTS)}, r"latents\['scale'\]: expected float32 \[2, 1, 4\], given float32 \[1, 1, 4\]"),
         ({"latents": LATENTS | {"shape": LATENTS["shape"] * np.nan}}, r"latents\['shape'\]: expected finite values, given 72"),
         ({"t": "now"}, "t: expected a numpy array, given str"),
-        ({"t": T[:1]}, r"t: expected float32 \[2\], given float32 \[1\]"),
+        ({"t": np.float32([1, 2, 3])}, r"t: expected float32 \[2\], given float32 \[3\]"),
+        ({"d": np.float32([[1]])}, r"d: expected float32 \[2\], given float32 \[1, 1\]"),
         ({"t": np.nan}, "t: expected finite values"),
         ({"d": np.float64([0, 0])}, "d: expected float32"),
         ({"plan": None}, "plan: expected what `prepare` of this model returned, given NoneType"),
