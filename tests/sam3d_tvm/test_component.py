@@ -137,7 +137,7 @@ def test_parameters_are_mapped_not_read(tmp_path):
     wide = nn.Linear(4096, 4096, bias=False).requires_grad_(False)
     folder = port_component(wide, (torch.ones(1, 4096),), "wide").save(tmp_path / "wide")
     script = (
-        "import resource, sys\nfrom sam3d_tvm.component import Component\n"
+        "import resource, sys\nfrom sparse_ops.deploy.component import Component\n"
         "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "Component.load(sys.argv[1]).packed_bytes\nbefore = used()\n"
         "kept = [Component.load(sys.argv[1]) for _ in range(4)]\n"
