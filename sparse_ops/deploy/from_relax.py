@@ -17,7 +17,7 @@ from sparse_ops.deploy.component import LIBRARY, MODULE, Component, compile_lowe
 from sparse_ops.deploy.files import write_bytes
 from sparse_ops.deploy.manifest import FunctionSpec, Manifest, TensorSpec
 from sparse_ops.deploy.weights import State
-from sparse_ops.transform import cpu_pipeline
+from sparse_ops.transform import pipeline_for
 from sparse_ops.transform.lift_params import PACKED_NAMES, TRANSFORM_PARAMS
 from tir_kernels.dispatch import host_target
 
@@ -36,7 +36,7 @@ def component_from_relax(
     `functions` without their packed parameters, which are found here; `parameters` in the order that these count them in.
     """
     with target:
-        lowered = cpu_pipeline(precision, lift_params=True)(module)
+        lowered = pipeline_for(target, precision, lift_params=True)(module)
     packed, functions = _number_packed(lowered, functions, parameters)
     manifest = Manifest.of(name, precision, target, parameters=tuple(parameters), packed=packed, functions=functions)
     executable = compile_lowered(lowered, target)

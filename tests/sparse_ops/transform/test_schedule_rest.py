@@ -17,7 +17,8 @@ from tvm.script import tirx as T
 
 from sparse_ops.op.register import SCHEDULED
 from sparse_ops.testing.examples import OPS, features
-from sparse_ops.transform import ScheduleRest, schedule_rest
+from sparse_ops.transform import ScheduleRest
+from sparse_ops.transform.cpu import schedule_rest
 from tests.poison import compile_poisoned, poisoned
 from tests.sparse_ops.walk import digest, example_module, module_of, run, with_threads
 from tests.tolerance import assert_close

@@ -16,7 +16,7 @@ import logging
 import tvm
 from tvm import s_tir, tirx
 
-from ...op.register import SCHEDULED
+from ....op.register import SCHEDULED
 from .block import NotUnderstood
 from .finish import finish
 from .lower import lower

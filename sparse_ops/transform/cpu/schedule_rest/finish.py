@@ -8,7 +8,7 @@ from tvm import ir, s_tir, tirx
 from tvm.sym import Analyzer
 from tvm.sym.analyzer import ProofStrength
 
-from ...op.register import SCHEDULED, with_root_block
+from ....op.register import SCHEDULED, with_root_block
 from .constants import FUSE, PARTIAL, VECTOR
 from .nodes import COMPARISONS, collect, for_loop, plain, substitute
 from .partial_sums import partial_loop

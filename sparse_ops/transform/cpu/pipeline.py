@@ -3,24 +3,12 @@
 import tvm
 from tvm import relax
 
-from tir_kernels.dispatch import check_target
-
-from ..op.register import SCHEDULED
-from .activation import RecognizeActivation
-from .attention import RecognizeAttention
-from .channel_layer_norm import RecognizeChannelLayerNorm
-from .conv import RecognizeConv
-from .fold_constants import FoldConstants
-from .group_norm import RecognizeGroupNorm
-from .layer_norm import RecognizeLayerNorm
-from .layout import SimplifyLayout
-from .lift_params import LiftParams
-from .linear import RecognizeLinear
-from .precision import to_precision
-from .rms_norm_heads import RecognizeRmsNormHeads
+from ...op.register import SCHEDULED
+from ..fold_constants import FoldConstants
+from ..lift_params import LiftParams
+from ..precision import to_precision
+from ..recognize import recognize
 from .schedule_rest import ScheduleRest
-from .softmax import RecognizeSoftmax
-from .split_linear import SplitLinear
 
 OPAQUE = 8  # TVM's number for kernels that nothing fuses with
 
@@ -44,28 +32,6 @@ def takes_sizes(func: tvm.tirx.PrimFunc) -> bool:
     return not all(isinstance(param.ty, tvm.tirx.BufferType) for param in func.params)
 
 
-def recognize() -> tvm.transform.Pass:
-    """Calls of ops of ours in place of all that they compute."""
-    return tvm.transform.Sequential(
-        [
-            SimplifyLayout(),
-            RecognizeActivation(),
-            RecognizeRmsNormHeads(),
-            RecognizeAttention(),
-            RecognizeLinear(),
-            RecognizeChannelLayerNorm(),
-            RecognizeLayerNorm(),
-            RecognizeConv(),
-            RecognizeGroupNorm(),
-            RecognizeSoftmax(),
-            SimplifyLayout(),
-            SplitLinear(),
-            RecognizeLinear(),  # what follows one part of a split layer
-            relax.transform.EliminateCommonSubexpr(),
-        ]
-    )
-
-
 def cpu_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.transform.Pass:
     """All passes from a Relax module to a compiled one: `tvm.compile(mod, target, relax_pipeline=cpu_pipeline())`.
 
@@ -84,7 +50,8 @@ def cpu_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.t
     @tvm.transform.module_pass(opt_level=0, name="CpuPipeline")
     def pipeline(mod: tvm.IRModule, context) -> tvm.IRModule:
         target = tvm.target.Target.current(allow_none=True) or tvm.target.Target("llvm")
-        check_target(target)
+        if target.kind.name != "llvm":
+            raise ValueError(f"target: expected a CPU target of kind 'llvm', given kind {target.kind.name!r}")
         passes = [
             recognize(),
             narrow,
