@@ -9,8 +9,8 @@ from tir_kernels.spec.serialize import MODES
 
 from .. import op
 from ..op.index import triple
-from ..op.register import check_choice
 from ..op.numbers import check_int
+from ..op.register import check_choice
 from ..op.windows import LEAST_SHIFT, window_axes
 from .carrier import Partition, Sites, SparseTensor, check_sparse, emit
 from .norm import MultiHeadRMSNorm
