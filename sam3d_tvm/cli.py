@@ -204,11 +204,11 @@ def view(
 ) -> None:
     """Pictures of a splat, and one HTML file that shows it in any browser, without a network."""
     from sam3d_tvm.checks import check_size
+    from sam3d_tvm.png import save_png
     from sam3d_tvm.splat.cameras import orbit_box
     from sam3d_tvm.splat.gaussians import load_splat
     from sam3d_tvm.splat.picture import contact_sheet, splat_picture
     from sam3d_tvm.splat.viewer import write_viewer
-    from sparse_ops.deploy.files import save_png
 
     check_size("views", views, 1)
     check_size("size", size, 16)
@@ -309,8 +309,7 @@ def info(
     import tvm
 
     from sam3d_tvm import __version__
-    from tir_kernels.cpu.isa import host_target
-    from tir_kernels.dispatch import fingerprint
+    from tir_kernels.dispatch import fingerprint, host_target
 
     rows = {
         "sam3d-tvm": __version__,

@@ -10,7 +10,7 @@ from scipy.special import erf, erfc
 from tvm.script import tirx as T
 
 from tir_kernels.cpu import vector_math as activation
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 from tir_kernels.spec.activation import ACTIVATIONS
 
 INF, NAN = np.inf, np.nan

@@ -39,7 +39,7 @@ from .cpu import (
     windows,
     winograd,
 )
-from .cpu.isa import Isa, host_target
+from .cpu.isa import Isa, forced, host_target
 from .layout import MapLayout, PairsByBlock, WeightLayout
 from .spec import Spec
 from .spec.kernel_map import InverseMap
@@ -210,3 +210,8 @@ def fingerprint(target: Target | None = None) -> str:
     target = current_target(target)
     check_target(target)
     return KINDS[target.kind.name][1](target)
+
+
+def choice() -> object:
+    """What, besides the target in scope, the choice of kernels depends on here and now: for keys of caches, at no cost."""
+    return forced()

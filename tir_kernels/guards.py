@@ -20,6 +20,7 @@ RAISE_BATCH_INDEX = "tir_kernels.raise_batch_index_error"
 RAISE_OFFSETS = "tir_kernels.raise_offsets_error"
 RAISE_MAP = "tir_kernels.raise_map_error"
 RAISE_TAPS = "tir_kernels.raise_taps_error"
+RAISE_GRID = "tir_kernels.raise_grid_error"
 RAISE_SITES = "tir_kernels.raise_sites_error"
 RAISE_PARENT = "tir_kernels.raise_parent_error"
 RAISE_ROW = "tir_kernels.raise_row_error"
@@ -88,6 +89,14 @@ def _argument(argument: str | int) -> str:
     return ARGUMENTS[argument] if isinstance(argument, int) else argument
 
 
+def grid_words(batch: int, x: int, y: int, z: int, most: int) -> str:
+    """A grid is asked for, and the box of the coordinates is too large for one."""
+    return (
+        f"method: given 'grid' for a box of {batch} x {x} x {y} x {z} cells (batch, x, y, z), expected at most {most} cells; "
+        "'auto' takes any box"
+    )
+
+
 def sites_words(column: int, first: int, last: int) -> str:
     """The output sites of a convolution leave the range of coordinates."""
     return f"coords: output sites reach from {first} to {last} along {COLUMNS[column]}, expected -32768 to 32767"
@@ -134,6 +143,7 @@ REFUSALS: dict[int, Refusal] = {
     11: Refusal(RAISE_ROW, row_words),
     12: Refusal(RAISE_REPEATED_ROW, repeated_row_words),
     13: Refusal(RAISE_KERNEL_SIZE, kernel_size_words),
+    14: Refusal(RAISE_GRID, grid_words),
 }
 
 

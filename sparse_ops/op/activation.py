@@ -10,7 +10,7 @@ from .signature import Bound, Signature, features
 SIGNATURE = Signature("activation", (features("x", ...),), options=("name",), result=(...,))
 
 
-NAMES = tuple(name for name in ACTIVATIONS if name != "none")  # those that do something
+NAMES = tuple(name for name in ACTIVATIONS if name != "none")
 
 
 def activation(x: relax.Expr, name: str) -> relax.Call:

@@ -47,8 +47,8 @@ def conv3d(
     `ACTIVATIONS`. Returns dtype of x, [B, Cout, D', H', W'], where D' = (D + 2 padding - dilation (kd - 1) - 1) // stride + 1.
     Batch and D, H, W may be symbolic. The weight is packed for the target by a kernel of its own, which folds away where the
     weight is constant. A convolution of images is one with D = kd = 1. In float32, kernels of 3^3 with unit stride and
-    dilation go by Winograd's algorithm on a CPU where that pays: what is rounded is then about twice as large as the result,
-    in shorter sums, and an infinity or NaN of x may make NaN of outputs next to those that read it.
+    dilation go by Winograd's algorithm on a CPU where that pays: what is rounded is then about twice as large as the
+    result, in shorter sums, and an infinity or NaN of x may make NaN of outputs next to those that read it.
 
     Raises ValueError naming the argument whose dtype or shape does not fit, also from the running module when the kernel
     is larger than the padded input.
@@ -86,14 +86,14 @@ def _derive(bound: Bound) -> Mapping[str, tvm.tirx.Expr]:
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    cin, cout = bound.dims["cin"], bound.dims["cout"]
-    bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
-    residual = [bound["residual"]] if bound.has("residual") else []
+    cin, cout, has_residual = bound.dims["cin"], bound.dims["cout"], bound.has("residual")
     size = tuple(extent.value if isinstance(extent, tvm.tirx.IntImm) else None for extent in bound.type.shape.values[2:])
-    options = (bound.dtype, bool(residual), bound.options["activation"])
-    kernel = kernel_for(Conv3d(cin, cout, _geometry(bound), size, *options))
-    packed = packed_weight(bb, bound["weight"], kernel.weight)
-    return call_kernel(bb, kernel.function, [bound["x"], packed, bias, *residual], bound.type)
+    spec = Conv3d(cin, cout, _geometry(bound), size, bound.dtype, has_residual, bound.options["activation"])
+    kernel = kernel_for(spec)
+    bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
+    residual = [bound["residual"]] if has_residual else []
+    args = [bound["x"], packed_weight(bb, bound["weight"], kernel.weight), bias, *residual]
+    return call_kernel(bb, kernel.function, args, bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize, derive=_derive)

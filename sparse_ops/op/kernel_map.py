@@ -43,11 +43,11 @@ def submanifold_map(coords: relax.Expr, kernel_size=3, dilation=1, method: str =
 
     coords int32 [N, 4] as (batch, x, y, z), no row twice, batch 0 to 4095 and x, y, z -32768 to 32767; kernel_size odd and
     dilation at least 1, ints or three along x, y, z. The padding is (kernel_size // 2) * dilation and the stride 1.
-    method: "grid" (dense, where the bounding box is small), "hash", or "auto" to choose by the size of the box; all give the
-    same bits. Returns a kernel map of N input and N output rows.
+    method: "grid" (dense, for a bounding box of at most 2^28 cells), "hash", or "auto" to choose by the size of the box; all
+    give the same bits. Returns a kernel map of N input and N output rows.
 
     Raises ValueError for other shapes and dtypes, for an even kernel, and, from the running module, for the first row that
-    repeats another or lies outside of the range.
+    repeats another or lies outside of the range, and for a box too large for the grid that was asked for.
     """
     kernel = triple("submanifold_map", "kernel_size", kernel_size, 1)
     if any(k % 2 == 0 for k in kernel):

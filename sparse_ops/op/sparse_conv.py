@@ -61,10 +61,10 @@ def sparse_conv(
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     cin, cout, size = bound.dims["cin"], bound.dims["cout"], tuple(bound.shape(("kx", "ky", "kz")))
-    residual = [bound["residual"]] if bound.has("residual") else []
-    kernel = kernel_for(SparseConv(cin, cout, size, bound.dtype, bool(residual), bound.options["activation"]))
+    kernel = kernel_for(SparseConv(cin, cout, size, bound.dtype, bound.has("residual"), bound.options["activation"]))
     packed = packed_weight(bb, bound["weight"], kernel.weight)
     bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
+    residual = [bound["residual"]] if bound.has("residual") else []
     args = [bound["x"], packed, bias, *residual, *map_fields(bb, bound["kernel_map"])]
     return call_kernel(bb, kernel.function, args, bound.type)
 

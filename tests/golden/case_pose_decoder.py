@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sam3d_tvm.components.pose import (
+from sam3d_tvm.pose import (
     ROTATION,
     decode_pose,
     denormalise_rotation,

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from sam3d_tvm.components.slat_generator import SlatConfig, SlatGenerator
+from sam3d_tvm.models.slat_generator import SlatConfig, SlatGenerator
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
 from tir_kernels.spec import unique

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sam3d_tvm.components.slat_generator import SlatConfig
+from sam3d_tvm.models.slat_generator import SlatConfig
 from tir_kernels.spec import attention, layer_norm, linear, rms_norm_heads, segment_pool, sparse_conv, unique
 from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.geometry import Geometry

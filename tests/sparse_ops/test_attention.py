@@ -15,7 +15,7 @@ from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
 from tir_kernels.cpu.attention import exp2
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 from tir_kernels.spec.attention import naive
 
 SHAPES = [("n", 2, 20), ("k", 2, 20), ("k", 2, 20), ("b",), ("b",)]

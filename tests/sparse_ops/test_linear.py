@@ -12,8 +12,8 @@ from sparse_ops.testing.examples import features
 from tests.poison import compile_poisoned, poisoned
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
-from tir_kernels.cpu.isa import host_target
 from tir_kernels.cpu.linear import BLOCK_DEPTH, BLOCK_ROWS, CHUNK_COLUMNS
+from tir_kernels.dispatch import host_target
 from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.linear import naive
 

@@ -15,8 +15,8 @@ from sparse_ops.build import build
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close, compare
-from tir_kernels.cpu.isa import host_target
 from tir_kernels.cpu.winograd import BLOCK, CHANNELS, DEPTH, STEP, VECTOR, pays
+from tir_kernels.dispatch import host_target
 from tir_kernels.spec.conv3d import naive
 
 CIN, COUT, PADDING = DEPTH + 6, CHANNELS + 7, (1, 0, 2)  # two blocks of channels, two tasks of outputs, neither of them full

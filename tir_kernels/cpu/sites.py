@@ -6,6 +6,7 @@ import tvm
 from tvm.script import tirx as T
 
 from .. import script
+from ..bounds import Linear, with_bounds
 from ..buffers import match_buffer
 from ..guards import RAISE_SITES
 from ..script import inline
@@ -22,7 +23,7 @@ from ..spec.coordinate_index import (
 )
 from ..spec.geometry import Geometry
 from ..spec.sites import CopySites, FindSites, PlanSites, out_extent
-from .coordinate_index import cell_of, choose, fill, in_box, insert_key, key_of
+from .coordinate_index import GRID_CELLS_PER_SITE, SPARE, cell_of, choose, fill, in_box, index_bounds, insert_key, key_of
 from .guards import check_range, extremes
 from .isa import Isa
 from .unique import divide
@@ -109,12 +110,13 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
         if rows > 0:
             all_axes(plan, lowest, highest)
         size[2] = rows * most_sites(geometry)
-        choose(method, size[2], plan, size)
+        choose(method, size[2], GRID_CELLS_PER_SITE, plan, size)
         if plan[PLAN_METHOD] == GRID:
-            size[2] = T.min(size[2], size[0])
+            size[2] = T.min(size[2], size[0] - SPARE)
         size[2] = T.max(size[2], T.int64(1))
 
-    return kernel
+    most = most_sites(geometry)
+    return with_bounds(kernel, size=[*index_bounds(method, most, GRID_CELLS_PER_SITE), [Linear(most), Linear(0, 1)]])
 
 
 @cache
@@ -182,7 +184,7 @@ def find_sites(spec: FindSites, isa: Isa) -> tvm.tirx.PrimFunc:
                         sites[count[0], 3] = z
                         count[0] = count[0] + 1
 
-    return kernel
+    return with_bounds(kernel, count=[[Linear(most_sites(geometry))]])
 
 
 @cache

@@ -10,20 +10,23 @@ import tvm
 from tvm.script import tirx as T
 
 from .. import script
+from ..bounds import Linear, with_bounds
 from ..buffers import match_buffer
 from ..script import inline
 from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_ORIGIN, PLAN_SIZE
 from ..spec.unique import FillUnique, PlanUnique, RankUnique
 from .caches import L1
 from .coordinate_index import (
-    GRID_CELLS_FREE,
     GRID_CELLS_MOST,
-    GRID_CELLS_PER_ROW,
     OWN_CHUNK,
     PARTS_MOST,
     ROW_CHUNK,
     SPARE,
     cell_of,
+    check_grid,
+    count_cells,
+    grid_bound,
+    grid_limit,
     insert_own,
     note_extremes,
     number_rows,
@@ -47,7 +50,7 @@ def divide(value, factor: int):
 
 @cache
 def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
-    """See `PlanUnique`. A grid needs a box of at most 2^30 cells."""
+    """See `PlanUnique`. ValueError for `method="grid"` when the box has more than GRID_CELLS_MOST cells."""
     factor, method, low, high = spec.factor, spec.method, spec.low, spec.high
     factors = (1, *factor)
 
@@ -77,19 +80,20 @@ def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
         for entry in range(PLAN_SIZE):
             plan[entry] = T.int64(0)
         all_axes(plan, lowest, highest)
-        # The key range allows 2^60 cells at most, so the product is exact.
-        cells[0] = plan[PLAN_EXTENT] * plan[PLAN_EXTENT + 1] * plan[PLAN_EXTENT + 2] * plan[PLAN_EXTENT + 3]
-        plan[PLAN_METHOD] = T.int64(SORT)
-        if T.bool(method == "grid"):
-            if cells[0] <= T.int64(GRID_CELLS_MOST):
-                plan[PLAN_METHOD] = T.int64(GRID)
-        if T.bool(method == "auto"):
-            if cells[0] <= T.min(rows * GRID_CELLS_PER_ROW + GRID_CELLS_FREE, T.int64(GRID_CELLS_MOST)):
-                plan[PLAN_METHOD] = T.int64(GRID)
-        size[0] = T.if_then_else(plan[PLAN_METHOD] == GRID, cells[0] + SPARE, T.int64(1))
-        size[1] = T.if_then_else(plan[PLAN_METHOD] == GRID, T.int64(1), T.max(rows * 4, T.int64(1)))
+        count_cells(plan, cells, grid_limit(rows) if method == "auto" else T.int64(GRID_CELLS_MOST))
+        check_grid(method, plan, cells)
+        if T.And(T.bool(method != "sort"), cells[0] >= 0):
+            plan[PLAN_METHOD] = T.int64(GRID)
+            size[0] = cells[0] + SPARE
+            size[1] = T.int64(1)
+        else:
+            plan[PLAN_METHOD] = T.int64(SORT)
+            size[0] = T.int64(1)
+            size[1] = T.max(rows * 4, T.int64(1))
 
-    return kernel
+    one, entries = Linear(0, 1), Linear(4)
+    cells = [one] if method == "sort" else [one, grid_bound(method)]
+    return with_bounds(kernel, size=[cells, [one] if method == "grid" else [one, entries]])
 
 
 @cache
@@ -200,7 +204,7 @@ def rank_unique(spec: RankUnique, isa: Isa) -> tvm.tirx.PrimFunc:
         else:
             rank_sorted(coords, plan, order, inverse, count, rows)
 
-    return kernel
+    return with_bounds(kernel, count=[[Linear(1)]])
 
 
 @cache
