@@ -175,23 +175,22 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
             for column in range(depth % cols, last_vectors * lanes):
                 values[0, depth // cols, step, column] = T.Cast(packed, 0)
 
+    def logit(product, key, num_keys):
+        """A logit in powers of two; a Select, as an if_then_else would become a branch for each lane."""
+        return T.Select(key < num_keys, product * T.float32(factor), T.float32(LEAST))
+
     @inline
     def find_panel(columns, panel, queries, first, count, keys, num_keys, logits):
         """logits of `columns` keys; past the last key they are the least number"""
         for group in range(count // rows):
-            acc = T.alloc_buffer((rows, columns), "float32")  # registers
-            for r in T.unroll(rows):
-                for column in T.vectorized(columns):
-                    acc[r, column] = T.float32(0)
-            micro.multiply_packed(acc, rows, columns, queries, first + group * rows, keys, panel, 0, steps)
-            for r in T.unroll(rows):
-                for vector in T.unroll(columns // lanes):
-                    for lane in T.vectorized(lanes):
-                        logits[group * rows + r, panel * cols + vector * lanes + lane] = T.if_then_else(
-                            panel * cols + vector * lanes + lane < num_keys,
-                            acc[r, vector * lanes + lane] * T.float32(factor),
-                            T.float32(LEAST),
-                        )
+            acc = micro.accumulators(rows, columns)
+            acc.load(lambda r, column: T.float32(0))
+            micro.multiply_packed(acc, queries, first + group * rows, keys, panel, 0, steps)
+            acc.store(
+                lambda value, r, column: T.buffer_store(
+                    logits, logit(value, panel * cols + column, num_keys), [group * rows + r, panel * cols + column]
+                )
+            )
 
     def find_logits(queries, first, count, keys, num_keys, logits):
         """Emit: logits[i, j] = factor * queries[first + i, :] . keys[:, j], of the last panel as many vectors as have keys"""
@@ -238,18 +237,11 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
     def add_panel(columns, panel, weights, first, count, values, num_keys, decay, sums):
         """sums[first + i, :] = sums[first + i, :] * decay[i] + weights[i, :] @ values, `columns` channels"""
         for group in range(count // rows):
-            acc = T.alloc_buffer((rows, columns), "float32")  # registers
-            for r in T.unroll(rows):
-                for vector in T.unroll(columns // lanes):
-                    for lane in T.vectorized(lanes):
-                        acc[r, vector * lanes + lane] = (
-                            sums[first + group * rows + r, panel * cols + vector * lanes + lane] * decay[group * rows + r]
-                        )
-            micro.multiply_packed(acc, rows, columns, weights, group * rows, values, panel, 0, (num_keys + pair - 1) // pair)
-            for r in T.unroll(rows):
-                for vector in T.unroll(columns // lanes):
-                    for lane in T.vectorized(lanes):
-                        sums[first + group * rows + r, panel * cols + vector * lanes + lane] = acc[r, vector * lanes + lane]
+            row: T.let = first + group * rows
+            acc = micro.accumulators(rows, columns)
+            acc.load(lambda r, column: sums[row + r, panel * cols + column] * decay[group * rows + r])
+            micro.multiply_packed(acc, weights, group * rows, values, panel, 0, (num_keys + pair - 1) // pair)
+            acc.store(lambda value, r, column: T.buffer_store(sums, value, [row + r, panel * cols + column]))
 
     def add_values(*args):
         """Emit: `add_panel` for all channels."""

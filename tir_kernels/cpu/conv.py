@@ -215,15 +215,13 @@ def conv3d(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
     @inline
     def add_product(rows, row, block, channel, panel, weight, packed, sums):
         """sums[row : row + rows, panel] += weight @ packed over one block of the terms"""
-        acc = T.alloc_buffer((rows, cols), "float32")  # registers
-        target = T.alloc_buffer((rows,), "int64")
+        acc = micro.accumulators(rows, cols)
         source = T.alloc_buffer((rows,), "int64")
         for r in T.unroll(rows):
-            target[r] = row + r
             source[r] = block * cout + channel + row + r
-        micro.load(acc, rows, cols, target, panel * cols, lambda r, v: sums[r, v])
-        micro.multiply(acc, rows, cols, weight, source, packed, 0, panel)
-        micro.store(acc, rows, cols, sums, target, panel * cols, lambda value, r, v: value)
+        acc.load(lambda r, voxel: sums[row + r, panel * cols + voxel])
+        micro.multiply(acc, weight, source, packed, 0, panel)
+        acc.store(lambda value, r, voxel: T.buffer_store(sums, value, [row + r, panel * cols + voxel]))
 
     @inline
     def convolve_block(o, base, b, first, count, first_tile, num_tiles):

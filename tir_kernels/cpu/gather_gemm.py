@@ -76,10 +76,10 @@ def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
 
     @inline
     def add_product(rows, columns, panel, feats, source, target, weight, tap, sums):
-        acc = T.alloc_buffer((rows, tile.cols), "float32")  # registers
-        micro.load(acc, rows, columns, target, panel * tile.cols, lambda row, column: sums[row, column])
-        micro.multiply(acc, rows, columns, feats, source, weight, tap, panel)
-        micro.store(acc, rows, columns, sums, target, panel * tile.cols, lambda value, row, column: value)
+        acc = micro.accumulators(rows, columns)
+        acc.load(lambda r, column: sums[target[r], panel * tile.cols + column])
+        micro.multiply(acc, feats, source, weight, tap, panel)
+        acc.store(lambda value, r, column: T.buffer_store(sums, value, [target[r], panel * tile.cols + column]))
 
     @inline
     def panel_of_pairs(o, segment, rows, first, last, columns, panel):

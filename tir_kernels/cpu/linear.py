@@ -106,16 +106,10 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
     @inline
     def add_products(rows, first, columns, panel, slot, packed, weight, step, steps, sums):
         """sums[slot, first : first + rows, :] += packed @ weight over one block of the depth"""
-        acc = T.alloc_buffer((rows, cols), "float32")  # registers
-        for r in T.unroll(rows):
-            for v in T.unroll((columns + lanes - 1) // lanes):
-                for lane in T.vectorized(lanes):
-                    acc[r, v * lanes + lane] = sums[slot, first + r, v * lanes + lane]
-        micro.multiply_packed(acc, rows, columns, packed, first, weight, panel, step, steps)
-        for r in T.unroll(rows):
-            for v in T.unroll((columns + lanes - 1) // lanes):
-                for lane in T.vectorized(lanes):
-                    sums[slot, first + r, v * lanes + lane] = acc[r, v * lanes + lane]
+        acc = micro.accumulators(rows, (columns + lanes - 1) // lanes * lanes)
+        acc.load(lambda r, column: sums[slot, first + r, column])
+        micro.multiply_packed(acc, packed, first, weight, panel, step, steps)
+        acc.store(lambda value, r, column: T.buffer_store(sums, value, [slot, first + r, column]))
 
     def finished(value, row, column, o):
         """The epilogue of one element."""

@@ -279,17 +279,14 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
     @inline
     def multiply(rows, first, first_of_part, panel, i, u, v, m):
         """m[first : first + rows, i, panel] = u @ v over a block of channels"""
-        acc = T.alloc_buffer((rows, cols), "float32")  # registers
+        acc = micro.accumulators(rows, cols)
         source = T.alloc_buffer((rows,), "int64")
-        target = T.alloc_buffer((rows,), "int64")
-        for r in T.unroll(rows):
-            target[r] = first + r
-        micro.load(acc, rows, cols, target, 0, lambda r, column: T.float32(0))
+        acc.load(lambda r, column: T.float32(0))
         for chunk in range(chunks):
             for r in T.unroll(rows):
                 source[r] = row_of_u(first_of_part + first + r, chunk, i)
-            micro.multiply(acc, rows, cols, u, source, v, panel * chunks + chunk, i)
-        micro.store(acc, rows, cols, m, target, i * STEP * VECTOR + panel * cols, lambda value, r, column: value)
+            micro.multiply(acc, u, source, v, panel * chunks + chunk, i)
+        acc.store(lambda value, r, column: T.buffer_store(m, value, [first + r, i * STEP * VECTOR + panel * cols + column]))
 
     def add(sums, row, line, column, values):
         at = [row, line, vector(column, 2)]
