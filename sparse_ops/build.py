@@ -6,7 +6,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 from .transform import cpu_pipeline
 from .transform.lift_params import TRANSFORM_PARAMS

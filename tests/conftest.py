@@ -1,9 +1,14 @@
 """Settings of all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+from tests.instruction_sets import ISAS
+from tir_kernels.cpu.isa import Isa, forced_isa
 
 # Compiled functions are kept beside the project, not in the user's cache, and shared with the processes that tests start.
 os.environ.setdefault("SPARSE_OPS_CACHE", str(Path(__file__).parent.parent / "build" / "cache"))
@@ -39,3 +44,21 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--isa", choices=[*ISAS], help="build every kernel for this instruction set instead of the machine's")
+
+
+def pytest_configure(config):
+    if name := config.getoption("--isa"):
+        scope = forced_isa(ISAS[name])
+        scope.__enter__()
+        config.add_cleanup(lambda: scope.__exit__(None, None, None))
+
+
+@pytest.fixture(params=ISAS.values(), ids=ISAS)
+def isa(request) -> Iterator[Isa]:
+    """Each instruction set in turn; what the test builds is built for it."""
+    with forced_isa(request.param):
+        yield request.param

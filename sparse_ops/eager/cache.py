@@ -5,7 +5,7 @@ packages, so a file never has to be invalidated. Files are written under another
 processes can fill one folder. Where no C compiler is found, which TVM needs to link a library, functions are compiled in
 the process and not kept.
 
-The folder is $SPARSE_OPS_CACHE, else `sparse_ops` in the user's cache folder; SPARSE_OPS_CACHE=off keeps nothing on disk.
+The folder is `sparse_ops` in $SPARSE_OPS_CACHE, else in the user's cache folder; SPARSE_OPS_CACHE=off keeps nothing on disk.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import tvm
@@ -23,25 +23,26 @@ import tvm_ffi
 from tvm import relax
 
 import tir_kernels
-from tir_kernels.cpu.isa import Isa, forced, host_target
+from tir_kernels.dispatch import choice, current_target, fingerprint
 
 from ..build import build, pack_params, unchecked
 
 
-def cache_folder() -> Path | None:
-    """Where compiled functions are kept, or None."""
+def cache_folder(package: str = "sparse_ops") -> Path | None:
+    """Where `package` keeps what it compiled, or None: each has a folder of its own in $SPARSE_OPS_CACHE, else in the user's
+    cache folder."""
     chosen = os.environ.get("SPARSE_OPS_CACHE")
     if chosen == "off":
         return None
     if chosen:
-        return Path(chosen)
-    if sys.platform == "darwin":
+        base = Path(chosen)
+    elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     elif sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return base / "sparse_ops"
+    return base / package
 
 
 @cache
@@ -55,11 +56,14 @@ def source_digest() -> str:
 
 
 class Compiled:
-    """A compiled function of one signature, `main`, and what packs its parameters."""
+    """A compiled function of one signature, `main`, and what packs its parameters; or a machine of functions of other names."""
 
     def __init__(self, executable: tvm.runtime.Module | tvm.runtime.Executable):
         self.machine = relax.VirtualMachine(executable, tvm.cpu())
-        self.main = self.machine["main"]
+
+    @cached_property
+    def main(self) -> tvm_ffi.Function:
+        return self.machine["main"]
 
     def pack(self, parameters: Sequence[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
         """What `main` takes in place of `parameters`, which follow its inputs."""
@@ -78,7 +82,7 @@ def compiled(identity: tuple, make_module: Callable[[], tvm.IRModule], precision
     Threads may call it at once: a function is compiled by the first that asks for it, and others go on.
     """
     target = tvm.target.Target.current(allow_none=True)
-    key = (identity, precision, None if target is None else str(target), forced())
+    key = (identity, precision, None if target is None else str(target), choice())
     found = _compiled.get(key)
     if found is None:
         with _lock:
@@ -86,7 +90,7 @@ def compiled(identity: tuple, make_module: Callable[[], tvm.IRModule], precision
         with one:
             found = _compiled.get(key)
             if found is None:
-                found = _compiled[key] = Compiled(_load_or_build(identity, make_module, target or host_target(), precision))
+                found = _compiled[key] = Compiled(_load_or_build(identity, make_module, current_target(target), precision))
         with _lock:
             _one_at_a_time.pop(key, None)
     return found
@@ -98,7 +102,7 @@ def _file_name(identity: tuple, target: tvm.target.Target, precision: str) -> st
         "identity": identity,
         "precision": precision,
         "target": str(target),
-        "isa": Isa.of(target).name,
+        "kernels": fingerprint(target),
         "tvm": tvm.__version__,
         "tvm_ffi": tvm_ffi.__version__,
         "source": source_digest(),

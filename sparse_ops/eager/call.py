@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.kernel_map import Geometry
+from tir_kernels.spec.geometry import Geometry
 
 from ..op.register import OPS
 from ..op.signature import MAP_DTYPES, Kind, Signature, Table

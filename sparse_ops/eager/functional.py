@@ -7,7 +7,7 @@ names the argument, what was given and what was expected: arguments by the op's 
 
 import tvm
 
-from tir_kernels.cpu.kernel_map import Geometry
+from tir_kernels.spec.geometry import Geometry
 
 from .. import op
 from ..op.index import triple

@@ -8,8 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from tir_kernels.cpu.kernel_map import Geometry
-from tir_kernels.cpu.sites import out_extent
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.sites import out_extent
 
 from ..op.signature import FLOATS
 from . import functional

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import tvm
 
-from tir_kernels.cpu.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
+from tir_kernels.spec.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
 
 from ..op.signature import FLOATS
 from . import functional

@@ -5,7 +5,7 @@ from math import sqrt
 from tvm import relax
 from tvm.relax.frontend import nn
 
-from tir_kernels.cpu.serialize import MODES
+from tir_kernels.spec.serialize import MODES
 
 from .. import op
 from ..op.index import triple

@@ -3,7 +3,7 @@
 from tvm import relax
 from tvm.relax.frontend import nn
 
-from tir_kernels.cpu.pool import MODES
+from tir_kernels.spec.pool import MODES
 
 from .. import op
 from ..op.index import triple

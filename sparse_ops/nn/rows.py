@@ -3,7 +3,7 @@
 from tvm import relax
 from tvm.relax.frontend import nn
 
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
 
 from .. import op
 from ..op.register import check_choice
@@ -86,7 +86,7 @@ class Linear(nn.Module):
 
 
 class Activation(nn.Module):
-    """One of "relu", "silu", "gelu_tanh", by element. Layers that take `activation=` compute it in passing instead."""
+    """One of `ACTIVATIONS`, by element. Layers that take `activation=` compute it in passing instead."""
 
     def __init__(self, name: str):
         check_choice("nn.Activation", "name", name, [name for name in ACTIVATIONS if name != "none"])

@@ -2,10 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.elementwise import elementwise
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS, Activation
 
-from .register import call_kernel, check_choice, register_op
+from .register import call_spec, check_choice, register_op
 from .signature import Bound, Signature, features
 
 SIGNATURE = Signature("activation", (features("x", ...),), options=("name",), result=(...,))
@@ -15,7 +14,7 @@ NAMES = tuple(name for name in ACTIVATIONS if name != "none")
 
 
 def activation(x: relax.Expr, name: str) -> relax.Call:
-    """The activation `name` ("relu", "silu", "gelu" or "gelu_tanh") of every element of x, float32 or bfloat16 of any rank.
+    """The activation `name`, one of `NAMES`, of every element of x, float32 or bfloat16 of any rank.
 
     Returns the type of x; computed in float32. Raises ValueError for another name, dtype, or an unknown rank.
     """
@@ -24,8 +23,8 @@ def activation(x: relax.Expr, name: str) -> relax.Call:
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    kernel = elementwise(bound.type.ndim, bound.options["name"], bound.dtype)
-    return call_kernel(bb, kernel, bound.call.args, bound.type)
+    spec = Activation(bound.type.ndim, bound.options["name"], bound.dtype)
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize)

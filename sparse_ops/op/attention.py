@@ -2,11 +2,10 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.attention import attention as attention_kernel
-from tir_kernels.cpu.isa import Isa
+from tir_kernels.spec.attention import Attention
 
 from .numbers import check_positive
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .signature import Bound, Signature, features, index, offsets
 
 SIGNATURE = Signature(
@@ -64,8 +63,8 @@ def attention(
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     heads, depth, has = bound.dims["heads"], bound.dims["depth"], (bound.has("q_order"), bound.has("k_order"))
-    kernel = attention_kernel(heads, depth, Isa.of(), bound.dtype, bound.options["scale"], *has)
-    return call_kernel(bb, kernel, bound.call.args, bound.type)
+    spec = Attention(heads, depth, bound.dtype, bound.options["scale"], *has)
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize)

@@ -3,11 +3,11 @@
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.batch_offsets import batch_offsets as offsets_kernel
+from tir_kernels.spec.batch_offsets import BatchOffsets
 
 from .index import int32
 from .numbers import check_int
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .signature import Argument, Bound, Kind, Signature, coordinates
 
 SIGNATURE = Signature("batch_offsets", (coordinates(), Argument("batch", Kind.SHAPE)))
@@ -31,7 +31,7 @@ def _infer(bound: Bound) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    return call_kernel(bb, offsets_kernel(), [bound["coords"]], bound.type)
+    return call_spec(bb, BatchOffsets(), [bound["coords"]], bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize, _infer)

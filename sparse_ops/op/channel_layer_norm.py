@@ -2,11 +2,11 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.channel_layer_norm import channel_layer_norm as norm_kernel
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.channel_layer_norm import ChannelLayerNorm
 
 from .numbers import check_positive
-from .register import call_kernel, check_choice, register_op
+from .register import call_spec, check_choice, register_op
 from .signature import Bound, Signature, features, parameter
 
 SIGNATURE = Signature(
@@ -24,7 +24,7 @@ def channel_layer_norm(
     """`activation((x - mean) / sqrt(variance + eps) * weight + bias)`, over the channels at every site by itself.
 
     x float32 or bfloat16 [B, C, *spatial], as in torch; all sizes but C may be symbolic and 0; weight, bias float32 [C];
-    activation one of "none", "relu", "silu", "gelu", "gelu_tanh". Returns the type of x; computed in float32.
+    activation one of `ACTIVATIONS`. Returns the type of x; computed in float32.
 
     Raises ValueError naming the argument or option that does not fit.
     """
@@ -34,8 +34,8 @@ def channel_layer_norm(
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     options, rank = bound.options, bound.type.ndim
-    kernel = norm_kernel(bound.dims["channels"], rank, bound.dtype, options["eps"], options["activation"])
-    return call_kernel(bb, kernel, bound.call.args, bound.type)
+    spec = ChannelLayerNorm(bound.dims["channels"], rank, bound.dtype, options["eps"], options["activation"])
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize)

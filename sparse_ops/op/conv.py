@@ -6,15 +6,13 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu import winograd
-from tir_kernels.cpu.conv import conv3d as conv_kernel
-from tir_kernels.cpu.conv import out_size, pack_filters, packed_shape, reach
-from tir_kernels.cpu.isa import Isa
-from tir_kernels.cpu.kernel_map import Geometry
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.conv3d import Conv3d, out_size, reach
+from tir_kernels.spec.geometry import Geometry
 
 from .index import triple
-from .register import call_kernel, check_choice, register_op
+from .register import call_kernel, check_choice, packed_weight, register_op
 from .signature import Bound, Epilogue, Signature, features, parameter, weight
 
 SIZE, OUT_SIZE = ("d", "h", "w"), ("d_out", "h_out", "w_out")
@@ -44,14 +42,13 @@ def conv3d(
 ) -> relax.Call:
     """`activation(conv + bias + residual)`, as torch's conv3d with zero padding and without groups, summed in float32.
 
-    x float32 or bfloat16 [B, Cin, D, H, W]; weight, same dtype, [Cout, Cin, kd, kh, kw]; bias float32 [Cout]; residual,
-    dtype of x, [B, Cout, D', H', W']; stride, padding (on both sides) and dilation an int or three of them; activation one
-    of "none", "relu", "silu", "gelu", "gelu_tanh". Returns dtype of x, [B, Cout, D', H', W'], where
-    D' = (D + 2 padding - dilation (kd - 1) - 1) // stride + 1. Batch and D, H, W may be symbolic. The weight is packed for
-    the target by a kernel of its own, which folds away where the weight is constant. A convolution of images is one with
-    D = kd = 1. In float32, kernels of 3^3 with unit stride and dilation go by Winograd's algorithm where that pays
-    (`winograd.pays`): what is rounded is then about twice as large as the result, in shorter sums, and an infinity or NaN of x
-    may make NaN of outputs next to those that read it.
+    x float32 or bfloat16 [B, Cin, D, H, W]; weight, same dtype, [Cout, Cin, kd, kh, kw]; bias float32 [Cout]; residual, dtype
+    of x, [B, Cout, D', H', W']; stride, padding (on both sides) and dilation an int or three of them; activation one of
+    `ACTIVATIONS`. Returns dtype of x, [B, Cout, D', H', W'], where D' = (D + 2 padding - dilation (kd - 1) - 1) // stride + 1.
+    Batch and D, H, W may be symbolic. The weight is packed for the target by a kernel of its own, which folds away where the
+    weight is constant. A convolution of images is one with D = kd = 1. In float32, kernels of 3^3 with unit stride and
+    dilation go by Winograd's algorithm on a CPU where that pays: what is rounded is then about twice as large as the
+    result, in shorter sums, and an infinity or NaN of x may make NaN of outputs next to those that read it.
 
     Raises ValueError naming the argument whose dtype or shape does not fit, also from the running module when the kernel
     is larger than the padded input.
@@ -89,26 +86,14 @@ def _derive(bound: Bound) -> Mapping[str, tvm.tirx.Expr]:
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    shape = tuple(bound.shape(("cout", "cin", "kd", "kh", "kw")))
-    dtype, isa, geometry = bound.dtype, Isa.of(), _geometry(bound)
-    bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(shape[0], "float32"))
-    residual = [bound["residual"]] if bound.has("residual") else []
-    options = (isa, bool(residual), bound.options["activation"])
-    if _by_winograd(bound, geometry):
-        pack, packed = winograd.pack_filters(*shape[:2]), relax.TensorType(winograd.packed_shape(*shape[:2]), "float32")
-        kernel = winograd.conv3d(shape[1], shape[0], geometry.padding, *options)
-    else:
-        pack, packed = pack_filters(shape, isa, dtype), relax.TensorType(*packed_shape(shape, isa, dtype))
-        kernel = conv_kernel(shape[1], shape[0], geometry, isa, dtype, *options[1:])
-    weight = bb.emit(call_kernel(bb, pack, [bound["weight"]], packed))
-    return call_kernel(bb, kernel, [bound["x"], weight, bias, *residual], bound.type)
-
-
-def _by_winograd(bound: Bound, geometry: Geometry) -> bool:
-    """Whether Winograd's algorithm applies and pays; a size that is not known at compile time counts as large."""
-    size = (extent.value if isinstance(extent, tvm.tirx.IntImm) else None for extent in bound.type.shape.values[2:])
-    applies = geometry == Geometry(winograd.KERNEL, padding=geometry.padding) and bound.dtype == "float32"
-    return applies and winograd.pays(bound.dims["cin"], bound.dims["cout"], tuple(size))
+    cin, cout, has_residual = bound.dims["cin"], bound.dims["cout"], bound.has("residual")
+    size = tuple(extent.value if isinstance(extent, tvm.tirx.IntImm) else None for extent in bound.type.shape.values[2:])
+    spec = Conv3d(cin, cout, _geometry(bound), size, bound.dtype, has_residual, bound.options["activation"])
+    kernel = kernel_for(spec)
+    bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
+    residual = [bound["residual"]] if has_residual else []
+    args = [bound["x"], packed_weight(bb, bound["weight"], kernel.weight), bias, *residual]
+    return call_kernel(bb, kernel.function, args, bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize, derive=_derive)

@@ -2,13 +2,11 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.dense import from_dense as from_kernel
-from tir_kernels.cpu.dense import grid_shape
-from tir_kernels.cpu.dense import to_dense as to_kernel
+from tir_kernels.spec.dense import FromDense, ToDense, grid_shape
 
 from .index import triple
 from .numbers import check_int
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .signature import Bound, Signature, coordinates, features
 
 TO_DENSE = Signature(
@@ -49,8 +47,8 @@ def _infer_to(bound: Bound) -> relax.TensorType:
 
 def _legalize_to(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     options = bound.options
-    kernel = to_kernel(bound.dims["channels"], options["batch"], options["shape"], bound.dtype, options["channels_last"])
-    return call_kernel(bb, kernel, bound.call.args, bound.type)
+    spec = ToDense(bound.dims["channels"], options["batch"], options["shape"], bound.dtype, options["channels_last"])
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
 _to = register_op(TO_DENSE, _legalize_to, _infer_to)
@@ -81,8 +79,8 @@ def _infer_from(bound: Bound) -> relax.TensorType:
 
 def _legalize_from(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     batch, channels, shape = _grid(bound)
-    kernel = from_kernel(channels, batch, shape, bound.dtype, bound.options["channels_last"])
-    return call_kernel(bb, kernel, bound.call.args, bound.type)
+    spec = FromDense(channels, batch, shape, bound.dtype, bound.options["channels_last"])
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
 _from = register_op(FROM_DENSE, _legalize_from, _infer_from)

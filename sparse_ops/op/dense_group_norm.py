@@ -2,12 +2,12 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.dense_group_norm import dense_group_norm as norm_kernel
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.dense_group_norm import DenseGroupNorm
 
 from .group_norm import check_groups
 from .numbers import check_int, check_positive
-from .register import call_kernel, check_choice, register_op
+from .register import call_spec, check_choice, register_op
 from .signature import Bound, Signature, features, parameter
 
 SIGNATURE = Signature(
@@ -25,8 +25,8 @@ def dense_group_norm(
     """`activation((x - mean) / sqrt(variance + eps) * weight + bias)`, over all sites and the channels of a group.
 
     x float32 or bfloat16 [B, C, *spatial], as in torch; all sizes but C may be symbolic and 0; weight, bias float32 [C];
-    groups a divisor of C; activation one of "none", "relu", "silu", "gelu", "gelu_tanh". Returns the type of x; computed in
-    float32, accurate for large means. For sparse tensors see `group_norm`.
+    groups a divisor of C; activation one of `ACTIVATIONS`. Returns the type of x; computed in float32, accurate for large
+    means. For sparse tensors see `group_norm`.
 
     Raises ValueError naming the argument or option that does not fit.
     """
@@ -43,8 +43,8 @@ def dense_group_norm(
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     options, rank = bound.options, bound.type.ndim
-    kernel = norm_kernel(bound.dims["channels"], options["groups"], rank, bound.dtype, options["eps"], options["activation"])
-    return call_kernel(bb, kernel, bound.call.args, bound.type)
+    spec = DenseGroupNorm(bound.dims["channels"], options["groups"], rank, bound.dtype, options["eps"], options["activation"])
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize, derive=check_groups)

@@ -2,9 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.gather_rows import gather_rows as gather_kernel
+from tir_kernels.spec.gather_rows import GatherRows
 
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .signature import FLOATS, Bound, Signature, features
 from .signature import index as index_argument
 
@@ -28,7 +28,7 @@ def gather_rows(x: relax.Expr, index: relax.Expr) -> relax.Call:
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    return call_kernel(bb, gather_kernel(bound.dims["channels"], bound.dtype), bound.call.args, bound.type)
+    return call_spec(bb, GatherRows(bound.dims["channels"], bound.dtype), bound.call.args, bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize)

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from tvm import relax
 
-from tir_kernels.cpu.group_norm import group_norm as norm_kernel
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.group_norm import GroupNorm
 
 from .numbers import check_int, check_positive
-from .register import call_kernel, check_choice, register_op
+from .register import call_spec, check_choice, register_op
 from .signature import Bound, Signature, features, offsets, parameter
 
 SIGNATURE = Signature(
@@ -36,9 +36,9 @@ def group_norm(
 ) -> relax.Call:
     """`activation((x - mean) / sqrt(variance + eps) * weight + bias)`, over the voxels and channels of a group.
 
-    x float32 or bfloat16 [N, C]; batch_offsets int32 [B + 1], see the op of that name: mean and variance are those of
-    each batch element, which may be empty; weight, bias float32 [C]; groups a divisor of C; activation one of "none",
-    "relu", "silu", "gelu", "gelu_tanh". Returns dtype of x, [N, C]; computed in float32, accurate for large means.
+    x float32 or bfloat16 [N, C]; batch_offsets int32 [B + 1], see the op of that name: mean and variance are those of each
+    batch element, which may be empty; weight, bias float32 [C]; groups a divisor of C; activation one of `ACTIVATIONS`.
+    Returns dtype of x, [N, C]; computed in float32, accurate for large means.
 
     Raises ValueError naming the argument or option that does not fit and, from the running module, when the offsets do
     not ascend from 0 to N.
@@ -65,8 +65,8 @@ def check_groups(bound: Bound) -> Mapping:
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     options = bound.options
-    kernel = norm_kernel(bound.dims["channels"], options["groups"], bound.dtype, options["eps"], options["activation"])
-    return call_kernel(bb, kernel, bound.call.args, bound.type)
+    spec = GroupNorm(bound.dims["channels"], options["groups"], bound.dtype, options["eps"], options["activation"])
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize, derive=check_groups)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import METHODS, PLAN_SIZE, build_index, plan_index
-from tir_kernels.cpu.kernel_map import Geometry, block_rows
+from tir_kernels.layout import MapLayout
+from tir_kernels.spec.coordinate_index import METHODS, PLAN_SIZE, BuildIndex, PlanIndex
+from tir_kernels.spec.geometry import Geometry
 
-from .register import call_kernel, check_choice
+from .register import call_spec, check_choice
 from .signature import MAP_DTYPES, MAP_RANKS
 
 _fresh = itertools.count()
@@ -75,9 +76,9 @@ def emit_tuple(bb: relax.BlockBuilder, call: relax.Call, count: int) -> list[rel
 
 def emit_index(bb: relax.BlockBuilder, coords: relax.Expr, pad: tuple[int, int, int], method: str) -> list[relax.Expr]:
     """Plan and build the index of `coords`: (plan, slots, keys)."""
-    plan, size = emit_tuple(bb, call_kernel(bb, plan_index(pad, method), [coords], [int64(PLAN_SIZE), int64(2)]), 2)
+    plan, size = emit_tuple(bb, call_spec(bb, PlanIndex(pad, method), [coords], [int64(PLAN_SIZE), int64(2)]), 2)
     slots, keys = emit_sizes(bb, size, 2)
-    return [plan, *emit_tuple(bb, call_kernel(bb, build_index(), [coords, plan], [int32(slots), int64(keys)]), 2)]
+    return [plan, *emit_tuple(bb, call_spec(bb, BuildIndex(), [coords, plan], [int32(slots), int64(keys)]), 2)]
 
 
 MAP_TYPE = relax.TupleType(
@@ -85,12 +86,9 @@ MAP_TYPE = relax.TupleType(
 )
 
 
-def map_shapes(taps, rows) -> list[relax.TensorType]:
+def map_shapes(layout: MapLayout, taps, rows) -> list[relax.TensorType]:
     """The types of the four tensors of a kernel map of `rows` output rows."""
-    per_block = block_rows(rows)
-    blocks = tvm.tirx.floordiv(rows + per_block - 1, per_block)
-    pairs = int32(blocks, taps * per_block)
-    return [pairs, pairs, int32(blocks, taps + 1), int64(2)]
+    return [relax.TensorType(array.shape, array.dtype) for array in layout.arrays(taps, rows)]
 
 
 def map_fields(bb: relax.BlockBuilder, kernel_map: relax.Expr) -> list[relax.Expr]:

@@ -3,11 +3,11 @@
 import numpy as np
 from tvm import relax
 
-from tir_kernels.cpu.layer_norm import layer_norm as norm_kernel
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.layer_norm import LayerNorm
 
 from .numbers import check_positive
-from .register import call_kernel, check_choice, register_op
+from .register import call_spec, check_choice, register_op
 from .signature import Bound, Epilogue, Signature, Table, features, index, parameter
 
 SIGNATURE = Signature(
@@ -45,8 +45,8 @@ def layer_norm(
     """`activation((norm(x) * weight + bias) * (1 + scale[b]) + shift[b])`, every row normalised by itself.
 
     x float32 or bfloat16 [N, C]; weight, bias float32 [C]; scale, shift float32 [B, C], of which row i takes b =
-    batch_index[i], int32 [N], or the only one if no batch_index is given (then B = 1); activation one of "none",
-    "relu", "silu", "gelu", "gelu_tanh". Returns dtype of x, [N, C]; computed in float32.
+    batch_index[i], int32 [N], or the only one if no batch_index is given (then B = 1); activation one of `ACTIVATIONS`.
+    Returns dtype of x, [N, C]; computed in float32.
 
     Raises ValueError naming the argument or option that does not fit and, from the running module, for the first entry
     of batch_index that is not in 0 to B - 1.
@@ -76,8 +76,8 @@ def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     }
     args = [bound[name] if bound.has(name) else make() for name, make in missing.items()]
     index = [bound["batch_index"]] if bound.has("batch_index") else []
-    kernel = norm_kernel(channels, bound.dtype, bool(index), bound.options["eps"], bound.options["activation"])
-    return call_kernel(bb, kernel, [bound["x"], *args, *index], bound.type)
+    spec = LayerNorm(channels, bound.dtype, bool(index), bound.options["eps"], bound.options["activation"])
+    return call_spec(bb, spec, [bound["x"], *args, *index], bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize)

@@ -3,10 +3,9 @@
 import numpy as np
 from tvm import relax
 
-from tir_kernels.cpu.isa import Isa
-from tir_kernels.cpu.linear import linear as linear_kernel
-from tir_kernels.cpu.register_tile import RegisterTile
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.linear import Linear
 
 from .register import call_kernel, check_choice, packed_weight, register_op
 from .signature import FLOATS, Bound, Epilogue, Signature, Table, features, index, parameter, weight
@@ -39,10 +38,10 @@ def linear(
 ) -> relax.Call:
     """`activation(gate[b] * (x @ weight.T + bias) + residual)`, summed in float32.
 
-    x float32 or bfloat16 [N, Cin]; weight, same dtype, [Cout, Cin]; bias float32 [Cout]; residual, dtype of x, [N, Cout];
-    gate float32 [B, Cout], of which row i takes b = batch_index[i], int32 [N], or the only one if no batch_index is given
-    (then B = 1); activation one of "none", "relu", "silu", "gelu", "gelu_tanh". Returns [N, Cout] of the dtype of x, or of
-    `out_dtype`. The weight is packed for the target by a kernel of its own, which folds away where the weight is constant.
+    x float32 or bfloat16 [N, Cin]; weight, same dtype, [Cout, Cin]; bias float32 [Cout]; residual, dtype of x, [N, Cout]; gate
+    float32 [B, Cout], of which row i takes b = batch_index[i], int32 [N], or the only one if no batch_index is given (then B =
+    1); activation one of `ACTIVATIONS`. Returns [N, Cout] of the dtype of x, or of `out_dtype`. The weight is packed for the
+    target by a kernel of its own, which folds away where the weight is constant.
 
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, for the first entry
     of batch_index that is not in 0 to B - 1.
@@ -68,14 +67,13 @@ def _infer(bound: Bound) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    cout, isa = bound.dims["cout"], Isa.of()
-    given = dict(bound.arguments)
-    x, packed = given.pop("x"), packed_weight(bb, given.pop("weight"), isa, bound.dtype)
+    cin, cout, given = bound.dims["cin"], bound.dims["cout"], dict(bound.arguments)
+    has = ("residual" in given, bound.options["activation"], "gate" in given, "batch_index" in given)
+    kernel = kernel_for(Linear(cin, cout, bound.dtype, *has, str(bound.type.dtype)))
+    x, packed = given.pop("x"), packed_weight(bb, given.pop("weight"), kernel.weight)
     bias = given.pop("bias", None)
     bias = relax.const(np.zeros(cout, "float32")) if bias is None else bias
-    has = ("residual" in given, bound.options["activation"], "gate" in given, "batch_index" in given)
-    kernel = linear_kernel(RegisterTile.same_tile(isa, cout, bound.dtype), isa, bound.dtype, *has, str(bound.type.dtype))
-    return call_kernel(bb, kernel, [x, packed, bias, *given.values()], bound.type)
+    return call_kernel(bb, kernel.function, [x, packed, bias, *given.values()], bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize, _infer)

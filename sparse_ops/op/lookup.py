@@ -2,10 +2,10 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import lookup as lookup_kernel
+from tir_kernels.spec.coordinate_index import Lookup
 
 from .index import check_method, emit_index, int32
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .signature import Bound, Signature, coordinates
 
 SIGNATURE = Signature("lookup", (coordinates(), coordinates("queries", "m")), options=("method",))
@@ -28,7 +28,7 @@ def _infer(bound: Bound) -> relax.TensorType:
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     index = emit_index(bb, bound["coords"], (0, 0, 0), bound.options["method"])
-    return call_kernel(bb, lookup_kernel(), [bound["queries"], *index], bound.type)
+    return call_spec(bb, Lookup(), [bound["queries"], *index], bound.type)
 
 
 _lookup = register_op(SIGNATURE, _legalize, _infer)

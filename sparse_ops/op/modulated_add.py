@@ -2,9 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.modulated_add import modulated_add as add_kernel
+from tir_kernels.spec.modulated_add import ModulatedAdd
 
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .signature import Bound, Signature, Table, features, index, parameter
 
 SIGNATURE = Signature(
@@ -33,8 +33,8 @@ def modulated_add(x: relax.Expr, y: relax.Expr, gate: relax.Expr, batch_index: r
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    kernel = add_kernel(bound.dims["channels"], bound.dtype, bound.has("batch_index"))
-    return call_kernel(bb, kernel, bound.call.args, bound.type)
+    spec = ModulatedAdd(bound.dims["channels"], bound.dtype, bound.has("batch_index"))
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize)

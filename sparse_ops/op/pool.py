@@ -2,13 +2,12 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.pool import MODES, Reduction
-from tir_kernels.cpu.pool import pool as pool_kernel
-from tir_kernels.cpu.segment_pool import segment_pool as segment_kernel
+from tir_kernels.spec.pool import MODES, Pool, Reduction
+from tir_kernels.spec.segment_pool import SegmentPool
 
 from .index import map_fields
 from .numbers import check_int
-from .register import call_kernel, check_choice, register_op
+from .register import call_spec, check_choice, register_op
 from .signature import Bound, Signature, features, rows_like
 from .signature import index as index_argument
 from .signature import kernel_map as map_argument
@@ -87,13 +86,13 @@ def _reduction(bound: Bound) -> Reduction:
 
 
 def _legalize_pool(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    kernel = pool_kernel(bound.dims["channels"], _reduction(bound), bound.dtype)
-    return call_kernel(bb, kernel, [bound["x"], *map_fields(bb, bound["kernel_map"])], bound.type)
+    spec = Pool(bound.dims["channels"], _reduction(bound), bound.dtype)
+    return call_spec(bb, spec, [bound["x"], *map_fields(bb, bound["kernel_map"])], bound.type)
 
 
 def _legalize_segment(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    kernel = segment_kernel(bound.dims["channels"], _reduction(bound), bound.dtype)
-    return call_kernel(bb, kernel, [bound["x"], bound["index"]], bound.type)
+    spec = SegmentPool(bound.dims["channels"], _reduction(bound), bound.dtype)
+    return call_spec(bb, spec, [bound["x"], bound["index"]], bound.type)
 
 
 _pool = register_op(POOL, _legalize_pool)

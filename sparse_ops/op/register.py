@@ -5,14 +5,14 @@ into `call_tir` on kernels built for the current target.
 """
 
 from collections.abc import Callable, Mapping
-from math import prod
 from typing import Any
 
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.isa import Isa
-from tir_kernels.cpu.register_tile import RegisterTile, pack_weight
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.layout import WeightLayout
+from tir_kernels.spec import Spec
 
 from .signature import GIVEN, Bound, Derive, Signature, bind
 
@@ -97,13 +97,14 @@ def with_root_block(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
     return kernel.with_body(tvm.s_tir.SBlockRealize([], True, root))
 
 
-def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, isa: Isa, activations: str) -> relax.Expr:
-    """Emit the packing of a weight [Cout, ..., Cin] for kernels that read `activations`; it folds where constant."""
-    shape = tuple(int(d) for d in weight.ty.shape.values)
-    micro = RegisterTile(isa, shape[-1], shape[0], activations)
-    kernel = pack_weight(micro.tile.cols, len(shape), str(weight.ty.dtype), micro.dot)
-    packed = (prod(shape[1:-1]), micro.panels, micro.steps, micro.tile.cols)
-    return bb.emit(call_kernel(bb, kernel, [weight], relax.TensorType(packed, micro.weight_dtype)))
+def call_spec(bb: relax.BlockBuilder, spec: Spec, args: list, out_ty) -> relax.Call:
+    """`call_kernel` on the kernel of `spec` for the current target."""
+    return call_kernel(bb, kernel_for(spec).function, args, out_ty)
+
+
+def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, layout: WeightLayout) -> relax.Expr:
+    """Emit the packing of a weight as a kernel reads it; it folds where constant."""
+    return bb.emit(call_kernel(bb, layout.pack, [weight], relax.TensorType(layout.shape, layout.dtype)))
 
 
 def check_choice(op: str, argument: str, given, choices):

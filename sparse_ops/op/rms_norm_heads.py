@@ -2,9 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.rms_norm_heads import rms_norm_heads as norm_kernel
+from tir_kernels.spec.rms_norm_heads import RmsNormHeads
 
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .signature import Bound, Signature, features, parameter
 
 SIGNATURE = Signature(
@@ -26,8 +26,8 @@ def rms_norm_heads(x: relax.Expr, gamma: relax.Expr) -> relax.Call:
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    kernel = norm_kernel(bound.dims["heads"], bound.dims["depth"], bound.dtype)
-    return call_kernel(bb, kernel, bound.call.args, bound.type)
+    spec = RmsNormHeads(bound.dims["heads"], bound.dims["depth"], bound.dtype)
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize)

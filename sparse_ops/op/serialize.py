@@ -2,13 +2,12 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import BATCH_LIMIT
-from tir_kernels.cpu.serialize import MODES, count_cuts, cut_sequence, serial_keys
-from tir_kernels.cpu.serialize import serialize as serialize_kernel
+from tir_kernels.spec.coordinate_index import BATCH_LIMIT
+from tir_kernels.spec.serialize import MODES, CountCuts, CutSequence, Serialize, SerialKeys
 
 from .index import emit_sizes, emit_tuple, int32, int32_of_rank, int64, triple
 from .numbers import check_int
-from .register import call_kernel, check_choice, register_op
+from .register import call_spec, check_choice, register_op
 from .signature import Bound, Signature, coordinates
 from .windows import LEAST_SHIFT, emit_groups
 
@@ -59,8 +58,8 @@ def _infer_serialize(bound: Bound) -> relax.TensorType:
 
 
 def _legalize_serialize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    kernel = serialize_kernel(*(bound.options[name] for name in CURVE))
-    return call_kernel(bb, kernel, bound.call.args, bound.type)
+    spec = Serialize(*(bound.options[name] for name in CURVE))
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
 _serialize = register_op(SERIALIZE, _legalize_serialize, _infer_serialize)
@@ -73,12 +72,12 @@ def _infer_partition(bound: Bound) -> relax.TupleType:
 def _legalize_partition(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     coords, window = bound["coords"], bound.options["window"]
     code = bb.emit(serialize(coords, *(bound.options[name] for name in CURVE)))
-    keys = bb.emit(call_kernel(bb, serial_keys(), [coords, code], coords.ty))
+    keys = bb.emit(call_spec(bb, SerialKeys(), [coords, code], coords.ty))
     order, _ = emit_groups(bb, keys)
-    lengths, total = emit_tuple(bb, call_kernel(bb, count_cuts(window), [keys], [int64(BATCH_LIMIT), int64(2)]), 2)
+    lengths, total = emit_tuple(bb, call_spec(bb, CountCuts(window), [keys], [int64(BATCH_LIMIT), int64(2)]), 2)
     windows, seen = emit_sizes(bb, total, 2)
     types = [bound.type.fields[0], int32(windows + 1), int32(seen), int32(windows + 1)]
-    return call_kernel(bb, cut_sequence(window, bound.options["shift_sequence"]), [order, lengths], types)
+    return call_spec(bb, CutSequence(window, bound.options["shift_sequence"]), [order, lengths], types)
 
 
 _partition = register_op(PARTITION, _legalize_partition, _infer_partition)

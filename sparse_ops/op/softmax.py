@@ -2,9 +2,9 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.softmax import softmax as softmax_kernel
+from tir_kernels.spec.softmax import Softmax
 
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .signature import Bound, Signature, features
 
 SIGNATURE = Signature(
@@ -27,7 +27,7 @@ def softmax(x: relax.Expr) -> relax.Call:
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    return call_kernel(bb, softmax_kernel(bound.type.ndim, bound.dtype), bound.call.args, bound.type)
+    return call_spec(bb, Softmax(bound.type.ndim, bound.dtype), bound.call.args, bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize)

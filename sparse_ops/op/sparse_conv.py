@@ -3,9 +3,9 @@
 import numpy as np
 from tvm import relax
 
-from tir_kernels.cpu.gather_gemm import gather_gemm
-from tir_kernels.cpu.isa import Isa
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.sparse_conv import SparseConv
 
 from .index import map_fields
 from .register import call_kernel, check_choice, packed_weight, register_op
@@ -40,9 +40,9 @@ def sparse_conv(
     """Gather–GEMM–scatter: out[o] = activation(bias + residual[o] + sum over pairs (i, o) of tap k of W[:, k] @ x[i]).
 
     x float32 or bfloat16 [N, Cin]; weight, same dtype, [Cout, kx, ky, kz, Cin] (spconv's layout); kernel_map from
-    `submanifold_map`, `strided_map` or `inverse_map`; coords_out int32 [M, 4]: of these only the number of rows matters;
-    bias float32 [Cout]; residual, dtype of x, [M, Cout]; activation one of "none", "relu", "silu", "gelu_tanh". Returns dtype
-    of x, [M, Cout]; sums are float32, bias first, then taps in order.
+    `submanifold_map`, `strided_map` or `inverse_map`; coords_out int32 [M, 4]: of these only the number of rows matters; bias
+    float32 [Cout]; residual, dtype of x, [M, Cout]; activation one of `ACTIVATIONS`. Returns dtype of x, [M, Cout]; sums are
+    float32, bias first, then taps in order.
 
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, when the map was
     built for another number of rows or taps.
@@ -60,12 +60,13 @@ def sparse_conv(
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    cin, cout, isa = bound.dims["cin"], bound.dims["cout"], Isa.of()
-    packed = packed_weight(bb, bound["weight"], isa, bound.dtype)
+    cin, cout, size = bound.dims["cin"], bound.dims["cout"], tuple(bound.shape(("kx", "ky", "kz")))
+    kernel = kernel_for(SparseConv(cin, cout, size, bound.dtype, bound.has("residual"), bound.options["activation"]))
+    packed = packed_weight(bb, bound["weight"], kernel.weight)
     bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
     residual = [bound["residual"]] if bound.has("residual") else []
-    kernel = gather_gemm(cin, cout, isa, bound.dtype, bool(residual), bound.options["activation"])
-    return call_kernel(bb, kernel, [bound["x"], packed, bias, *residual, *map_fields(bb, bound["kernel_map"])], bound.type)
+    args = [bound["x"], packed, bias, *residual, *map_fields(bb, bound["kernel_map"])]
+    return call_kernel(bb, kernel.function, args, bound.type)
 
 
 _make = register_op(SIGNATURE, _legalize)

@@ -4,10 +4,10 @@ from math import prod
 
 from tvm import relax
 
-from tir_kernels.cpu.subdivide import subdivide as subdivide_kernel
+from tir_kernels.spec.subdivide import Subdivide
 
 from .index import int32, triple
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .signature import Bound, Signature, coordinates
 
 SIGNATURE = Signature("subdivide", (coordinates(),), options=("factor",))
@@ -27,7 +27,7 @@ def _infer(bound: Bound) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    return call_kernel(bb, subdivide_kernel(bound.options["factor"]), [bound["coords"]], bound.type)
+    return call_spec(bb, Subdivide(bound.options["factor"]), [bound["coords"]], bound.type)
 
 
 _subdivide = register_op(SIGNATURE, _legalize, _infer)

@@ -5,12 +5,12 @@ from math import prod
 import numpy as np
 from tvm import relax
 
-from tir_kernels.cpu.upsampled_conv import add_taps, tap_groups
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.upsampled_conv import AddTaps, tap_groups
 
 from .index import map_fields
 from .linear import linear
-from .register import call_kernel, check_choice, register_op
+from .register import call_spec, check_choice, register_op
 from .signature import Bound, Epilogue, Signature, features, index, parameter, weight
 from .signature import kernel_map as map_argument
 
@@ -44,11 +44,11 @@ def upsampled_conv(
     The same sums in another order. It takes M * taps products of a row with a tap, in place of one for each pair of the map,
     and so pays where many fine sites share a parent: about half of the work on the surface of an object, where four do.
 
-    x float32 or bfloat16 [M, Cin], the rows of the coarse sites; weight, same dtype, [Cout, kx, ky, kz, Cin]; kernel_map
-    from `submanifold_map` of the N fine sites, any of which may be missing; parent int32 [N]: the row of x that each takes,
-    as `downsample` returns it, or -1 for zeros; bias float32 [Cout]; residual, dtype of x, [N, Cout]; activation one of
-    "none", "relu", "silu", "gelu", "gelu_tanh". Returns dtype of x, [N, Cout]; sums are float32. While it runs it needs float32
-    [M, 1024] or, if that is more, [M, Cout], and up to two of [N, Cout]. The weight is packed as that of `linear`.
+    x float32 or bfloat16 [M, Cin], the rows of the coarse sites; weight, same dtype, [Cout, kx, ky, kz, Cin]; kernel_map from
+    `submanifold_map` of the N fine sites, any of which may be missing; parent int32 [N]: the row of x that each takes, as
+    `downsample` returns it, or -1 for zeros; bias float32 [Cout]; residual, dtype of x, [N, Cout]; activation one of
+    `ACTIVATIONS`. Returns dtype of x, [N, Cout]; sums are float32. While it runs it needs float32 [M, 1024] or, if that is
+    more, [M, Cout], and up to two of [N, Cout]. The weight is packed as that of `linear`.
 
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, when the map was
     built for another number of rows or taps, and for the first parent that is not in -1 to M - 1.
@@ -73,8 +73,8 @@ def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
         out_ty = bound.type if last else relax.TensorType(bound.type.shape, "float32")
         residual_dtype = str(rest[0].ty.dtype) if rest else None
         activation = bound.options["activation"] if last else "none"
-        kernel = add_taps(cout, taps, group, residual_dtype, str(out_ty.dtype), activation)
-        sums = bb.emit(call_kernel(bb, kernel, [y, bias, *rest, bound["parent"], *fields], out_ty))
+        spec = AddTaps(cout, taps, group, residual_dtype, str(out_ty.dtype), activation)
+        sums = bb.emit(call_spec(bb, spec, [y, bias, *rest, bound["parent"], *fields], out_ty))
         bias, rest = zeros, [sums]
     return sums
 

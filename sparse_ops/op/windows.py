@@ -2,12 +2,11 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import COORDINATE_LIMIT
-from tir_kernels.cpu.windows import group_rows
-from tir_kernels.cpu.windows import window_coords as windows_kernel
+from tir_kernels.spec.coordinate_index import COORDINATE_LIMIT
+from tir_kernels.spec.windows import GroupRows, WindowCoords
 
 from .index import emit_shape, emit_tuple, int32, int32_of_rank, triple
-from .register import call_kernel, register_op
+from .register import call_spec, register_op
 from .signature import Bound, Signature, coordinates
 from .unique import unique
 
@@ -43,7 +42,7 @@ def emit_groups(bb: relax.BlockBuilder, keys: relax.Expr) -> list[relax.Expr]:
     """Rows of keys int32 [N, 4] by key, ascending, those of one key ascending: (order [N], offsets [G + 1])."""
     distinct, group = emit_tuple(bb, unique(keys), 2)
     groups, _ = emit_shape(bb, distinct)
-    return emit_tuple(bb, call_kernel(bb, group_rows(), [group], [group.ty, int32(groups + 1)]), 2)
+    return emit_tuple(bb, call_spec(bb, GroupRows(), [group], [group.ty, int32(groups + 1)]), 2)
 
 
 def _infer(bound: Bound) -> relax.TupleType:
@@ -52,8 +51,8 @@ def _infer(bound: Bound) -> relax.TupleType:
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     coords = bound["coords"]
-    kernel = windows_kernel(bound.options["window"], bound.options["shift"])
-    return relax.Tuple(emit_groups(bb, bb.emit(call_kernel(bb, kernel, [coords], coords.ty))))
+    spec = WindowCoords(bound.options["window"], bound.options["shift"])
+    return relax.Tuple(emit_groups(bb, bb.emit(call_spec(bb, spec, [coords], coords.ty))))
 
 
 _make = register_op(SIGNATURE, _legalize, _infer)

@@ -9,7 +9,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.kernel_map import block_rows
+from tir_kernels.layout import PairsByBlock
 
 from .. import nn, op
 from ..nn.carrier import KernelMap, Sites, SparseTensor, emit
@@ -57,7 +57,8 @@ def convolve(x, weight, bias, pair_in, pair_out, segment, out, residual=None) ->
     sums.copy_(bias)
     if residual is not None:
         sums += residual
-    for tap, source, target in zip(taps, *pairs_by_tap(pair_in, pair_out, segment, block_rows(len(out))), strict=True):
+    pairs = pairs_by_tap(pair_in, pair_out, segment, PairsByBlock.block_rows(len(out)))
+    for tap, source, target in zip(taps, *pairs, strict=True):
         sums.index_add_(0, target, (x[source] @ tap.T).to(sums.dtype))
     if sums is not out:
         out.copy_(sums)

@@ -5,7 +5,7 @@ from math import prod
 import tvm
 from tvm import relax, tirx
 
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 from .rewrite import Walk, op_is, rewrite_pass, shape_of, static
 from .schedule_rest import ScheduleRest

@@ -3,7 +3,7 @@
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.isa import Isa
+from tir_kernels.dispatch import check_target
 
 from ..op.register import SCHEDULED
 from .activation import RecognizeActivation
@@ -71,7 +71,7 @@ def cpu_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.t
 
     The module may come from anywhere, `tvm.relax.frontend.torch` for example; batch and sequence may be symbolic. What our
     kernels can do they do; the rest is legalized, fused and scheduled. `precision`: see `to_precision`. Name a target, such as
-    `tir_kernels.cpu.isa.host_target()`: without one TVM compiles for any CPU, without wide vectors.
+    `tir_kernels.dispatch.host_target()`: without one TVM compiles for any CPU, without wide vectors.
 
     Weights that are constants are packed while compiling. Those that are parameters are packed at every call, unless with
     `lift_params`: then functions with the attribute `num_input` are changed as `LiftParams` says, and
@@ -84,7 +84,7 @@ def cpu_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.t
     @tvm.transform.module_pass(opt_level=0, name="CpuPipeline")
     def pipeline(mod: tvm.IRModule, context) -> tvm.IRModule:
         target = tvm.target.Target.current(allow_none=True) or tvm.target.Target("llvm")
-        Isa.of(target)  # refuses what is no CPU
+        check_target(target)
         passes = [
             recognize(),
             narrow,

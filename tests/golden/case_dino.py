@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch.export import Dim
 
-from sam3d_tvm.components.condition_embedder import DinoConfig
-from sam3d_tvm.torch_modules.dinov2 import Dino
+from sam3d_tvm.models.condition_embedder import DinoConfig
+from sam3d_tvm.models.condition_embedder.dinov2_torch import Dino
 from sparse_ops.deploy.from_torch import port_component
 from tests.golden import depths
 from tests.golden.case import Case, Tensors

@@ -10,8 +10,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from sam3d_tvm.components.condition_embedder import ConditionEmbedder, Embedder, EmbedderFuserConfig
-from sam3d_tvm.torch_modules.embedder_fuser import EmbedderFuser
+from sam3d_tvm.models.condition_embedder import ConditionEmbedder, Embedder, EmbedderFuserConfig
+from sam3d_tvm.models.condition_embedder.network_torch import EmbedderFuser
 from sparse_ops.deploy.from_torch import port_component
 from tests.golden import case_dino, case_point_patch_embed, depths
 from tests.golden.case import Case, Tensors

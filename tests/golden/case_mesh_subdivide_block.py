@@ -3,7 +3,7 @@
 import numpy as np
 from tvm.relax.frontend.nn import spec
 
-from sam3d_tvm.components.mesh_decoder import SubdivideBlock
+from sam3d_tvm.models.mesh_decoder import SubdivideBlock
 from sparse_ops.eager import functional as F
 from sparse_ops.nn import Sites, SparseTensor
 from tests.golden import depths

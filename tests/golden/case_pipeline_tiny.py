@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from sam3d_tvm.artifacts import compile_artifacts
-from sam3d_tvm.components.condition_embedder import CHANNELS, Embedder, EmbedderFuserConfig
-from sam3d_tvm.components.gaussian_decoder import GaussianDecoderConfig
-from sam3d_tvm.components.pose import decode_pose
-from sam3d_tvm.components.structure_decoder import StructureDecoder
-from sam3d_tvm.components.voxels import occupied_coords
 from sam3d_tvm.config import PipelineConfig, Preprocessing, Sampling, preset
+from sam3d_tvm.models.condition_embedder import CHANNELS, Embedder, EmbedderFuserConfig
+from sam3d_tvm.models.gaussian_decoder import GaussianDecoderConfig
+from sam3d_tvm.models.structure_decoder import StructureDecoder
+from sam3d_tvm.models.structure_decoder.voxels import occupied_coords
 from sam3d_tvm.pipeline import Run
+from sam3d_tvm.pose import decode_pose
 from sam3d_tvm.sampler import flow_schedule
 from sam3d_tvm.splat.gaussians import offset_perturbation, raw_attributes
 from tests.golden import (

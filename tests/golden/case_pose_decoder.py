@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sam3d_tvm.components.pose import (
+from sam3d_tvm.pose import (
     ROTATION,
     ROTATION_6D_MEAN,
     ROTATION_6D_STD,

@@ -9,14 +9,14 @@ from dataclasses import fields
 import numpy as np
 from tvm.relax.frontend.nn import spec
 
-from sam3d_tvm.components.gaussian_decoder import GaussianDecoderConfig, GaussianModel
-from sam3d_tvm.components.slat_decoder import SlatDecoderConfig
+from sam3d_tvm.models.gaussian_decoder import GaussianDecoderConfig, GaussianModel
+from sam3d_tvm.models.slat_decoder import SlatDecoderConfig
 from sam3d_tvm.splat.gaussians import Gaussians, offset_perturbation, raw_attributes
-from sparse_ops.deploy.from_nn import native_component
+from sparse_ops.deploy.from_nn import component_from_nn as native_component
 from sparse_ops.nn import Module
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
-from tir_kernels.cpu import windows
+from tir_kernels.spec import windows
 
 BUFFER = "offset_perturbation"  # data of the representation among the parameters
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sam3d_tvm.components.mesh_decoder import MeshDecoderConfig, MeshModel
+from sam3d_tvm.models.mesh_decoder import MeshDecoderConfig, MeshModel
 from sparse_ops.eager import functional as F
 from tests.golden import case_mesh_subdivide_block as block
 from tests.golden import depths

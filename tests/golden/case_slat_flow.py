@@ -8,10 +8,10 @@ from dataclasses import fields
 
 import numpy as np
 
-from sam3d_tvm.components.slat_generator import SlatConfig, SlatGenerator
+from sam3d_tvm.models.slat_generator import SlatConfig, SlatGenerator
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
-from tir_kernels.cpu import unique
+from tir_kernels.spec import unique
 
 OF_THE_PLAN = ("low_coords", "ape_low")  # the other inner results are those of a velocity
 

@@ -12,12 +12,12 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.nn import spec
 
-from sam3d_tvm.components.blocks import SparseResBlock3d
+from sam3d_tvm.models.sparse_blocks import SparseResBlock3d
 from sparse_ops import nn
 from sparse_ops.build import build, pack_params
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
-from tir_kernels.cpu import unique
+from tir_kernels.spec import unique
 
 
 class Chain(nn.Module):

@@ -11,8 +11,8 @@ from dataclasses import fields
 import numpy as np
 import torch
 
-from sam3d_tvm.components.structure_flow import SHAPE, StructureFlow, StructureFlowConfig
-from sam3d_tvm.torch_modules.structure_flow import METHODS, StructureFlowModel, export_arguments
+from sam3d_tvm.models.structure_flow import SHAPE, StructureFlow, StructureFlowConfig
+from sam3d_tvm.models.structure_flow.network_torch import METHODS, StructureFlowModel, export_arguments
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_torch import port_component
 from tests.golden import depths

@@ -15,7 +15,7 @@ from sparse_ops.build import build, pack_params
 from sparse_ops.eager import functional as F
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
-from tir_kernels.cpu import windows
+from tir_kernels.spec import windows
 
 
 class Layers(nn.Module):

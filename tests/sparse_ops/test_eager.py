@@ -13,6 +13,7 @@ import sparse_ops
 from sparse_ops import SparseTensor
 from sparse_ops.eager import functional as F
 from sparse_ops.eager.arrays import as_kind, as_tensor
+from sparse_ops.eager.cache import cache_folder
 from tests.tolerance import assert_close
 
 torch = pytest.importorskip("torch")
@@ -188,12 +189,13 @@ def test_cache_is_shared_and_survives_damage(tmp_path):
     for process in [run(tmp_path), run(tmp_path)]:
         out, error = process.communicate()
         assert (process.returncode, out) == (0, "[1, 0, 1]\n"), error
-    (file,) = tmp_path.iterdir()
+    folder = tmp_path / "sparse_ops"
+    (file,) = folder.iterdir()
     size = file.stat().st_size
     file.write_bytes(file.read_bytes()[:100])
     out, error = run(tmp_path).communicate()
     assert out == "[1, 0, 1]\n", error
-    assert [f.stat().st_size for f in tmp_path.iterdir()] == [size]
+    assert [f.stat().st_size for f in folder.iterdir()] == [size]
 
 
 @pytest.mark.parametrize("folder", ["off", "/dev/null/nowhere"])
@@ -206,4 +208,14 @@ def test_works_without_a_c_compiler(tmp_path):
     """TVM needs one to link a library; without it functions are compiled in the process."""
     out, error = run(tmp_path, PATH=str(tmp_path), CXX="", CC="").communicate()
     assert out == "[1, 0, 1]\n", error
-    assert not [file for file in tmp_path.iterdir() if file.suffix == ".so"]
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize("package", ["sparse_ops", "sam3d_tvm"])
+def test_everything_stays_in_the_folder_that_is_named(monkeypatch, tmp_path, package):
+    monkeypatch.setenv("SPARSE_OPS_CACHE", str(tmp_path))
+    assert cache_folder(package) == tmp_path / package
+    monkeypatch.setenv("SPARSE_OPS_CACHE", "off")
+    assert cache_folder(package) is None
+    monkeypatch.delenv("SPARSE_OPS_CACHE")
+    assert cache_folder(package).parent == cache_folder("another").parent and cache_folder(package).name == package

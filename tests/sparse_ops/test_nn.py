@@ -12,9 +12,8 @@ from tvm.relax.frontend.nn import spec
 from sparse_ops import nn
 from sparse_ops.build import build, pack_params
 from tests.tolerance import assert_close
-from tir_kernels.cpu import (
+from tir_kernels.spec import (
     attention,
-    gather_gemm,
     gather_rows,
     group_norm,
     layer_norm,
@@ -24,10 +23,12 @@ from tir_kernels.cpu import (
     rms_norm_heads,
     segment_pool,
     sites,
+    sparse_conv,
     subdivide,
     unique,
 )
-from tir_kernels.cpu.kernel_map import Geometry, naive_inverse, naive_table
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.kernel_map import naive_inverse, naive_table
 
 ROWS = (0, 1, 2, 7, 50, 700)
 SUBM = Geometry.submanifold((3, 3, 3))
@@ -68,7 +69,7 @@ def voxels(rng, rows: int, batch: int, side: int = 9):
 
 def conv(x, weight, table, bias):
     """The oracle of a convolution, weight [Cout, kx, ky, kz, Cin]."""
-    return gather_gemm.naive(x, weight.reshape(weight.shape[0], -1, weight.shape[-1]).transpose(1, 2, 0), table, bias)
+    return sparse_conv.naive(x, weight.reshape(weight.shape[0], -1, weight.shape[-1]).transpose(1, 2, 0), table, bias)
 
 
 def extent_of(coords):
@@ -119,7 +120,7 @@ def test_convolutions_and_pooling(rows):
     p = convolutions().parameters
     subm, again, point, down_coords, down, up, wide_coords, wide, pool_coords, *pools = convolutions().run(x, coords)
     table = naive_table(coords, coords, SUBM)
-    silu = linear.ACTIVATIONS["silu"].naive
+    silu = linear.ACTIVATIONS["silu"]
     assert_close(subm, silu(conv(x, p["subm.weight"], table, p["subm.bias"])), 135, dtype="float32")
     assert_close(again, np.maximum(conv(subm, p["again.weight"], table, None) + subm, 0), 217, dtype="float32")
     # A kernel of one voxel: the memory of the weight [6, 1, 1, 1, 8], read as [8, 6].
@@ -230,7 +231,7 @@ def test_levels_norms_and_attention(rows, batch):
     close(gated, modulated_add.naive(x, modulated, scale, index), 2)
     np.testing.assert_array_equal(joined, np.concatenate([gated, group], 1))
     np.testing.assert_array_equal(silu.shape, x.shape)
-    close(silu, linear.ACTIVATIONS["silu"].naive(x.astype("f8")), 4)
+    close(silu, linear.ACTIVATIONS["silu"](x.astype("f8")), 4)
 
     q, k, v = linear.naive(x, p["self_attn.to_qkv.weight"], p["self_attn.to_qkv.bias"]).reshape(rows, 3, 2, 8).swapaxes(0, 1)
     q, k = (rms_norm_heads.naive(a, p[f"self_attn.{n}_rms_norm.gamma"]) for a, n in ((q, "q"), (k, "k")))

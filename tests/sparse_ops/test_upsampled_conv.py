@@ -16,9 +16,9 @@ from sparse_ops.op.index import MAP_TYPE
 from sparse_ops.testing.examples import voxels
 from tests.sparse_ops.strategies import coordinates, table_of
 from tests.tolerance import assert_close
-from tir_kernels.cpu import unique
-from tir_kernels.cpu.gather_gemm import naive as convolve
-from tir_kernels.cpu.upsampled_conv import COLUMNS, naive, tap_groups
+from tir_kernels.spec import unique
+from tir_kernels.spec.sparse_conv import naive as convolve
+from tir_kernels.spec.upsampled_conv import COLUMNS, naive, tap_groups
 
 DTYPES = {"float32": np.dtype("float32"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 

@@ -16,8 +16,8 @@ from sparse_ops.eager import functional as F
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.strategies import coordinates
 from tests.tolerance import assert_close
-from tir_kernels.cpu import linear, rms_norm_heads
-from tir_kernels.cpu.windows import naive
+from tir_kernels.spec import linear, rms_norm_heads
+from tir_kernels.spec.windows import naive
 
 WINDOWS = [((2, 2, 2), (0, 0, 0)), ((3, 1, 4), (1, 0, 3)), ((8, 8, 8), (4, 4, 4)), ((5, 5, 5), (-1, -7, 12))]
 

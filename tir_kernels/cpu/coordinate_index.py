@@ -4,7 +4,7 @@ Both hold the same thing, so everything built from them is equal bit for bit. `p
 chooses; `build_index` fills; kernels that look rows up inline `find`. An index is three arrays:
 
     plan   int64 [PLAN_SIZE]  method, origin and extent of the bounding box (see the constants below)
-    slots  int32 [S]          rows, or -1, of the cells of a grid; of the buckets of a hash, S = 4 T places
+    slots  int32 [S]          rows, or -1, of the cells of a grid and of SPARE more; of the buckets of a hash, S = 4 T places
     keys   int64 [T]          hash: key of each bucket, or -1 where it is free; grid: unused, T = 1
 
 The key of a coordinate has 63 bits: 12 of batch, then 17 for each of x, y, z, biased by 2^16. Batch indices run from 0 to
@@ -15,48 +15,51 @@ by its key without the last two bits, so that the taps of one (x, y) column meet
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
+from ..bounds import Linear, with_bounds
 from ..buffers import match_buffer
-from ..guards import RAISE_DUPLICATE, RAISE_RANGE
+from ..guards import RAISE_DUPLICATE, RAISE_GRID
 from ..script import inline
-
-BATCH_LIMIT = 4096
-COORDINATE_LIMIT = 32768
-DEFAULT_LOW = (0, -COORDINATE_LIMIT, -COORDINATE_LIMIT, -COORDINATE_LIMIT)
-DEFAULT_HIGH = (BATCH_LIMIT - 1, COORDINATE_LIMIT - 1, COORDINATE_LIMIT - 1, COORDINATE_LIMIT - 1)
+from ..spec.coordinate_index import (
+    GRID,
+    HASH,
+    PLAN_EXTENT,
+    PLAN_METHOD,
+    PLAN_ORIGIN,
+    PLAN_ROWS,
+    PLAN_SIZE,
+    BuildIndex,
+    Lookup,
+    PlanIndex,
+)
+from .guards import check_range, extremes
+from .isa import Isa
 
 FILL_CHUNK = 16384
 ROW_CHUNK = 4096  # rows that one task checks or inserts
+OWN_CHUNK = 512  # rows of which a task knows whether any may be its own, see `split`
+PARTS_MOST = 16
+PART_UNIT = 16  # int32 cells of a cache line
+SPARE = PARTS_MOST * PART_UNIT  # cells at the end of a grid, see `split`
 
-METHODS = ("auto", "grid", "hash")
-GRID, HASH = 0, 1
 
-PLAN_SIZE = 16
-PLAN_METHOD = 0
-PLAN_ORIGIN = 1  # 4 entries: lowest batch, x, y, z of the padded box
-PLAN_EXTENT = 5  # 4 entries: cells of the padded box along each
-PLAN_ROWS = 9  # rows of the coordinates
-
-# A grid costs 4 bytes a cell to clear, a hash some 13 slow probes a voxel: the grid wins up to hundreds of cells a voxel.
-GRID_CELLS_PER_ROW = 128
-GRID_CELLS_FREE = 1 << 16
-GRID_CELLS_MOST = 1 << 30
+# A grid takes 4 bytes a cell, and the time to clear them; a hash 48 bytes a row, and some slow probes. Index and map of a 3^3
+# convolution, 2,000 to 130,000 voxels, measured on one and two threads of an Ice Lake server: the grid is 2.6 to 14 times as
+# fast at 8 to 32 cells a voxel, 1.6 to 3.3 times at 64, 1.1 to 2.7 times at 128, and mostly slower at 256. It ends at 64, where
+# it takes 256 bytes a voxel, about what the pairs of such a map take (216): twice the memory would gain little or nothing.
+GRID_CELLS_PER_ROW = 64
+GRID_CELLS_PER_SITE = 24  # of output sites that may be: at most twice the bytes of a hash, which has room for all of them
+GRID_CELLS_FREE = 1 << 16  # always granted: 256 KiB, cleared in some ten microseconds
+GRID_CELLS_MOST = 1 << 28  # of any grid, also where one is asked for: 1 GiB
 
 KEY_BITS = 17
 KEY_BIAS = 1 << 16
 BUCKET_BITS = 2  # of z: four neighbours along z share a bucket
 BUCKET = 1 << BUCKET_BITS
 HASH_FACTOR = 0x27BB2EE687B0B0FD  # odd, about 2^62 / golden ratio (Knuth, TAOCP 6.4); TIR constants end at 2^63
-
-
-def naive(coords, queries):
-    """Oracle. coords [N, 4], queries [M, 4] -> int32 [M]: the row of `coords` that equals each query, or -1."""
-    rows = {tuple(coordinate): row for row, coordinate in enumerate(np.asarray(coords).tolist())}
-    return np.array([rows.get(tuple(query), -1) for query in np.asarray(queries).tolist()], "int32").reshape(-1)
 
 
 def key_of(batch, x, y, z):
@@ -81,63 +84,64 @@ def cell_of(plan, batch, x, y, z):
     return cell
 
 
-def check_range(coords, rows, lowest, highest, low, high):
-    """Emit: raise for the first row of `coords` outside [low, high], if the extremes say that there is one."""
+def grid_limit(rows, cells_per_row: int = GRID_CELLS_PER_ROW):
+    """The most cells that "auto" gives the grid of `rows` rows, a TIR expression."""
+    return T.min(rows * cells_per_row + GRID_CELLS_FREE, T.int64(GRID_CELLS_MOST))
 
-    @inline
-    def check_column(column, low, high):
-        if T.And(rows > 0, T.Or(lowest[column] < low, highest[column] > high)):
-            for row in range(rows):
-                if T.Or(coords[row, column] < low, coords[row, column] > high):
-                    T.evaluate(
-                        T.call_packed(
-                            RAISE_RANGE,
-                            row,
-                            T.int32(column),
-                            coords[row, column],
-                            T.int32(low),
-                            T.int32(high),
-                        )
-                    )
 
-    for column in range(4):
-        check_column(column, low[column], high[column])
+def grid_bound(method: str, entries_per_row: int = 1, cells_per_row: int = GRID_CELLS_PER_ROW) -> Linear:
+    """The most slots of a grid, with SPARE. `entries_per_row`: what is inserted for each row of the coordinates."""
+    if method == "grid":
+        return Linear(0, GRID_CELLS_MOST + SPARE)
+    return Linear(entries_per_row * cells_per_row, GRID_CELLS_FREE + SPARE, GRID_CELLS_MOST + SPARE)
+
+
+def index_bounds(method: str, entries_per_row: int = 1, cells_per_row: int = GRID_CELLS_PER_ROW) -> list[list[Linear]]:
+    """The most slots and keys of an index, whatever the coordinates; see `choose`."""
+    grid, one = grid_bound(method, entries_per_row, cells_per_row), Linear(0, 1)
+    slots, keys = Linear(2 * BUCKET * entries_per_row, BUCKET), Linear(2 * entries_per_row, 1)
+    return {"auto": [[grid, slots], [keys]], "grid": [[grid], [one]], "hash": [[slots], [keys]]}[method]
 
 
 @inline
-def extremes(coords, rows, lowest, highest):
-    """lowest, highest [4]: over all rows of coords [rows, 4]; of no rows, 0 and -1."""
-    for c in T.vectorized(4):
-        lowest[c] = T.if_then_else(rows > 0, T.int32(2147483647), T.int32(0))
-    for c in T.vectorized(4):
-        highest[c] = T.if_then_else(rows > 0, T.int32(-2147483648), T.int32(-1))
-    for row in range(rows):
-        for c in T.vectorized(4):
-            lowest[c] = T.min(lowest[c], coords[row, c])
-        for c in T.vectorized(4):
-            highest[c] = T.max(highest[c], coords[row, c])
+def count_cells(plan, cells, limit):
+    """cells[0] = cells of the box in `plan`, or -1 where there are more than `limit`."""
+    cells[0] = T.int64(1)
+    for axis in T.unroll(4):
+        if cells[0] >= 0:
+            cells[0] = cells[0] * plan[PLAN_EXTENT + axis]
+        if cells[0] > T.int64(GRID_CELLS_MOST):
+            cells[0] = T.int64(-1)  # stop multiplying: the product may pass 2^63
+    if cells[0] > limit:
+        cells[0] = T.int64(-1)
 
 
 @inline
-def choose(method, rows, plan, size):
+def check_grid(method, plan, cells):
+    """Raise where a grid is asked for and the box is too large; `method` is a Python string."""
+    if T.bool(method == "grid"):
+        if cells[0] < 0:
+            T.evaluate(
+                T.call_packed(
+                    RAISE_GRID,
+                    plan[PLAN_EXTENT],
+                    plan[PLAN_EXTENT + 1],
+                    plan[PLAN_EXTENT + 2],
+                    plan[PLAN_EXTENT + 3],
+                    T.int64(GRID_CELLS_MOST),
+                )
+            )
+
+
+@inline
+def choose(method, rows, cells_per_row, plan, size):
     """Fill plan[PLAN_METHOD] and size [2] (slots, keys) from the box in `plan`; `method` is a Python string."""
     cells = T.alloc_buffer((1,), "int64")
-    fits = T.alloc_buffer((1,), "int64")
-    cells[0] = T.int64(1)
-    fits[0] = T.int64(1)
-    for axis in T.unroll(4):
-        if cells[0] * plan[PLAN_EXTENT + axis] > T.int64(GRID_CELLS_MOST):
-            fits[0] = T.int64(0)  # stop multiplying: the product may pass 2^63
-        if fits[0] == 1:
-            cells[0] = cells[0] * plan[PLAN_EXTENT + axis]
-    if T.bool(method == "auto"):
-        if cells[0] > rows * GRID_CELLS_PER_ROW + GRID_CELLS_FREE:
-            fits[0] = T.int64(0)
-    if T.bool(method == "hash"):
-        fits[0] = T.int64(0)
-    if fits[0] == 1:
+    count_cells(plan, cells, grid_limit(rows, cells_per_row) if method == "auto" else T.int64(GRID_CELLS_MOST))
+    check_grid(method, plan, cells)
+    if T.And(T.bool(method != "hash"), cells[0] >= 0):
         plan[PLAN_METHOD] = T.int64(GRID)
-        size[0] = T.max(cells[0], T.int64(1))
+        size[0] = cells[0] + SPARE
         size[1] = T.int64(1)
     else:
         plan[PLAN_METHOD] = T.int64(HASH)
@@ -146,15 +150,9 @@ def choose(method, rows, plan, size):
 
 
 @cache
-def plan_index(
-    pad: tuple[int, int, int] = (0, 0, 0), method: str = "auto", low=DEFAULT_LOW, high=DEFAULT_HIGH
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [2]): checks the range and chooses the method.
-
-    `pad`: empty cells around the box along x, y, z, as far as unchecked probes will reach. `low`, `high`: the range of
-    batch, x, y, z. The kernel raises ValueError for the first row outside of it, and for `method="grid"` when the box has
-    more than 2^30 cells it falls back to the hash.
-    """
+def plan_index(spec: PlanIndex, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `PlanIndex`. ValueError for `method="grid"` when the box has more than GRID_CELLS_MOST cells."""
+    pad, method, low, high = spec.pad, spec.method, spec.low, spec.high
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
@@ -171,9 +169,9 @@ def plan_index(
             plan[entry] = T.int64(0)
         plan[PLAN_ROWS] = rows
         plan_box(plan, lowest, highest, pad)
-        choose(method, rows, plan, size)
+        choose(method, rows, GRID_CELLS_PER_ROW, plan, size)
 
-    return kernel
+    return with_bounds(kernel, size=index_bounds(method))
 
 
 def plan_box(plan, lowest, highest, pad):
@@ -245,6 +243,52 @@ def fill(buffer, size, value):
 
 
 @inline
+def note_extremes(cells, rows, chunk, lowest, highest):
+    """lowest[chunk], highest[chunk]: of the cells of the chunk's rows."""
+    least = T.alloc_buffer((1,), "int32")
+    most = T.alloc_buffer((1,), "int32")
+    least[0] = T.int32(2147483647)
+    most[0] = T.int32(-1)
+    for i in range(T.min(T.int64(OWN_CHUNK), rows - chunk * OWN_CHUNK)):
+        least[0] = T.min(least[0], cells[chunk * OWN_CHUNK + i])
+        most[0] = T.max(most[0], cells[chunk * OWN_CHUNK + i])
+    lowest[chunk] = least[0]
+    highest[chunk] = most[0]
+
+
+@inline
+def number_rows(number, rows, cells, lowest, highest):
+    """cells[row] = number(row), a TIR expression; their extremes for every OWN_CHUNK rows."""
+    for chunk in T.parallel((rows + OWN_CHUNK - 1) // OWN_CHUNK):
+        for i in range(T.min(T.int64(OWN_CHUNK), rows - chunk * OWN_CHUNK)):
+            cells[chunk * OWN_CHUNK + i] = T.Cast("int32", number(chunk * OWN_CHUNK + i))
+        note_extremes(cells, rows, chunk, lowest, highest)
+
+
+@inline
+def split(size, parts, per_part):
+    """Split `size` cells into parts[0] parts of per_part[0]: one for every thread, each of whole cache lines.
+
+    A part belongs to one task, which looks through all rows for those that meet it: no cell has two writers, whatever the
+    rows. What it finds in vain it writes to SPARE cells behind the last, of which every task has its own.
+    """
+    parts[0] = T.min(T.Cast("int64", T.call_packed("runtime.NumThreads")), T.int64(PARTS_MOST))
+    per_part[0] = (size + parts[0] * PART_UNIT - 1) // (parts[0] * PART_UNIT) * PART_UNIT
+
+
+@inline
+def insert_own(cells, rows, lowest, highest, slots, part, first, end, spare):
+    """slots[cells[row]] = row, the last one, for all cells from `first` to `end`."""
+    for chunk in range((rows + OWN_CHUNK - 1) // OWN_CHUNK):
+        if T.And(T.Cast("int64", lowest[chunk]) < end, T.Cast("int64", highest[chunk]) >= first):
+            for i in range(T.min(T.int64(OWN_CHUNK), rows - chunk * OWN_CHUNK)):
+                # rows of other parts write too: no branch to mispredict
+                cell: T.let = T.Cast("int64", cells[chunk * OWN_CHUNK + i])
+                place: T.let = T.Select(T.And(cell >= first, cell < end), cell, spare + part * PART_UNIT)
+                slots[place] = T.Cast("int32", chunk * OWN_CHUNK + i)
+
+
+@inline
 def report_duplicate(coords, rows, plan, slots):
     """Raise for the first row of a grid that repeats an earlier one: insert again, one by one."""
     for row in range(rows):
@@ -257,8 +301,8 @@ def report_duplicate(coords, rows, plan, slots):
 
 
 @cache
-def build_index() -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], plan, slots, keys): fills the index; ValueError for the first duplicate row."""
+def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `BuildIndex`."""
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle):
@@ -268,26 +312,40 @@ def build_index() -> tvm.tirx.PrimFunc:
         plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
         slots = match_buffer(slots_, (num_slots,), "int32")
         keys = match_buffer(keys_, (num_keys,), "int64")
-        fill(slots, num_slots, T.int32(-1))
         if plan[PLAN_METHOD] == GRID:
-            clashes = T.alloc_buffer(((rows + ROW_CHUNK - 1) // ROW_CHUNK,), "int32")
-            for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
-                for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
-                    row: T.let = chunk * ROW_CHUNK + i
-                    cell: T.let = cell_of(plan, coords[row, 0], coords[row, 1], coords[row, 2], coords[row, 3])
-                    slots[cell] = T.Cast("int32", row)
-            for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):  # where two rows met, one no longer finds itself
-                clashes[chunk] = T.int32(0)
-                for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
-                    row: T.let = chunk * ROW_CHUNK + i
-                    cell: T.let = cell_of(plan, coords[row, 0], coords[row, 1], coords[row, 2], coords[row, 3])
-                    if slots[cell] != T.Cast("int32", row):
-                        clashes[chunk] = T.int32(1)
-            for chunk in range((rows + ROW_CHUNK - 1) // ROW_CHUNK):
+            cells = T.alloc_buffer((rows,), "int32")
+            lowest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+            highest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+            parts = T.alloc_buffer((1,), "int64")
+            per_part = T.alloc_buffer((1,), "int64")
+            clashes = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+            number_rows(
+                lambda row: cell_of(plan, coords[row, 0], coords[row, 1], coords[row, 2], coords[row, 3]),
+                rows,
+                cells,
+                lowest,
+                highest,
+            )
+            split(num_slots - SPARE, parts, per_part)
+            for part in T.parallel(parts[0]):
+                first: T.let = part * per_part[0]
+                end: T.let = T.min(first + per_part[0], num_slots - SPARE)
+                for i in range(T.max(end - first, T.int64(0))):
+                    slots[first + i] = T.int32(-1)
+                insert_own(cells, rows, lowest, highest, slots, part, first, end, num_slots - SPARE)
+            for chunk in T.parallel((rows + OWN_CHUNK - 1) // OWN_CHUNK):  # where two rows met, one no longer finds itself
+                clash = T.alloc_buffer((1,), "int32")
+                clash[0] = T.int32(0)
+                for i in range(T.min(T.int64(OWN_CHUNK), rows - chunk * OWN_CHUNK)):
+                    row: T.let = chunk * OWN_CHUNK + i
+                    clash[0] = clash[0] | T.Cast("int32", slots[cells[row]] != T.Cast("int32", row))
+                clashes[chunk] = clash[0]
+            for chunk in range((rows + OWN_CHUNK - 1) // OWN_CHUNK):
                 if clashes[chunk] != 0:
                     report_duplicate(coords, rows, plan, slots)
         else:
             found = T.alloc_buffer((1,), "int32")
+            fill(slots, num_slots, T.int32(-1))
             fill(keys, num_keys, T.int64(-1))
             for row in range(rows):
                 insert_key(
@@ -305,8 +363,8 @@ def build_index() -> tvm.tirx.PrimFunc:
 
 
 @cache
-def lookup() -> tvm.tirx.PrimFunc:
-    """PrimFunc (queries int32 [M, 4], plan, slots, keys, rows int32 [M]): the row of each query, or -1."""
+def lookup(spec: Lookup, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `Lookup`."""
 
     @script.prim_func(s_tir=True)
     def kernel(queries_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle, rows_: T.handle):

@@ -26,6 +26,10 @@ class Isa:
     bf16_dot: bool = False
     emulate_dot: bool = False
 
+    def __str__(self) -> str:
+        dot = ", bfloat16 dot product" * self.bf16_dot + ", emulated" * self.emulate_dot
+        return f"{self.name}: {self.registers} registers of {self.lanes} float32 lanes{dot}"
+
     @classmethod
     def of(cls, target: tvm.target.Target | None = None) -> "Isa":
         """The best instruction set of `target` (default: the current target scope, else the host's CPU).

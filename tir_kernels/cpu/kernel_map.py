@@ -1,19 +1,5 @@
-"""Kernel maps: which input row meets which output row at each tap of a sparse convolution.
+"""Kernel maps as pairs by block, see `layout.PairsByBlock`."""
 
-The law, for every tap k of every map:  coordinate_in = stride * coordinate_out + dilation * k - padding.
-
-As a *neighbour table*, int32 [taps, M], a map holds the input row of every (tap, output row), or -1; the oracle makes that.
-CPU kernels read *pairs*, which list only the hits, grouped by (block of output rows, tap): a block belongs to one thread
-and no other thread adds into its rows. Taps are numbered with the last axis fastest. The arrays of a map are
-
-    pair_in   int32 [blocks, taps * block_rows]  input row of every hit of a block, tap by tap from the front
-    pair_out  int32 [blocks, taps * block_rows]  output row within the block; entries past the last hit are undefined
-    segment   int32 [blocks, taps + 1]           where each tap starts
-    rows      int64 [2]                          input and output rows, which every use checks
-"""
-
-import itertools
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -22,100 +8,14 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..guards import RAISE_MAP, RAISE_TAPS
 from ..script import inline
-from .coordinate_index import (
-    BUCKET,
-    BUCKET_BITS,
-    GRID,
-    KEY_BITS,
-    PLAN_EXTENT,
-    PLAN_METHOD,
-    PLAN_ROWS,
-    PLAN_SIZE,
-    cell_of,
-    find,
-    find_bucket,
-    key_of,
-)
+from ..spec.coordinate_index import GRID, PLAN_EXTENT, PLAN_METHOD, PLAN_ROWS, PLAN_SIZE
+from ..spec.kernel_map import InverseMap, ProbeMap, SubmanifoldMap
+from .coordinate_index import BUCKET, BUCKET_BITS, KEY_BITS, cell_of, find, find_bucket, key_of
+from .guards import check_map
+from .isa import Isa
 
 CHUNK = 512  # rows that one task of a table kernel walks, tap by tap
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Kernel size, stride, padding and dilation of a convolution along x, y, z."""
-
-    kernel: tuple[int, int, int]
-    stride: tuple[int, int, int] = (1, 1, 1)
-    padding: tuple[int, int, int] = (0, 0, 0)
-    dilation: tuple[int, int, int] = (1, 1, 1)
-    transposed: bool = False
-
-    @classmethod
-    def submanifold(cls, kernel, dilation=(1, 1, 1)) -> "Geometry":
-        """Output sites are the input sites: stride 1 and the padding that centres an odd kernel."""
-        padding = tuple(k // 2 * d for k, d in zip(kernel, dilation, strict=True))
-        return cls(tuple(kernel), padding=padding, dilation=tuple(dilation))
-
-    @property
-    def taps(self) -> int:
-        return int(np.prod(self.kernel))
-
-    @property
-    def reach(self) -> tuple[int, int, int]:
-        """How far a tap lies from the centre of a submanifold kernel, along x, y, z."""
-        return tuple(k // 2 * d for k, d in zip(self.kernel, self.dilation, strict=True))
-
-    def offsets(self) -> np.ndarray:
-        """int [taps, 3]: dilation * k - padding of each tap."""
-        taps = np.array(list(itertools.product(*(range(k) for k in self.kernel))))
-        return taps * np.array(self.dilation) - np.array(self.padding)
-
-
-def block_rows(rows):
-    """Output rows of one block of pairs, for `rows` in all: an int or a TIR expression.
-
-    About 64 blocks, so that threads share the work evenly, of 64 to 512 rows: fewer would leave many half-filled register
-    tiles, more would not stay in the L2 cache. No bit of a result depends on it.
-    """
-    if isinstance(rows, int):
-        return max(64, min(512, -(-rows // 64)))
-    return tvm.tirx.max(tvm.tirx.min((rows + 63) // 64, tvm.tirx.IntImm("int64", 512)), tvm.tirx.IntImm("int64", 64))
-
-
-def naive_table(coords_in, coords_out, geometry: Geometry) -> np.ndarray:
-    """Oracle of the law. coords_in [N, 4], coords_out [M, 4] -> int32 [taps, M]."""
-    rows = {tuple(c): row for row, c in enumerate(np.asarray(coords_in).tolist())}
-    table = np.full((geometry.taps, len(coords_out)), -1, "int32")
-    stride = np.array(geometry.stride)
-    for tap, offset in enumerate(geometry.offsets()):
-        for o, site in enumerate(np.asarray(coords_out)):
-            if geometry.transposed:  # the same law with the roles exchanged: out = stride * in + offset
-                source, rest = np.divmod(site[1:] - offset, stride)
-                if rest.any():
-                    continue
-            else:
-                source = site[1:] * stride + offset
-            table[tap, o] = rows.get((int(site[0]), *map(int, source)), -1)
-    return table
-
-
-def naive_inverse(table: np.ndarray, rows: int) -> np.ndarray:
-    """Oracle. table [taps, M] of `rows` inputs -> int32 [taps, rows]: the same triples with input and output exchanged."""
-    inverse = np.full((len(table), rows), -1, "int32")
-    for tap, sources in enumerate(table):
-        inverse[tap, sources[sources >= 0]] = np.flatnonzero(sources >= 0)
-    return inverse
-
-
-@inline
-def check_map(map_rows, rows_in, rows_out, map_taps, taps):
-    """Raise unless a map leads from `rows_in` to `rows_out` rows by `taps` taps."""
-    if T.Or(map_rows[0] != rows_in, map_rows[1] != rows_out):
-        T.evaluate(T.call_packed(RAISE_MAP, map_rows[0], map_rows[1], rows_in, rows_out))
-    if map_taps != taps:
-        T.evaluate(T.call_packed(RAISE_TAPS, map_taps, taps))
 
 
 @inline
@@ -135,14 +35,13 @@ def pack_block(table, first, count, pair_in, pair_out, segment, block, taps):
 
 
 @cache
-def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], plan, slots, keys, pair_in, pair_out, segment, rows) of a submanifold convolution.
-
-    The index must have been planned with `pad=geometry.reach`, so that the grid needs no bounds checks.
+def submanifold_map(spec: SubmanifoldMap, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `SubmanifoldMap`.
 
     In a hash, half of the taps are probed: where row i finds row j at tap k, row j has row i at the mirrored tap. In a grid
     a probe is a single load, cheaper than storing the mirrored entry, so there every tap is probed and packed at once.
     """
+    geometry = spec.geometry
     taps, center = geometry.taps, geometry.taps // 2
     _, ky, kz = geometry.kernel
     dx, dy, dz = geometry.dilation
@@ -168,7 +67,7 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
         segment[block, taps] = T.Cast("int32", cursor[0])
 
     @inline
-    def probe_hash(coords, slots, keys, buckets, first, count, rows, table):
+    def probe_hash(coords, slots, keys, buckets, first, count, table):
         bucket = T.alloc_buffer((1,), "int64")
         bucket_key = T.alloc_buffer((1,), "int64")
         for i in range(count):
@@ -187,8 +86,11 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
                     find_bucket(keys, buckets, bucket_key[0], bucket)
                 other: T.let = slots[bucket[0] * BUCKET + (place & (BUCKET - 1))]
                 table[tap, first + i] = other
-                # a miss writes its mirrored entry into the spare last column, which nobody reads
-                table[taps - 1 - tap, T.if_then_else(other >= 0, T.Cast("int64", other), rows)] = T.Cast("int32", first + i)
+                # the mirrored entry; a miss writes what this row has at the centre once more: no branch to mispredict
+                table[
+                    T.if_then_else(other >= 0, taps - 1 - tap, T.int64(center)),
+                    T.if_then_else(other >= 0, T.Cast("int64", other), first + i),
+                ] = T.Cast("int32", first + i)
 
     @script.prim_func(s_tir=True)
     def kernel(
@@ -218,14 +120,14 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
                 count: T.let = T.min(size // taps, rows - block * (size // taps))
                 pack_grid(coords, plan, slots, block * (size // taps), count, pair_in, pair_out, segment, block, size // taps)
         else:
-            table = T.alloc_buffer((taps, rows + 1), "int32")
+            table = T.alloc_buffer((taps, rows), "int32")
             for chunk in T.parallel((rows + CHUNK - 1) // CHUNK):
                 for tap in range(T.int64(center)):
                     for i in range(T.min(T.int64(CHUNK), rows - chunk * CHUNK)):
                         table[center + 1 + tap, chunk * CHUNK + i] = T.int32(-1)
             for chunk in T.parallel((rows + CHUNK - 1) // CHUNK):
                 count: T.let = T.min(T.int64(CHUNK), rows - chunk * CHUNK)
-                probe_hash(coords, slots, keys, num_keys, chunk * CHUNK, count, rows, table)
+                probe_hash(coords, slots, keys, num_keys, chunk * CHUNK, count, table)
             for block in T.parallel(blocks):
                 count: T.let = T.min(size // taps, rows - block * (size // taps))
                 pack_block(table, block * (size // taps), count, pair_in, pair_out, segment, block, T.int64(taps))
@@ -234,12 +136,9 @@ def submanifold_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
 
 
 @cache
-def probe_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords_out int32 [M, 4], plan, slots, keys, pair_in, pair_out, segment, rows): any map, by the law.
-
-    The index is that of the input coordinates. For a transposed convolution the law holds with the roles exchanged,
-    coordinate_out = stride * coordinate_in + dilation * k - padding, and a tap counts where the division is exact.
-    """
+def probe_map(spec: ProbeMap, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `ProbeMap`."""
+    geometry = spec.geometry
     taps = geometry.taps
     kernel_size, stride, padding, dilation = geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
 
@@ -302,12 +201,8 @@ def probe_map(geometry: Geometry) -> tvm.tirx.PrimFunc:
 
 
 @cache
-def inverse_map() -> tvm.tirx.PrimFunc:
-    """PrimFunc (pair_in, pair_out, segment, rows, coords int32 [N, 4], pair_in', pair_out', segment', rows').
-
-    The map of the inverse convolution: the same triples (input, output, tap) with input and output exchanged. Of `coords`,
-    the coordinates that the given map reads from, only the number of rows matters.
-    """
+def inverse_map(spec: InverseMap, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `InverseMap`."""
 
     @script.prim_func(s_tir=True)
     def kernel(

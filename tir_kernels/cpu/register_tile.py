@@ -13,11 +13,13 @@ Activations may be float32 or bfloat16; sums are always float32. For bfloat16 th
 from functools import cache
 from math import prod
 
+import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..layout import WeightLayout
 from ..script import inline
 from .isa import Isa, Tile
 
@@ -247,6 +249,23 @@ class RegisterTile:
         elif narrow:
             with T.If(end > full), T.Then():
                 body(self.last_width, full)
+
+
+@cache
+def weight_layout(shape: tuple[int, ...], isa: Isa, dtype: str) -> WeightLayout:
+    """How `RegisterTile` reads a weight `dtype` of `shape` [width, *kernel, depth]: [taps, panels, steps, cols]."""
+    width, *kernel, depth = shape
+    micro = RegisterTile(isa, depth, width, dtype)
+
+    def unpack(packed: np.ndarray) -> np.ndarray:
+        if micro.dot:  # pairs of upper halves of a float32
+            halves = np.stack([packed << 16, packed & -65536], 3).view("float32")  # [taps, panels, steps, 2, cols]
+            packed = halves.reshape(*packed.shape[:2], 2 * micro.steps, micro.tile.cols)
+        rows = packed.transpose(1, 3, 0, 2).reshape(micro.panels * micro.tile.cols, len(packed), packed.shape[2])
+        return rows[:width, :, :depth].reshape(shape)
+
+    packed = (prod(kernel), micro.panels, micro.steps, micro.tile.cols)
+    return WeightLayout(packed, micro.weight_dtype, pack_weight(micro.tile.cols, len(shape), dtype, micro.dot), unpack)
 
 
 @cache

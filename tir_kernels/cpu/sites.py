@@ -1,25 +1,16 @@
-"""Output sites of strided and transposed sparse convolutions, in spconv's order.
-
-A site is active when any tap meets an active input (strided), or is any input's image under any tap (transposed). Rows are
-grouped by batch element, ascending; within one they come in order of first touch: taps outside, the last axis fastest,
-input rows inside. That is the order of spconv's CPU code, which golden data of one batch element records.
-
-    plan_sites  (coords [N, 4], plan, size int64 [3])                                bounds, method, scratch sizes
-    find_sites  (coords, plan, slots int32 [S], keys int64 [T], list int32 [L, 4], count int64 [1])
-    copy_sites  (list, out int32 [M, 4])
-"""
+"""Output sites of strided and transposed sparse convolutions: plan, find, copy."""
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
+from ..bounds import Linear, with_bounds
 from ..buffers import match_buffer
 from ..guards import RAISE_SITES
 from ..script import inline
-from .coordinate_index import (
+from ..spec.coordinate_index import (
     BATCH_LIMIT,
     COORDINATE_LIMIT,
     DEFAULT_HIGH,
@@ -29,44 +20,13 @@ from .coordinate_index import (
     PLAN_METHOD,
     PLAN_ORIGIN,
     PLAN_SIZE,
-    cell_of,
-    check_range,
-    choose,
-    extremes,
-    fill,
-    in_box,
-    insert_key,
-    key_of,
 )
-from .kernel_map import Geometry
+from ..spec.geometry import Geometry
+from ..spec.sites import CopySites, FindSites, PlanSites, out_extent
+from .coordinate_index import GRID_CELLS_PER_SITE, SPARE, cell_of, choose, fill, in_box, index_bounds, insert_key, key_of
+from .guards import check_range, extremes
+from .isa import Isa
 from .unique import divide
-
-
-def out_extent(shape, geometry: Geometry) -> tuple[int, ...]:
-    """Extent of the output grid along each axis, as spconv computes it.
-
-    Strided: floor((n + 2p - d(k - 1) - 1) / s) + 1. Transposed: (n - 1) s - 2p + k, without the dilation.
-    """
-    axes = zip(shape, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True)
-    if geometry.transposed:
-        return tuple((n - 1) * s - 2 * p + k for n, k, s, p, _ in axes)
-    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
-
-
-def naive(coords, geometry: Geometry, extent=None):
-    """Oracle. coords int32 [N, 4] -> sites int32 [M, 4]; `extent`: keep sites within [0, extent), None: keep all."""
-    sites = {}
-    for tap in geometry.offsets():
-        for row in np.asarray(coords).tolist():
-            if geometry.transposed:
-                site = np.array(row[1:]) * geometry.stride + tap
-            else:
-                site, rest = np.divmod(np.array(row[1:]) - tap, geometry.stride)
-                if rest.any():
-                    continue
-            if extent is None or ((site >= 0) & (site < extent)).all():
-                sites[(row[0], *site.tolist())] = None
-    return np.array(sorted(sites, key=lambda site: site[0]), "int32").reshape(-1, 4)
 
 
 def most_sites(geometry: Geometry) -> int:
@@ -80,13 +40,9 @@ def most_sites(geometry: Geometry) -> int:
 
 
 @cache
-def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, method: str = "auto") -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [3]): the box of the sites, and scratch sizes.
-
-    `shape`: extent of the input grid, "infer" for one more than the largest coordinate along each axis (upstream's rule), or
-    None for an unbounded lattice. In the first two cases coordinates must not be negative, and sites outside of
-    [0, `out_extent`) are dropped. size = (slots, keys, rows of the list). Raises ValueError for the first row outside.
-    """
+def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `PlanSites`."""
+    geometry, shape, method = spec.geometry, spec.shape, spec.method
     low = DEFAULT_LOW if shape is None else (0, 0, 0, 0)
     high = (BATCH_LIMIT - 1, *(n - 1 for n in shape)) if isinstance(shape, tuple) else DEFAULT_HIGH
 
@@ -154,20 +110,19 @@ def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, met
         if rows > 0:
             all_axes(plan, lowest, highest)
         size[2] = rows * most_sites(geometry)
-        choose(method, size[2], plan, size)
+        choose(method, size[2], GRID_CELLS_PER_SITE, plan, size)
         if plan[PLAN_METHOD] == GRID:
-            size[2] = T.min(size[2], size[0])
+            size[2] = T.min(size[2], size[0] - SPARE)
         size[2] = T.max(size[2], T.int64(1))
 
-    return kernel
+    most = most_sites(geometry)
+    return with_bounds(kernel, size=[*index_bounds(method, most, GRID_CELLS_PER_SITE), [Linear(most), Linear(0, 1)]])
 
 
 @cache
-def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords, plan, slots, keys, list int32 [L, 4], count int64 [1]): the sites in order of first touch.
-
-    One thread walks taps and rows: the order is that of the walk.
-    """
+def find_sites(spec: FindSites, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `FindSites`. One thread walks taps and rows: the order is that of the walk."""
+    geometry = spec.geometry
     stride = geometry.stride
     below = (geometry.kernel[1] * geometry.kernel[2], geometry.kernel[2], 1)
 
@@ -229,12 +184,12 @@ def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
                         sites[count[0], 3] = z
                         count[0] = count[0] + 1
 
-    return kernel
+    return with_bounds(kernel, count=[[Linear(most_sites(geometry))]])
 
 
 @cache
-def copy_sites() -> tvm.tirx.PrimFunc:
-    """PrimFunc (list int32 [L, 4], plan, out int32 [M, 4]): the first M rows of the list, grouped by batch element."""
+def copy_sites(spec: CopySites, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `CopySites`."""
 
     @script.prim_func(s_tir=True)
     def kernel(list_: T.handle, plan_: T.handle, out_: T.handle):

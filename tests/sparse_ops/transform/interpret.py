@@ -8,7 +8,7 @@ import tvm
 from tvm import relax
 
 from sparse_ops.op.signature import GIVEN
-from tir_kernels.cpu import attention, channel_layer_norm, conv, dense_group_norm, layer_norm, linear, softmax
+from tir_kernels.spec import attention, channel_layer_norm, conv3d, dense_group_norm, layer_norm, linear, softmax
 
 UNARY = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
@@ -108,7 +108,7 @@ def _value(mod: tvm.IRModule, values: dict, expr: relax.Expr):
         case "conv3d":
             given = _given(expr, args[2:])
             geometry = {key: tuple(int(n) for n in attrs[key]) for key in ("stride", "padding", "dilation")}
-            return _rounded(conv.naive(*args[:2], **given, **geometry, **activation), dtype)
+            return _rounded(conv3d.naive(*args[:2], **given, **geometry, **activation), dtype)
         case "dense_group_norm":
             return _rounded(dense_group_norm.naive(*args, attrs["groups"], attrs["eps"], **activation), dtype)
         case "channel_layer_norm":
