@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import tvm
@@ -56,11 +56,14 @@ def source_digest() -> str:
 
 
 class Compiled:
-    """A compiled function of one signature, `main`, and what packs its parameters."""
+    """A compiled function of one signature, `main`, and what packs its parameters; or a machine of functions of other names."""
 
     def __init__(self, executable: tvm.runtime.Module | tvm.runtime.Executable):
         self.machine = relax.VirtualMachine(executable, tvm.cpu())
-        self.main = self.machine["main"]
+
+    @cached_property
+    def main(self) -> tvm_ffi.Function:
+        return self.machine["main"]
 
     def pack(self, parameters: Sequence[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
         """What `main` takes in place of `parameters`, which follow its inputs."""
