@@ -1,5 +1,6 @@
 """Kernel maps as pairs by block, see `layout.PairsByBlock`."""
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -7,31 +8,70 @@ import tvm
 from tvm.script import tirx as T
 
 from .. import script
-from ..buffers import match_buffer
+from ..buffers import match_buffer, named
 from ..script import inline
-from ..spec.coordinate_index import GRID, PLAN_EXTENT, PLAN_METHOD, PLAN_ROWS, PLAN_SIZE
+from ..spec.coordinate_index import GRID
 from ..spec.kernel_map import InverseMap, ProbeMap, SubmanifoldMap
-from .coordinate_index import BUCKET, BUCKET_BITS, KEY_BITS, cell_of, find, find_bucket, key_of
+from .coordinate_index import BUCKET_BITS, KEY_BITS, coordinate, key_of, match_index
 from .guards import check_map
 from .isa import Isa
 
 CHUNK = 512  # rows that one task of a table kernel walks, tap by tap
 
 
-@inline
-def pack_block(table, first, count, pair_in, pair_out, segment, block, taps):
-    """The pairs of one block from a neighbour table [taps, columns]: columns first .. first + count."""
-    cursor = T.alloc_buffer((1,), "int64")
-    cursor[0] = T.int64(0)
-    for tap in range(taps):
-        segment[block, tap] = T.Cast("int32", cursor[0])
-        for i in range(count):
-            # write always, advance on a hit: no branch to mispredict
-            row: T.let = table[tap, first + i]
-            pair_in[block, cursor[0]] = row
-            pair_out[block, cursor[0]] = T.Cast("int32", i)
-            cursor[0] += T.Cast("int64", row >= 0)
-    segment[block, taps] = T.Cast("int32", cursor[0])
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The buffers of a map, as the head of this file says; `columns` is the second dimension of `segment`."""
+
+    pair_in: object
+    pair_out: object
+    segment: object
+    columns: object
+
+    @property
+    def blocks(self):
+        return self.pair_in.shape[0]
+
+    @property
+    def block_rows(self):
+        """Output rows of a block."""
+        return self.pair_in.shape[1] // (self.columns - 1)
+
+    @inline
+    def start(self, block, tap, cursor):
+        """The pairs of a tap start at cursor[0]; those of the tap after the last end there."""
+        self.segment[block, tap] = T.Cast("int32", cursor[0])
+
+    @inline
+    def add(self, block, cursor, row, i):
+        """Note that output row `i` of a block meets input row `row`, if that is not negative."""
+        # write always, advance on a hit: no branch to mispredict
+        self.pair_in[block, cursor[0]] = row
+        self.pair_out[block, cursor[0]] = T.Cast("int32", i)
+        cursor[0] += T.Cast("int64", row >= 0)
+
+    @inline
+    def pack_block(self, table, block, first, count, taps):
+        """The pairs of one block from a neighbour table [taps, columns]: columns first .. first + count."""
+        cursor = T.alloc_buffer((1,), "int64")
+        cursor[0] = T.int64(0)
+        for tap in range(taps):
+            self.start(block, tap, cursor)
+            for i in range(count):
+                row: T.let = table[tap, first + i]
+                self.add(block, cursor, row, i)
+        self.start(block, taps, cursor)
+
+
+def match_pairs(pair_in, pair_out, segment, columns, prefix: str = "") -> Pairs:
+    """The `Pairs` in three of a kernel's parameters, for `T.meta_var`; `prefix`: of their names."""
+    blocks, size = tvm.tirx.Var(f"{prefix}blocks", "int64"), tvm.tirx.Var(f"{prefix}size", "int64")
+    return Pairs(
+        named(f"{prefix}pair_in", match_buffer(pair_in, (blocks, size), "int32")),
+        named(f"{prefix}pair_out", match_buffer(pair_out, (blocks, size), "int32")),
+        named(f"{prefix}segment", match_buffer(segment, (blocks, columns), "int32")),
+        columns,
+    )
 
 
 @cache
@@ -48,30 +88,28 @@ def submanifold_map(spec: SubmanifoldMap, isa: Isa) -> tvm.tirx.PrimFunc:
     px, py, pz = geometry.padding
 
     @inline
-    def pack_grid(coords, plan, slots, first, count, pair_in, pair_out, segment, block, size):
-        cells = T.alloc_buffer((size,), "int64")
+    def pack_grid(coords, index, pairs, block, first, count):
+        cells = T.alloc_buffer((pairs.block_rows,), "int64")
         cursor = T.alloc_buffer((1,), "int64")
         for i in range(count):
-            cells[i] = cell_of(plan, coords[first + i, 0], coords[first + i, 1], coords[first + i, 2], coords[first + i, 3])
+            cells[i] = index.plan.cell_of(coordinate(coords, first + i))
         cursor[0] = T.int64(0)
         for tap in range(T.int64(taps)):
-            delta: T.let = ((tap // (ky * kz) * dx - px) * plan[PLAN_EXTENT + 2] + (tap // kz % ky * dy - py)) * plan[
-                PLAN_EXTENT + 3
-            ] + (tap % kz * dz - pz)
-            segment[block, tap] = T.Cast("int32", cursor[0])
+            delta: T.let = (
+                (tap // (ky * kz) * dx - px) * index.plan.extent(2) + (tap // kz % ky * dy - py)
+            ) * index.plan.extent(3) + (tap % kz * dz - pz)
+            pairs.start(block, tap, cursor)
             for i in range(count):
-                row: T.let = slots[cells[i] + delta]
-                pair_in[block, cursor[0]] = row
-                pair_out[block, cursor[0]] = T.Cast("int32", i)
-                cursor[0] += T.Cast("int64", row >= 0)
-        segment[block, taps] = T.Cast("int32", cursor[0])
+                row: T.let = index.slots[cells[i] + delta]
+                pairs.add(block, cursor, row, i)
+        pairs.start(block, T.int64(taps), cursor)
 
     @inline
-    def probe_hash(coords, slots, keys, buckets, first, count, table):
+    def probe_hash(coords, index, first, count, table):
         bucket = T.alloc_buffer((1,), "int64")
         bucket_key = T.alloc_buffer((1,), "int64")
         for i in range(count):
-            key: T.let = key_of(coords[first + i, 0], coords[first + i, 1], coords[first + i, 2], coords[first + i, 3])
+            key: T.let = key_of(coordinate(coords, first + i))
             table[center, first + i] = T.Cast("int32", first + i)
             bucket_key[0] = T.int64(-1)
             for tap in range(T.int64(center)):
@@ -83,8 +121,8 @@ def submanifold_map(spec: SubmanifoldMap, isa: Isa) -> tvm.tirx.PrimFunc:
                 )
                 if place >> BUCKET_BITS != bucket_key[0]:  # the taps of a column mostly stay in one bucket
                     bucket_key[0] = place >> BUCKET_BITS
-                    find_bucket(keys, buckets, bucket_key[0], bucket)
-                other: T.let = slots[bucket[0] * BUCKET + (place & (BUCKET - 1))]
+                    index.table.find_bucket(bucket_key[0], bucket)
+                other: T.let = index.slots[index.table.place(bucket[0], place)]
                 table[tap, first + i] = other
                 # the mirrored entry; a miss writes what this row has at the centre once more: no branch to mispredict
                 table[
@@ -104,21 +142,17 @@ def submanifold_map(spec: SubmanifoldMap, isa: Isa) -> tvm.tirx.PrimFunc:
         map_rows: T.Buffer((2,), "int64"),
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "submanifold_map"})
-        rows, num_slots, num_keys, blocks, size = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+        rows = T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
-        slots = match_buffer(slots_, (num_slots,), "int32")
-        keys = match_buffer(keys_, (num_keys,), "int64")
-        pair_in = match_buffer(pair_in_, (blocks, size), "int32")
-        pair_out = match_buffer(pair_out_, (blocks, size), "int32")
-        segment = match_buffer(segment_, (blocks, taps + 1), "int32")
+        index = T.meta_var(match_index(plan_, slots_, keys_))
+        pairs = T.meta_var(match_pairs(pair_in_, pair_out_, segment_, taps + 1))
         map_rows[0] = rows
         map_rows[1] = rows
-        if plan[PLAN_METHOD] == GRID:
-            for block in T.parallel(blocks):
+        if index.plan.method == GRID:
+            for block in T.parallel(pairs.blocks):
                 T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)
-                count: T.let = T.min(size // taps, rows - block * (size // taps))
-                pack_grid(coords, plan, slots, block * (size // taps), count, pair_in, pair_out, segment, block, size // taps)
+                first: T.let = block * pairs.block_rows
+                pack_grid(coords, index, pairs, block, first, T.min(pairs.block_rows, rows - first))
         else:
             table = T.alloc_buffer((taps, rows), "int32")
             for chunk in T.parallel((rows + CHUNK - 1) // CHUNK):
@@ -127,10 +161,10 @@ def submanifold_map(spec: SubmanifoldMap, isa: Isa) -> tvm.tirx.PrimFunc:
                         table[center + 1 + tap, chunk * CHUNK + i] = T.int32(-1)
             for chunk in T.parallel((rows + CHUNK - 1) // CHUNK):
                 count: T.let = T.min(T.int64(CHUNK), rows - chunk * CHUNK)
-                probe_hash(coords, slots, keys, num_keys, chunk * CHUNK, count, table)
-            for block in T.parallel(blocks):
-                count: T.let = T.min(size // taps, rows - block * (size // taps))
-                pack_block(table, block * (size // taps), count, pair_in, pair_out, segment, block, T.int64(taps))
+                probe_hash(coords, index, chunk * CHUNK, count, table)
+            for block in T.parallel(pairs.blocks):
+                first: T.let = block * pairs.block_rows
+                pairs.pack_block(table, block, first, T.min(pairs.block_rows, rows - first), T.int64(taps))
 
     return kernel
 
@@ -163,25 +197,21 @@ def probe_map(spec: ProbeMap, isa: Isa) -> tvm.tirx.PrimFunc:
         map_rows: T.Buffer((2,), "int64"),
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "probe_map"})
-        rows, num_slots, num_keys, blocks, size = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+        rows = T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
-        slots = match_buffer(slots_, (num_slots,), "int32")
-        keys = match_buffer(keys_, (num_keys,), "int64")
-        pair_in = match_buffer(pair_in_, (blocks, size), "int32")
-        pair_out = match_buffer(pair_out_, (blocks, size), "int32")
-        segment = match_buffer(segment_, (blocks, taps + 1), "int32")
-        map_rows[0] = plan[PLAN_ROWS]
+        index = T.meta_var(match_index(plan_, slots_, keys_))
+        pairs = T.meta_var(match_pairs(pair_in_, pair_out_, segment_, taps + 1))
+        map_rows[0] = index.plan.rows
         map_rows[1] = rows
-        for block in T.parallel(blocks):
+        for block in T.parallel(pairs.blocks):
             T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)
             cursor = T.alloc_buffer((1,), "int64")
             found = T.alloc_buffer((1,), "int32")
-            first: T.let = block * (size // taps)
+            first: T.let = block * pairs.block_rows
             cursor[0] = T.int64(0)
             for tap in range(T.int64(taps)):
-                segment[block, tap] = T.Cast("int32", cursor[0])
-                for i in range(T.min(size // taps, rows - first)):
+                pairs.start(block, tap, cursor)
+                for i in range(T.min(pairs.block_rows, rows - first)):
                     x: T.let = source(coords[first + i, 1], tap, 0)[0]
                     y: T.let = source(coords[first + i, 2], tap, 1)[0]
                     z: T.let = source(coords[first + i, 3], tap, 2)[0]
@@ -191,11 +221,9 @@ def probe_map(spec: ProbeMap, isa: Isa) -> tvm.tirx.PrimFunc:
                         & source(coords[first + i, 2], tap, 1)[1]
                         & source(coords[first + i, 3], tap, 2)[1]
                     ):
-                        find(plan, slots, keys, num_keys, coords[first + i, 0], x, y, z, found)
-                    pair_in[block, cursor[0]] = found[0]
-                    pair_out[block, cursor[0]] = T.Cast("int32", i)
-                    cursor[0] += T.Cast("int64", found[0] >= 0)
-            segment[block, taps] = T.Cast("int32", cursor[0])
+                        index.find((coords[first + i, 0], x, y, z), found)
+                    pairs.add(block, cursor, found[0], i)
+            pairs.start(block, T.int64(taps), cursor)
 
     return kernel
 
@@ -217,21 +245,10 @@ def inverse_map(spec: InverseMap, isa: Isa) -> tvm.tirx.PrimFunc:
         inverse_rows: T.Buffer((2,), "int64"),
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "inverse_map"})
-        rows, columns, blocks, size, inverse_blocks, inverse_size = (
-            T.int64(),
-            T.int64(),
-            T.int64(),
-            T.int64(),
-            T.int64(),
-            T.int64(),
-        )
-        pair_in = match_buffer(pair_in_, (blocks, size), "int32")
-        pair_out = match_buffer(pair_out_, (blocks, size), "int32")
-        segment = match_buffer(segment_, (blocks, columns), "int32")
+        rows, columns = T.int64(), T.int64()
+        pairs = T.meta_var(match_pairs(pair_in_, pair_out_, segment_, columns))
         match_buffer(coords_, (rows, 4), "int32")
-        inverse_in = match_buffer(inverse_in_, (inverse_blocks, inverse_size), "int32")
-        inverse_out = match_buffer(inverse_out_, (inverse_blocks, inverse_size), "int32")
-        inverse_segment = match_buffer(inverse_segment_, (inverse_blocks, columns), "int32")
+        inverse = T.meta_var(match_pairs(inverse_in_, inverse_out_, inverse_segment_, columns, "inverse_"))
         taps: T.let = columns - 1
         check_map(map_rows, rows, map_rows[1], taps, taps)
         inverse_rows[0] = map_rows[1]
@@ -240,15 +257,14 @@ def inverse_map(spec: InverseMap, isa: Isa) -> tvm.tirx.PrimFunc:
         for tap in T.parallel(taps):  # an input row meets at most one output row at a tap: no write is shared
             for row in range(rows):
                 table[tap, row] = T.int32(-1)
-            for block in range(blocks):
-                for i in range(T.Cast("int64", segment[block, tap + 1] - segment[block, tap])):
-                    pair: T.let = T.Cast("int64", segment[block, tap]) + i
-                    table[tap, T.Cast("int64", pair_in[block, pair])] = T.Cast(
-                        "int32", block * (size // taps) + T.Cast("int64", pair_out[block, pair])
+            for block in range(pairs.blocks):
+                for i in range(T.Cast("int64", pairs.segment[block, tap + 1] - pairs.segment[block, tap])):
+                    pair: T.let = T.Cast("int64", pairs.segment[block, tap]) + i
+                    table[tap, T.Cast("int64", pairs.pair_in[block, pair])] = T.Cast(
+                        "int32", block * pairs.block_rows + T.Cast("int64", pairs.pair_out[block, pair])
                     )
-        for block in T.parallel(inverse_blocks):
-            first: T.let = block * (inverse_size // taps)
-            count: T.let = T.min(inverse_size // taps, rows - first)
-            pack_block(table, first, count, inverse_in, inverse_out, inverse_segment, block, taps)
+        for block in T.parallel(inverse.blocks):
+            first: T.let = block * inverse.block_rows
+            inverse.pack_block(table, block, first, T.min(inverse.block_rows, rows - first), taps)
 
     return kernel

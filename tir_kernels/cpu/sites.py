@@ -17,13 +17,12 @@ from ..spec.coordinate_index import (
     DEFAULT_LOW,
     GRID,
     PLAN_EXTENT,
-    PLAN_METHOD,
     PLAN_ORIGIN,
     PLAN_SIZE,
 )
 from ..spec.geometry import Geometry
 from ..spec.sites import CopySites, FindSites, PlanSites, out_extent
-from .coordinate_index import GRID_CELLS_PER_SITE, SPARE, cell_of, choose, fill, in_box, index_bounds, insert_key, key_of
+from .coordinate_index import GRID_CELLS_PER_SITE, SPARE, choose, fill, index_bounds, key_of, match_index, match_plan
 from .guards import check_range, extremes
 from .isa import Isa
 from .unique import divide
@@ -59,16 +58,16 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
     @inline
     def set_range(axis, first, last, plan, highest):
         if shape is None:
-            plan[PLAN_ORIGIN + axis + 1] = first
-            plan[PLAN_EXTENT + axis + 1] = T.max(last - first + 1, T.int64(0))
+            plan.entries[PLAN_ORIGIN + axis + 1] = first
+            plan.entries[PLAN_EXTENT + axis + 1] = T.max(last - first + 1, T.int64(0))
         else:
-            plan[PLAN_ORIGIN + axis + 1] = T.max(first, T.int64(0))
-            plan[PLAN_EXTENT + axis + 1] = T.max(
-                T.min(last, last_site(axis, highest)) - plan[PLAN_ORIGIN + axis + 1] + 1, T.int64(0)
+            plan.entries[PLAN_ORIGIN + axis + 1] = T.max(first, T.int64(0))
+            plan.entries[PLAN_EXTENT + axis + 1] = T.max(
+                T.min(last, last_site(axis, highest)) - plan.origin(axis + 1) + 1, T.int64(0)
             )
         if T.Or(
-            plan[PLAN_ORIGIN + axis + 1] < -COORDINATE_LIMIT,
-            plan[PLAN_ORIGIN + axis + 1] + plan[PLAN_EXTENT + axis + 1] > COORDINATE_LIMIT,
+            plan.origin(axis + 1) < -COORDINATE_LIMIT,
+            plan.origin(axis + 1) + plan.extent(axis + 1) > COORDINATE_LIMIT,
         ):
             T.evaluate(T.call_packed(RAISE_SITES, T.int32(axis + 1), first, last))
 
@@ -97,21 +96,21 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
         T.func_attr({"tirx.noalias": True, "global_symbol": "plan_sites"})
         rows = T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        plan = T.meta_var(match_plan(plan_))
         size = match_buffer(size_, (3,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
         extremes(coords, rows, lowest, highest)
         check_range(coords, rows, lowest, highest, low, high)
         for entry in range(PLAN_SIZE):
-            plan[entry] = T.int64(0)
-        plan[PLAN_ORIGIN] = T.Cast("int64", lowest[0])
-        plan[PLAN_EXTENT] = T.Cast("int64", highest[0] - lowest[0] + 1)
+            plan.entries[entry] = T.int64(0)
+        plan.entries[PLAN_ORIGIN] = T.Cast("int64", lowest[0])
+        plan.entries[PLAN_EXTENT] = T.Cast("int64", highest[0] - lowest[0] + 1)
         if rows > 0:
             all_axes(plan, lowest, highest)
         size[2] = rows * most_sites(geometry)
         choose(method, size[2], GRID_CELLS_PER_SITE, plan, size)
-        if plan[PLAN_METHOD] == GRID:
+        if plan.method == GRID:
             size[2] = T.min(size[2], size[0] - SPARE)
         size[2] = T.max(size[2], T.int64(1))
 
@@ -140,16 +139,14 @@ def find_sites(spec: FindSites, isa: Isa) -> tvm.tirx.PrimFunc:
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle, list_: T.handle, count_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "find_sites"})
-        rows, num_slots, num_keys, most = T.int64(), T.int64(), T.int64(), T.int64()
+        rows, most = T.int64(), T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
-        slots = match_buffer(slots_, (num_slots,), "int32")
-        keys = match_buffer(keys_, (num_keys,), "int64")
+        index = T.meta_var(match_index(plan_, slots_, keys_))
         sites = match_buffer(list_, (most, 4), "int32")
         count = match_buffer(count_, (1,), "int64")
         found = T.alloc_buffer((1,), "int32")
-        fill(slots, num_slots, T.int32(-1))
-        fill(keys, num_keys, T.int64(-1))
+        fill(index.slots, index.num_slots, T.int32(-1))
+        fill(index.table.keys, index.table.buckets, T.int64(-1))
         count[0] = T.int64(0)
         for tap in range(T.int32(geometry.taps)):
             for row in range(rows):
@@ -161,22 +158,15 @@ def find_sites(spec: FindSites, isa: Isa) -> tvm.tirx.PrimFunc:
                     & site(coords[row, 2], offset(tap, 1), 1)[1]
                     & site(coords[row, 3], offset(tap, 2), 2)[1]
                 )
-                if exact & in_box(plan, coords[row, 0], x, y, z):
-                    if plan[PLAN_METHOD] == GRID:
-                        cell: T.let = cell_of(plan, coords[row, 0], x, y, z)
-                        found[0] = slots[cell]
+                if exact & index.plan.contains((coords[row, 0], x, y, z)):
+                    if index.plan.method == GRID:
+                        cell: T.let = index.plan.cell_of((coords[row, 0], x, y, z))
+                        found[0] = index.slots[cell]
                         if found[0] < 0:
-                            slots[cell] = T.Cast("int32", count[0])
+                            index.slots[cell] = T.Cast("int32", count[0])
                             found[0] = T.Cast("int32", count[0])
                     else:
-                        insert_key(
-                            keys,
-                            slots,
-                            num_keys,
-                            key_of(coords[row, 0], x, y, z),
-                            T.Cast("int32", count[0]),
-                            found,
-                        )
+                        index.table.insert(key_of((coords[row, 0], x, y, z)), T.Cast("int32", count[0]), found)
                     if T.Cast("int64", found[0]) == count[0]:
                         sites[count[0], 0] = coords[row, 0]
                         sites[count[0], 1] = x

@@ -22,15 +22,13 @@ from .coordinate_index import (
     PARTS_MOST,
     ROW_CHUNK,
     SPARE,
-    cell_of,
+    Parts,
+    RowCells,
     check_grid,
     count_cells,
     grid_bound,
     grid_limit,
-    insert_own,
-    note_extremes,
-    number_rows,
-    split,
+    match_plan,
 )
 from .guards import check_range, extremes
 from .isa import Isa
@@ -56,8 +54,8 @@ def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
 
     @inline
     def divided_box(axis, plan, lowest, highest):
-        plan[PLAN_ORIGIN + axis] = T.Cast("int64", divide(lowest[axis], factors[axis]))
-        plan[PLAN_EXTENT + axis] = T.Cast(
+        plan.entries[PLAN_ORIGIN + axis] = T.Cast("int64", divide(lowest[axis], factors[axis]))
+        plan.entries[PLAN_EXTENT + axis] = T.Cast(
             "int64", divide(highest[axis], factors[axis]) - divide(lowest[axis], factors[axis]) + 1
         )
 
@@ -70,7 +68,7 @@ def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
         T.func_attr({"tirx.noalias": True, "global_symbol": "plan_unique"})
         rows = T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        plan = T.meta_var(match_plan(plan_))
         size = match_buffer(size_, (2,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
@@ -78,16 +76,16 @@ def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
         extremes(coords, rows, lowest, highest)
         check_range(coords, rows, lowest, highest, low, high)
         for entry in range(PLAN_SIZE):
-            plan[entry] = T.int64(0)
+            plan.entries[entry] = T.int64(0)
         all_axes(plan, lowest, highest)
         count_cells(plan, cells, grid_limit(rows) if method == "auto" else T.int64(GRID_CELLS_MOST))
         check_grid(method, plan, cells)
         if T.And(T.bool(method != "sort"), cells[0] >= 0):
-            plan[PLAN_METHOD] = T.int64(GRID)
+            plan.entries[PLAN_METHOD] = T.int64(GRID)
             size[0] = cells[0] + SPARE
             size[1] = T.int64(1)
         else:
-            plan[PLAN_METHOD] = T.int64(SORT)
+            plan.entries[PLAN_METHOD] = T.int64(SORT)
             size[0] = T.int64(1)
             size[1] = T.max(rows * 4, T.int64(1))
 
@@ -103,41 +101,44 @@ def rank_unique(spec: RankUnique, isa: Isa) -> tvm.tirx.PrimFunc:
 
     def cell(coords, row, plan):
         x, y, z = (divide(coords[row, axis + 1], factor[axis]) for axis in range(3))
-        return cell_of(plan, coords[row, 0], x, y, z)
+        return plan.cell_of((coords[row, 0], x, y, z))
 
     @inline
     def rank_grid(coords, plan, grid, inverse, count, rows, num_cells):
         cells = T.alloc_buffer((rows,), "int32")
         lowest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
         highest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
-        parts = T.alloc_buffer((1,), "int64")
-        per_part = T.alloc_buffer((1,), "int64")
+        parts_count = T.alloc_buffer((1,), "int64")
+        each = T.alloc_buffer((1,), "int64")
         taken = T.alloc_buffer((PARTS_MOST,), "int32")
-        number_rows(lambda row: cell(coords, row, plan), rows, cells, lowest, highest)
-        split(num_cells, parts, per_part)
-        for part in T.parallel(parts[0]):
+        numbered = T.meta_var(RowCells(cells, rows, lowest, highest))
+        parts = T.meta_var(Parts(num_cells, parts_count, each))
+        numbered.number(lambda row: cell(coords, row, plan))
+        parts.split()
+        for i in T.parallel(parts_count[0]):
             here = T.alloc_buffer((1,), "int32")
-            first: T.let = part * per_part[0]
-            end: T.let = T.min(first + per_part[0], num_cells)
-            for i in range(T.max(end - first, T.int64(0))):
-                grid[first + i] = T.int32(-1)
-            insert_own(cells, rows, lowest, highest, grid, part, first, end, num_cells)
+            first: T.let = parts.first(i)
+            part = T.meta_var(parts.part(i, first))
+            for j in range(part.count):
+                grid[part.first + j] = T.int32(-1)
+            numbered.insert(grid, part)
             here[0] = T.int32(0)
-            for i in range(T.max(end - first, T.int64(0))):
-                here[0] = here[0] + T.Cast("int32", grid[first + i] >= 0)
-            taken[part] = here[0]
+            for j in range(part.count):
+                here[0] = here[0] + T.Cast("int32", grid[part.first + j] >= 0)
+            taken[i] = here[0]
         count[0] = T.int64(0)
-        for part in range(parts[0]):
-            here: T.let = taken[part]
-            taken[part] = T.Cast("int32", count[0])
+        for i in range(parts_count[0]):
+            here: T.let = taken[i]
+            taken[i] = T.Cast("int32", count[0])
             count[0] = count[0] + T.Cast("int64", here)
-        for part in T.parallel(parts[0]):
+        for i in T.parallel(parts_count[0]):
             rank = T.alloc_buffer((1,), "int32")
-            first: T.let = part * per_part[0]
-            rank[0] = taken[part]
-            for i in range(T.max(T.min(per_part[0], num_cells - first), T.int64(0))):
-                here: T.let = T.Cast("int32", grid[first + i] >= 0)
-                grid[first + i] = rank[0]
+            first: T.let = parts.first(i)
+            part = T.meta_var(parts.part(i, first))
+            rank[0] = taken[i]
+            for j in range(part.count):
+                here: T.let = T.Cast("int32", grid[part.first + j] >= 0)
+                grid[part.first + j] = rank[0]
                 rank[0] = rank[0] + here
         for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
             for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
@@ -169,7 +170,7 @@ def rank_unique(spec: RankUnique, isa: Isa) -> tvm.tirx.PrimFunc:
     def rank_sorted(coords, plan, order, inverse, count, rows):
         shift = T.alloc_buffer((1,), "int64")
         source = T.alloc_buffer((1,), "int64")
-        cells: T.let = plan[PLAN_EXTENT] * plan[PLAN_EXTENT + 1] * plan[PLAN_EXTENT + 2] * plan[PLAN_EXTENT + 3]
+        cells: T.let = plan.extent(0) * plan.extent(1) * plan.extent(2) * plan.extent(3)
         for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
             for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
                 order[2 * (chunk * ROW_CHUNK + i)] = cell(coords, chunk * ROW_CHUNK + i, plan)
@@ -194,12 +195,12 @@ def rank_unique(spec: RankUnique, isa: Isa) -> tvm.tirx.PrimFunc:
         T.func_attr({"tirx.noalias": True, "global_symbol": "rank_unique"})
         rows, num_cells, entries = T.int64(), T.int64(), T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        plan = T.meta_var(match_plan(plan_))
         grid = match_buffer(cells_, (num_cells,), "int32")
         order = match_buffer(order_, (entries,), "int64")
         inverse = match_buffer(inverse_, (rows,), "int32")
         count = match_buffer(count_, (1,), "int64")
-        if plan[PLAN_METHOD] == GRID:
+        if plan.method == GRID:
             rank_grid(coords, plan, grid, inverse, count, rows, num_cells - SPARE)
         else:
             rank_sorted(coords, plan, order, inverse, count, rows)
@@ -221,15 +222,18 @@ def fill_unique(spec: FillUnique, isa: Isa) -> tvm.tirx.PrimFunc:
         out = match_buffer(out_, (unique, 4), "int32")
         lowest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
         highest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
-        parts = T.alloc_buffer((1,), "int64")
-        per_part = T.alloc_buffer((1,), "int64")
+        count = T.alloc_buffer((1,), "int64")
+        each = T.alloc_buffer((1,), "int64")
         source = T.alloc_buffer((unique + SPARE,), "int32")  # a row of each cell
+        numbered = T.meta_var(RowCells(inverse, rows, lowest, highest))
+        parts = T.meta_var(Parts(unique, count, each))
         for chunk in T.parallel((rows + OWN_CHUNK - 1) // OWN_CHUNK):
-            note_extremes(inverse, rows, chunk, lowest, highest)
-        split(unique, parts, per_part)
-        for part in T.parallel(parts[0]):
-            first: T.let = part * per_part[0]
-            insert_own(inverse, rows, lowest, highest, source, part, first, T.min(first + per_part[0], unique), unique)
+            numbered.note_extremes(chunk)
+        parts.split()
+        for i in T.parallel(count[0]):
+            first: T.let = parts.first(i)
+            part = T.meta_var(parts.part(i, first))
+            numbered.insert(source, part)
         for chunk in T.parallel((unique + ROW_CHUNK - 1) // ROW_CHUNK):
             for i in range(T.min(T.int64(ROW_CHUNK), unique - chunk * ROW_CHUNK)):
                 target: T.let = chunk * ROW_CHUNK + i
