@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import tvm
 
-BOUNDS = "tir_kernels.bounds"  # attribute of a kernel: {name of an output: a list of `Linear` for each of its elements}
+BOUNDS = "tir_kernels.bounds"  # attribute of a kernel: {name of an output: a list of `LinearBound` for each of its elements}
 
 
-class Linear(NamedTuple):
+class LinearBound(NamedTuple):
     """min(per_row * rows + plus, most); of several, the largest counts."""
 
     per_row: int
@@ -19,7 +19,7 @@ class Linear(NamedTuple):
     most: int = 2**63 - 1
 
 
-def with_bounds(kernel: tvm.tirx.PrimFunc, **bounds: list[list[Linear]]) -> tvm.tirx.PrimFunc:
+def with_bounds(kernel: tvm.tirx.PrimFunc, **bounds: list[list[LinearBound]]) -> tvm.tirx.PrimFunc:
     """`kernel`, which writes nothing larger than these bounds into the elements of its outputs of these names.
 
     Raises ValueError for a name that is no parameter of the kernel.

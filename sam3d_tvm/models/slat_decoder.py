@@ -16,7 +16,7 @@ from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_nn import component_from_nn
 from sparse_ops.deploy.weights import State
 from sparse_ops.eager.arrays import as_kind, as_tensor
-from sparse_ops.nn import LayerNorm, Linear, Module, ModuleList, SparseTensor, WindowedSelfAttention
+from sparse_ops.nn import LayerNorm, Linear, Module, ModuleList, SymbolicSparseTensor, WindowedSelfAttention
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class WindowBlock(Module):
         self.attn = WindowedSelfAttention(channels, config.heads, config.window_size, shift)
         self.mlp = FeedForward(channels, config.hidden)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: SymbolicSparseTensor) -> SymbolicSparseTensor:
         """x [N, C] -> [N, C]."""
         x = self.attn(self.norm1(x), x)
         return self.mlp(self.norm2(x), x)
@@ -97,7 +97,7 @@ class SlatTransformer(Module):
         shifts = [config.window_size // 2 * (block % 2) for block in range(config.num_blocks)]
         self.blocks = ModuleList([WindowBlock(config, shift) for shift in shifts])
 
-    def transform(self, x: SparseTensor, record: Record = ignore) -> SparseTensor:
+    def transform(self, x: SymbolicSparseTensor, record: Record = ignore) -> SymbolicSparseTensor:
         """x [N, latent_channels] -> [N, model_channels]. Records "input_layer", "block0_in" and "block{i}"."""
         h = self.input_layer(x)
         record("input_layer", h.feats)

@@ -18,8 +18,8 @@ from sparse_ops.nn import (
     Module,
     ModuleList,
     SelfAttention,
-    SparseTensor,
     SubMConv3d,
+    SymbolicSparseTensor,
     Tensor,
     Upsample,
 )
@@ -83,11 +83,11 @@ class ConvModule(Module):
     def __init__(self, channels: int, out_channels: int, kernel_size: int = 3, convolution: Convolution = SubMConv3d):
         self.conv = convolution(channels, out_channels, kernel_size)
 
-    def forward(self, x: SparseTensor, residual: Tensor | None = None) -> SparseTensor:
+    def forward(self, x: SymbolicSparseTensor, residual: Tensor | None = None) -> SymbolicSparseTensor:
         """x [N, channels], residual [N, out_channels] -> [N, out_channels]."""
         return self.conv(x, residual)
 
-    def of_upsampled(self, x: SparseTensor) -> SparseTensor:
+    def of_upsampled(self, x: SymbolicSparseTensor) -> SymbolicSparseTensor:
         """x [M, channels] on coarse sites -> [N, out_channels], as if x had been repeated on the finer sites before."""
         return self.conv.of_upsampled(x, x.sites.finer)
 
@@ -128,11 +128,11 @@ class SparseResBlock3d(Module):
         """emb [B, emb_channels] *after* its SiLU, which blocks share -> scale and shift, each [B, out_channels]."""
         return self.emb_layers[1].parts(emb, 2)
 
-    def forward(self, x: SparseTensor, emb: Tensor, record: Record = ignore) -> SparseTensor:
+    def forward(self, x: SymbolicSparseTensor, emb: Tensor, record: Record = ignore) -> SymbolicSparseTensor:
         """x [N, channels], emb [B, emb_channels] *after* its SiLU -> [M, out_channels]."""
         return self.modulated(x, *self.modulation(emb), record)
 
-    def modulated(self, x: SparseTensor, scale: Tensor, shift: Tensor, record: Record = ignore) -> SparseTensor:
+    def modulated(self, x: SymbolicSparseTensor, scale: Tensor, shift: Tensor, record: Record = ignore) -> SymbolicSparseTensor:
         """x [N, channels]; scale, shift as `modulation` returns them -> [M, out_channels]."""
         if self.downsample is not None:
             x = self.downsample(x)
@@ -157,7 +157,9 @@ class FeedForward(Module):
     def __init__(self, channels: int, hidden: int):
         self.mlp = ModuleList([Linear(channels, hidden), Activation("gelu_tanh"), Linear(hidden, channels)])
 
-    def forward(self, x: SparseTensor, residual: SparseTensor, gate: Tensor | None = None) -> SparseTensor:
+    def forward(
+        self, x: SymbolicSparseTensor, residual: SymbolicSparseTensor, gate: Tensor | None = None
+    ) -> SymbolicSparseTensor:
         """x, residual [N, C]; gate float32 [B, C] scales the result before the residual is added -> [N, C]."""
         return self.mlp[2](self.mlp[0](x, activation="gelu_tanh"), residual, gate=gate)
 
@@ -182,14 +184,14 @@ class ModulatedCrossBlock(Module):
         """emb [B, C] *after* its SiLU -> the modulations of both parts that have them, each three of [B, C]."""
         return self.adaLN_modulation[1].parts(emb, 6)
 
-    def attend(self, x: SparseTensor, shift: Tensor, scale: Tensor, gate: Tensor) -> SparseTensor:
+    def attend(self, x: SymbolicSparseTensor, shift: Tensor, scale: Tensor, gate: Tensor) -> SymbolicSparseTensor:
         """Self attention, x [N, C] -> [N, C]."""
         return self.self_attn(self.norm1(x, scale, shift), x, gate)
 
-    def cross(self, x: SparseTensor, context: tuple[Tensor, Tensor], context_offsets: Tensor) -> SparseTensor:
+    def cross(self, x: SymbolicSparseTensor, context: tuple[Tensor, Tensor], context_offsets: Tensor) -> SymbolicSparseTensor:
         """Cross attention, x [N, C]; context: keys and values [L, H, D]; context_offsets int32 [B + 1] -> [N, C]."""
         return self.cross_attn(self.norm2(x), context, context_offsets, residual=x)
 
-    def feed(self, x: SparseTensor, shift: Tensor, scale: Tensor, gate: Tensor) -> SparseTensor:
+    def feed(self, x: SymbolicSparseTensor, shift: Tensor, scale: Tensor, gate: Tensor) -> SymbolicSparseTensor:
         """The feed-forward layer, x [N, C] -> [N, C]."""
         return self.mlp(self.norm3(x, scale, shift), x, gate)

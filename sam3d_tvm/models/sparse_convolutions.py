@@ -7,7 +7,7 @@ from tvm import relax
 
 from sam3d_tvm.checks import check_choice
 from sparse_ops import op
-from sparse_ops.nn import Module, Parameter, SparseTensor, SubMConv3d, Tensor
+from sparse_ops.nn import Module, Parameter, SubMConv3d, SymbolicSparseTensor, Tensor
 from sparse_ops.nn.carrier import emit
 from sparse_ops.op.conv import conv3d
 
@@ -46,7 +46,7 @@ class DenseConv3d(Module):
         self.padding = kernel_size // 2
         self.shape = (extent,) * 3
 
-    def forward(self, x: SparseTensor, residual: Tensor | None = None) -> SparseTensor:
+    def forward(self, x: SymbolicSparseTensor, residual: Tensor | None = None) -> SymbolicSparseTensor:
         """x [N, Cin], residual [N, Cout] -> [N, Cout]."""
         grid = emit(op.to_dense(x.feats._expr, x.coords._expr, x.sites.batch, self.shape))
         weight = emit(relax.op.permute_dims(self.weight._expr, [0, 4, 1, 2, 3]))

@@ -12,7 +12,7 @@ from tvm import relax
 from tir_kernels.layout import PairsByBlock
 
 from .. import nn, op
-from ..nn.carrier import KernelMap, Sites, SparseTensor, emit
+from ..nn.carrier import Sites, SymbolicKernelMap, SymbolicSparseTensor, emit
 from ..nn.rows import expr_of
 
 try:
@@ -28,7 +28,7 @@ CONVOLVE = "sparse_ops.torch.convolve"
 class SubMConv3d(nn.SubMConv3d):
     """As `sparse_ops.nn.SubMConv3d`, computed by torch; a kernel of 1 is a linear layer and stays ours."""
 
-    def _through(self, kernel_map: KernelMap, sites: Sites, x: SparseTensor, residual, activation) -> nn.Tensor:
+    def _through(self, kernel_map: SymbolicKernelMap, sites: Sites, x: SymbolicSparseTensor, residual, activation) -> nn.Tensor:
         bias = relax.const(np.zeros(self.out_channels, "float32")) if self.bias is None else self.bias._expr
         args = [x.feats._expr, self.weight._expr, bias, *kernel_map.expr]
         args += [] if residual is None else [expr_of(residual, "residual")]

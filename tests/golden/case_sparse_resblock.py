@@ -34,7 +34,7 @@ class Chain(nn.Module):
 
     def forward(self, feats: nn.Tensor, coords: nn.Tensor, emb: nn.Tensor):
         found = {}
-        x, emb = nn.SparseTensor.of(feats, coords, emb.shape[0]), self.silu(emb)
+        x, emb = nn.SymbolicSparseTensor.of(feats, coords, emb.shape[0]), self.silu(emb)
         for name in self.names:
             block = getattr(self, name)
             inner: dict[str, nn.Tensor] = {}

@@ -27,7 +27,7 @@ class Layers(nn.Module):
             setattr(self, op["name"], _layer(op))
 
     def forward(self, feats: nn.Tensor, coords: nn.Tensor, context: nn.Tensor, context_offsets: nn.Tensor):
-        x = nn.SparseTensor.of(feats, coords, context_offsets.shape[0] - 1)
+        x = nn.SymbolicSparseTensor.of(feats, coords, context_offsets.shape[0] - 1)
         results = []
         for name in self.names:
             layer = getattr(self, name)

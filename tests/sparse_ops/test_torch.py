@@ -34,7 +34,7 @@ class Layers(nn.Module):
         self.bare = hybrid.SubMConv3d(CIN, COUT, 3, bias=False, dtype=dtype)
 
     def forward(self, feats: nn.Tensor, coords: nn.Tensor, residual: nn.Tensor):
-        x = nn.SparseTensor.of(feats, coords)
+        x = nn.SymbolicSparseTensor.of(feats, coords)
         return self.full(x, residual, activation="silu").feats, self.bare(x).feats
 
 

@@ -124,16 +124,16 @@ class Layers(nn.Module):
         return sites.windows(4).fields, sites.windows(4, 2).fields, sites.serialized(30, 7, 1, "hilbert").fields
 
     def forward(self, feats: nn.Tensor, coords: nn.Tensor):
-        return self._layers(nn.SparseTensor.of(feats, coords))
+        return self._layers(nn.SymbolicSparseTensor.of(feats, coords))
 
     def planned(self, feats: nn.Tensor, coords: nn.Tensor, plain, shifted, serialized):
-        x = nn.SparseTensor.of(feats, coords)
+        x = nn.SymbolicSparseTensor.of(feats, coords)
         x.sites.put_windows(nn.Partition(*plain), 4)
         x.sites.put_windows(nn.Partition(*shifted), 4, 2)
         x.sites.put_serialized(nn.Partition(*serialized), 30, 7, 1, "hilbert")
         return self._layers(x)
 
-    def _layers(self, x: nn.SparseTensor):
+    def _layers(self, x: nn.SymbolicSparseTensor):
         return [layer(x).feats for layer in (self.first, self.second, self.shifted, self.serialized)]
 
 

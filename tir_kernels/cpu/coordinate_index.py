@@ -20,7 +20,7 @@ import tvm
 from tvm.script import tirx as T
 
 from .. import script
-from ..bounds import Linear, with_bounds
+from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer, named
 from ..guards import RAISE_DUPLICATE, RAISE_GRID
 from ..script import inline
@@ -208,17 +208,17 @@ def grid_limit(rows, cells_per_row: int = GRID_CELLS_PER_ROW):
     return T.min(rows * cells_per_row + GRID_CELLS_FREE, T.int64(GRID_CELLS_MOST))
 
 
-def grid_bound(method: str, entries_per_row: int = 1, cells_per_row: int = GRID_CELLS_PER_ROW) -> Linear:
+def grid_bound(method: str, entries_per_row: int = 1, cells_per_row: int = GRID_CELLS_PER_ROW) -> LinearBound:
     """The most slots of a grid, with SPARE. `entries_per_row`: what is inserted for each row of the coordinates."""
     if method == "grid":
-        return Linear(0, GRID_CELLS_MOST + SPARE)
-    return Linear(entries_per_row * cells_per_row, GRID_CELLS_FREE + SPARE, GRID_CELLS_MOST + SPARE)
+        return LinearBound(0, GRID_CELLS_MOST + SPARE)
+    return LinearBound(entries_per_row * cells_per_row, GRID_CELLS_FREE + SPARE, GRID_CELLS_MOST + SPARE)
 
 
-def index_bounds(method: str, entries_per_row: int = 1, cells_per_row: int = GRID_CELLS_PER_ROW) -> list[list[Linear]]:
+def index_bounds(method: str, entries_per_row: int = 1, cells_per_row: int = GRID_CELLS_PER_ROW) -> list[list[LinearBound]]:
     """The most slots and keys of an index, whatever the coordinates; see `choose`."""
-    grid, one = grid_bound(method, entries_per_row, cells_per_row), Linear(0, 1)
-    slots, keys = Linear(2 * BUCKET * entries_per_row, BUCKET), Linear(2 * entries_per_row, 1)
+    grid, one = grid_bound(method, entries_per_row, cells_per_row), LinearBound(0, 1)
+    slots, keys = LinearBound(2 * BUCKET * entries_per_row, BUCKET), LinearBound(2 * entries_per_row, 1)
     return {"auto": [[grid, slots], [keys]], "grid": [[grid], [one]], "hash": [[slots], [keys]]}[method]
 
 

@@ -6,7 +6,7 @@ import tvm
 from tvm.script import tirx as T
 
 from .. import script
-from ..bounds import Linear, with_bounds
+from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
 from ..guards import RAISE_SITES
 from ..script import inline
@@ -115,7 +115,7 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
         size[2] = T.max(size[2], T.int64(1))
 
     most = most_sites(geometry)
-    return with_bounds(kernel, size=[*index_bounds(method, most, GRID_CELLS_PER_SITE), [Linear(most), Linear(0, 1)]])
+    return with_bounds(kernel, size=[*index_bounds(method, most, GRID_CELLS_PER_SITE), [LinearBound(most), LinearBound(0, 1)]])
 
 
 @cache
@@ -174,7 +174,7 @@ def find_sites(spec: FindSites, isa: Isa) -> tvm.tirx.PrimFunc:
                         sites[count[0], 3] = z
                         count[0] = count[0] + 1
 
-    return with_bounds(kernel, count=[[Linear(most_sites(geometry))]])
+    return with_bounds(kernel, count=[[LinearBound(most_sites(geometry))]])
 
 
 @cache

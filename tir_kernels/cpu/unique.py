@@ -10,7 +10,7 @@ import tvm
 from tvm.script import tirx as T
 
 from .. import script
-from ..bounds import Linear, with_bounds
+from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
 from ..script import inline
 from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_ORIGIN, PLAN_SIZE
@@ -89,7 +89,7 @@ def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
             size[0] = T.int64(1)
             size[1] = T.max(rows * 4, T.int64(1))
 
-    one, entries = Linear(0, 1), Linear(4)
+    one, entries = LinearBound(0, 1), LinearBound(4)
     cells = [one] if method == "sort" else [one, grid_bound(method)]
     return with_bounds(kernel, size=[cells, [one] if method == "grid" else [one, entries]])
 
@@ -205,7 +205,7 @@ def rank_unique(spec: RankUnique, isa: Isa) -> tvm.tirx.PrimFunc:
         else:
             rank_sorted(coords, plan, order, inverse, count, rows)
 
-    return with_bounds(kernel, count=[[Linear(1)]])
+    return with_bounds(kernel, count=[[LinearBound(1)]])
 
 
 @cache

@@ -10,7 +10,7 @@ from tvm.relax.frontend.nn import spec
 from sam3d_tvm.models.gaussian_decoder.config import GaussianDecoderConfig
 from sam3d_tvm.models.slat_decoder import SlatTransformer
 from sam3d_tvm.models.sparse_blocks import Record, ignore
-from sparse_ops.nn import LayerNorm, Linear, SparseTensor, Tensor
+from sparse_ops.nn import LayerNorm, Linear, SymbolicSparseTensor, Tensor
 
 FINAL_NORM_EPS = 1e-5
 
@@ -25,7 +25,7 @@ class GaussianModel(SlatTransformer):
 
     def forward(self, feats: Tensor, coords: Tensor, record: Record = ignore) -> Tensor:
         """feats [N, latent_channels], coords int32 [N, 4] -> [N, out_channels]."""
-        h = self.final_norm(self.transform(SparseTensor.of(feats, coords), record))
+        h = self.final_norm(self.transform(SymbolicSparseTensor.of(feats, coords), record))
         record("before_out_layer", h.feats)
         return self.out_layer(h).feats
 

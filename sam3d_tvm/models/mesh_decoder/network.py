@@ -14,7 +14,7 @@ from tvm.relax.frontend.nn import spec
 from sam3d_tvm.models.mesh_decoder.config import MeshDecoderConfig
 from sam3d_tvm.models.slat_decoder import SlatTransformer
 from sam3d_tvm.models.sparse_blocks import ConvModule, Record, ignore
-from sparse_ops.nn import Activation, GroupNorm, Linear, Module, ModuleList, Sites, SparseTensor, Subdivide, Tensor
+from sparse_ops.nn import Activation, GroupNorm, Linear, Module, ModuleList, Sites, Subdivide, SymbolicSparseTensor, Tensor
 
 
 class SubdivideBlock(Module):
@@ -37,7 +37,7 @@ class SubdivideBlock(Module):
         self.skip_connection = ConvModule(channels, out_channels, 1) if channels != out_channels else None
         self.subdivide = Subdivide(2)
 
-    def forward(self, x: SparseTensor, record: Record = ignore) -> SparseTensor:
+    def forward(self, x: SymbolicSparseTensor, record: Record = ignore) -> SymbolicSparseTensor:
         """x [N, channels] -> [8 N, out_channels], children together. Records "act_layers", "conv0" and "skip"."""
         norm, conv, inner_norm, last = self.act_layers[0], self.out_layers[0], self.out_layers[1], self.out_layers[3]
         h = norm(x, activation="silu")
@@ -62,7 +62,7 @@ class MeshModel(SlatTransformer):
         """feats [N, latent_channels], coords int32 [N, 4], offsets int32 [B + 1] -> [64 N, out_channels], int32 [64 N, 4]."""
         sites = Sites(coords, offsets.shape[0] - 1)
         sites.put_offsets(offsets)
-        h = self.transform(SparseTensor(feats, sites), record)
+        h = self.transform(SymbolicSparseTensor(feats, sites), record)
         for i, block in enumerate(self.upsample):
             h = block(h)
             record(f"upsample{i}", h.feats)

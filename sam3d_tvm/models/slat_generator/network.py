@@ -42,13 +42,13 @@ from sparse_ops.deploy.weights import State
 from sparse_ops.eager.cache import compiled
 from sparse_ops.nn import (
     Activation,
-    KernelMap,
     LayerNorm,
     Linear,
     Module,
     ModuleList,
     Sites,
-    SparseTensor,
+    SymbolicKernelMap,
+    SymbolicSparseTensor,
     Tensor,
     concat,
 )
@@ -186,7 +186,7 @@ class SlatFlow(Module):
             coords, parent, coarser, *arrays = arrays
             sites = Sites(coords)
             _equip(sites.put_downsampled(coarser, parent, FACTOR), *arrays)
-        return block.modulated(SparseTensor(x, sites), scale, shift).feats
+        return block.modulated(SymbolicSparseTensor(x, sites), scale, shift).feats
 
     def _out_block(
         self, block: SparseResBlock3d, h: Tensor, skip: Tensor, scale: Tensor, shift: Tensor, *arrays: Tensor
@@ -197,7 +197,7 @@ class SlatFlow(Module):
         else:
             coords, parent, finer, *arrays = arrays
             sites = _equip(Sites(finer), *arrays).put_downsampled(coords, parent, FACTOR)
-        return block.modulated(SparseTensor(concat([h, skip]), sites), scale, shift).feats
+        return block.modulated(SymbolicSparseTensor(concat([h, skip]), sites), scale, shift).feats
 
     def _attend(self, h: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, time_index: Tensor, offsets: Tensor) -> Tensor:
         return self.blocks[0].attend(_rows(h, time_index, offsets), shift, scale, gate).feats
@@ -239,7 +239,7 @@ class SlatFlow(Module):
             if source != target:
                 x, parent = "other_rows", "rows" if block.upsample else "other_rows"
                 before = [index(x, 4), index(parent)]
-            place = [index("rows", 4), index("rows"), *(KernelMap.spec("map") if self.has_maps else ())]
+            place = [index("rows", 4), index("rows"), *(SymbolicKernelMap.spec("map") if self.has_maps else ())]
             tables = [floats("times", widths[target])] * 2
             add_features(name, partial(method, block), *[feats(x, widths[source])] * inputs, *tables, *before, *place)
             add(name + "_modulation", block.modulation, emb)
@@ -269,16 +269,16 @@ def _equip(sites: Sites, time_index: Tensor, *fields: Tensor) -> Sites:
     """What elsewhere is modulated by batch element is modulated by time here."""
     sites.put_batch_index(time_index)
     if fields:
-        sites.put_submanifold_map(KernelMap(*fields))
+        sites.put_submanifold_map(SymbolicKernelMap(*fields))
     return sites
 
 
-def _rows(h: Tensor, time_index: Tensor | None, offsets: Tensor | None) -> SparseTensor:
+def _rows(h: Tensor, time_index: Tensor | None, offsets: Tensor | None) -> SymbolicSparseTensor:
     """Rows of the transformer, which asks its sites for no more than this."""
     sites = Sites(Tensor.placeholder([h.shape[0], 4], "int32", "coords"))
     sites.put_batch_index(time_index)
     sites.put_offsets(offsets)
-    return SparseTensor(h, sites)
+    return SymbolicSparseTensor(h, sites)
 
 
 def _add(x: Tensor, y: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class Upsampled(nn.Module):
         )
 
     def forward(self, feats: nn.Tensor, coords: nn.Tensor, scale: nn.Tensor, shift: nn.Tensor):
-        x = self.down(nn.SparseTensor.of(feats, coords, scale.shape[0]))
+        x = self.down(nn.SymbolicSparseTensor.of(feats, coords, scale.shape[0]))
         return self.on.modulated(x, scale, shift).feats, self.off.modulated(x, scale, shift).feats
 
 

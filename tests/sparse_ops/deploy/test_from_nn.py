@@ -16,7 +16,7 @@ class Block(nn.Module):
         self.conv = nn.SubMConv3d(4, 8, 3)
 
     def forward(self, feats, coords):
-        return (self.conv(nn.SparseTensor.of(feats, coords)).feats, (coords,))
+        return (self.conv(nn.SymbolicSparseTensor.of(feats, coords)).feats, (coords,))
 
 
 NAMES = {"conv.weight": "other.weight", "conv.bias": "other.bias"}
