@@ -52,8 +52,10 @@ def run(tensors: Tensors, config: dict) -> Tensors:
 
 
 def depth(name: str, tensors: Tensors, config: dict) -> float:
+    if name.startswith("mid.embed."):  # resized by torch, as the file was
+        return depths_of(config_of(config))["embed"]
     images = {key.removeprefix("in."): value for key, value in tensors.items() if key.startswith("in.")}
-    return depths_of(config_of(config), images)["embed" if name.startswith("mid.embed.") else "tokens"]
+    return depths_of(config_of(config), images)["tokens"]
 
 
 def depths_of(config: EmbedderFuserConfig, images: Mapping[str, np.ndarray] = NO_IMAGES) -> dict[str, float]:

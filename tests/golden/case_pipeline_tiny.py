@@ -14,8 +14,7 @@ import numpy as np
 
 from sam3d_tvm.artifacts import compile_artifacts
 from sam3d_tvm.config import PipelineConfig, Preprocessing, Sampling, preset
-from sam3d_tvm.models.condition_embedder import Embedder, EmbedderFuserConfig
-from sam3d_tvm.models.condition_embedder.config import CHANNELS
+from sam3d_tvm.models.condition_embedder.config import CHANNELS, Embedder, EmbedderFuserConfig
 from sam3d_tvm.models.gaussian_decoder import GaussianDecoderConfig
 from sam3d_tvm.models.structure_decoder import StructureDecoder
 from sam3d_tvm.models.structure_decoder.voxels import occupied_coords
