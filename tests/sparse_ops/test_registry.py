@@ -11,9 +11,9 @@ from sparse_ops.registry import OPS, OpRow
 from tests.poison import compile_poisoned, poisoned
 from tests.sparse_ops.walk import CASES, case_id, digest, example_module, example_of, run, run_with
 from tests.tolerance import assert_close
-from tir_kernels.isa import AVX2, AVX512, AVX512_BF16, PORTABLE, Isa, forced_isa, host_target
+from tir_kernels.isa import AVX2, AVX512, AVX512_BF16, NEON, PORTABLE, Isa, forced_isa, host_target
 
-ISAS = [PORTABLE, AVX2, AVX512, replace(AVX512_BF16, name="avx512bf16_emulated", emulate_dot=True)]
+ISAS = [PORTABLE, NEON, AVX2, AVX512, replace(AVX512_BF16, name="avx512bf16_emulated", emulate_dot=True)]
 # Rows of other ops use the kernels of these: each is walked under every instruction set.
 ISA_ROWS = ("sparse_conv", "conv3d", "linear", "attention")
 ISA_KERNELS = ("gather_gemm_", "conv3d_", "linear_", "attention_")
