@@ -11,12 +11,12 @@ from collections import Counter
 
 import pytest
 import tvm
-from tir_kernels.isa import AVX2, AVX512, AVX512_BF16, NEON, Isa
 from tvm import relax
 
 from sparse_ops.build import build
 from sparse_ops.op import attention, conv3d, linear, sparse_conv, upsampled_conv
 from tests.tir_kernels.assembly import X86, AArch64, Loop, loops
+from tir_kernels.cpu.isa import AVX2, AVX512, AVX512_BF16, NEON, Isa
 
 ISAS = {
     "haswell": AVX2,
