@@ -75,7 +75,8 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
     """
     signature = OPS[name].signature
     weights = arrays.get("weight")
-    if isinstance(weights, Weights):
+    if "weight" in signature.by_name and signature.by_name["weight"].kind is Kind.WEIGHT:
+        weights = weights if isinstance(weights, Weights) else Weights(weights, arrays.get("bias"))
         arrays = {**arrays, "weight": weights.weight, "bias": weights.bias}
     else:
         weights = None
@@ -84,7 +85,6 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
         name,
         tuple([(argument, fixed) for argument, (_, fixed) in given.items()]),
         tuple([(key, type(value).__name__, value) for key, value in options.items()]),
-        weights is not None,
     )
     try:
         function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))
@@ -158,8 +158,12 @@ def _dims_of_map(signature: Signature, kernel_map) -> dict[str, int]:
     """Rows and kernel size, by the names that the signature gives them."""
     if not isinstance(kernel_map, KernelMap):
         raise ValueError(f"kernel_map: expected a KernelMap, given {describe(kernel_map)}")
-    rows_in, rows_out = signature.by_name["kernel_map"].shape
-    dims = {rows_in: kernel_map.coords_in.shape[0], rows_out: kernel_map.coords_out.shape[0]}
+    names, sides = signature.by_name["kernel_map"].shape, (kernel_map.coords_in.shape[0], kernel_map.coords_out.shape[0])
+    dims = dict(zip(names, sides, strict=True))
+    if len(dims) == 1 and sides[0] != sides[1]:  # only a submanifold map will do
+        raise ValueError(
+            f"kernel_map: expected a map from {sides[0]} input rows to {sides[0]} output rows, given one to {sides[1]}"
+        )
     return dims | dict(zip(KERNEL, kernel_map.geometry.kernel, strict=True)) if KERNEL[0] in signature.known else dims
 
 

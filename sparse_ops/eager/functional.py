@@ -13,7 +13,33 @@ from .. import op
 from ..op.index import triple
 from ..op.windows import LEAST_SHIFT, window_axes
 from .arrays import Checked, as_kind, as_tensor, kind_of
-from .call import KernelMap, run
+from .call import KernelMap, Weights, run
+
+__all__ = [
+    "KernelMap",
+    "Weights",
+    "attention",
+    "batch_offsets",
+    "downsample",
+    "from_dense",
+    "gather_rows",
+    "group_norm",
+    "inverse_map",
+    "linear",
+    "lookup",
+    "pool",
+    "segment_pool",
+    "serialize",
+    "serialized_partition",
+    "sparse_conv",
+    "strided_map",
+    "subdivide",
+    "submanifold_map",
+    "to_dense",
+    "unique",
+    "upsampled_conv",
+    "window_partition",
+]
 
 
 def _coords(array) -> tvm.runtime.Tensor:
