@@ -4,6 +4,8 @@ import tvm
 from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 
+STACK_BYTES = 1024  # of a kernel's buffer, from which on TVM takes it from a workspace instead of the stack
+
 
 def match_buffer(handle, shape, dtype: str):
     """`T.match_buffer` for data aligned to its elements only.

@@ -33,10 +33,10 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from tir_kernels.bounds import BOUNDS, bounds_of
+from tir_kernels.buffers import STACK_BYTES
 from tir_kernels.cpu.threads import threads
 
 PLANNED = "KillAfterLastUse"  # the pass after which all storages, and the ends of their lives, are known
-STACK = 1024  # smaller buffers of a kernel lie on the stack
 PR_SET_THP_DISABLE = 41  # of Linux's prctl
 
 
@@ -251,7 +251,7 @@ def _workspace(kernel: tirx.PrimFunc, size_of: Callable) -> int:
         nonlocal total
         for buffer in [node.buffer] if isinstance(node, tirx.AllocBuffer) else node.alloc_buffers:
             size = _bytes(map(size_of, buffer.shape), buffer.dtype)
-            total += copies * size if size >= STACK else 0
+            total += copies * size if size >= STACK_BYTES else 0
         visitor.default_visit(node)
 
     tvm_ffi.structural_visit(kernel.body, [(tirx.For, loop), ((tirx.AllocBuffer, tvm.s_tir.SBlock), allocate)])

@@ -6,9 +6,11 @@ A kernel's body never names a vector width. It asks `Isa.of(target)` once and is
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm
+
+from ..buffers import STACK_BYTES
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,13 @@ class Tile:
         spare = {1: 4, 2: 4, 4: 8}[vectors]  # weights, the activation, and room for the compiler
         rows = min((isa.registers - spare) // vectors, 12)
         return cls(rows=rows, cols=vectors * isa.lanes, lanes=isa.lanes)
+
+    def in_one_buffer(self) -> "Tile":
+        """This tile with no more rows than one buffer on the stack holds, for who cannot spread it over several.
+
+        `RegisterTile.accumulators` does spread it, and so keeps all rows.
+        """
+        return replace(self, rows=min(self.rows, (STACK_BYTES - 1) // (4 * self.cols)))
 
 
 def host_target() -> tvm.target.Target:

@@ -20,12 +20,10 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 
 from .. import script
-from ..buffers import match_buffer
+from ..buffers import STACK_BYTES, match_buffer
 from ..layout import WeightLayout
 from ..script import inline
 from .isa import Isa, Tile
-
-STACK_BYTES = 1024  # of a buffer, from which on TVM takes it from a workspace instead of the stack
 
 # TIR has no name for the instruction, and a bfloat16 operand would be rewritten to integers before code generation.
 DOT_NATIVE = """

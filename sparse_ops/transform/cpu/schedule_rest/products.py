@@ -37,7 +37,7 @@ def tile_product(sch: s_tir.Schedule, block: Block, row: Axis, column: Axis) -> 
 
     Returns the names of the blocks that are now scheduled.
     """
-    tile = Tile.of(Isa.of(), column.size or FEW)
+    tile = Tile.of(Isa.of(), column.size or FEW).in_one_buffer()
     padding = {row: tile.rows, column: tile.cols}
     sch.pad_einsum(block.rv, [padding.get(axis, 1) for axis in block.axes])
     padded = Block(sch, block.rv)
