@@ -289,7 +289,7 @@ METHODS = ("embed_t", "embed_d", "modulation", "context", "begin", "finish", "fi
 class _Size:
     """The type of an argument: a shape of numbers, and of dimensions that every call chooses."""
 
-    shape: "tuple[int | Dim, ...]"  # Dim is a function in torch 2.6
+    shape: tuple[int | Dim, ...]
 
     def example(self) -> Tensor:
         return torch.zeros([n if isinstance(n, int) else 2 for n in self.shape])
