@@ -4,6 +4,8 @@
 """
 
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,20 +42,54 @@ def component_from_relax(
     packed, functions = _number_packed(lowered, functions, parameters)
     manifest = Manifest.of(name, precision, target, parameters=tuple(parameters), packed=packed, functions=functions)
     executable = compile_lowered(lowered, target)
+    runs_here = not manifest.lacking()
+    library = _linked(executable) if runs_here and _can_link() else None
 
     def write(folder: Path, form: str | None) -> str:
-        linkable = tvm.support.cc.get_cc() is not None
-        if form == "library" and not linkable:
+        if form == "library" and not _can_link():
             raise ValueError("form: expected 'module', as no C compiler is found that could link a library")
-        if form == "library" or (form is None and linkable):
-            executable.export_library(str(folder / LIBRARY))
+        if form == "library" or (form is None and _can_link()):
+            if library is not None and library.file.exists():
+                shutil.copyfile(library.file, folder / LIBRARY)
+            else:
+                executable.export_library(str(folder / LIBRARY))
             return LIBRARY
         write_bytes(folder / MODULE, tvm.ir.save_json(lowered).encode())
         return MODULE
 
-    runs_here = not manifest.lacking()
-    packing = executable if runs_here else compile_lowered(_packing_alone(lowered), host_target())
-    return Component(manifest, executable if runs_here else None, pack(machine_of(packing), manifest, state), write)
+    code = (library.load() if library else executable) if runs_here else None
+    packing = code or compile_lowered(_packing_alone(lowered), host_target())
+    return Component(manifest, code, pack(machine_of(packing), manifest, state), write)
+
+
+class _Library:
+    """Code linked once, in a temporary folder that lives as long as this object: what runs here is loaded from it, and what is
+    saved is a copy of it.
+
+    To link code that runs already would generate it a second time. Also TVM notes a scope for each constant of code that was
+    run, and from then on warns of each whenever the code is saved, and whenever that is loaded.
+    """
+
+    def __init__(self, executable: tvm.runtime.Executable):
+        self._folder = tempfile.TemporaryDirectory(prefix="sparse_ops_")
+        self.file = Path(self._folder.name) / LIBRARY
+        executable.export_library(str(self.file))
+
+    def load(self) -> tvm.runtime.Module:
+        return tvm.runtime.load_module(str(self.file))
+
+
+def _linked(executable: tvm.runtime.Executable) -> _Library | None:
+    """None where the compiler fails; `save` will say why."""
+    try:
+        return _Library(executable)
+    except (RuntimeError, OSError):
+        return None
+
+
+def _can_link() -> bool:
+    """Whether there is a C compiler to link a library."""
+    return tvm.support.cc.get_cc() is not None
 
 
 def flat_types(ty: relax.Type) -> list[relax.TensorType]:

@@ -55,7 +55,7 @@ def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tv
     kind = kind_of(array)
 
     def refuse(reason: str = ""):
-        wanted = f"{' or '.join(dtypes)} [{', '.join(str(n) if isinstance(n, int) else 'any' for n in shape)}]"
+        wanted = f"{' or '.join(dtypes)} [{', '.join('any' if n is None else str(n) for n in shape)}]"
         raise ValueError(f"{argument}: expected {wanted}, given {describe(array)}{reason}")
 
     if kind == "other":

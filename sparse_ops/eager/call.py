@@ -203,10 +203,10 @@ def module(
     inputs = [variable for name in order for variable in variables[name]]
     parameters = [variables[name][0] for name in PACKED if packs and name in variables]
     arguments = {name: relax.Tuple(group) if len(group) > 1 else group[0] for name, group in variables.items()}
-    result = make(**arguments, **options)  # wrong options raise here, before the builder has opened a scope
+    result = builder.normalize(make(**arguments, **options))  # raises here, before the builder has opened a scope
     with builder.function("main", [*inputs, *parameters], attrs={"num_input": len(inputs)}):
         with builder.dataflow():
-            result = builder.emit_output(builder.normalize(result))
+            result = builder.emit_output(result)
         builder.emit_func_output(result)
     return builder.get()
 

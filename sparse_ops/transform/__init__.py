@@ -18,9 +18,11 @@ from .recognize import recognize
 from .rms_norm_heads import RecognizeRmsNormHeads
 from .softmax import RecognizeSoftmax
 from .split_linear import SplitLinear
+from .take import BoundTakes
 
 __all__ = [
     "PIPELINES",
+    "BoundTakes",
     "FoldConstants",
     "LiftParams",
     "RecognizeActivation",

@@ -8,6 +8,7 @@ from ..fold_constants import FoldConstants
 from ..lift_params import LiftParams
 from ..precision import to_precision
 from ..recognize import recognize
+from ..take import BoundTakes
 from .schedule_rest import ScheduleRest
 
 OPAQUE = 8  # TVM's number for kernels that nothing fuses with
@@ -55,6 +56,7 @@ def cpu_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.t
         passes = [
             recognize(),
             narrow,
+            BoundTakes(),
             relax.backend.DispatchSampling(),
             relax.backend.DispatchSortScan(),
             relax.transform.LegalizeOps(),

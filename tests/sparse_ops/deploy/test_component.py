@@ -120,6 +120,24 @@ def test_artifact_gives_the_same_bits(form, tmp_path):
         np.testing.assert_array_equal(again["parts"](x, others)["each"][1], component()["parts"](x, others)["each"][1])
 
 
+class Chosen(nn.Module):
+    """Constants of its own, and rows chosen by an index: what TVM has something to say of."""
+
+    def forward(self, x, rows):
+        return torch.nn.functional.embedding(rows, x) * torch.tensor([1.0, 2.0, 3.0])
+
+
+def test_nothing_is_written_to_the_terminal(tmp_path, capfd):
+    """Neither while compiling nor by code that ran and is then saved, nor when that is loaded."""
+    x, rows = torch.rand(4, 3), torch.tensor([2, 0])
+    ported = port_component(Chosen(), (x, rows), "chosen")
+    ported(x, rows)
+    ported.save(tmp_path / "chosen")
+    loaded = Component.load(tmp_path / "chosen")
+    assert torch.equal(loaded(x, rows), x[rows] * torch.tensor([1.0, 2.0, 3.0]))
+    assert "Warning: " not in capfd.readouterr().err.replace("FutureWarning: ", "")  # torch's, of itself
+
+
 def test_artifact_replaces_an_artifact_and_nothing_else(folder, tmp_path):
     before = (folder / PARAMETERS).read_bytes()
     component().with_parameters(arrays(2.0)).save(folder)
