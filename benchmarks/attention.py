@@ -19,8 +19,8 @@ import torch
 
 from sparse_ops import op
 from tests.tolerance import compare
-from tir_kernels.cpu.attention import naive
-from tir_kernels.cpu.windows import naive as window_partition
+from tir_kernels.spec.attention import naive
+from tir_kernels.spec.windows import naive as window_partition
 
 from .dense import as_numpy, as_torch, compiled, normal, torch_peer
 from .harness import Benchmark, Case, parse_options

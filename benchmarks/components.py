@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +31,10 @@ import torch
 import tvm
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam3d_tvm.components.structure_flow import GUIDANCE, SHAPE, TIME_SCALE, StructureFlow
+from sam3d_tvm.models.example_torch import Example
+from sam3d_tvm.models.structure_flow import GUIDANCE, SHAPE, TIME_SCALE, StructureFlow, network_torch
 from sam3d_tvm.sampler import flow_schedule
-from sam3d_tvm.torch_modules import structure_flow
-from sam3d_tvm.torch_modules.example import Example
-from sam3d_tvm.validate import BOUNDS, relative_errors
+from sam3d_tvm.validate import BOUNDS, EXAMPLES, relative_errors
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_torch import port_component
 from tests.tolerance import Comparison
@@ -90,8 +88,8 @@ def check_against(expected: Mapping[str, np.ndarray], precision: str) -> Callabl
 
 
 def component_case(name: str, size: str, precision: str) -> Case:
-    """A component of `torch_modules` against the module it was ported from."""
-    example = import_module(f"sam3d_tvm.torch_modules.{name}").example(size)
+    """A component of `validate` against the module it was ported from."""
+    example = EXAMPLES[name](size)
     component, facts = loaded(example, name, precision)
     return paired_case(example, component, facts, precision)
 
@@ -113,7 +111,7 @@ class FlowCases:
 
     def made(self) -> tuple[Example, Component, dict]:
         if self._made is None:
-            example = structure_flow.example(self.size, num_blocks=self.blocks)
+            example = network_torch.example(self.size, num_blocks=self.blocks)
             component, facts = loaded(example, "structure_flow", self.precision)
             self._made = example, component, facts | {"blocks": example.module.config.num_blocks}
         return self._made

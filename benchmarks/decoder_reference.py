@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam3d_tvm.components.gaussian_decoder import GaussianDecoderConfig
-from sam3d_tvm.components.mesh_decoder import MeshDecoderConfig
-from sam3d_tvm.components.slat_decoder import SlatDecoderConfig
+from sam3d_tvm.models.gaussian_decoder import GaussianDecoderConfig
+from sam3d_tvm.models.mesh_decoder import MeshDecoderConfig
+from sam3d_tvm.models.slat_decoder import SlatDecoderConfig
 from tests.sam3d_tvm.slat_reference import FINAL_NORM_EPS, NORM_EPS, Conv, FeedForward, float32, positions, spconv
 
 CHILDREN = torch.cartesian_prod(*[torch.arange(2, dtype=torch.int32)] * 3)  # z fastest

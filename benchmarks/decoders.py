@@ -24,16 +24,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sam3d_tvm.components import gaussian_decoder, mesh_decoder
-from sam3d_tvm.components.gaussian_decoder import GaussianDecoder, GaussianDecoderConfig, GaussianModel
-from sam3d_tvm.components.mesh_decoder import MeshDecoder, MeshDecoderConfig, MeshModel
-from sam3d_tvm.components.slat_decoder import SlatDecoderConfig, SlatTransformer
-from sparse_ops.deploy.from_nn import native_component
+from sam3d_tvm.models import gaussian_decoder, mesh_decoder
+from sam3d_tvm.models.gaussian_decoder import GaussianDecoder, GaussianDecoderConfig, GaussianModel
+from sam3d_tvm.models.mesh_decoder import MeshDecoder, MeshDecoderConfig, MeshModel
+from sam3d_tvm.models.slat_decoder import SlatDecoderConfig, SlatTransformer
+from sparse_ops.deploy.from_nn import component_from_nn
 from sparse_ops.eager import functional as F
 from sparse_ops.transform.precision import PRECISIONS
 from tests.golden import case_slat_decoder_gs, case_slat_decoder_mesh
 from tests.tolerance import Comparison, compare
-from tir_kernels.cpu import windows
+from tir_kernels.spec import windows
 
 from .decoder_reference import Decoder, GaussianReference, MeshReference
 from .harness import Benchmark, Case, Options, Peer, arrays
@@ -108,7 +108,7 @@ def decoder_case(kind: Kind, size: str, precision: str, blocks: int | None = Non
     config = config if blocks is None else replace(config, num_blocks=blocks)
     feats = np.random.default_rng(1).standard_normal((len(coords), config.latent_channels), dtype=np.float32)
     state, model = kind.seeded_state(config, 0), kind.model(config)
-    component = native_component(model, model.specs(), "decoder", state, precision=precision)
+    component = component_from_nn(model, model.specs(), "decoder", state, precision=precision)
     decoder, reference = kind.decoder(component, config), kind.reference.of(config, state)
     given = torch.from_numpy(coords), torch.from_numpy(feats)
     expected = functools.cache(lambda: arrays(reference(*given)))

@@ -24,8 +24,8 @@ from sparse_ops import op
 from sparse_ops.build import build
 from sparse_ops.transform import cpu_pipeline
 from tests.tolerance import compare
-from tir_kernels.cpu import linear
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
+from tir_kernels.spec import linear
 
 from .harness import Benchmark, Case, Peer, arrays, parse_options
 from .peers import THREADS, use_threads

@@ -17,7 +17,7 @@ from tvm import relax
 from sparse_ops.build import build
 from sparse_ops.testing.examples import OPS, Example, OpRow
 from tests.tolerance import compare
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 from .harness import Benchmark, Case, arrays, parse_options
 

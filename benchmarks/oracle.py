@@ -5,8 +5,8 @@ The oracles beside the kernels walk rows in Python and suit small tests; these s
 
 import numpy as np
 
-from tir_kernels.cpu.gather_gemm import naive as naive_conv
-from tir_kernels.cpu.kernel_map import Geometry
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.sparse_conv import naive as naive_conv
 
 
 def keys(coords: np.ndarray) -> np.ndarray:

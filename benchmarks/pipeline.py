@@ -74,12 +74,12 @@ print(json.dumps([asdict(cost) for cost in costs]))
 START_UP = """
 import sys
 from sam3d_tvm import Pipeline
-from sam3d_tvm.models import model_of
+from sam3d_tvm.models import MODELS
 print("imported", flush=True)
 artifacts = Pipeline.from_artifacts(sys.argv[1]).artifacts
 for name in ("ss_condition_embedder", "ss_generator"):
     config = getattr(artifacts.config, name)
-    model = model_of(config).open(artifacts.load(name), config)
+    model = MODELS[name].open(artifacts.load(name), config)
     print(name, flush=True)
 """
 

@@ -24,17 +24,17 @@ import torch
 from torch import nn
 
 from sam3d_tvm.bench import TIME_SCALE, guided_steps, peak_bytes, reset_peak
-from sam3d_tvm.components import gaussian_decoder, mesh_decoder, slat_generator
-from sam3d_tvm.components.condition_embedder import EmbedderFuserConfig
 from sam3d_tvm.config import PipelineConfig, Sampling
 from sam3d_tvm.mesh.flexicubes import extract_mesh
+from sam3d_tvm.models import gaussian_decoder, mesh_decoder, slat_generator
+from sam3d_tvm.models.condition_embedder import EmbedderFuserConfig
+from sam3d_tvm.models.condition_embedder.network_torch import EmbedderFuser
+from sam3d_tvm.models.example_torch import seeded
+from sam3d_tvm.models.structure_decoder.network_torch import StructureDecoderModel
+from sam3d_tvm.models.structure_flow.network_torch import StructureFlowModel
 from sam3d_tvm.occupancy import demo_occupancy
 from sam3d_tvm.pipeline import denormalised
 from sam3d_tvm.splat.gaussians import Gaussians, offset_perturbation
-from sam3d_tvm.torch_modules.embedder_fuser import EmbedderFuser
-from sam3d_tvm.torch_modules.example import seeded
-from sam3d_tvm.torch_modules.structure_decoder import StructureDecoder
-from sam3d_tvm.torch_modules.structure_flow import StructureFlowModel
 from tests.sam3d_tvm import slat_reference
 
 from .decoder_reference import GaussianReference, MeshReference
@@ -122,7 +122,7 @@ def structure(config: PipelineConfig, blocks: int, _) -> dict:
 
 
 def voxels(config: PipelineConfig, *_) -> dict:
-    module = seeded(partial(StructureDecoder, config.ss_decoder))
+    module = seeded(partial(StructureDecoderModel, config.ss_decoder))
     latent = torch.randn(1, config.ss_decoder.tokens, config.ss_decoder.latent_channels)
     with torch.autocast("cpu", enabled=False):  # bfloat16 would be one thread's, for many minutes
         return once(lambda: module(latent))

@@ -28,13 +28,14 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from sam3d_tvm.components import slat_generator as slat
-from sam3d_tvm.components.slat_config import ALL_SAVINGS, SPARSE_BACKENDS, SlatConfig
+from sam3d_tvm.models import slat_generator as slat
+from sam3d_tvm.models.slat_generator import ALL_SAVINGS, SlatConfig
+from sam3d_tvm.models.sparse_convolutions import SPARSE_BACKENDS
 from sam3d_tvm.sampler import Guidance, flow_schedule
 from tests.golden import case_slat_flow
 from tests.sam3d_tvm.slat_reference import SlatReference
 from tests.tolerance import Comparison, compare
-from tir_kernels.cpu import unique
+from tir_kernels.spec import unique
 
 from . import oracle
 from .harness import Benchmark, Case, Peer, parse_options

@@ -32,8 +32,8 @@ from sparse_ops.op.kernel_map import strided_map, submanifold_map
 from sparse_ops.op.sparse_conv import sparse_conv
 from sparse_ops.op.unique import downsample
 from tests.tolerance import compare
-from tir_kernels.cpu.isa import host_target
-from tir_kernels.cpu.kernel_map import Geometry
+from tir_kernels.dispatch import host_target
+from tir_kernels.spec.geometry import Geometry
 
 from . import oracle
 from .harness import Benchmark, Case, Peer, arrays, parse_options

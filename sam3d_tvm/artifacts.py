@@ -9,8 +9,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,23 +18,20 @@ import tvm
 from sam3d_tvm.checkpoint import Checkpoint
 from sam3d_tvm.checks import check_choice, check_size
 from sam3d_tvm.config import PipelineConfig, preset
-from sam3d_tvm.models import model_of
-from sam3d_tvm.splat.gaussians import offset_perturbation
+from sam3d_tvm.fingerprint import fingerprint
+from sam3d_tvm.models import FOLDERS, MODELS
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.files import write_bytes
 from sparse_ops.deploy.manifest import system, versions
 from sparse_ops.deploy.weights import State
 from sparse_ops.eager.cache import cache_folder, source_digest
 from sparse_ops.transform.precision import PRECISIONS
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 PIPELINE, MADE_FROM = "pipeline.json", "made_from.json"
 FORMAT = 1
-GAUSSIAN_DECODERS = ("slat_decoder_gs", "slat_decoder_gs_4")
+GAUSSIAN_DECODERS = tuple(name for name, model in MODELS.items() if model.offset_perturbation is not None)
 SAMPLE = 1 << 20  # bytes of a file of weights that are looked at, in three places
-# Files of this package that decide what is compiled, and those that decide what random weights are.
-CODE = ("components", "torch_modules")
-SEEDED = ("components", "models.py")
 
 OnCompile = Callable[[str, int, int], None]
 
@@ -77,14 +72,13 @@ class SeededSource:
         self.config, self._name, self._seed = preset(name), name, seed
 
     def state(self, name: str) -> State:
-        config = getattr(self.config, name)
-        return model_of(config).seeded(config, self._seed)
+        return MODELS[name].random_weights(getattr(self.config, name), self._seed)
 
     def offset_perturbation(self, name: str) -> np.ndarray:
-        return offset_perturbation(getattr(self.config, name).representation)
+        return MODELS[name].offset_perturbation(getattr(self.config, name))
 
     def identity(self, name: str) -> str:
-        return f"seed {self._seed} of preset {self._name}, {_digest(SEEDED)}"
+        return f"seed {self._seed} of preset {self._name}, {_source_of(name)}"
 
 
 class Artifacts:
@@ -174,7 +168,9 @@ def compile_model(source: Source, folder: Path, name: str, precision: str = "flo
         if _made_from(folder / name).get("code") == key["code"] and _loads(folder / name):
             component = Component.load(folder / name).with_parameters(state)
         else:
-            component = model_of(config).compile(source.config, config, state, name, precision, target)
+            model = MODELS[name]
+            options = model.options(source.config)
+            component = model.compile(config, state, name=name, precision=precision, target=target, **options)
     except ValueError as error:
         where = f"{name} in {source.file(name).name}" if isinstance(source, Checkpoint) else name
         raise ValueError(f"{where}: {error}") from error
@@ -183,11 +179,11 @@ def compile_model(source: Source, folder: Path, name: str, precision: str = "flo
 
 
 def default_folder(label: str) -> Path:
-    """Where artifacts are kept unless a folder is named: in the user's cache folder. ValueError where that is switched off."""
-    base = cache_folder()
+    """Where artifacts are kept unless a folder is named, see `cache_folder`. ValueError where that is switched off."""
+    base = cache_folder("sam3d_tvm")
     if base is None:
         raise ValueError("artifacts: expected a folder, as SPARSE_OPS_CACHE=off keeps none, given none")
-    return base.with_name("sam3d_tvm") / label
+    return base / label
 
 
 def checkpoint_label(folder: Path, precision: str) -> str:
@@ -234,22 +230,16 @@ def _code_key(config: PipelineConfig, name: str, precision: str, target: tvm.tar
     """Changes with everything that decides what is compiled for a model."""
     identity = {
         "config": config.to_json()[name],
-        "cond_tokens": config.ss_condition_embedder.tokens,
+        "options": MODELS[name].options(config),
         "precision": precision,
         "target": str(target),
         "versions": versions(),
         "system": system(),
-        "source": [source_digest(), _digest(CODE)],
+        "source": [source_digest(), _source_of(name)],
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-@cache
-def _digest(sources: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    package = Path(str(resources.files("sam3d_tvm")))
-    for part in sources:
-        path = package / part
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+def _source_of(name: str) -> str:
+    """Changes with every file of this package that model `name` is made of."""
+    return fingerprint(f"sam3d_tvm.models.{FOLDERS[name]}")

@@ -11,47 +11,21 @@ YAML is data here: strings at `_target_` are looked up in the table `TARGETS` an
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from sam3d_tvm.components.condition_embedder import DinoConfig, Embedder, EmbedderFuserConfig, PointPatchConfig
-from sam3d_tvm.components.gaussian_decoder import GaussianDecoderConfig
-from sam3d_tvm.components.mesh_decoder import MeshDecoderConfig
-from sam3d_tvm.components.slat_config import SlatConfig
-from sam3d_tvm.components.structure_decoder import StructureDecoderConfig
-from sam3d_tvm.components.structure_flow import SHAPE, StructureFlowConfig
 from sam3d_tvm.config import PipelineConfig, Preprocessing, Sampling
+from sam3d_tvm.models import MODELS
+from sam3d_tvm.models.upstream import pick
 from sparse_ops.deploy.weights import DTYPES, LazyArray, load_state
 
 PIPELINE = "pipeline.yaml"
 OFFSETS = "offset_perturbation"  # saved with the Gaussian decoder, but no parameter of it
-# Where a model lies: the key of pipeline.yaml that names its files, the path to it in its .yaml, and how the names of its
-# weights begin.
-GENERATOR = (("module", "generator", "backbone"), "_base_models.generator.reverse_fn.backbone.")
-CONDITION = (("module", "condition_embedder", "backbone"), "_base_models.condition_embedder.")
-PLACES = {
-    "ss_condition_embedder": ("ss_generator", *CONDITION),
-    "ss_generator": ("ss_generator", *GENERATOR),
-    "ss_decoder": ("ss_decoder", (), ""),
-    "slat_condition_embedder": ("slat_generator", *CONDITION),
-    "slat_generator": ("slat_generator", *GENERATOR),
-    "slat_decoder_gs": ("slat_decoder_gs", (), ""),
-    "slat_decoder_gs_4": ("slat_decoder_gs_4", (), ""),
-    "slat_decoder_mesh": ("slat_decoder_mesh", (), ""),
-}
-OPTIONAL = ("slat_decoder_gs_4",)
 # What a checkpoint may hold that only training reads.
 TRAINING = (".point_remapper.", ".dropped_xyz_token")
-# The ViTs of DINOv2 with registers by the names of its hub: width, blocks, heads.
-DINO_MODELS = {
-    "dinov2_vits14_reg": (384, 12, 6),
-    "dinov2_vitb14_reg": (768, 12, 12),
-    "dinov2_vitl14_reg": (1024, 24, 16),
-}
 
 
 class Checkpoint:
@@ -68,20 +42,21 @@ class Checkpoint:
         pipeline = self._yaml(PIPELINE)
         options = _options(pipeline)
         self._files: dict[str, Path] = {}
-        models, parsed = {}, {}
-        for name, (stem, path, _) in PLACES.items():
+        read, parsed = {}, {}
+        for name, model in MODELS.items():
+            stem, path, _ = model.place
             config_file, weights_file = (pipeline.get(f"{stem}_{kind}_path") for kind in ("config", "ckpt"))
-            if config_file is None and name in OPTIONAL:
+            if config_file is None and model.optional_in_checkpoint:
                 continue
             for kind, file in (("config", config_file), ("ckpt", weights_file)):
                 if not isinstance(file, str):
                     raise ValueError(f"{PIPELINE}: expected the name of a file at {stem}_{kind}_path, given {file!r}")
             if config_file not in parsed:
                 parsed[config_file] = self._yaml(config_file)
-            models[name] = _model(parsed[config_file], path, config_file, MODEL_TYPES[name])
+            read[name] = _model(parsed[config_file], path, config_file, model.read_as or model.config)
             self._files[name] = self._file(weights_file)
         try:
-            models["ss_decoder"] = _structure_decoder(models["ss_decoder"], models["ss_generator"])
+            models = {name: MODELS[name].complete(found, read) for name, found in read.items()}
             self.config = PipelineConfig(**models, **options)
         except ValueError as error:  # models that do not fit together
             raise ValueError(f"{PIPELINE}: {error}") from error
@@ -103,7 +78,7 @@ class Checkpoint:
         return np.asarray(state[OFFSETS], np.float32)
 
     def _state(self, name: str) -> dict[str, LazyArray]:
-        file, prefix = self.file(name), PLACES[name][2]
+        file, prefix = self.file(name), MODELS[name].place.prefix
         state = load_state(file) if file.suffix == ".safetensors" else _torch_state(file)
         found = {}
         for key, value in state.items():
@@ -211,19 +186,6 @@ def _built(node: Any) -> Any:
     return TARGETS[node["_target_"]](values) if "_target_" in node else values
 
 
-def _pick(
-    values: Mapping[str, Any], taken: tuple[str, ...], only: Mapping[str, Any], ignored: tuple[str, ...]
-) -> dict[str, Any]:
-    """The values of a model that are `taken`. ValueError for `only` if another value is given than the one that this package
-    has, and for names that are in none of the three."""
-    for name, value in only.items():
-        if values.get(name, value) != value:
-            raise ValueError(f"{name}: expected {value!r}, given {values[name]!r}")
-    if unknown := sorted(values.keys() - {*taken, *only, *ignored}):
-        raise ValueError(f"expected names among {', '.join([*taken, *only, *ignored])}, given {', '.join(unknown)} too")
-    return {name: values[name] for name in taken if name in values}
-
-
 def _wrapper(values: Mapping[str, Any]) -> Any:
     """A generator or its guidance: the model inside. How it is sampled pipeline.yaml says."""
     for name, value in {"time_scale": 1000.0, "sigma_min": 0.0, "solver_method": "euler", "reversed_timestamp": False}.items():
@@ -232,84 +194,10 @@ def _wrapper(values: Mapping[str, Any]) -> Any:
     return values["reverse_fn"] if "reverse_fn" in values else values["backbone"]
 
 
-def _structure_flow(values: Mapping[str, Any]) -> StructureFlowConfig:
-    taken = ("model_channels", "cond_channels", "num_blocks", "num_heads", "mlp_ratio")
-    only = {"pe_mode": "ape", "qk_rms_norm": True, "qk_rms_norm_cross": False, "share_mod": False, "patch_size": 1}
-    only |= {"force_zeros_cond": True, "is_shortcut_model": True}
-    training = ("use_fp16", "use_checkpoint", "freeze_d_time_embedder", "freeze_shared_parameters", "shape_attend_pose")
-    rest = ("in_channels", "out_channels", "resolution", "num_head_channels", "condition_embedder")
-    picked = _pick(values, (*taken, "latent_mapping", "latent_share_transformer"), only, (*training, *rest))
-    return StructureFlowConfig(**picked)
-
-
-def _latent(values: Mapping[str, Any]) -> tuple[int, int]:
-    return values["in_channels"], values["pos_embedder"]
-
-
-@dataclass(frozen=True)
-class _StructureDecoder:
-    """The decoder's own values; the resolution of its input is that of the generator's shape."""
-
-    values: Mapping[str, Any]
-
-
-def _structure_decoder(decoder: _StructureDecoder, flow: StructureFlowConfig) -> StructureDecoderConfig:
-    tokens = flow.latent_mapping[SHAPE].token_len
-    resolution = round(tokens ** (1 / 3))
-    if resolution**3 != tokens:
-        raise ValueError(f"ss_generator: expected a cube of tokens for the latent {SHAPE!r}, given {tokens}")
-    return StructureDecoderConfig(resolution, **decoder.values)
-
-
-def _ss_decoder(values: Mapping[str, Any]) -> _StructureDecoder:
-    taken = ("latent_channels", "channels", "num_res_blocks", "num_res_blocks_middle")
-    only = {"out_channels": 1, "norm_type": "layer", "reshape_input_to_cube": False}
-    return _StructureDecoder(_pick(values, taken, only, ("use_fp16", "pretrained_ckpt_path")))
-
-
-def _slat_model(config: type) -> Callable[[Mapping[str, Any]], Any]:
-    ignored = ("condition_embedder", "pretrained_ckpt_path", "use_checkpoint")
-
-    def make(values: Mapping[str, Any]) -> Any:
-        return config.from_dict({name: value for name, value in values.items() if name not in ignored})
-
-    return make
-
-
-def _dino(values: Mapping[str, Any]) -> DinoConfig:
-    name = values.get("dino_model")
-    if name not in DINO_MODELS:
-        raise ValueError(f"dino_model: expected one of {', '.join(DINO_MODELS)}, given {name!r}")
-    ignored = ("dino_model", "repo_or_dir", "source", "freeze_backbone", "prune_network", "backbone_kwargs", "normalize_images")
-    picked = _pick(values, ("input_size", "prenorm_features"), {}, ignored)
-    sizes = dict(zip(("embed_dim", "depth", "num_heads"), DINO_MODELS[name], strict=True)) | {"img_size": 518}
-    more = values.get("backbone_kwargs") or {}
-    taken = ("embed_dim", "depth", "num_heads", "img_size", "patch_size", "num_register_tokens", "mlp_ratio")
-    return DinoConfig(**sizes | picked | _pick(more, taken, {}, ("pretrained", "interpolate_antialias", "interpolate_offset")))
-
-
-def _point_patch(values: Mapping[str, Any]) -> PointPatchConfig:
-    taken = ("input_size", "patch_size", "embed_dim", "remap_output")
-    return PointPatchConfig(**_pick(values, taken, {}, ("dropout_prob", "force_dropout_always")))
-
-
-def _fuser(values: Mapping[str, Any]) -> EmbedderFuserConfig:
-    only = {"use_pos_embedding": "learned", "projection_pre_norm": True, "compression_projection_multiplier": 0}
-    training = ("freeze", "drop_modalities_weight", "dropout_prob", "force_drop_modalities")
-    picked = _pick(values, ("projection_net_hidden_dim_multiplier",), only, ("embedder_list", *training))
-    embedders = []
-    for model, inputs in values["embedder_list"]:
-        pairs = inputs[0] if len(inputs) == 1 and isinstance(inputs[0][0], list) else inputs
-        names = [name for name, _ in pairs]
-        kind = "pointmap" if isinstance(model, PointPatchConfig) else "mask" if names[0].endswith("mask") else "image"
-        embedders.append(Embedder(kind, model, tuple((name, group) for name, group in pairs)))
-    return EmbedderFuserConfig(tuple(embedders), **picked)
-
-
 def _normalizer(values: Mapping[str, Any]) -> None:
     """How point maps are normalised: as `preprocess` does it, or ValueError."""
     only = {"use_scene_scale": True, "clip_beyond_scale": None, "scale_factor": 1.0}
-    _pick(values, (), only, ("quantile_drop_threshold", "allow_scale_and_shift_override", "raise_on_no_valid_points"))
+    pick(values, (), only, ("quantile_drop_threshold", "allow_scale_and_shift_override", "raise_on_no_valid_points"))
 
 
 def _ignored(values: Mapping[str, Any]) -> None:
@@ -321,11 +209,11 @@ def _as_is(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_")  # what its configs hold beside arguments
-TDFY = "sam3d_objects.model.backbone.tdfy_dit.models."
 GENERATORS = "sam3d_objects.model.backbone.generator."
-EMBEDDERS = "sam3d_objects.model.backbone.dit.embedder."
 DATA = "sam3d_objects.data.dataset.tdfy."
+# What makes something of the values beside a `_target_`: those of the models, and what is around them.
 TARGETS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    **{target: make for model in MODELS.values() for target, make in model.targets.items()},
     "sam3d_objects.pipeline.inference_pipeline_pointmap.InferencePipelinePointMap": _as_is,
     "sam3d_objects.pipeline.inference_pipeline.InferencePipeline": _as_is,
     "sam3d_objects.pipeline.depth_models.moge.MoGe": _ignored,
@@ -337,17 +225,6 @@ TARGETS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     GENERATORS + "classifier_free_guidance.ClassifierFreeGuidance": _wrapper,
     GENERATORS + "classifier_free_guidance.ClassifierFreeGuidanceWithExternalUnconditionalProbability": _wrapper,
     GENERATORS + "classifier_free_guidance.PointmapCFG": _wrapper,
-    TDFY + "mot_sparse_structure_flow.SparseStructureFlowTdfyWrapper": _structure_flow,
-    TDFY + "mm_latent.Latent": _latent,
-    TDFY + "mm_latent.LearntPositionEmbedder": lambda values: values["token_len"],
-    TDFY + "mm_latent.ShapePositionEmbedder": lambda values: (values["resolution"] // values["patch_size"]) ** 3,
-    TDFY + "sparse_structure_vae.SparseStructureDecoderTdfyWrapper": _ss_decoder,
-    TDFY + "structured_latent_flow.SLatFlowModelTdfyWrapper": _slat_model(SlatConfig),
-    TDFY + "structured_latent_vae.decoder_gs.SLatGaussianDecoderTdfyWrapper": _slat_model(GaussianDecoderConfig),
-    TDFY + "structured_latent_vae.decoder_mesh.SLatMeshDecoderTdfyWrapper": _slat_model(MeshDecoderConfig),
-    EMBEDDERS + "embedder_fuser.EmbedderFuser": _fuser,
-    EMBEDDERS + "dino.Dino": _dino,
-    EMBEDDERS + "pointmap.PointPatchEmbed": _point_patch,
     DATA + "preprocessor.PreProcessor": _as_is,
     DATA + "img_and_mask_transforms.crop_around_mask_with_padding": _as_is,
     DATA + "img_and_mask_transforms.resize_all_to_same_size": _ignored,
@@ -355,16 +232,6 @@ TARGETS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     DATA + "img_processing.pad_to_square_centered": _ignored,
     "torchvision.transforms.Compose": _as_is,
     "torchvision.transforms.Resize": _as_is,
-}
-MODEL_TYPES = {
-    "ss_condition_embedder": EmbedderFuserConfig,
-    "ss_generator": StructureFlowConfig,
-    "ss_decoder": _StructureDecoder,
-    "slat_condition_embedder": EmbedderFuserConfig,
-    "slat_generator": SlatConfig,
-    "slat_decoder_gs": GaussianDecoderConfig,
-    "slat_decoder_gs_4": GaussianDecoderConfig,
-    "slat_decoder_mesh": MeshDecoderConfig,
 }
 
 

@@ -204,11 +204,11 @@ def view(
 ) -> None:
     """Pictures of a splat, and one HTML file that shows it in any browser, without a network."""
     from sam3d_tvm.checks import check_size
+    from sam3d_tvm.png import save_png
     from sam3d_tvm.splat.cameras import orbit_box
     from sam3d_tvm.splat.gaussians import load_splat
     from sam3d_tvm.splat.picture import contact_sheet, splat_picture
     from sam3d_tvm.splat.viewer import write_viewer
-    from sparse_ops.deploy.files import save_png
 
     check_size("views", views, 1)
     check_size("size", size, 16)
@@ -309,9 +309,8 @@ def info(
     import tvm
 
     from sam3d_tvm import __version__
-    from tir_kernels.cpu.isa import Isa, host_target
+    from tir_kernels.dispatch import fingerprint, host_target
 
-    isa = Isa.of()
     rows = {
         "sam3d-tvm": __version__,
         "Python": platform.python_version(),
@@ -319,8 +318,7 @@ def info(
         "apache-tvm-ffi": version("apache-tvm-ffi"),
         "numpy": version("numpy"),
         "target": str(host_target()),
-        "instruction set": f"{isa.name}: {isa.registers} registers of {isa.lanes} float32 lanes"
-        + (", bfloat16 dot product" if isa.bf16_dot else ""),
+        "instruction set": fingerprint(),
         "threads": os.environ["TVM_NUM_THREADS"],
     }
     if artifacts is not None:

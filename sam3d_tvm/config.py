@@ -7,24 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sam3d_tvm.checks import check_choice, check_size
-from sam3d_tvm.components.condition_embedder import (
-    FUSER_PRESETS,
-    DinoConfig,
-    Embedder,
-    EmbedderFuserConfig,
-    PointPatchConfig,
-    fuser_config,
-)
-from sam3d_tvm.components.gaussian_decoder import PRESETS as GAUSSIAN_PRESETS
-from sam3d_tvm.components.gaussian_decoder import GaussianDecoderConfig
-from sam3d_tvm.components.mesh_decoder import PRESETS as MESH_PRESETS
-from sam3d_tvm.components.mesh_decoder import MeshDecoderConfig
-from sam3d_tvm.components.slat_config import PRESETS as SLAT_PRESETS
-from sam3d_tvm.components.slat_config import SlatConfig
-from sam3d_tvm.components.structure_decoder import PRESETS as STRUCTURE_DECODER_PRESETS
-from sam3d_tvm.components.structure_decoder import StructureDecoderConfig
-from sam3d_tvm.components.structure_flow import PRESETS as STRUCTURE_FLOW_PRESETS
-from sam3d_tvm.components.structure_flow import StructureFlowConfig
+from sam3d_tvm.models import MODELS
 
 # Of the structured latents that SAM-3D-Objects was trained on, as its pipeline.yaml has them.
 SLAT_MEAN = (0.12211431, 0.37204156, -1.26521907, -2.05276058, -3.10432536, -0.11294304, -0.85146744, 0.45506954)
@@ -74,21 +57,25 @@ class Preprocessing:
             )
 
 
-@dataclass(frozen=True)
-class PipelineConfig:
-    """The models by upstream's names, those that may be missing as None, and what is between them.
+# A field for the config of each model, under its name; None for one that is not there.
+_Models = dataclasses.make_dataclass(
+    "_Models",
+    [
+        (name, model.config | None, dataclasses.field(default=None)) if model.optional else (name, model.config)
+        for name, model in MODELS.items()
+    ],
+    frozen=True,
+    kw_only=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig(_Models):
+    """The models by upstream's names, see `models.MODELS`, those that may be missing as None, and what is between them.
 
     Raises ValueError for models that do not fit together.
     """
 
-    ss_condition_embedder: EmbedderFuserConfig
-    ss_generator: StructureFlowConfig
-    ss_decoder: StructureDecoderConfig
-    slat_condition_embedder: EmbedderFuserConfig
-    slat_generator: SlatConfig
-    slat_decoder_gs: GaussianDecoderConfig | None = None
-    slat_decoder_gs_4: GaussianDecoderConfig | None = None
-    slat_decoder_mesh: MeshDecoderConfig | None = None
     ss_sampling: Sampling = Sampling(25, 7.0, 3.0)
     slat_sampling: Sampling = Sampling(25, 1.0, 1.0)
     preprocessing: Preprocessing = Preprocessing()
@@ -97,6 +84,8 @@ class PipelineConfig:
     slat_std: tuple[float, ...] = SLAT_STD
 
     def __post_init__(self):
+        if missing := [name for name, model in MODELS.items() if not model.optional and getattr(self, name) is None]:
+            raise ValueError(f"{missing[0]}: expected a {MODELS[missing[0]].config.__name__}, given None")
         check_size("prune_distance", self.prune_distance, 0)
         for name in ("slat_mean", "slat_std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
@@ -105,21 +94,10 @@ class PipelineConfig:
                     f"{name}: expected {self.slat_generator.out_channels} numbers, as many as the channels of the structured "
                     f"latents, given {len(getattr(self, name))}"
                 )
-        shape = self.ss_generator.latent_mapping["shape"]
-        pairs = [
-            ("ss_generator.cond_channels", self.ss_generator.cond_channels, self.ss_condition_embedder.channels),
-            ("slat_generator.cond_channels", self.slat_generator.cond_channels, self.slat_condition_embedder.channels),
-            ("ss_decoder.latent_channels", self.ss_decoder.latent_channels, shape.in_channels),
-            ("tokens of ss_decoder", self.ss_decoder.tokens, shape.token_len),
-            ("slat_generator.resolution", self.slat_generator.resolution, self.ss_decoder.grid),
-        ]
-        for name in ("slat_decoder_gs", "slat_decoder_gs_4", "slat_decoder_mesh"):
-            if (decoder := getattr(self, name)) is not None:
-                pairs.append((f"{name}.latent_channels", decoder.latent_channels, self.slat_generator.out_channels))
-                pairs.append((f"{name}.resolution", decoder.resolution, self.slat_generator.resolution))
-        for name, given, expected in pairs:
-            if given != expected:
-                raise ValueError(f"{name}: expected {expected}, as the model before it has, given {given}")
+        for model, config in self.models.items():
+            for name, given, expected in MODELS[model].fits(model, config, self):
+                if given != expected:
+                    raise ValueError(f"{name}: expected {expected}, as the model before it has, given {given}")
 
     @property
     def models(self) -> dict[str, Any]:
@@ -134,7 +112,8 @@ class PipelineConfig:
         """ValueError for anything that `to_json` does not return."""
         try:
             rest = {"ss_sampling": Sampling, "slat_sampling": Sampling, "preprocessing": Preprocessing}
-            makers = MODELS | {name: lambda values, make=make: make(**values) for name, make in rest.items()}
+            makers = {name: model.from_json for name, model in MODELS.items()}
+            makers |= {name: lambda values, make=make: make(**values) for name, make in rest.items()}
             return cls(
                 **{key: makers[key](part) if key in makers and part is not None else part for key, part in value.items()}
             )
@@ -142,56 +121,19 @@ class PipelineConfig:
             raise ValueError(f"not the config of a pipeline: {type(error).__name__} {error}") from error
 
 
-def _fuser(value: Mapping[str, Any]) -> EmbedderFuserConfig:
-    embedders = tuple(
-        Embedder(
-            part["kind"],
-            (PointPatchConfig if part["kind"] == "pointmap" else DinoConfig)(**part["model"]),
-            tuple(map(tuple, part["inputs"])),
-        )
-        for part in value["embedders"]
-    )
-    return EmbedderFuserConfig(embedders, value["projection_net_hidden_dim_multiplier"])
+def _preset(name: str, **rest: Any) -> PipelineConfig:
+    return PipelineConfig(**{key: model.presets[name] for key, model in MODELS.items() if name in model.presets}, **rest)
 
-
-# The models in the order in which they run, each with what makes its config from JSON.
-MODELS = {
-    "ss_condition_embedder": _fuser,
-    "ss_generator": lambda value: StructureFlowConfig(**value),
-    "ss_decoder": lambda value: StructureDecoderConfig(**value),
-    "slat_condition_embedder": _fuser,
-    "slat_generator": SlatConfig.from_dict,
-    "slat_decoder_gs": GaussianDecoderConfig.from_dict,
-    "slat_decoder_gs_4": GaussianDecoderConfig.from_dict,
-    "slat_decoder_mesh": MeshDecoderConfig.from_dict,
-}
-
-_TINY_DINO = DinoConfig(embed_dim=24, depth=2, num_heads=2, input_size=56, img_size=56)
 
 # "tiny" keeps the whole structure and runs in seconds, with random weights; "full" are the sizes of SAM-3D-Objects.
 PRESETS = {
-    "tiny": PipelineConfig(
-        ss_condition_embedder=fuser_config(_TINY_DINO, PointPatchConfig(embed_dim=16, input_size=32)),
-        ss_generator=StructureFlowConfig(24, 24, num_blocks=2, num_heads=2, mlp_ratio=2),
-        ss_decoder=StructureDecoderConfig(16, 8, channels=(12, 8, 8), num_res_blocks=1, num_res_blocks_middle=1),
-        slat_condition_embedder=fuser_config(dataclasses.replace(_TINY_DINO, prenorm_features=True)),
-        slat_generator=SlatConfig(64, 8, 24, 24, 8, num_blocks=2, num_heads=2, io_block_channels=(10,), qk_rms_norm=True),
-        slat_decoder_gs=dataclasses.replace(GAUSSIAN_PRESETS["tiny"], model_channels=32, mlp_ratio=2),
-        slat_decoder_mesh=MESH_PRESETS["tiny"],
+    "tiny": _preset(
+        "tiny",
         ss_sampling=Sampling(8, 7.0, 3.0),
         slat_sampling=Sampling(8, 1.0, 1.0),
         preprocessing=Preprocessing(size=112),
     ),
-    "full": PipelineConfig(
-        ss_condition_embedder=FUSER_PRESETS["ss"]["full"],
-        ss_generator=STRUCTURE_FLOW_PRESETS["full"],
-        ss_decoder=STRUCTURE_DECODER_PRESETS["full"],
-        slat_condition_embedder=FUSER_PRESETS["slat"]["full"],
-        slat_generator=SLAT_PRESETS["full"],
-        slat_decoder_gs=GAUSSIAN_PRESETS["full"],
-        slat_decoder_gs_4=GAUSSIAN_PRESETS["full_4"],
-        slat_decoder_mesh=MESH_PRESETS["full"],
-    ),
+    "full": _preset("full"),
 }
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from sam3d_tvm.components.pose import Pose
 from sam3d_tvm.mesh.mesh import Mesh, save_mesh
 from sam3d_tvm.photo.pictures import overview
+from sam3d_tvm.png import save_png
+from sam3d_tvm.pose import Pose
 from sam3d_tvm.splat.gaussians import Gaussians, save_splat
 from sam3d_tvm.splat.render import voxel_picture
 from sam3d_tvm.splat.viewer import write_viewer
-from sparse_ops.deploy.files import save_png, save_safetensors, write_bytes
+from sparse_ops.deploy.files import save_safetensors, write_bytes
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,15 +32,15 @@ from sam3d_tvm.artifacts import (
     default_folder,
 )
 from sam3d_tvm.checks import check_size
-from sam3d_tvm.components.condition_embedder import nearest_index
-from sam3d_tvm.components.pose import decode_pose
 from sam3d_tvm.config import PipelineConfig, Sampling
 from sam3d_tvm.mesh.flexicubes import extract_mesh
 from sam3d_tvm.mesh.mesh import Mesh
-from sam3d_tvm.models import model_of
+from sam3d_tvm.models import MODELS
+from sam3d_tvm.models.condition_embedder.run import nearest_index
 from sam3d_tvm.outputs import Result, check_formats
 from sam3d_tvm.photo import images
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
+from sam3d_tvm.pose import decode_pose
 from sam3d_tvm.sampler import Guidance, Step
 from sam3d_tvm.splat.gaussians import Gaussians
 
@@ -240,7 +240,7 @@ class Run:
     def _model(self, name: str) -> Iterator[Any]:
         """What runs a model. Nothing of it is left in memory when the caller has returned and all its results are copies."""
         config = getattr(self.config, name)
-        yield model_of(config).open(self.artifacts.load(name), config)
+        yield MODELS[name].open(self.artifacts.load(name), config)
         gc.collect()
 
     def inputs(self, image: Picture, mask: Picture | None, pointmap: Any) -> Preprocessed:
@@ -256,7 +256,10 @@ class Run:
 
     def condition(self, name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [1, L, C]. Inputs that are not there are dropped."""
-        with self._stage(f"condition of the {'structure' if name.startswith('ss') else 'latents'}"), self._model(name) as model:
+        with (
+            self._stage(f"condition of the {'structure' if MODELS[name].stage == 1 else 'latents'}"),
+            self._model(name) as model,
+        ):
             return model.tokens(arrays, drop=[key for key in model.rows if key in POINTMAPS and key not in arrays])
 
     def structure(

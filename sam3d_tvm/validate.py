@@ -1,7 +1,7 @@
 """The protocol of the port, component by component: shapes, errors and time of what is compiled, against PyTorch.
 
-Weights are random: each component is a module of `torch_modules`, seeded, at a tiny size that keeps its structure or at the
-size of SAM-3D-Objects.
+Weights are random: each component is the PyTorch network of a model, or a part of it, seeded, at a tiny size that keeps its
+structure or at the size of SAM-3D-Objects.
 """
 
 import gc
@@ -9,16 +9,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from sam3d_tvm.checks import check_choice
+from sam3d_tvm.models import MODELS
 from sparse_ops.eager.arrays import as_kind, kind_of
 
-COMPONENTS = ("dinov2", "point_patch_embed", "embedder_fuser", "structure_flow", "structure_decoder")
+# What makes an example of a size, by the name of a component.
+EXAMPLES = {name: example for model in MODELS.values() for name, example in model.examples.items()}
 SIZES = ("tiny", "full")
 # Allowed: the largest error, in units of the largest value, and relative L2. bfloat16 has 8 bits: two dozen blocks of a
 # transformer whose features are rounded to it differ by one percent from float32 ones, in torch as well.
@@ -63,17 +64,17 @@ def validate(
     precision: str = "float32",
     progress: Callable[[str], Any] = lambda message: None,
 ) -> Iterator[Verdict]:
-    """The verdicts of `components`, by default all `COMPONENTS`, one after the other; `progress` is told what is being done.
+    """The verdicts of `components`, by default all of `EXAMPLES`, one after the other; `progress` is told what is being done.
 
     Raises ValueError for another name, size or precision, and where torch is not installed.
     """
     for name in components:
-        check_choice("component", name, COMPONENTS)
+        check_choice("component", name, EXAMPLES)
     check_choice("size", size, SIZES)
     check_choice("precision", precision, tuple(BOUNDS))
     if find_spec("torch") is None:
         raise ValueError("torch: expected to be installed, as PyTorch is what is compared with: pip install 'sam3d-tvm[torch]'")
-    return (_verdict(name, size, precision, progress) for name in components or COMPONENTS)
+    return (_verdict(name, size, precision, progress) for name in components or EXAMPLES)
 
 
 def _verdict(name: str, size: str, precision: str, progress: Callable[[str], Any]) -> Verdict:
@@ -81,7 +82,7 @@ def _verdict(name: str, size: str, precision: str, progress: Callable[[str], Any
 
     from sparse_ops.deploy.from_torch import port_component
 
-    example = import_module(f"sam3d_tvm.torch_modules.{name}").example(size)
+    example = EXAMPLES[name](size)
     progress(f"{name}: compiling")
     component = port_component(example.module, example.inputs, name, dynamic=example.dynamic, precision=precision)
     ours = example.run(component)

@@ -10,7 +10,7 @@ from tir_kernels.cpu.threads import set_threads, threads  # the package also set
 
 from .eager import functional
 from .eager import layers as modules
-from .eager.functional import KernelMap, Weights
+from .eager.call import KernelMap, Weights
 from .eager.layers import *  # noqa: F403
 from .eager.tensor import SparseTensor, sparse_add
 

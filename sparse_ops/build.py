@@ -6,9 +6,9 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
-from .transform import cpu_pipeline
+from .transform import pipeline_for
 from .transform.lift_params import TRANSFORM_PARAMS
 
 
@@ -18,7 +18,7 @@ def build(
     lift_params: bool = False,
     precision: str = "float32",
 ) -> tvm.runtime.Executable:
-    """Compile `mod` for `target` (default: the host CPU with all of its instructions) by `transform.cpu_pipeline`.
+    """Compile `mod` for `target` (default: the host CPU with all of its instructions) by `transform.pipeline_for`.
 
     `lift_params=True`: a function with the attribute `num_input`, as `export_tvm` makes them, takes what `pack_params`
     returns in place of its parameters, so that weights are packed once and are not part of what is compiled.
@@ -27,7 +27,8 @@ def build(
 
     Raises ValueError for another precision or a target that is no CPU.
     """
-    return tvm.compile(mod, target=target or host_target(), relax_pipeline=cpu_pipeline(precision, lift_params))
+    target = target or host_target()
+    return tvm.compile(mod, target=target, relax_pipeline=pipeline_for(target, precision, lift_params))
 
 
 def unchecked() -> tvm.transform.PassContext:

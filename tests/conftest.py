@@ -1,9 +1,14 @@
 """Settings of all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+from tests.instruction_sets import ISAS
+from tir_kernels.cpu.isa import Isa, forced_isa
 
 # Compiled functions are kept beside the project, not in the user's cache, and shared with the processes that tests start.
 os.environ.setdefault("SPARSE_OPS_CACHE", str(Path(__file__).parent.parent / "build" / "cache"))
@@ -15,6 +20,45 @@ settings.register_profile("default-project", deadline=None, derandomize=True)
 settings.load_profile("default-project")
 
 
+# Files that compile most, the longest first: what is left to the end is short, so that no worker waits long for the last one.
+# A file is one worker's, so that what its tests share is compiled once. `--durations` tells when this is out of date.
+LONGEST = (
+    "test_golden.py",
+    "test_registry.py",
+    "test_structure_flow.py",
+    "test_condition_embedder.py",
+    "test_cli.py",
+    "test_component.py",
+    "test_sparse_conv.py",
+    "test_schedule_rest.py",
+    "test_upsampled_conv.py",
+    "test_slat_generator.py",
+    "test_pipeline.py",
+    "test_nn.py",
+    "test_eager.py",
+    "test_attention.py",
+    "test_kernel_map.py",
+    "test_assembly.py",
+)
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file comes first. A file is one worker's, so that what its tests share is compiled once."""
-    items.sort(key=lambda item: item.path.name != "test_golden.py")
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--isa", choices=[*ISAS], help="build every kernel for this instruction set instead of the machine's")
+
+
+def pytest_configure(config):
+    if name := config.getoption("--isa"):
+        scope = forced_isa(ISAS[name])
+        scope.__enter__()
+        config.add_cleanup(lambda: scope.__exit__(None, None, None))
+
+
+@pytest.fixture(params=ISAS.values(), ids=ISAS)
+def isa(request) -> Iterator[Isa]:
+    """Each instruction set in turn; what the test builds is built for it."""
+    with forced_isa(request.param):
+        yield request.param

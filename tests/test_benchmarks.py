@@ -3,7 +3,6 @@
 No test here says how fast anything is.
 """
 
-import dataclasses
 import io
 import json
 
@@ -14,12 +13,13 @@ from rich.console import Console
 
 from benchmarks import harness, oracle, sparse_conv
 from benchmarks.harness import Benchmark, Case, Options, Peer, WrongResult
+from tests.instruction_sets import ISAS
 from tests.tolerance import compare
-from tir_kernels.cpu import kernel_map, peak, sites
-from tir_kernels.cpu.isa import AVX2, PORTABLE, Isa, host_target
+from tir_kernels.cpu import peak
+from tir_kernels.cpu.isa import Isa, host_target
+from tir_kernels.spec import kernel_map, sites
 
 HOST = Isa.of(host_target())
-DOT = HOST if HOST.bf16_dot else dataclasses.replace(AVX2, bf16_dot=True, emulate_dot=True)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def doubling(result=None, **settings) -> Case:
     return Case("float32", lambda: given * 2 if result is None else result, flops=4.0, **settings)
 
 
-@pytest.mark.parametrize("isa", [HOST, PORTABLE, DOT], ids=lambda isa: f"{isa.name}{'-dot' * isa.bf16_dot}")
+@pytest.mark.parametrize("isa", {**ISAS, HOST.name: HOST}.values(), ids=lambda isa: isa.name)
 @pytest.mark.parametrize("dtype", peak.DTYPES)
 def test_the_peak_loop_computes_what_it_counts(isa, dtype):
     dot = peak.uses_dot(isa, dtype)

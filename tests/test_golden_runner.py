@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests import DATA
-from tests.golden import CASES, runner
+from tests.golden import CASES, case_pipeline_tiny, runner
 from tests.golden.case import Case
 
 TENSORS = {
@@ -135,6 +135,35 @@ def test_other_sizes_seeds_batches_and_cases(tmp_path):
     save_file(inputs | outputs, path, {"config": json.dumps(config)})
     report = runner.check_file(path)
     assert report.ok and len(report.rows) == len(outputs)
+
+
+def test_the_pipeline_is_that_of_the_file():
+    """Every size and option of a pipeline's config: none is a preset's."""
+    tensors, config = runner.read(DATA / "golden" / "pipeline_tiny.safetensors")
+    noise = {name: value for name, value in tensors.items() if name.startswith(case_pipeline_tiny.NOISE)}
+    noise["in.ss_noise.shape"] = np.zeros((1, 8**3, 5), np.float32)
+    config["ss_flow"] |= {"model_channels": 40, "cond_channels": 32, "num_blocks": 3, "num_heads": 4, "resolution": 8}
+    config["ss_decoder"] |= {"channels": [16, 12, 8, 6], "latent_channels": 5, "num_res_blocks": 2}
+    config["slat_flow"] |= {"in_channels": 6, "out_channels": 6, "cond_channels": 32, "io_block_channels": [14]}
+    representation = config["slat_decoder_gs"]["representation_config"] | {"num_gaussians": 7}
+    config["slat_decoder_gs"] |= {"latent_channels": 6, "window_size": 4, "representation_config": representation}
+    config["dino"] |= {"embed_dim": 32, "depth": 1, "input_size": 70, "img_size": 70}
+    config["pointpatch"] |= {"patch_size": 4}
+    config |= {"steps": {"ss": 2, "slat": 3}, "use_stage1_distillation": True, "downsample_ss_dist": 2, "preprocess_size": 70}
+    config |= {"slat_mean": [0.5] * 6, "slat_std": [2.0] * 6, "slat_cfg_strength": 3, "cfg_interval": [100, 400]}
+    found = case_pipeline_tiny.config_of(config, noise)
+    flow, decoder, slat, gaussians = found.ss_generator, found.ss_decoder, found.slat_generator, found.slat_decoder_gs
+    assert (flow.model_channels, flow.num_blocks, flow.num_heads, flow.latent_mapping["shape"]) == (40, 3, 4, (5, 512))
+    assert (decoder.resolution, decoder.grid, decoder.num_res_blocks) == (8, 64, 2)
+    assert (slat.in_channels, slat.widths) == (6, (14, 24)) and found.slat_mean == (0.5,) * 6
+    assert (gaussians.window_size, gaussians.representation.num_gaussians, gaussians.out_channels) == (4, 7, 98)
+    assert found.ss_condition_embedder.rows["pointmap"] == slice(4 * 26, 4 * 26 + 64)
+    assert found.slat_condition_embedder.rows["rgb_image"] == slice(30, 60)
+    assert (found.ss_sampling.steps, found.ss_sampling.strength) == (2, 0)  # a distilled model is not guided
+    assert (found.slat_sampling.steps, found.slat_sampling.strength, found.slat_sampling.interval) == (3, 3, (100, 400))
+    assert (found.preprocessing.size, found.prune_distance) == (70, 2)
+    unguided = case_pipeline_tiny.config_of(config | {"cfg_interval": None}, noise)
+    assert unguided.slat_sampling.strength == 0
 
 
 def test_command_line():

@@ -16,13 +16,15 @@ FORBIDDEN = {
 
 
 def imports(file: Path) -> set[str]:
-    """Absolute names that a file imports, `from a import b` as both a and a.b."""
-    names = set()
+    """Absolute names that a file imports, `from a import b` as both a and a.b; relative imports count as absolute ones."""
+    names, package = set(), file.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
 
 
@@ -43,3 +45,41 @@ def test_running_never_needs_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "[0, 0]\n", done.stderr
+
+
+# Parts of a package that know less than the package: a file or folder, and what nothing in it imports.
+SECTIONS = {
+    "tir_kernels/spec": {"tir_kernels.cpu", "tir_kernels.cuda", "tir_kernels.dispatch", "tir_kernels.layout", "tvm"},
+    "tir_kernels/layout.py": {"tir_kernels.cpu", "tir_kernels.cuda", "tir_kernels.dispatch"},
+    "tir_kernels/guards.py": {"tir_kernels.cpu", "tir_kernels.cuda", "tir_kernels.dispatch"},
+    "tir_kernels/cpu": {"tir_kernels.dispatch", "tir_kernels.cuda"},
+    "sparse_ops/op": {
+        "tir_kernels.cpu",
+        "tir_kernels.cuda",
+        *(f"sparse_ops.{part}" for part in ("transform", "build", "nn", "eager", "deploy", "torch", "testing")),
+    },
+    "sparse_ops/transform": {f"sparse_ops.{part}" for part in ("build", "nn", "eager", "deploy", "torch", "testing")},
+    "sparse_ops/nn": {f"sparse_ops.{part}" for part in ("eager", "deploy", "torch", "testing")},
+    "sparse_ops/eager": {f"sparse_ops.{part}" for part in ("nn", "deploy", "torch", "testing")},
+    "sparse_ops/deploy": {"sparse_ops.testing"},
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_sections_know_no_more_than_they_need(section):
+    path = ROOT / section
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    assert files
+    for file in files:
+        for name in imports(file):
+            bad = [f for f in SECTIONS[section] if name == f or name.startswith(f + ".")]
+            assert not bad, f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_the_instruction_set_is_asked_for_in_one_place():
+    """The dispatch table; and what schedules plain TIR for CPUs."""
+    allowed = ("tir_kernels/cpu/", "tir_kernels/dispatch.py", "sparse_ops/transform/cpu/")
+    for package in FORBIDDEN:
+        for file in (ROOT / package).rglob("*.py"):
+            place = file.relative_to(ROOT).as_posix()
+            assert place.startswith(allowed) or "Isa.of(" not in file.read_text(), place

@@ -7,7 +7,7 @@ from tvm.script import tirx as T
 
 from sparse_ops.op.register import call_kernel
 from tests.poison import INTEGER, compile_poisoned, poisoned
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 
 @T.prim_func(s_tir=True)

@@ -31,14 +31,14 @@ def test_all_available_cores_without_a_setting():
 def test_a_process_stays_on_its_cores():
     script = (
         "import os; last = max(os.sched_getaffinity(0)); os.sched_setaffinity(0, {last})\n"
-        "from tir_kernels.threads import threads; print(threads(), os.sched_getaffinity(0) == {last})"
+        "from tir_kernels.cpu.threads import threads; print(threads(), os.sched_getaffinity(0) == {last})"
     )
     assert run(script) == "1 True"
 
 
 def test_the_environment_wins_and_bounds_the_choice():
     script = (
-        "from tir_kernels.threads import threads, set_threads; print(threads())\n"
+        "from tir_kernels.cpu.threads import threads, set_threads; print(threads())\n"
         "try:\n    set_threads(2)\nexcept ValueError as error:\n    print(threads(), error)"
     )
     message = "count: expected at most 1, the threads that the pool started with, given 2; set TVM_NUM_THREADS=2"
@@ -48,7 +48,7 @@ def test_the_environment_wins_and_bounds_the_choice():
 
 def test_fewer_threads_and_more_again_and_threads_that_start_later_follow():
     script = (
-        "import threading; from tir_kernels.threads import threads, set_threads\n"
+        "import threading; from tir_kernels.cpu.threads import threads, set_threads\n"
         "for count in (1, 3, 2):\n    set_threads(count); print(threads())\n"
         "later = threading.Thread(target=lambda: print(threads())); later.start(); later.join()"
     )

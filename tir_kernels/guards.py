@@ -1,8 +1,14 @@
-"""Errors that only a running kernel can find: a kernel calls one of these packed functions, which raises `ValueError`.
+"""What only a running kernel can find and refuses: for each such error its words, its code and the function that raises it.
 
-They are registered when `tir_kernels` (or anything above it) is imported; a process that runs a compiled module without
-importing it gets TVM's "function not found" with the same name instead of the text.
+On a CPU a kernel calls the packed function of a refusal, which raises `ValueError`; `cpu.guards` has the loops that look for
+errors. A device cannot call: its kernels write a code and the arguments into a status buffer, and the host raises the words.
+
+The functions are registered when `tir_kernels` (or anything above it) is imported; a process that runs a compiled module
+without importing it gets TVM's "function not found" with the same name instead of the text.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import tvm
 
@@ -14,99 +20,137 @@ RAISE_BATCH_INDEX = "tir_kernels.raise_batch_index_error"
 RAISE_OFFSETS = "tir_kernels.raise_offsets_error"
 RAISE_MAP = "tir_kernels.raise_map_error"
 RAISE_TAPS = "tir_kernels.raise_taps_error"
+RAISE_GRID = "tir_kernels.raise_grid_error"
 RAISE_SITES = "tir_kernels.raise_sites_error"
 RAISE_PARENT = "tir_kernels.raise_parent_error"
 RAISE_ROW = "tir_kernels.raise_row_error"
 RAISE_REPEATED_ROW = "tir_kernels.raise_repeated_row_error"
-
 RAISE_KERNEL_SIZE = "tir_kernels.raise_kernel_size_error"
 
 COLUMNS = ("batch index", "x", "y", "z")
+ARGUMENTS = ("batch_offsets", "q_offsets", "k_offsets", "q_order", "k_order")  # that share words; a number where no name fits
 
 
-@tvm.register_global_func(RAISE_RANGE)
-def raise_range_error(row: int, column: int, value: int, low: int, high: int):
+def range_words(row: int, column: int, value: int, low: int, high: int) -> str:
     """A coordinate or batch index lies outside its range."""
-    raise ValueError(f"coords: row {row} has {COLUMNS[column]} {value}, expected {low} to {high}")
+    return f"coords: row {row} has {COLUMNS[column]} {value}, expected {low} to {high}"
 
 
-@tvm.register_global_func(RAISE_DUPLICATE)
-def raise_duplicate_error(row: int, earlier: int):
+def duplicate_words(row: int, earlier: int) -> str:
     """Two rows hold the same coordinates."""
-    raise ValueError(f"coords: row {row} repeats the coordinates of row {earlier}, expected every row to be different")
+    return f"coords: row {row} repeats the coordinates of row {earlier}, expected every row to be different"
 
 
-@tvm.register_global_func(RAISE_ORDER)
-def raise_order_error(row: int, value: int, previous: int):
+def order_words(row: int, value: int, previous: int) -> str:
     """Batch indices do not ascend, so the rows of one batch element are not contiguous."""
-    raise ValueError(
+    return (
         f"coords: row {row} has batch index {value} after {previous}, expected the rows of each batch element together, "
         "in ascending order"
     )
 
 
-@tvm.register_global_func(RAISE_INDEX)
-def raise_index_error(position: int, value: int, rows: int):
+def index_words(position: int, value: int, rows: int) -> str:
     """A row index points outside of the features it selects from."""
-    expected = f"a row from 0 to {rows - 1}, or -1" if rows else "-1, as there are no rows"
-    raise ValueError(f"index: entry {position} is {value}, expected {expected}")
+    return f"index: entry {position} is {value}, expected {_row_or_none(rows)}"
 
 
-@tvm.register_global_func(RAISE_PARENT)
-def raise_parent_error(row: int, value: int, rows: int):
+def parent_words(row: int, value: int, rows: int) -> str:
     """A fine site names a coarse row that there is not."""
-    expected = f"a row from 0 to {rows - 1}, or -1" if rows else "-1, as there are no rows"
-    raise ValueError(f"parent: row {row} is {value}, expected {expected}")
+    return f"parent: row {row} is {value}, expected {_row_or_none(rows)}"
 
 
-@tvm.register_global_func(RAISE_BATCH_INDEX)
-def raise_batch_index_error(row: int, value: int, batch: int):
+def _row_or_none(rows: int) -> str:
+    return f"a row from 0 to {rows - 1}, or -1" if rows else "-1, as there are no rows"
+
+
+def batch_index_words(row: int, value: int, batch: int) -> str:
     """A row names a batch element that there is not."""
-    raise ValueError(f"batch_index: row {row} is {value}, expected 0 to {batch - 1}")
+    return f"batch_index: row {row} is {value}, expected 0 to {batch - 1}"
 
 
-@tvm.register_global_func(RAISE_OFFSETS)
-def raise_offsets_error(argument: str, entry: int, previous: int, value: int, rows: int):
+def offsets_words(argument: str | int, entry: int, previous: int, value: int, rows: int) -> str:
     """Offsets of batch elements do not ascend (`entry` > 0), or do not run from 0 to the number of rows."""
     if entry:
-        raise ValueError(f"{argument}: entry {entry} is {value} after {previous}, expected ascending offsets")
-    raise ValueError(f"{argument}: from {previous} to {value}, expected offsets from 0 to the {rows} rows")
+        return f"{_argument(argument)}: entry {entry} is {value} after {previous}, expected ascending offsets"
+    return f"{_argument(argument)}: from {previous} to {value}, expected offsets from 0 to the {rows} rows"
 
 
-@tvm.register_global_func(RAISE_ROW)
-def raise_row_error(argument: str, position: int, value: int, rows: int):
+def row_words(argument: str | int, position: int, value: int, rows: int) -> str:
     """An order of rows names one that there is not."""
-    raise ValueError(f"{argument}: entry {position} is {value}, expected a row from 0 to {rows - 1}")
+    return f"{_argument(argument)}: entry {position} is {value}, expected a row from 0 to {rows - 1}"
 
 
-@tvm.register_global_func(RAISE_REPEATED_ROW)
-def raise_repeated_row_error(argument: str, position: int, value: int):
+def repeated_row_words(argument: str | int, position: int, value: int) -> str:
     """An order that every row stands in once has one of them twice."""
-    raise ValueError(f"{argument}: entry {position} is row {value} again, expected every row once")
+    return f"{_argument(argument)}: entry {position} is row {value} again, expected every row once"
 
 
-@tvm.register_global_func(RAISE_SITES)
-def raise_sites_error(column: int, first: int, last: int):
+def _argument(argument: str | int) -> str:
+    return ARGUMENTS[argument] if isinstance(argument, int) else argument
+
+
+def grid_words(batch: int, x: int, y: int, z: int, most: int) -> str:
+    """A grid is asked for, and the box of the coordinates is too large for one."""
+    return (
+        f"method: given 'grid' for a box of {batch} x {x} x {y} x {z} cells (batch, x, y, z), expected at most {most} cells; "
+        "'auto' takes any box"
+    )
+
+
+def sites_words(column: int, first: int, last: int) -> str:
     """The output sites of a convolution leave the range of coordinates."""
-    raise ValueError(f"coords: output sites reach from {first} to {last} along {COLUMNS[column]}, expected -32768 to 32767")
+    return f"coords: output sites reach from {first} to {last} along {COLUMNS[column]}, expected -32768 to 32767"
 
 
-@tvm.register_global_func(RAISE_KERNEL_SIZE)
-def raise_kernel_size_error(axis: int, size: int, reach: int):
+def kernel_size_words(axis: int, size: int, reach: int) -> str:
     """A dense convolution's kernel is larger than the padded input."""
-    raise ValueError(f"x: expected a padded size of at least the {reach} of the kernel along axis {axis}, given {size}")
+    return f"x: expected a padded size of at least the {reach} of the kernel along axis {axis}, given {size}"
 
 
-@tvm.register_global_func(RAISE_MAP)
-def raise_map_error(given_in: int, given_out: int, rows_in: int, rows_out: int):
+def map_words(given_in: int, given_out: int, rows_in: int, rows_out: int) -> str:
     """A kernel map meets features of another coordinate set."""
-    raise ValueError(
+    return (
         f"kernel_map: expected a map from {rows_in} input rows to {rows_out} output rows, as the features have, "
         f"given one from {given_in} to {given_out}: it was built for other coordinates"
     )
 
 
-@tvm.register_global_func(RAISE_TAPS)
-def raise_taps_error(given: int, taps: int):
+def taps_words(given: int, taps: int) -> str:
     """A kernel map meets a weight of another kernel size."""
-    raise ValueError(f"kernel_map: expected a map of {taps} taps, as the weight has, given one of {given}")
+    return f"kernel_map: expected a map of {taps} taps, as the weight has, given one of {given}"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """`function`: the packed function that raises ValueError with what `words` makes of the arguments."""
+
+    function: str
+    words: Callable[..., str]
+
+
+# By code, which is what a device writes; a code that was given once keeps its meaning.
+REFUSALS: dict[int, Refusal] = {
+    1: Refusal(RAISE_RANGE, range_words),
+    2: Refusal(RAISE_DUPLICATE, duplicate_words),
+    3: Refusal(RAISE_ORDER, order_words),
+    4: Refusal(RAISE_INDEX, index_words),
+    5: Refusal(RAISE_BATCH_INDEX, batch_index_words),
+    6: Refusal(RAISE_OFFSETS, offsets_words),
+    7: Refusal(RAISE_MAP, map_words),
+    8: Refusal(RAISE_TAPS, taps_words),
+    9: Refusal(RAISE_SITES, sites_words),
+    10: Refusal(RAISE_PARENT, parent_words),
+    11: Refusal(RAISE_ROW, row_words),
+    12: Refusal(RAISE_REPEATED_ROW, repeated_row_words),
+    13: Refusal(RAISE_KERNEL_SIZE, kernel_size_words),
+    14: Refusal(RAISE_GRID, grid_words),
+}
+
+
+def refuse(code: int, *arguments) -> None:
+    """Raise the ValueError of a code; an argument's name may be its place in `ARGUMENTS`."""
+    raise ValueError(REFUSALS[code].words(*arguments))
+
+
+for _code, _refusal in REFUSALS.items():
+    tvm.register_global_func(_refusal.function, lambda *arguments, code=_code: refuse(code, *arguments))

@@ -58,6 +58,15 @@ def prim_func(s_tir: bool) -> Callable[[Callable], tvm.tirx.PrimFunc]:
 
 
 def drop_parameters(kernel: tvm.tirx.PrimFunc, *names: str) -> tvm.tirx.PrimFunc:
-    """`kernel` without the parameters of these names, which its body must not use: TVMScript has no optional ones."""
+    """`kernel` without the parameters of these names, which its body must not use: TVMScript has no optional ones.
+
+    Raises ValueError for a name that no parameter has, and for one whose buffer the body uses.
+    """
+    given = [param.name for param in kernel.params]
+    if unknown := [name for name in names if name not in given]:
+        raise ValueError(f"names: expected parameters of the kernel ({', '.join(given)}), given {', '.join(unknown)}")
     params = [param for param in kernel.params if param.name not in names]
+    undefined = {var.name for var in tvm.tirx.analysis.undefined_vars(kernel.body, params)}
+    if used := [name for name in names if name in undefined]:
+        raise ValueError(f"names: expected parameters that the body does not use, given {', '.join(used)}")
     return tvm.tirx.PrimFunc(params, kernel.body, kernel.ret_type, kernel.attrs)

@@ -75,7 +75,7 @@ class Mesh:
 
     def transformed(self, matrix: np.ndarray) -> "Mesh":
         """The mesh with every vertex, as a row (x, y, z, 1), multiplied by `matrix` [4, 4] from the right: what
-        `components.pose.Pose.matrix` gives for one object takes it into its scene. Attributes stay as they are.
+        `pose.Pose.matrix` gives for one object takes it into its scene. Attributes stay as they are.
 
         Raises ValueError for another shape, values that are not finite, a last column that is not (0, 0, 0, 1), and a matrix
         that does not keep orientation, which would turn the mesh inside out.

@@ -38,7 +38,7 @@ class Preprocessed:
 
     structure, slat: float32; `image` and `rgb_image` `[1, 3, size, size]` in 0..1, `mask` and `rgb_image_mask`
     `[1, 1, size, size]` in 0..1; in `structure`, with a point map, also `pointmap` and `rgb_pointmap` `[1, 3, size, size]`.
-    scale, shift: float32 `[1, 3]` as `components.pose.decode_pose` takes them, or None without a point map.
+    scale, shift: float32 `[1, 3]` as `pose.decode_pose` takes them, or None without a point map.
     """
 
     structure: dict[str, np.ndarray]

@@ -13,7 +13,7 @@ import numpy as np
 from plyfile import PlyData, PlyElement, PlyParseError
 
 from sam3d_tvm.checks import check_choice, check_size
-from sam3d_tvm.components.pose import Pose, quaternion_to_matrix
+from sam3d_tvm.pose import Pose, quaternion_to_matrix
 from sam3d_tvm.splat.cameras import as_floats, check_positive
 from sparse_ops.deploy.files import write_bytes
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sam3d_tvm.checks import check_size
-from sam3d_tvm.components.pose import quaternion_to_matrix
+from sam3d_tvm.pose import quaternion_to_matrix
 from sam3d_tvm.splat.cameras import Camera
 from sam3d_tvm.splat.gaussians import Gaussians
 

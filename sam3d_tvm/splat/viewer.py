@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sam3d_tvm.components.pose import Pose
+from sam3d_tvm.pose import Pose
 from sam3d_tvm.splat.cameras import FOCAL, orbit_box
 from sam3d_tvm.splat.gaussians import Gaussians
 from sparse_ops.deploy.files import write_bytes

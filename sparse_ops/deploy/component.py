@@ -4,7 +4,7 @@
     library.so               the code; or module.json, which is compiled on loading, where no C compiler can link a library
     parameters.safetensors   the packed parameters, as kernels read them: mapped into memory, not read
 
-`sparse_ops.deploy.from_torch.port_component` makes components from PyTorch modules.
+`from_torch.port_component` makes components from PyTorch modules, `from_nn.component_from_nn` from those of `sparse_ops.nn`.
 """
 
 import hashlib
@@ -39,9 +39,9 @@ FORMS = {"library": LIBRARY, "module": MODULE}
 class Component:
     """Functions of a ported module, and its parameters.
 
-        component = Component.load("artifacts/dinov2")
-        tokens = component(image)              # the function "forward"
-        keys = component["context"](tokens)    # another one
+        component = Component.load("artifacts/autoencoder")
+        result = component(image)              # the function "forward"
+        code = component["encode"](image)      # another one
 
     Arguments are numpy, torch or TVM tensors, named or by position, in lists and dicts where the module took such. Results are
     built as the module built them, of tensors of the kind of the first argument, without copies.
@@ -201,7 +201,7 @@ def pack(machine: relax.VirtualMachine, manifest: Manifest, state: State) -> lis
 
 
 def machine_of(code: tvm.runtime.Module) -> relax.VirtualMachine:
-    """What a call took goes back to the system: the next stage of a pipeline needs it."""
+    """What a call took goes back to the system: what is loaded next may need it."""
     return relax.VirtualMachine(code, tvm.cpu(), memory_cfg="naive")
 
 

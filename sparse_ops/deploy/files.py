@@ -5,7 +5,6 @@ neither a crash nor a full disk leaves half a file, and a reader of the old file
 """
 
 import contextlib
-import io
 import json
 import os
 import secrets
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
 DTYPES = {  # numpy's (and ml_dtypes') name to the name in the file
     "bool": "BOOL",
@@ -98,26 +96,6 @@ def save_safetensors(
         file.write(text)
         for name in names:
             file.write(_little_endian(tensors[name]))
-
-
-def save_png(path: str | os.PathLike, image: Image.Image | np.ndarray) -> None:
-    """Writes a picture as PNG: a Pillow image, or uint8 `[H, W]` (grey), `[H, W, 3]` (RGB) or `[H, W, 4]` (RGBA).
-
-    Raises ValueError for anything else, an empty picture, and as `atomic_write`.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
-            raise ValueError(f"image: expected uint8 [H, W], [H, W, 3] or [H, W, 4], given {image.dtype} {list(image.shape)}")
-        if image.size == 0:
-            raise ValueError(f"image: expected at least one pixel, given {list(image.shape)}")
-        image = Image.fromarray(np.ascontiguousarray(image))
-    elif not isinstance(image, Image.Image):
-        raise ValueError(f"image: expected a Pillow image or a numpy array, given {type(image).__name__}")
-    if 0 in image.size:
-        raise ValueError(f"image: expected at least one pixel, given {image.width} x {image.height}")
-    data = io.BytesIO()
-    image.save(data, format="PNG")
-    write_bytes(path, data.getvalue())
 
 
 def _little_endian(array: np.ndarray) -> memoryview:

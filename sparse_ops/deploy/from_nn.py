@@ -6,15 +6,15 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.nn.spec import MethodSpec
 
-from sparse_ops.deploy.assemble import assemble, flat_types, static_shape
 from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.from_relax import component_from_relax, flat_types, static_shape
 from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, names
 from sparse_ops.deploy.weights import State, check_arrays
 from sparse_ops.nn import Module
-from tir_kernels.cpu.isa import Isa, host_target
+from tir_kernels.dispatch import check_target, host_target
 
 
-def native_component(
+def component_from_nn(
     model: Module,
     functions: Mapping[str, MethodSpec],
     name: str,
@@ -34,7 +34,7 @@ def native_component(
     precision, and for a target that is no CPU.
     """
     target = target or host_target()
-    Isa.of(target)  # refuses what is no CPU
+    check_target(target)
     copies = copies or {}
     with target:
         module, own = model.export_tvm(dict(functions))
@@ -50,7 +50,7 @@ def native_component(
         for copy, renamed in enumerate(({}, *copies.get(function, ()))):
             used = tuple(numbers[renamed.get(key, key)] for key in shapes)
             specs[f"{function}.{copy}" if copy else function] = _spec(module[function], used, function if copy else "")
-    return assemble(name, module, specs, parameters, state, precision, target)
+    return component_from_relax(name, module, specs, parameters, state, precision, target)
 
 
 def _spec(function: relax.Function, parameters: tuple[int, ...], code: str) -> FunctionSpec:

@@ -12,11 +12,11 @@ from torch.export.graph_signature import InputKind
 from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
-from sparse_ops.deploy.assemble import assemble, flat_types, static_shape
 from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.from_relax import component_from_relax, flat_types, static_shape
 from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, names
 from sparse_ops.transform.lift_params import PARAMETER_NAMES
-from tir_kernels.cpu.isa import Isa, host_target
+from tir_kernels.dispatch import check_target, host_target
 
 ATTENTION, LINEAR = torch.ops.aten.scaled_dot_product_attention.default, torch.ops.aten.linear.default
 
@@ -52,7 +52,7 @@ def port_component(
     if strange := set(dynamic or ()) - set(methods):
         raise ValueError(f"dynamic: expected methods of inputs, given {', '.join(map(repr, sorted(strange)))}")
     target = target or host_target()
-    Isa.of(target)  # refuses what is no CPU
+    check_target(target)
     module = _with_named_buffers(module)
     state = {key: value for key, value in module.state_dict(keep_vars=True).items() if isinstance(value, torch.nn.Parameter)}
     for key, value in state.items():
@@ -64,7 +64,7 @@ def port_component(
         imported[method], functions[method] = _import(module, method, example, (dynamic or {}).get(method), list(state))
     parameters = [TensorSpec(key, "float32", tuple(value.shape)) for key, value in state.items()]
     arrays = {key: value.detach().numpy() for key, value in state.items()}
-    return assemble(name, imported, functions, parameters, arrays, precision, target)
+    return component_from_relax(name, imported, functions, parameters, arrays, precision, target)
 
 
 def _with_named_buffers(module: torch.nn.Module) -> torch.nn.Module:

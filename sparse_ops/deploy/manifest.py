@@ -1,6 +1,6 @@
 """What is known of a compiled component beside its code: functions, parameters, versions and target, as JSON and back.
 
-    {"format": 2, "name": "dinov2", "precision": "float32",
+    {"format": 2, "name": "classifier", "precision": "float32",
      "versions": {"apache-tvm": ..., "apache-tvm-ffi": ...},
      "target": {...}, "system": "Linux x86_64", "cpu_features": [...],
      "code": {"file": "library.so", "sha256": ...},
@@ -12,7 +12,7 @@
 
 `arguments` and `result` are structures: the number of a tensor, or a list or an object of structures. In a shape a string is a
 size that every call chooses, or is computed from such sizes. `code` names the function whose code this one shares, with other
-parameters: one block of a transformer does for all of them.
+parameters: of layers that are alike one is compiled.
 """
 
 import json
@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 import tvm
 
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 FORMAT = 2
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")  # those that decide whether code can be loaded

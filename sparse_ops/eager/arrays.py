@@ -1,6 +1,7 @@
 """Arrays of three kinds, numpy, torch and TVM, crossing into compiled functions and back without copies, by DLPack."""
 
 import sys
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -8,6 +9,14 @@ import tvm
 import tvm_ffi
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_names: dict = {}  # of dtypes of all kinds
+
+
+class Checked(NamedTuple):
+    """A tensor that `as_tensor` made before, with its dtype: it is not looked at again."""
+
+    tensor: tvm.runtime.Tensor
+    dtype: str
 
 
 def kind_of(array) -> str:
@@ -27,6 +36,14 @@ def describe(array) -> str:
     return f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
 
 
+def dtype_of(array) -> str:
+    """The name of an array's dtype, as TVM has it."""
+    dtype = array.dtype
+    if dtype not in _names:  # numpy takes microseconds to put a name together, and each argument asks twice
+        _names[dtype] = str(dtype).removeprefix("torch.")
+    return _names[dtype]
+
+
 def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tvm.runtime.Tensor:
     """A TVM tensor over the memory of `array`.
 
@@ -35,22 +52,22 @@ def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tv
     what was given and what was expected: another kind, dtype, rank or length, memory that is not contiguous or not on a
     CPU, a torch tensor that records gradients.
     """
-    wanted = f"{' or '.join(dtypes)} [{', '.join('any' if n is None else str(n) for n in shape)}]"
     kind = kind_of(array)
 
-    def refuse(reason: str):
+    def refuse(reason: str = ""):
+        wanted = f"{' or '.join(dtypes)} [{', '.join(str(n) if isinstance(n, int) else 'any' for n in shape)}]"
         raise ValueError(f"{argument}: expected {wanted}, given {describe(array)}{reason}")
 
     if kind == "other":
         refuse(": neither a numpy array nor a torch or TVM tensor")
-    if str(array.dtype).removeprefix("torch.") not in dtypes:
-        refuse("")
-    if len(array.shape) != len(shape):
-        refuse("")
-    if any(isinstance(want, int) and have != want for want, have in zip(shape, array.shape, strict=True)):
-        refuse("")
-    if 0 in array.shape:  # numpy gives such arrays strides that TVM does not take for compact
-        return tvm.runtime.empty(tuple(array.shape), str(array.dtype).removeprefix("torch."))
+    given = tuple(array.shape)
+    if dtype_of(array) not in dtypes or len(given) != len(shape):
+        refuse()
+    for want, have in zip(shape, given, strict=True):
+        if isinstance(want, int) and have != want:
+            refuse()
+    if 0 in given:  # numpy gives such arrays strides that TVM does not take for compact
+        return tvm.runtime.empty(given, dtype_of(array))
     if kind == "numpy":
         if not array.flags.c_contiguous:
             refuse(", not contiguous: pass np.ascontiguousarray(...)")

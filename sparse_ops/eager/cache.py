@@ -5,7 +5,7 @@ packages, so a file never has to be invalidated. Files are written under another
 processes can fill one folder. Where no C compiler is found, which TVM needs to link a library, functions are compiled in
 the process and not kept.
 
-The folder is $SPARSE_OPS_CACHE, else `sparse_ops` in the user's cache folder; SPARSE_OPS_CACHE=off keeps nothing on disk.
+The folder is `sparse_ops` in $SPARSE_OPS_CACHE, else in the user's cache folder; SPARSE_OPS_CACHE=off keeps nothing on disk.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 
 import tvm
@@ -23,28 +23,26 @@ import tvm_ffi
 from tvm import relax
 
 import tir_kernels
-from tir_kernels.cpu.isa import Isa, host_target
+from tir_kernels.dispatch import choice, current_target, fingerprint
 
-from ..build import build, unchecked
-
-_lock = threading.Lock()
-_loaded: dict[str, relax.VirtualMachine] = {}
+from ..build import build, pack_params, unchecked
 
 
-def cache_folder() -> Path | None:
-    """Where compiled functions are kept, or None."""
+def cache_folder(package: str = "sparse_ops") -> Path | None:
+    """Where `package` keeps what it compiled, or None: each has a folder of its own in $SPARSE_OPS_CACHE, else in the user's
+    cache folder."""
     chosen = os.environ.get("SPARSE_OPS_CACHE")
     if chosen == "off":
         return None
     if chosen:
-        return Path(chosen)
-    if sys.platform == "darwin":
+        base = Path(chosen)
+    elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     elif sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return base / "sparse_ops"
+    return base / package
 
 
 @cache
@@ -57,29 +55,64 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def compiled(configuration: dict, make_module: Callable[[], tvm.IRModule], precision: str = "float32") -> relax.VirtualMachine:
-    """The virtual machine of a module. `configuration` (JSON) must determine what `make_module` returns; `precision` as in
-    `build`. Callers check arguments, see `build.unchecked`."""
-    target = tvm.target.Target.current(allow_none=True) or host_target()
-    identity = {
-        "configuration": configuration,
+class Compiled:
+    """A compiled function of one signature, `main`, and what packs its parameters; or a machine of functions of other names."""
+
+    def __init__(self, executable: tvm.runtime.Module | tvm.runtime.Executable):
+        self.machine = relax.VirtualMachine(executable, tvm.cpu())
+
+    @cached_property
+    def main(self) -> tvm_ffi.Function:
+        return self.machine["main"]
+
+    def pack(self, parameters: Sequence[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
+        """What `main` takes in place of `parameters`, which follow its inputs."""
+        return pack_params(self.machine, "main", parameters.__getitem__)
+
+
+_lock = threading.Lock()  # of the next line
+_one_at_a_time: dict[tuple, threading.Lock] = {}  # for each function that is being compiled
+_compiled: dict[tuple, Compiled] = {}
+
+
+def compiled(identity: tuple, make_module: Callable[[], tvm.IRModule], precision: str = "float32") -> Compiled:
+    """The compiled function of a module. `identity`, nested tuples of numbers, strings and None, must determine what
+    `make_module` returns; `precision` as in `build`. Callers check arguments, see `build.unchecked`.
+
+    Threads may call it at once: a function is compiled by the first that asks for it, and others go on.
+    """
+    target = tvm.target.Target.current(allow_none=True)
+    key = (identity, precision, None if target is None else str(target), choice())
+    found = _compiled.get(key)
+    if found is None:
+        with _lock:
+            one = _one_at_a_time.setdefault(key, threading.Lock())
+        with one:
+            found = _compiled.get(key)
+            if found is None:
+                found = _compiled[key] = Compiled(_load_or_build(identity, make_module, current_target(target), precision))
+        with _lock:
+            _one_at_a_time.pop(key, None)
+    return found
+
+
+def _file_name(identity: tuple, target: tvm.target.Target, precision: str) -> str:
+    """A hash over all that decides what is compiled."""
+    everything = {
+        "identity": identity,
         "precision": precision,
         "target": str(target),
-        "isa": Isa.of(target).name,
+        "kernels": fingerprint(target),
         "tvm": tvm.__version__,
         "tvm_ffi": tvm_ffi.__version__,
         "source": source_digest(),
     }
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    with _lock:
-        if key not in _loaded:
-            _loaded[key] = relax.VirtualMachine(_load_or_build(key, make_module, target, precision), tvm.cpu())
-        return _loaded[key]
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
-def _load_or_build(key: str, make_module: Callable[[], tvm.IRModule], target: tvm.target.Target, precision: str):
+def _load_or_build(identity: tuple, make_module: Callable[[], tvm.IRModule], target: tvm.target.Target, precision: str):
     folder = cache_folder()
-    file = folder / f"{key}.so" if folder else None
+    file = folder / f"{_file_name(identity, target, precision)}.so" if folder else None
     if file is not None and file.exists():
         try:
             return tvm.runtime.load_module(str(file))

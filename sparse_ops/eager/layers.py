@@ -4,14 +4,17 @@
 kernel 1 and stride 1 follow spconv, see `_Convolution.pointwise_weight`. `algo` and `name` are accepted and ignored.
 """
 
+from functools import cache
+
 import numpy as np
 
-from tir_kernels.cpu.kernel_map import Geometry
-from tir_kernels.cpu.sites import out_extent
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.sites import out_extent
 
+from ..op.signature import FLOATS
 from . import functional
 from .arrays import as_kind, as_tensor
-from .functional import Weights
+from .call import Weights
 from .tensor import CoordinateSet, Layer, SparseTensor
 
 
@@ -26,6 +29,11 @@ def _axes(argument: str, value, dimensions: int, least: int) -> tuple[int, ...]:
 def _widen(axes: tuple[int, ...], fill: int) -> tuple[int, int, int]:
     """Values along the axes as three, on leading unit axes."""
     return (fill,) * (3 - len(axes)) + axes
+
+
+@cache
+def _submanifold(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> Geometry:
+    return Geometry.submanifold(_widen(kernel_size, 1), _widen(dilation, 1))
 
 
 def _check_input(layer, x) -> None:
@@ -126,14 +134,14 @@ class _Convolution:
         spconv 2.3 reads the stored buffer [Cout, 1, 1, 1, Cin] of such layers as a row-major [Cin, Cout] matrix M and
         computes x @ M: a reinterpretation of memory, not a transpose. Checkpoints trained with it rely on that.
         """
-        matrix = as_tensor(weight.reshape((self.in_channels, self.out_channels)), "weight", functional.FLOATS, (None, None))
+        matrix = as_tensor(weight.reshape((self.in_channels, self.out_channels)), "weight", FLOATS, (None, None))
         return np.ascontiguousarray(as_kind(matrix, "numpy").T)
 
     def _pointwise(self, x: SparseTensor) -> SparseTensor:
-        return x.replace_feature(functional.linear(x.feats, self._weights(self.pointwise_weight)))
+        return x.with_result(functional.linear(x.feats, self._weights(self.pointwise_weight)), x.coordinates)
 
     def _convolve(self, x: SparseTensor, kernel_map, coordinates: CoordinateSet) -> SparseTensor:
-        return x.moved_to(functional.sparse_conv(x.feats, self._weights(self._wide_weight), kernel_map), coordinates)
+        return x.with_result(functional.sparse_conv(x.feats, self._weights(self._wide_weight), kernel_map), coordinates)
 
     def __call__(self, x: SparseTensor) -> SparseTensor:
         _check_input(self, x)
@@ -173,7 +181,7 @@ class SubMConv3d(_Convolution):
     def forward(self, x: SparseTensor) -> SparseTensor:
         if max(self.kernel_size) == 1:
             return self._pointwise(x)
-        geometry = Geometry.submanifold(_widen(self.kernel_size, 1), _widen(self.dilation, 1))
+        geometry = _submanifold(self.kernel_size, self.dilation)
         layer = _recorded(x, self.indice_key, "submanifold", geometry)
         kernel_map = layer.kernel_map if layer else x.kernel_map(geometry.kernel, geometry.dilation)
         if self.indice_key is not None and layer is None:

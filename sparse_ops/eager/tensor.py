@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import tvm
 
-from tir_kernels.cpu.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
+from tir_kernels.spec.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
 
+from ..op.signature import FLOATS
 from . import functional
-from .arrays import as_kind, as_tensor, kind_of
-from .functional import FLOATS, KernelMap
+from .arrays import Checked, as_kind, as_tensor, kind_of
+from .call import KernelMap
 
 MAX_DIMENSIONS = 3
 
@@ -31,7 +32,7 @@ class CoordinateSet:
     def extent(self) -> tuple[int, ...]:
         """`spatial_shape`, or what is inferred for it."""
         if self.spatial_shape is None:
-            axes = self.coords.numpy()[:, 4 - self.dimensions :]
+            axes = np.from_dlpack(self.coords)[:, 4 - self.dimensions :]
             self.spatial_shape = tuple(int(n) for n in axes.max(axis=0, initial=-1) + 1)
         return self.spatial_shape
 
@@ -66,7 +67,7 @@ class SparseTensor:
         features = as_tensor(feats, "feats", FLOATS, (None, None))
         if _shared is None:
             points, dimensions = _as_coords(coords)
-            batch_size = _check_range(points.numpy(), dimensions, spatial_shape, batch_size)
+            batch_size = _check_range(np.from_dlpack(points), dimensions, spatial_shape, batch_size)
             shape = None if spatial_shape is None else tuple(int(n) for n in spatial_shape)
             _shared = CoordinateSet(points, dimensions, shape, batch_size), {}
         self.coordinates, self.indice_dict = _shared
@@ -106,12 +107,19 @@ class SparseTensor:
         """A tensor on other voxels that shares this one's `indice_dict`."""
         return SparseTensor(feats, None, _shared=(coordinates, self.indice_dict))
 
+    def with_result(self, feats, coordinates: CoordinateSet) -> "SparseTensor":
+        """As `moved_to`, with what an op returned for these voxels, which is not looked at again."""
+        moved = object.__new__(SparseTensor)
+        moved._kind, moved.feats = self._kind, feats
+        moved.coordinates, moved.indice_dict = coordinates, self.indice_dict
+        return moved
+
     def kernel_map(self, kernel_size, dilation=1, method: str = "auto") -> KernelMap:
         """The submanifold kernel map of these voxels, built on first use; kernel_size and dilation have three axes."""
         key = ("submanifold", tuple(kernel_size), tuple(dilation))
         if key not in self.coordinates.maps:
             self.coordinates.maps[key] = functional.submanifold_map(
-                self.coordinates.coords, tuple(kernel_size), tuple(dilation), method
+                Checked(self.coordinates.coords, "int32"), tuple(kernel_size), tuple(dilation), method
             )
         return self.coordinates.maps[key]
 
@@ -188,9 +196,11 @@ def _check_range(coords: np.ndarray, dimensions: int, spatial_shape, batch_size:
         if spatial_shape is not None:
             low, high = 0, int(lengths[axis]) - 1
         ranges.append((low, high, "xyz"[axis], 4 - dimensions + axis))
+    if not len(coords):
+        return 1 if batch_size is None else batch_size
+    lowest, highest = coords.min(0).tolist(), coords.max(0).tolist()
     for low, high, name, column in ranges:
-        wrong = (coords[:, column] < low) | (coords[:, column] > high)
-        if wrong.any():
-            row = int(wrong.argmax())
+        if lowest[column] < low or highest[column] > high:
+            row = int(((coords[:, column] < low) | (coords[:, column] > high)).argmax())
             raise ValueError(f"coords: row {row} has {name} {coords[row, column]}, expected {low} to {high}")
-    return int(coords[:, 0].max(initial=0)) + 1 if batch_size is None else batch_size
+    return highest[0] + 1 if batch_size is None else batch_size

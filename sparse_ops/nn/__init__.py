@@ -9,18 +9,18 @@ decides the number of rows, it becomes a fresh symbolic dimension. Parameters ha
             self.norm = LayerNorm(32)
 
         def forward(self, feats, coords):                 # tensors [N, 8] and int32 [N, 4]
-            x = SparseTensor.of(feats, coords)
+            x = SymbolicSparseTensor.of(feats, coords)
             return self.norm(self.conv(x), activation="silu").feats
 
-Modules that need only rows take a plain tensor [N, C] or a `SparseTensor`, and return what they were given. Arguments that do
-not fit raise ValueError naming the argument, what was given and what was expected; data that does not fit raises it from
-the running module.
+Modules that need only rows take a plain tensor [N, C] or a `SymbolicSparseTensor`, and return what they were given.
+Arguments that do not fit raise ValueError naming the argument, what was given and what was expected; data that does not fit
+raises it from the running module.
 """
 
 from tvm.relax.frontend.nn import Module, ModuleList, Parameter, Tensor
 
 from .attention import CrossAttention, SelfAttention, SerializedSelfAttention, WindowedSelfAttention, attention
-from .carrier import KernelMap, Link, Partition, Sites, SparseTensor
+from .carrier import Link, Partition, Sites, SymbolicKernelMap, SymbolicSparseTensor
 from .conv import SparseConv3d, SparseConvTranspose3d, SparseInverseConv3d, SubMConv3d
 from .norm import GroupNorm, LayerNorm, MultiHeadRMSNorm
 from .pool import BatchPool, Downsample, SparseAvgPool3d, SparseMaxPool3d, Subdivide, Upsample
@@ -32,7 +32,6 @@ __all__ = [
     "CrossAttention",
     "Downsample",
     "GroupNorm",
-    "KernelMap",
     "LayerNorm",
     "Linear",
     "Link",
@@ -49,9 +48,10 @@ __all__ = [
     "SparseConvTranspose3d",
     "SparseInverseConv3d",
     "SparseMaxPool3d",
-    "SparseTensor",
     "SubMConv3d",
     "Subdivide",
+    "SymbolicKernelMap",
+    "SymbolicSparseTensor",
     "Tensor",
     "Upsample",
     "WindowedSelfAttention",

@@ -5,14 +5,14 @@ from math import sqrt
 from tvm import relax
 from tvm.relax.frontend import nn
 
-from tir_kernels.cpu.serialize import MODES
+from tir_kernels.spec.serialize import MODES
 
 from .. import op
 from ..op.index import triple
+from ..op.numbers import check_int
 from ..op.register import check_choice
-from ..op.shapes import check_int
 from ..op.windows import LEAST_SHIFT, window_axes
-from .carrier import Partition, Sites, SparseTensor, check_sparse, emit
+from .carrier import Partition, Sites, SymbolicSparseTensor, check_sparse, emit
 from .norm import MultiHeadRMSNorm
 from .rows import Linear, Rowwise, check_count, feats_of
 
@@ -53,7 +53,9 @@ class SelfAttention(nn.Module):
         self.q_rms_norm = MultiHeadRMSNorm(self.head_dim, num_heads) if qk_rms_norm else None
         self.k_rms_norm = MultiHeadRMSNorm(self.head_dim, num_heads) if qk_rms_norm else None
 
-    def forward(self, x: SparseTensor, residual: SparseTensor | None = None, gate: nn.Tensor | None = None) -> SparseTensor:
+    def forward(
+        self, x: SymbolicSparseTensor, residual: SymbolicSparseTensor | None = None, gate: nn.Tensor | None = None
+    ) -> SymbolicSparseTensor:
         """x [N, C] -> [N, C]; the last layer multiplies by `gate` float32 [B, C] and adds `residual`."""
         check_sparse("SelfAttention", x)
         q, k, v = (heads_of(part.feats, self.num_heads) for part in self.to_qkv.parts(x, 3))
@@ -133,11 +135,11 @@ class CrossAttention(nn.Module):
 
     def forward(
         self,
-        x: SparseTensor,
+        x: SymbolicSparseTensor,
         context: tuple[nn.Tensor, nn.Tensor],
         context_offsets: nn.Tensor,
-        residual: SparseTensor | None = None,
-    ) -> SparseTensor:
+        residual: SymbolicSparseTensor | None = None,
+    ) -> SymbolicSparseTensor:
         """x [N, C]; context as `context` returns it; context_offsets int32 [B + 1] -> [N, C]; `residual` is added last."""
         check_sparse("CrossAttention", x)
         q = heads_of(self.to_q(x).feats, self.num_heads)

@@ -46,7 +46,7 @@ def cast_shape(expr: relax.Expr, shape: Sequence[Rows]) -> nn.Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class KernelMap:
+class SymbolicKernelMap:
     """A kernel map in the graph.
 
     pair_in, pair_out int32 [blocks, slots], segment int32 [blocks, taps + 1], rows int64 [2], as the map ops make them.
@@ -59,7 +59,7 @@ class KernelMap:
     rows: nn.Tensor
 
     @classmethod
-    def of(cls, fields: Sequence[relax.Expr]) -> "KernelMap":
+    def of(cls, fields: Sequence[relax.Expr]) -> "SymbolicKernelMap":
         """From the four elements that a map op returns."""
         pairs = (dimension("blocks"), dimension("slots"))
         shapes = (pairs, pairs, (pairs[0], dimension("columns")), (2,))
@@ -88,7 +88,7 @@ class Partition:
     """Rows cut into windows, within which attention takes place.
 
     q_order int32 [N], q_offsets int32 [W + 1]: the queries of window i are rows q_order[q_offsets[i] : q_offsets[i + 1]];
-    k_order int32 [M], k_offsets int32 [W + 1]: its keys likewise. Goes from function to function as a `KernelMap` does.
+    k_order int32 [M], k_offsets int32 [W + 1]: its keys likewise. Goes from function to function as a `SymbolicKernelMap` does.
     """
 
     q_order: nn.Tensor
@@ -135,21 +135,21 @@ class Sites:
     def rows(self) -> Rows:
         return self.coords.shape[0]
 
-    def submanifold_map(self, kernel_size=3, dilation=1, method: str = "auto") -> KernelMap:
+    def submanifold_map(self, kernel_size=3, dilation=1, method: str = "auto") -> SymbolicKernelMap:
         """The map of a submanifold convolution, see `op.submanifold_map`."""
         kernel, dilation = _axes("kernel_size", kernel_size), _axes("dilation", dilation)
         return self._once(
             ("submanifold", kernel, dilation),
-            lambda: KernelMap.of(emit_fields(op.submanifold_map(self.coords._expr, kernel, dilation, method))),
+            lambda: SymbolicKernelMap.of(emit_fields(op.submanifold_map(self.coords._expr, kernel, dilation, method))),
         )
 
-    def put_submanifold_map(self, kernel_map: KernelMap, kernel_size=3, dilation=1) -> None:
+    def put_submanifold_map(self, kernel_map: SymbolicKernelMap, kernel_size=3, dilation=1) -> None:
         """Use a map that was built earlier, by another function."""
         self._built["submanifold", _axes("kernel_size", kernel_size), _axes("dilation", dilation)] = kernel_map
 
     def strided(
         self, kernel_size, stride=1, padding=0, dilation=1, shape="infer", transposed=False, method: str = "auto"
-    ) -> tuple["Sites", KernelMap]:
+    ) -> tuple["Sites", SymbolicKernelMap]:
         """Output sites, in a number known at run time, and map of a strided or transposed convolution: `op.strided_map`."""
         axes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
         axes = {name: _axes(name, value) for name, value in axes.items()} | {"padding": _axes("padding", padding, 0)}
@@ -160,15 +160,15 @@ class Sites:
             coords, kernel_map = emit_fields(call)
             bb = relax.BlockBuilder.current()
             fields = [bb.emit(relax.TupleGetItem(kernel_map, i)) for i in range(4)]
-            return Sites(cast_shape(coords, (dimension("rows"), 4)), self.batch), KernelMap.of(fields)
+            return Sites(cast_shape(coords, (dimension("rows"), 4)), self.batch), SymbolicKernelMap.of(fields)
 
         return self._once(("strided", *axes.values(), shape, transposed), build)
 
-    def inverse_map(self, kernel_map: KernelMap) -> KernelMap:
+    def inverse_map(self, kernel_map: SymbolicKernelMap) -> SymbolicKernelMap:
         """The inverse of a map that reads from these sites, see `op.inverse_map`."""
         return self._once(
             ("inverse", kernel_map),
-            lambda: KernelMap.of(emit_fields(op.inverse_map(kernel_map.expr, self.coords._expr))),
+            lambda: SymbolicKernelMap.of(emit_fields(op.inverse_map(kernel_map.expr, self.coords._expr))),
         )
 
     def downsampled(self, factor=2) -> tuple["Sites", nn.Tensor]:
@@ -264,11 +264,11 @@ class Link:
 
     source: Sites
     target: Sites
-    kernel_map: KernelMap
+    kernel_map: SymbolicKernelMap
 
 
 @dataclass(frozen=True, eq=False)
-class SparseTensor:
+class SymbolicSparseTensor:
     """Features on sites, as modules take and return them: `feats` float32 or bfloat16 [N, C], row i at site i.
 
     `links`: layers that can be undone, by their key; it is passed on from tensor to tensor.
@@ -279,7 +279,7 @@ class SparseTensor:
     links: dict[str, Link] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, feats: nn.Tensor, coords: nn.Tensor, batch: Rows = 1) -> "SparseTensor":
+    def of(cls, feats: nn.Tensor, coords: nn.Tensor, batch: Rows = 1) -> "SymbolicSparseTensor":
         """From features [N, C] and coordinates int32 [N, 4] of `batch` elements. ValueError if they do not fit."""
         if not isinstance(feats, nn.Tensor) or feats.ndim != 2:
             raise ValueError(f"feats: expected a tensor [N, C], given {feats!r}")
@@ -294,19 +294,19 @@ class SparseTensor:
     def channels(self) -> int:
         return int(self.feats.shape[1])
 
-    def with_feats(self, feats: nn.Tensor) -> "SparseTensor":
+    def with_feats(self, feats: nn.Tensor) -> "SymbolicSparseTensor":
         """Other features on the same sites."""
         return replace(self, feats=feats)
 
-    def moved(self, feats: nn.Tensor, sites: Sites) -> "SparseTensor":
+    def moved(self, feats: nn.Tensor, sites: Sites) -> "SymbolicSparseTensor":
         """Features on other sites, which still know the layers that led there."""
         return replace(self, feats=feats, sites=sites)
 
 
 def check_sparse(owner: str, x) -> None:
-    """ValueError unless `x` is a `SparseTensor`."""
-    if not isinstance(x, SparseTensor):
-        raise ValueError(f"{owner}: x: expected a SparseTensor, given {x!r}")
+    """ValueError unless `x` is a `SymbolicSparseTensor`."""
+    if not isinstance(x, SymbolicSparseTensor):
+        raise ValueError(f"{owner}: x: expected a SymbolicSparseTensor, given {x!r}")
 
 
 def _axes(name: str, value, least: int = 1) -> tuple[int, int, int]:

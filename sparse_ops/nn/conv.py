@@ -7,7 +7,7 @@ from tvm.relax.frontend import nn
 
 from .. import op
 from ..op.index import triple
-from .carrier import KernelMap, Link, Sites, SparseTensor, check_sparse, emit
+from .carrier import Link, Sites, SymbolicKernelMap, SymbolicSparseTensor, check_sparse, emit
 from .rows import Rowwise, check_count, expr_of
 
 
@@ -26,7 +26,7 @@ class _SparseConv(nn.Module):
         self.weight = nn.Parameter((out_channels, *self.kernel_size, in_channels), dtype)
         self.bias = nn.Parameter((out_channels,), "float32") if bias else None
 
-    def _through(self, kernel_map: KernelMap, sites: Sites, x: SparseTensor, residual, activation) -> nn.Tensor:
+    def _through(self, kernel_map: SymbolicKernelMap, sites: Sites, x: SymbolicSparseTensor, residual, activation) -> nn.Tensor:
         """The convolution from `x` to `sites`."""
         bias = None if self.bias is None else self.bias._expr
         call = op.sparse_conv(
@@ -40,7 +40,7 @@ class _SparseConv(nn.Module):
         )
         return emit(call, "sparse_conv")
 
-    def _pointwise(self, x: SparseTensor, residual, activation) -> SparseTensor:
+    def _pointwise(self, x: SymbolicSparseTensor, residual, activation) -> SymbolicSparseTensor:
         """A convolution with kernel 1 and stride 1, as spconv computes it: `y = x @ M + bias` on the same sites, where M is
         the memory of the weight [Cout, 1, 1, 1, Cin] read as a row-major [Cin, Cout] matrix. That is not the transpose,
         and it is what networks were trained with. It holds for every class here; no other place knows of it.
@@ -51,7 +51,7 @@ class _SparseConv(nn.Module):
         call = op.linear(x.feats._expr, weight._expr, bias, expr_of(residual, "residual"), activation)
         return x.with_feats(emit(call, "linear"))
 
-    def _check(self, x: SparseTensor) -> None:
+    def _check(self, x: SymbolicSparseTensor) -> None:
         check_sparse(self._owner, x)
         if x.channels != self.in_channels:
             raise ValueError(f"{self._owner}: x: expected {self.in_channels} channels, given {x.channels}")
@@ -80,7 +80,9 @@ class SubMConv3d(_SparseConv):
         self.dilation = triple("nn.SubMConv3d", "dilation", dilation, 1)
         self.method = method
 
-    def forward(self, x: SparseTensor, residual: Rowwise | None = None, activation: str = "none") -> SparseTensor:
+    def forward(
+        self, x: SymbolicSparseTensor, residual: Rowwise | None = None, activation: str = "none"
+    ) -> SymbolicSparseTensor:
         """x [N, Cin]; residual [N, Cout], added before the activation -> [N, Cout] on the same sites, dtype of x."""
         self._check(x)
         if prod(self.kernel_size) == 1:
@@ -90,11 +92,11 @@ class SubMConv3d(_SparseConv):
 
     def of_upsampled(
         self,
-        x: SparseTensor,
+        x: SymbolicSparseTensor,
         finer: tuple[Sites, nn.Tensor],
         residual: Rowwise | None = None,
         activation: str = "none",
-    ) -> SparseTensor:
+    ) -> SymbolicSparseTensor:
         """The layer after nearest upsampling, multiplied before rows are repeated: less work, see `op.upsampled_conv`.
 
         x [M, Cin]; finer: the sites to go to and the row of x that each repeats, int32 [N], as `x.sites.finer` where
@@ -158,7 +160,7 @@ class SparseConv3d(_SparseConv):
         if self.pointwise and any(self.padding):
             raise ValueError(f"{name}: padding: expected 0 with kernel and stride 1, given {padding!r}")
 
-    def forward(self, x: SparseTensor, activation: str = "none") -> SparseTensor:
+    def forward(self, x: SymbolicSparseTensor, activation: str = "none") -> SymbolicSparseTensor:
         """x [N, Cin] -> [M, Cout] on the output sites, dtype of x."""
         self._check(x)
         if self.pointwise:
@@ -195,7 +197,9 @@ class SparseInverseConv3d(_SparseConv):
         super().__init__(in_channels, out_channels, kernel_size, bias, dtype)
         self.indice_key = indice_key
 
-    def forward(self, x: SparseTensor, residual: Rowwise | None = None, activation: str = "none") -> SparseTensor:
+    def forward(
+        self, x: SymbolicSparseTensor, residual: Rowwise | None = None, activation: str = "none"
+    ) -> SymbolicSparseTensor:
         """x [M, Cin] on the sites that the layer led to; residual [N, Cout] -> [N, Cout] on those it came from.
 
         ValueError for a key that no layer before has, or whose sites are not those of x.
@@ -217,7 +221,9 @@ class SparseInverseConv3d(_SparseConv):
         return x.moved(self._through(kernel_map, link.source, x, residual, activation), link.source)
 
 
-def linked(x: SparseTensor, feats: nn.Tensor, sites: Sites, kernel_map: KernelMap, key: str | None) -> SparseTensor:
+def linked(
+    x: SymbolicSparseTensor, feats: nn.Tensor, sites: Sites, kernel_map: SymbolicKernelMap, key: str | None
+) -> SymbolicSparseTensor:
     """What a layer that changed the sites of `x` returns: undoable if it has a key. ValueError for a key already taken."""
     out = x.moved(feats, sites)
     if key is None:
@@ -225,4 +231,4 @@ def linked(x: SparseTensor, feats: nn.Tensor, sites: Sites, kernel_map: KernelMa
     earlier = x.links.get(key)
     if earlier is not None and not (earlier.source is x.sites and earlier.kernel_map is kernel_map):
         raise ValueError(f"indice_key: expected a key of its own for every map, given {key!r} again")
-    return SparseTensor(out.feats, out.sites, x.links | {key: Link(x.sites, sites, kernel_map)})
+    return SymbolicSparseTensor(out.feats, out.sites, x.links | {key: Link(x.sites, sites, kernel_map)})

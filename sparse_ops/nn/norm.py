@@ -3,7 +3,7 @@
 from tvm.relax.frontend import nn
 
 from .. import op
-from .carrier import SparseTensor, check_sparse, emit
+from .carrier import SymbolicSparseTensor, check_sparse, emit
 from .rows import Rowwise, check_count, expr_of, like
 
 
@@ -31,7 +31,7 @@ class LayerNorm(nn.Module):
 
         A sparse tensor brings the batch index of its sites.
         """
-        if batch_index is None and isinstance(x, SparseTensor) and (scale is not None or shift is not None):
+        if batch_index is None and isinstance(x, SymbolicSparseTensor) and (scale is not None or shift is not None):
             batch_index = x.sites.batch_index()
         optional = (self.weight, self.bias, scale, shift)
         call = op.layer_norm(
@@ -59,7 +59,7 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter((channels,), "float32")
         self.bias = nn.Parameter((channels,), "float32")
 
-    def forward(self, x: SparseTensor, activation: str = "none") -> SparseTensor:
+    def forward(self, x: SymbolicSparseTensor, activation: str = "none") -> SymbolicSparseTensor:
         """x [N, C] -> [N, C], dtype of x."""
         check_sparse("GroupNorm", x)
         call = op.group_norm(

@@ -3,12 +3,12 @@
 from tvm import relax
 from tvm.relax.frontend import nn
 
-from tir_kernels.cpu.pool import MODES
+from tir_kernels.spec.pool import MODES
 
 from .. import op
 from ..op.index import triple
 from ..op.register import check_choice
-from .carrier import SparseTensor, check_sparse, emit
+from .carrier import SymbolicSparseTensor, check_sparse, emit
 from .conv import linked
 
 
@@ -25,7 +25,7 @@ class Downsample(nn.Module):
         self.mode = mode
         self.count_bias = count_bias
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: SymbolicSparseTensor) -> SymbolicSparseTensor:
         """x [N, C] -> [M, C] on the coarser sites, M known at run time; dtype of x."""
         check_sparse("Downsample", x)
         sites, inverse = x.sites.downsampled(self.factor)
@@ -36,7 +36,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest upsampling: back to the sites, and the order of rows, that downsampling came from. Levels may be nested."""
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: SymbolicSparseTensor) -> SymbolicSparseTensor:
         """x [M, C] -> [N, C], dtype of x. ValueError if the sites of x do not come from downsampling."""
         check_sparse("Upsample", x)
         if x.sites.finer is None:
@@ -51,7 +51,7 @@ class Subdivide(nn.Module):
     def __init__(self, factor=2):
         self.factor = triple("nn.Subdivide", "factor", factor, 1)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: SymbolicSparseTensor) -> SymbolicSparseTensor:
         """x [N, C] -> [N * children, C], the children of a voxel together; dtype of x."""
         check_sparse("Subdivide", x)
         sites, parent = x.sites.subdivided(self.factor)
@@ -83,7 +83,7 @@ class _SparsePool(nn.Module):
         self.method = method
         self.options: dict = {}
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: SymbolicSparseTensor) -> SymbolicSparseTensor:
         """x [N, C] -> [M, C] on the output sites, M known at run time; dtype of x."""
         check_sparse(type(self).__name__, x)
         sites, kernel_map = x.sites.strided(
@@ -126,7 +126,7 @@ class BatchPool(nn.Module):
         check_choice("nn.BatchPool", "mode", mode, MODES)
         self.mode = mode
 
-    def forward(self, x: SparseTensor) -> nn.Tensor:
+    def forward(self, x: SymbolicSparseTensor) -> nn.Tensor:
         """x [N, C] -> [B, C], dtype of x."""
         check_sparse("BatchPool", x)
         batch = emit(relax.op.zeros((x.sites.batch, 1), "int32"))  # only its rows are asked for

@@ -3,26 +3,26 @@
 from tvm import relax
 from tvm.relax.frontend import nn
 
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
 
 from .. import op
 from ..op.register import check_choice
-from .carrier import SparseTensor, emit
+from .carrier import SymbolicSparseTensor, emit
 
-Rowwise = nn.Tensor | SparseTensor
+Rowwise = nn.Tensor | SymbolicSparseTensor
 
 
 def feats_of(x: Rowwise, name: str = "x") -> nn.Tensor:
     """The rows [N, C] of a tensor or of a sparse tensor; ValueError for anything else."""
-    feats = x.feats if isinstance(x, SparseTensor) else x
+    feats = x.feats if isinstance(x, SymbolicSparseTensor) else x
     if not isinstance(feats, nn.Tensor) or feats.ndim != 2:
-        raise ValueError(f"{name}: expected a tensor [N, C] or a SparseTensor, given {x!r}")
+        raise ValueError(f"{name}: expected a tensor [N, C] or a SymbolicSparseTensor, given {x!r}")
     return feats
 
 
 def like(x: Rowwise, feats: nn.Tensor) -> Rowwise:
     """New features in the form of `x`."""
-    return x.with_feats(feats) if isinstance(x, SparseTensor) else feats
+    return x.with_feats(feats) if isinstance(x, SymbolicSparseTensor) else feats
 
 
 def expr_of(x: Rowwise | None, name: str = "x") -> relax.Expr | None:
@@ -62,7 +62,7 @@ class Linear(nn.Module):
 
         gate float32 [B, out_features], which a row takes by `batch_index` int32 [N]; a sparse tensor brings that of its sites.
         """
-        if batch_index is None and isinstance(x, SparseTensor) and gate is not None:
+        if batch_index is None and isinstance(x, SymbolicSparseTensor) and gate is not None:
             batch_index = x.sites.batch_index()
         bias, gate, index = (None if value is None else value._expr for value in (self.bias, gate, batch_index))
         call = op.linear(expr_of(x), self.weight._expr, bias, expr_of(residual, "residual"), activation, gate, index)
@@ -86,7 +86,7 @@ class Linear(nn.Module):
 
 
 class Activation(nn.Module):
-    """One of "relu", "silu", "gelu_tanh", by element. Layers that take `activation=` compute it in passing instead."""
+    """One of `ACTIVATIONS`, by element. Layers that take `activation=` compute it in passing instead."""
 
     def __init__(self, name: str):
         check_choice("nn.Activation", "name", name, [name for name in ACTIVATIONS if name != "none"])
@@ -103,7 +103,7 @@ def modulated_add(x: Rowwise, y: Rowwise, gate: nn.Tensor, batch_index: nn.Tenso
     x, y [N, C], gate float32 [B, C], which a row takes by `batch_index` int32 [N]; a sparse tensor brings that of its sites.
     Returns [N, C] in the form of x.
     """
-    if batch_index is None and isinstance(x, SparseTensor):
+    if batch_index is None and isinstance(x, SymbolicSparseTensor):
         batch_index = x.sites.batch_index()
     index = None if batch_index is None else batch_index._expr
     call = op.modulated_add(expr_of(x), expr_of(y, "y"), gate._expr, batch_index=index)
@@ -117,6 +117,6 @@ def concat(tensors: list[Rowwise]) -> Rowwise:
     """
     first = tensors[0]
     for i, x in enumerate(tensors[1:], start=1):
-        if isinstance(first, SparseTensor) and isinstance(x, SparseTensor) and x.sites is not first.sites:
+        if isinstance(first, SymbolicSparseTensor) and isinstance(x, SymbolicSparseTensor) and x.sites is not first.sites:
             raise ValueError(f"tensors[{i}]: expected features on the sites of tensors[0], given others")
     return like(first, emit(relax.op.concat([expr_of(x) for x in tensors], axis=1), "concat"))

@@ -2,31 +2,29 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.elementwise import elementwise
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS, Activation
 
-from .register import call_kernel, check_choice, register_op
-from .shapes import float_shape
+from .register import call_spec, check_choice, register_op
+from .signature import Bound, Signature, features
+
+SIGNATURE = Signature("activation", (features("x", ...),), options=("name",), result=(...,))
+
 
 NAMES = tuple(name for name in ACTIVATIONS if name != "none")
 
 
 def activation(x: relax.Expr, name: str) -> relax.Call:
-    """The activation `name` ("relu", "silu", "gelu" or "gelu_tanh") of every element of x, float32 or bfloat16 of any rank.
+    """The activation `name`, one of `NAMES`, of every element of x, float32 or bfloat16 of any rank.
 
     Returns the type of x; computed in float32. Raises ValueError for another name, dtype, or an unknown rank.
     """
     check_choice("activation", "name", name, NAMES)
-    return _make(x, name=name)
+    return _make(x=x, name=name)
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    return relax.TensorType(float_shape(call, 0, "x"), str(call.args[0].ty.dtype))
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    spec = Activation(bound.type.ndim, bound.options["name"], bound.dtype)
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    kernel = elementwise(call.ty.ndim, str(call.attrs["name"]), str(call.ty.dtype))
-    return call_kernel(bb, kernel, call.args, call.ty)
-
-
-_make = register_op("activation", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize)

@@ -2,13 +2,27 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.attention import attention as attention_kernel
-from tir_kernels.cpu.isa import Isa
+from tir_kernels.spec.attention import Attention
 
-from .register import FLOATS, call_kernel, check_tensor, register_op
-from .shapes import check_positive, known
+from .numbers import check_positive
+from .register import call_spec, register_op
+from .signature import Bound, Signature, features, index, offsets
 
-ORDERS = ("q_order", "k_order")
+SIGNATURE = Signature(
+    "attention",
+    (
+        features("q", "n", "heads", "depth"),
+        features("k", "m", "heads", "depth", dtype="q"),
+        features("v", "m", "heads", "depth", dtype="q"),
+        offsets("q_offsets", "segments"),
+        offsets("k_offsets", "segments"),
+        index("q_order", "n", optional=True),
+        index("k_order", "picked", optional=True),
+    ),
+    options=("scale",),
+    known=("heads", "depth"),
+    result=("n", "heads", "depth"),
+)
 
 
 def attention(
@@ -35,35 +49,22 @@ def attention(
     Raises ValueError naming the argument or option that does not fit and, from the running module, when offsets do not
     ascend from 0 to the number of rows, or an order has a row that there is not, or q_order one twice.
     """
-    orders = {name: order for name, order in zip(ORDERS, (q_order, k_order), strict=True) if order is not None}
-    options = {} if scale is None else {"scale": check_positive("attention", "scale", scale)}
-    return _make(q, k, v, q_offsets, k_offsets, *orders.values(), orders=list(orders), **options)
+    return _make(
+        q=q,
+        k=k,
+        v=v,
+        q_offsets=q_offsets,
+        k_offsets=k_offsets,
+        q_order=q_order,
+        k_order=k_order,
+        scale=None if scale is None else check_positive("attention", "scale", scale),
+    )
 
 
-def _orders(call: relax.Call) -> dict[str, int]:
-    """Where the orders stand that were given."""
-    return {str(name): place for place, name in enumerate(call.attrs["orders"], start=5)}
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    heads, depth, has = bound.dims["heads"], bound.dims["depth"], (bound.has("q_order"), bound.has("k_order"))
+    spec = Attention(heads, depth, bound.dtype, bound.options["scale"], *has)
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    rows, heads, depth = check_tensor(call, 0, "q", (None, None, None), FLOATS)
-    known(call, "q", [heads, depth])
-    dtype = str(call.args[0].ty.dtype)
-    keys, _, _ = check_tensor(call, 1, "k", (None, heads, depth), (dtype,))
-    check_tensor(call, 2, "v", (keys, heads, depth), (dtype,))
-    (batch,) = check_tensor(call, 3, "q_offsets", (None,), ("int32",))
-    check_tensor(call, 4, "k_offsets", (batch,), ("int32",))
-    for name, place in _orders(call).items():
-        check_tensor(call, place, name, (rows if name == "q_order" else None,), ("int32",))
-    return relax.TensorType([rows, heads, depth], dtype)
-
-
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    _, heads, depth = call.ty.shape.values
-    scale = float(call.attrs["scale"]) if "scale" in call.attrs else None
-    given = (name in _orders(call) for name in ORDERS)
-    kernel = attention_kernel(int(heads), int(depth), Isa.of(), str(call.ty.dtype), scale, *given)
-    return call_kernel(bb, kernel, call.args, call.ty)
-
-
-_make = register_op("attention", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize)

@@ -3,11 +3,14 @@
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.batch_offsets import batch_offsets as offsets_kernel
+from tir_kernels.spec.batch_offsets import BatchOffsets
 
-from .index import check_coords, int32
-from .register import call_kernel, register_op
-from .shapes import check_int
+from .index import int32
+from .numbers import check_int
+from .register import call_spec, register_op
+from .signature import Argument, Bound, Kind, Signature, coordinates
+
+SIGNATURE = Signature("batch_offsets", (coordinates(), Argument("batch", Kind.SHAPE)))
 
 
 def batch_offsets(coords: relax.Expr, batch) -> relax.Call:
@@ -20,16 +23,15 @@ def batch_offsets(coords: relax.Expr, batch) -> relax.Call:
     """
     if not isinstance(batch, tvm.ir.Expr):
         batch = tvm.tirx.IntImm("int64", check_int("batch_offsets", "batch", batch, 1))
-    return _make(coords, relax.ShapeExpr([batch]))
+    return _make(coords=coords, batch=relax.ShapeExpr([batch]))
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    check_coords(call, 0)
-    return int32(call.args[1].values[0] + 1)
+def _infer(bound: Bound) -> relax.TensorType:
+    return int32(bound["batch"].values[0] + 1)
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    return call_kernel(bb, offsets_kernel(), call.args[:1], call.ty)
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    return call_spec(bb, BatchOffsets(), [bound["coords"]], bound.type)
 
 
-_make = register_op("batch_offsets", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize, _infer)

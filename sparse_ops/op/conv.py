@@ -1,19 +1,33 @@
 """Dense convolution, `R.sparse_ops.conv3d`."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu import winograd
-from tir_kernels.cpu.conv import conv3d as conv_kernel
-from tir_kernels.cpu.conv import out_size, pack_filters, packed_shape, reach
-from tir_kernels.cpu.isa import Isa
-from tir_kernels.cpu.kernel_map import Geometry
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.conv3d import Conv3d, out_size, reach
+from tir_kernels.spec.geometry import Geometry
 
 from .index import triple
-from .register import FLOATS, call_kernel, check_choice, check_tensor, op_name, register_op
-from .shapes import known
+from .register import call_kernel, check_choice, packed_weight, register_op
+from .signature import Bound, Epilogue, Signature, features, parameter, weight
+
+SIZE, OUT_SIZE = ("d", "h", "w"), ("d_out", "h_out", "w_out")
+SIGNATURE = Signature(
+    "conv3d",
+    (
+        features("x", "batch", "cin", *SIZE),
+        weight("weight", "cout", "cin", "kd", "kh", "kw"),
+        parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
+        features("residual", "batch", "cout", *OUT_SIZE, dtype="x", optional=True, epilogue=(1, Epilogue.ADD)),
+    ),
+    options=("stride", "padding", "dilation", "activation"),
+    known=("cin", "cout", "kd", "kh", "kw"),
+    result=("batch", "cout", *OUT_SIZE),
+)
 
 
 def conv3d(
@@ -28,82 +42,58 @@ def conv3d(
 ) -> relax.Call:
     """`activation(conv + bias + residual)`, as torch's conv3d with zero padding and without groups, summed in float32.
 
-    x float32 or bfloat16 [B, Cin, D, H, W]; weight, same dtype, [Cout, Cin, kd, kh, kw]; bias float32 [Cout]; residual,
-    dtype of x, [B, Cout, D', H', W']; stride, padding (on both sides) and dilation an int or three of them; activation one
-    of "none", "relu", "silu", "gelu", "gelu_tanh". Returns dtype of x, [B, Cout, D', H', W'], where
-    D' = (D + 2 padding - dilation (kd - 1) - 1) // stride + 1. Batch and D, H, W may be symbolic. The weight is packed for
-    the target by a kernel of its own, which folds away where the weight is constant. A convolution of images is one with
-    D = kd = 1. In float32, kernels of 3^3 with unit stride and dilation go by Winograd's algorithm where that pays
-    (`winograd.pays`): what is rounded is then about twice as large as the result, in shorter sums, and an infinity or NaN of x
-    may make NaN of outputs next to those that read it.
+    x float32 or bfloat16 [B, Cin, D, H, W]; weight, same dtype, [Cout, Cin, kd, kh, kw]; bias float32 [Cout]; residual, dtype
+    of x, [B, Cout, D', H', W']; stride, padding (on both sides) and dilation an int or three of them; activation one of
+    `ACTIVATIONS`. Returns dtype of x, [B, Cout, D', H', W'], where D' = (D + 2 padding - dilation (kd - 1) - 1) // stride + 1.
+    Batch and D, H, W may be symbolic. The weight is packed for the target by a kernel of its own, which folds away where the
+    weight is constant. A convolution of images is one with D = kd = 1. In float32, kernels of 3^3 with unit stride and
+    dilation go by Winograd's algorithm on a CPU where that pays: what is rounded is then about twice as large as the
+    result, in shorter sums, and an infinity or NaN of x may make NaN of outputs next to those that read it.
 
     Raises ValueError naming the argument whose dtype or shape does not fit, also from the running module when the kernel
     is larger than the padded input.
     """
     check_choice("conv3d", "activation", activation, ACTIVATIONS)
-    optional = [arg for arg in (bias, residual) if arg is not None]
     return _make(
-        x,
-        weight,
-        *optional,
-        bias=bias is not None,
-        residual=residual is not None,
-        stride=list(triple("conv3d", "stride", stride, 1)),
-        padding=list(triple("conv3d", "padding", padding, 0)),
-        dilation=list(triple("conv3d", "dilation", dilation, 1)),
+        x=x,
+        weight=weight,
+        bias=bias,
+        residual=residual,
+        stride=triple("conv3d", "stride", stride, 1),
+        padding=triple("conv3d", "padding", padding, 0),
+        dilation=triple("conv3d", "dilation", dilation, 1),
         activation=activation,
     )
 
 
-def _geometry(call: relax.Call) -> Geometry:
-    kernel = (int(extent) for extent in call.args[1].ty.shape.values[2:])
-    return Geometry(tuple(kernel), *(tuple(int(axis) for axis in call.attrs[key]) for key in ("stride", "padding", "dilation")))
+def _geometry(bound: Bound) -> Geometry:
+    return Geometry(tuple(bound.shape(("kd", "kh", "kw"))), *(bound.options[key] for key in ("stride", "padding", "dilation")))
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    batch, cin, *size = check_tensor(call, 0, "x", (None,) * 5, FLOATS)
-    dtype = str(call.args[0].ty.dtype)
-    known(call, "x", [cin])
-    cout, *_ = known(call, "weight", check_tensor(call, 1, "weight", (None, cin, None, None, None), (dtype,)))
-    geometry, analyzer = _geometry(call), tvm.sym.Analyzer()
+def _derive(bound: Bound) -> Mapping[str, tvm.tirx.Expr]:
+    """The size of the result."""
+    size, geometry, analyzer = bound.shape(SIZE), _geometry(bound), tvm.sym.Analyzer()
     size_out = [analyzer.simplify(extent) for extent in out_size(size, geometry)]
     if any(analyzer.can_prove(extent < 1) for extent in size_out):
-        raise ValueError(
-            f"{op_name(call)}: x: expected a size of at least {reach(geometry)}, which the kernel covers, with padding "
+        bound.refuse(
+            f"x: expected a size of at least {reach(geometry)}, which the kernel covers, with padding "
             f"{geometry.padding} on both sides, given {tuple(size)}"
         )
     # A size known at run time only may turn out too small: the kernel says so, if the result can be allocated.
     least = out_size((0, 0, 0), geometry)
-    shape = [batch, cout, *(n if low >= 0 else tvm.tirx.max(n, 0) for n, low in zip(size_out, least, strict=True))]
-    if call.attrs["bias"]:
-        check_tensor(call, 2, "bias", (cout,), ("float32",))
-    if call.attrs["residual"]:
-        check_tensor(call, 2 + bool(call.attrs["bias"]), "residual", tuple(shape), (dtype,))
-    return relax.TensorType(shape, dtype)
+    sizes = (n if low >= 0 else tvm.tirx.max(n, 0) for n, low in zip(size_out, least, strict=True))
+    return dict(zip(OUT_SIZE, sizes, strict=True))
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    x, weight, *rest = call.args
-    shape = tuple(int(d) for d in weight.ty.shape.values)
-    dtype = str(x.ty.dtype)
-    isa, geometry = Isa.of(), _geometry(call)
-    bias = rest.pop(0) if call.attrs["bias"] else relax.const(np.zeros(shape[0], "float32"))
-    options = (isa, bool(rest), str(call.attrs["activation"]))
-    if _by_winograd(call, geometry):
-        pack, packed = winograd.pack_filters(*shape[:2]), relax.TensorType(winograd.packed_shape(*shape[:2]), "float32")
-        kernel = winograd.conv3d(shape[1], shape[0], geometry.padding, *options)
-    else:
-        pack, packed = pack_filters(shape, isa, dtype), relax.TensorType(*packed_shape(shape, isa, dtype))
-        kernel = conv_kernel(shape[1], shape[0], geometry, isa, dtype, *options[1:])
-    return call_kernel(bb, kernel, [x, bb.emit(call_kernel(bb, pack, [weight], packed)), bias, *rest], call.ty)
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    cin, cout, has_residual = bound.dims["cin"], bound.dims["cout"], bound.has("residual")
+    size = tuple(extent.value if isinstance(extent, tvm.tirx.IntImm) else None for extent in bound.type.shape.values[2:])
+    spec = Conv3d(cin, cout, _geometry(bound), size, bound.dtype, has_residual, bound.options["activation"])
+    kernel = kernel_for(spec)
+    bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
+    residual = [bound["residual"]] if has_residual else []
+    args = [bound["x"], packed_weight(bb, bound["weight"], kernel.weight), bias, *residual]
+    return call_kernel(bb, kernel.function, args, bound.type)
 
 
-def _by_winograd(call: relax.Call, geometry: Geometry) -> bool:
-    """Whether Winograd's algorithm applies and pays; a size that is not known at compile time counts as large."""
-    size = (extent.value if isinstance(extent, tvm.tirx.IntImm) else None for extent in call.ty.shape.values[2:])
-    cout, cin = (int(d) for d in call.args[1].ty.shape.values[:2])
-    applies = geometry == Geometry(winograd.KERNEL, padding=geometry.padding) and str(call.ty.dtype) == "float32"
-    return applies and winograd.pays(cin, cout, tuple(size))
-
-
-_make = register_op("conv3d", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize, derive=_derive)

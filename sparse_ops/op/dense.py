@@ -2,13 +2,21 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.dense import from_dense as from_kernel
-from tir_kernels.cpu.dense import grid_shape
-from tir_kernels.cpu.dense import to_dense as to_kernel
+from tir_kernels.spec.dense import FromDense, ToDense, grid_shape
 
-from .index import check_coords, triple
-from .register import FLOATS, call_kernel, check_tensor, register_op
-from .shapes import check_int, known
+from .index import triple
+from .numbers import check_int
+from .register import call_spec, register_op
+from .signature import Bound, Signature, coordinates, features
+
+TO_DENSE = Signature(
+    "to_dense",
+    (features("x", "n", "channels"), coordinates()),
+    options=("batch", "shape", "channels_last"),
+    known=("channels",),
+)
+GRID = ("batch", "axis1", "axis2", "axis3", "axis4")
+FROM_DENSE = Signature("from_dense", (features("dense", *GRID), coordinates()), options=("channels_last",), known=GRID)
 
 
 def to_dense(
@@ -23,33 +31,27 @@ def to_dense(
     that lies outside of the grid or repeats another.
     """
     return _to(
-        x,
-        coords,
+        x=x,
+        coords=coords,
         batch=check_int("to_dense", "batch", batch, 1),
-        shape=list(triple("to_dense", "shape", shape, 1)),
+        shape=triple("to_dense", "shape", shape, 1),
         channels_last=bool(channels_last),
     )
 
 
-def _infer_to(call: relax.Call) -> relax.TensorType:
-    rows, channels = check_tensor(call, 0, "x", (None, None), FLOATS)
-    known(call, "x", [channels])
-    check_tensor(call, 1, "coords", (rows, 4), ("int32",))
-    attrs = call.attrs
-    shape = [int(extent) for extent in attrs["shape"]]
-    dims = grid_shape(int(attrs["batch"]), int(channels), shape, bool(attrs["channels_last"]))
-    return relax.TensorType(dims, str(call.args[0].ty.dtype))
+def _infer_to(bound: Bound) -> relax.TensorType:
+    options = bound.options
+    dims = grid_shape(options["batch"], bound.dims["channels"], options["shape"], options["channels_last"])
+    return relax.TensorType(dims, bound.dtype)
 
 
-def _legalize_to(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    attrs = call.attrs
-    shape = tuple(int(extent) for extent in attrs["shape"])
-    channels = int(call.args[0].ty.shape.values[1])
-    kernel = to_kernel(channels, int(attrs["batch"]), shape, str(call.ty.dtype), bool(attrs["channels_last"]))
-    return call_kernel(bb, kernel, call.args, call.ty)
+def _legalize_to(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    options = bound.options
+    spec = ToDense(bound.dims["channels"], options["batch"], options["shape"], bound.dtype, options["channels_last"])
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
-_to = register_op("to_dense", _infer_to, _legalize_to)
+_to = register_op(TO_DENSE, _legalize_to, _infer_to)
 
 
 def from_dense(dense: relax.Expr, coords: relax.Expr, channels_last: bool = False) -> relax.Call:
@@ -61,24 +63,24 @@ def from_dense(dense: relax.Expr, coords: relax.Expr, channels_last: bool = Fals
     Raises ValueError naming the argument that does not fit and, from the running module, for the first row of coords
     outside of the grid.
     """
-    return _from(dense, coords, channels_last=bool(channels_last))
+    return _from(dense=dense, coords=coords, channels_last=bool(channels_last))
 
 
-def _grid(call: relax.Call) -> tuple[int, int, tuple[int, ...]]:
+def _grid(bound: Bound) -> tuple[int, int, tuple[int, ...]]:
     """Batch, channels and (X, Y, Z) of the grid."""
-    batch, *rest = known(call, "dense", check_tensor(call, 0, "dense", (None,) * 5, FLOATS))
-    return (batch, rest[3], tuple(rest[:3])) if call.attrs["channels_last"] else (batch, rest[0], tuple(rest[1:]))
+    batch, *rest = bound.shape(GRID)
+    return (batch, rest[3], tuple(rest[:3])) if bound.options["channels_last"] else (batch, rest[0], tuple(rest[1:]))
 
 
-def _infer_from(call: relax.Call) -> relax.TensorType:
-    _, channels, _ = _grid(call)
-    return relax.TensorType([check_coords(call, 1), channels], str(call.args[0].ty.dtype))
+def _infer_from(bound: Bound) -> relax.TensorType:
+    _, channels, _ = _grid(bound)
+    return relax.TensorType([bound.dims["n"], channels], bound.dtype)
 
 
-def _legalize_from(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    batch, channels, shape = _grid(call)
-    kernel = from_kernel(channels, batch, shape, str(call.ty.dtype), bool(call.attrs["channels_last"]))
-    return call_kernel(bb, kernel, call.args, call.ty)
+def _legalize_from(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    batch, channels, shape = _grid(bound)
+    spec = FromDense(channels, batch, shape, bound.dtype, bound.options["channels_last"])
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
-_from = register_op("from_dense", _infer_from, _legalize_from)
+_from = register_op(FROM_DENSE, _legalize_from, _infer_from)

@@ -2,11 +2,21 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.dense_group_norm import dense_group_norm as norm_kernel
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.dense_group_norm import DenseGroupNorm
 
-from .register import call_kernel, check_choice, check_tensor, register_op
-from .shapes import check_int, check_positive, float_shape, known
+from .group_norm import check_groups
+from .numbers import check_int, check_positive
+from .register import call_spec, check_choice, register_op
+from .signature import Bound, Signature, features, parameter
+
+SIGNATURE = Signature(
+    "dense_group_norm",
+    (features("x", "batch", "channels", ...), parameter("weight", "channels"), parameter("bias", "channels")),
+    options=("groups", "eps", "activation"),
+    known=("channels",),
+    result=("batch", "channels", ...),
+)
 
 
 def dense_group_norm(
@@ -15,43 +25,26 @@ def dense_group_norm(
     """`activation((x - mean) / sqrt(variance + eps) * weight + bias)`, over all sites and the channels of a group.
 
     x float32 or bfloat16 [B, C, *spatial], as in torch; all sizes but C may be symbolic and 0; weight, bias float32 [C];
-    groups a divisor of C; activation one of "none", "relu", "silu", "gelu", "gelu_tanh". Returns the type of x; computed in
-    float32, accurate for large means. For sparse tensors see `group_norm`.
+    groups a divisor of C; activation one of `ACTIVATIONS`. Returns the type of x; computed in float32, accurate for large
+    means. For sparse tensors see `group_norm`.
 
     Raises ValueError naming the argument or option that does not fit.
     """
     check_choice("dense_group_norm", "activation", activation, ACTIVATIONS)
     return _make(
-        x,
-        weight,
-        bias,
+        x=x,
+        weight=weight,
+        bias=bias,
         groups=check_int("dense_group_norm", "groups", groups, 1),
         eps=check_positive("dense_group_norm", "eps", eps),
         activation=activation,
     )
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    shape = float_shape(call, 0, "x", 2)
-    (channels,) = known(call, "x", [shape[1]])
-    check_tensor(call, 1, "weight", (channels,), ("float32",))
-    check_tensor(call, 2, "bias", (channels,), ("float32",))
-    groups = int(call.attrs["groups"])
-    if not channels or channels % groups:
-        raise ValueError(f"sparse_ops.dense_group_norm: groups: expected a divisor of {channels} channels, given {groups}")
-    return relax.TensorType(shape, str(call.args[0].ty.dtype))
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    options, rank = bound.options, bound.type.ndim
+    spec = DenseGroupNorm(bound.dims["channels"], options["groups"], rank, bound.dtype, options["eps"], options["activation"])
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    kernel = norm_kernel(
-        int(call.ty.shape.values[1]),
-        int(call.attrs["groups"]),
-        call.ty.ndim,
-        str(call.ty.dtype),
-        float(call.attrs["eps"]),
-        str(call.attrs["activation"]),
-    )
-    return call_kernel(bb, kernel, call.args, call.ty)
-
-
-_make = register_op("dense_group_norm", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize, derive=check_groups)

@@ -2,10 +2,18 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.gather_rows import gather_rows as gather_kernel
+from tir_kernels.spec.gather_rows import GatherRows
 
-from .register import FLOATS, call_kernel, check_tensor, register_op
-from .shapes import known
+from .register import call_spec, register_op
+from .signature import FLOATS, Bound, Signature, features
+from .signature import index as index_argument
+
+SIGNATURE = Signature(
+    "gather_rows",
+    (features("x", "n", "channels", dtype=(*FLOATS, "int32")), index_argument("index", "m")),
+    known=("channels",),
+    result=("m", "channels"),
+)
 
 
 def gather_rows(x: relax.Expr, index: relax.Expr) -> relax.Call:
@@ -16,18 +24,11 @@ def gather_rows(x: relax.Expr, index: relax.Expr) -> relax.Call:
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, for the first
     entry of the index that is out of range.
     """
-    return _make(x, index)
+    return _make(x=x, index=index)
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    _, channels = check_tensor(call, 0, "x", (None, None), (*FLOATS, "int32"))
-    known(call, "x", [channels])
-    (rows,) = check_tensor(call, 1, "index", (None,), ("int32",))
-    return relax.TensorType([rows, channels], str(call.args[0].ty.dtype))
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    return call_spec(bb, GatherRows(bound.dims["channels"], bound.dtype), bound.call.args, bound.type)
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    return call_kernel(bb, gather_kernel(int(call.ty.shape.values[1]), str(call.ty.dtype)), call.args, call.ty)
-
-
-_make = register_op("gather_rows", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize)

@@ -1,16 +1,20 @@
 """Shared by the ops on coordinates: attributes, and the steps that build an index with sizes known only at run time."""
 
 import itertools
+from collections.abc import Mapping
 
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import METHODS, PLAN_SIZE, build_index, plan_index
-from tir_kernels.cpu.kernel_map import Geometry, block_rows
+from tir_kernels.layout import MapLayout
+from tir_kernels.spec.coordinate_index import METHODS, PLAN_SIZE, BuildIndex, PlanIndex
+from tir_kernels.spec.geometry import Geometry
 
-from .register import call_kernel, check_choice, check_tensor
+from .register import call_spec, check_choice
+from .signature import MAP_DTYPES, MAP_RANKS
 
 _fresh = itertools.count()
+GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "transposed")  # options of a call
 
 
 def int64(*shape) -> relax.TensorType:
@@ -34,30 +38,19 @@ def triple(op: str, argument: str, value, least: int) -> tuple[int, int, int]:
     return axes
 
 
-def geometry_attrs(geometry: Geometry) -> dict:
-    """A geometry as attributes of a call."""
-    return {
-        "kernel_size": list(geometry.kernel),
-        "stride": list(geometry.stride),
-        "padding": list(geometry.padding),
-        "dilation": list(geometry.dilation),
-        "transposed": geometry.transposed,
-    }
+def geometry_options(geometry: Geometry) -> dict:
+    """A geometry as options of a call."""
+    axes = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, geometry.transposed)
+    return dict(zip(GEOMETRY, axes, strict=True))
 
 
-def geometry_of(attrs) -> Geometry:
-    """The geometry that `geometry_attrs` wrote."""
-    axes = (tuple(int(axis) for axis in attrs[key]) for key in ("kernel_size", "stride", "padding", "dilation"))
-    return Geometry(*axes, bool(attrs["transposed"]))
+def geometry_of(options: Mapping) -> Geometry:
+    """The geometry that `geometry_options` wrote."""
+    return Geometry(*(options[name] for name in GEOMETRY))
 
 
 def check_method(op: str, method: str, methods=METHODS):
     check_choice(op, "method", method, methods)
-
-
-def check_coords(call: relax.Call, position: int, argument: str = "coords"):
-    """Coordinates int32 [N, 4] as (batch, x, y, z); returns N."""
-    return check_tensor(call, position, argument, (None, 4), ("int32",))[0]
 
 
 def emit_sizes(bb: relax.BlockBuilder, size: relax.Expr, count: int) -> list[tvm.tirx.Var]:
@@ -83,33 +76,19 @@ def emit_tuple(bb: relax.BlockBuilder, call: relax.Call, count: int) -> list[rel
 
 def emit_index(bb: relax.BlockBuilder, coords: relax.Expr, pad: tuple[int, int, int], method: str) -> list[relax.Expr]:
     """Plan and build the index of `coords`: (plan, slots, keys)."""
-    plan, size = emit_tuple(bb, call_kernel(bb, plan_index(pad, method), [coords], [int64(PLAN_SIZE), int64(2)]), 2)
+    plan, size = emit_tuple(bb, call_spec(bb, PlanIndex(pad, method), [coords], [int64(PLAN_SIZE), int64(2)]), 2)
     slots, keys = emit_sizes(bb, size, 2)
-    return [plan, *emit_tuple(bb, call_kernel(bb, build_index(), [coords, plan], [int32(slots), int64(keys)]), 2)]
+    return [plan, *emit_tuple(bb, call_spec(bb, BuildIndex(), [coords, plan], [int32(slots), int64(keys)]), 2)]
 
 
-MAP_TYPE = relax.TupleType([int32_of_rank(2), int32_of_rank(2), int32_of_rank(2), int64(2)])
+MAP_TYPE = relax.TupleType(
+    [relax.TensorType(dtype=dtype, ndim=ndim) for dtype, ndim in zip(MAP_DTYPES.values(), MAP_RANKS, strict=True)]
+)
 
 
-def map_shapes(taps, rows) -> list[relax.TensorType]:
+def map_shapes(layout: MapLayout, taps, rows) -> list[relax.TensorType]:
     """The types of the four tensors of a kernel map of `rows` output rows."""
-    per_block = block_rows(rows)
-    blocks = tvm.tirx.floordiv(rows + per_block - 1, per_block)
-    pairs = int32(blocks, taps * per_block)
-    return [pairs, pairs, int32(blocks, taps + 1), int64(2)]
-
-
-def check_map(call: relax.Call, position: int) -> None:
-    """ValueError unless an argument is a kernel map."""
-    ty = call.args[position].ty
-    fields = list(ty.fields) if isinstance(ty, relax.TupleType) else []
-    good = len(fields) == 4 and all(
-        isinstance(field, relax.TensorType) and str(field.dtype) == dtype and field.ndim == ndim
-        for field, dtype, ndim in zip(fields, ("int32", "int32", "int32", "int64"), (2, 2, 2, 1), strict=True)
-    )
-    if not good:
-        name = str(call.op.name).removeprefix("relax.")
-        raise ValueError(f"{name}: kernel_map: expected (pair_in, pair_out, segment, rows) of a map op, given {ty}")
+    return [relax.TensorType(array.shape, array.dtype) for array in layout.arrays(taps, rows)]
 
 
 def map_fields(bb: relax.BlockBuilder, kernel_map: relax.Expr) -> list[relax.Expr]:

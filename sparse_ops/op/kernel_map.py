@@ -6,23 +6,22 @@ every layer on it. Its law, for every tap: coordinate_in = stride * coordinate_o
 
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import PLAN_SIZE
-from tir_kernels.cpu.kernel_map import Geometry, probe_map
-from tir_kernels.cpu.kernel_map import inverse_map as inverse_kernel
-from tir_kernels.cpu.kernel_map import submanifold_map as submanifold_kernel
-from tir_kernels.cpu.sites import copy_sites, find_sites, plan_sites
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.spec.coordinate_index import PLAN_SIZE
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.kernel_map import InverseMap, ProbeMap, SubmanifoldMap
+from tir_kernels.spec.sites import CopySites, FindSites, PlanSites
 
 from .index import (
+    GEOMETRY,
     MAP_TYPE,
-    check_coords,
-    check_map,
     check_method,
     emit_index,
     emit_shape,
     emit_sizes,
     emit_tuple,
-    geometry_attrs,
     geometry_of,
+    geometry_options,
     int32,
     int32_of_rank,
     int64,
@@ -30,7 +29,13 @@ from .index import (
     map_shapes,
     triple,
 )
-from .register import call_kernel, register_op
+from .register import call_kernel, call_spec, register_op
+from .signature import Bound, Signature, coordinates
+from .signature import kernel_map as map_argument
+
+SUBMANIFOLD = Signature("submanifold_map", (coordinates(),), options=(*GEOMETRY, "method"))
+STRIDED = Signature("strided_map", (coordinates(),), options=(*GEOMETRY, "shape", "method"))
+INVERSE = Signature("inverse_map", (map_argument("n", "m"), coordinates("coords", "n")))
 
 
 def submanifold_map(coords: relax.Expr, kernel_size=3, dilation=1, method: str = "auto") -> relax.Call:
@@ -38,34 +43,33 @@ def submanifold_map(coords: relax.Expr, kernel_size=3, dilation=1, method: str =
 
     coords int32 [N, 4] as (batch, x, y, z), no row twice, batch 0 to 4095 and x, y, z -32768 to 32767; kernel_size odd and
     dilation at least 1, ints or three along x, y, z. The padding is (kernel_size // 2) * dilation and the stride 1.
-    method: "grid" (dense, where the bounding box is small), "hash", or "auto" to choose by the size of the box; all give the
-    same bits. Returns a kernel map of N input and N output rows.
+    method: "grid" (dense, for a bounding box of at most 2^28 cells), "hash", or "auto" to choose by the size of the box; all
+    give the same bits. Returns a kernel map of N input and N output rows.
 
     Raises ValueError for other shapes and dtypes, for an even kernel, and, from the running module, for the first row that
-    repeats another or lies outside of the range.
+    repeats another or lies outside of the range, and for a box too large for the grid that was asked for.
     """
     kernel = triple("submanifold_map", "kernel_size", kernel_size, 1)
     if any(k % 2 == 0 for k in kernel):
         raise ValueError(f"sparse_ops.submanifold_map: kernel_size: expected odd sizes, given {kernel_size!r}")
     check_method("submanifold_map", method)
     geometry = Geometry.submanifold(kernel, triple("submanifold_map", "dilation", dilation, 1))
-    return _submanifold(coords, **geometry_attrs(geometry), method=method)
+    return _submanifold(coords=coords, **geometry_options(geometry), method=method)
 
 
-def _infer_submanifold(call: relax.Call) -> relax.TupleType:
-    check_coords(call, 0)
+def _infer_submanifold(bound: Bound) -> relax.TupleType:
     return MAP_TYPE
 
 
-def _legalize_submanifold(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    geometry = geometry_of(call.attrs)
-    (coords,) = call.args
-    index = emit_index(bb, coords, geometry.reach, str(call.attrs["method"]))
-    shapes = map_shapes(geometry.taps, coords.ty.shape.values[0])
-    return call_kernel(bb, submanifold_kernel(geometry), [coords, *index], shapes)
+def _legalize_submanifold(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    geometry = geometry_of(bound.options)
+    index = emit_index(bb, bound["coords"], geometry.reach, bound.options["method"])
+    kernel = kernel_for(SubmanifoldMap(geometry))
+    shapes = map_shapes(kernel.map, geometry.taps, bound.dims["n"])
+    return call_kernel(bb, kernel.function, [bound["coords"], *index], shapes)
 
 
-_submanifold = register_op("submanifold_map", _infer_submanifold, _legalize_submanifold)
+_submanifold = register_op(SUBMANIFOLD, _legalize_submanifold, _infer_submanifold)
 
 
 def strided_map(
@@ -108,31 +112,30 @@ def strided_map(
             raise ValueError(f"sparse_ops.{name}: shape: expected three ints, 'infer' or None, given {shape!r}")
         bounds = "infer"
     else:
-        bounds = list(triple(name, "shape", shape, 1))
-    return _strided(coords, **geometry_attrs(geometry), shape=bounds, method=method)
+        bounds = triple(name, "shape", shape, 1)
+    return _strided(coords=coords, **geometry_options(geometry), shape=bounds, method=method)
 
 
-def _infer_strided(call: relax.Call) -> relax.TupleType:
-    check_coords(call, 0)
+def _infer_strided(bound: Bound) -> relax.TupleType:
     return relax.TupleType([int32_of_rank(2), MAP_TYPE])
 
 
-def _legalize_strided(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    coords, geometry, method = call.args[0], geometry_of(call.attrs), str(call.attrs["method"])
-    bounds = call.attrs["shape"]
-    shape = {"none": None, "infer": "infer"}[bounds] if isinstance(bounds, str) else tuple(int(n) for n in bounds)
-    plan, size = emit_tuple(bb, call_kernel(bb, plan_sites(geometry, shape, method), [coords], [int64(PLAN_SIZE), int64(3)]), 2)
+def _legalize_strided(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    coords, geometry, method = bound["coords"], geometry_of(bound.options), bound.options["method"]
+    shape = None if bound.options["shape"] == "none" else bound.options["shape"]
+    plan, size = emit_tuple(bb, call_spec(bb, PlanSites(geometry, shape, method), [coords], [int64(PLAN_SIZE), int64(3)]), 2)
     slots, keys, most = emit_sizes(bb, size, 3)
-    found = call_kernel(bb, find_sites(geometry), [coords, plan], [int32(slots), int64(keys), int32(most, 4), int64(1)])
+    found = call_spec(bb, FindSites(geometry), [coords, plan], [int32(slots), int64(keys), int32(most, 4), int64(1)])
     _, _, sites, count = emit_tuple(bb, found, 4)
     (rows,) = emit_sizes(bb, count, 1)
-    out_coords = bb.emit(call_kernel(bb, copy_sites(), [sites, plan], int32(rows, 4)))
+    out_coords = bb.emit(call_spec(bb, CopySites(), [sites, plan], int32(rows, 4)))
     index = emit_index(bb, coords, (0, 0, 0), method)
-    kernel_map = call_kernel(bb, probe_map(geometry), [out_coords, *index], map_shapes(geometry.taps, rows))
+    kernel = kernel_for(ProbeMap(geometry))
+    kernel_map = call_kernel(bb, kernel.function, [out_coords, *index], map_shapes(kernel.map, geometry.taps, rows))
     return relax.Tuple([out_coords, bb.emit(kernel_map)])
 
 
-_strided = register_op("strided_map", _infer_strided, _legalize_strided)
+_strided = register_op(STRIDED, _legalize_strided, _infer_strided)
 
 
 def inverse_map(kernel_map: relax.Expr, coords: relax.Expr) -> relax.Call:
@@ -144,21 +147,19 @@ def inverse_map(kernel_map: relax.Expr, coords: relax.Expr) -> relax.Call:
     Raises ValueError when an argument is no map or no coordinates, or, from the running module, when they do not belong
     together.
     """
-    return _inverse(kernel_map, coords)
+    return _inverse(kernel_map=kernel_map, coords=coords)
 
 
-def _infer_inverse(call: relax.Call) -> relax.TupleType:
-    check_map(call, 0)
-    check_coords(call, 1)
+def _infer_inverse(bound: Bound) -> relax.TupleType:
     return MAP_TYPE
 
 
-def _legalize_inverse(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    kernel_map, coords = call.args
-    *fields, rows = map_fields(bb, kernel_map)
+def _legalize_inverse(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    *fields, rows = map_fields(bb, bound["kernel_map"])
     _, columns = emit_shape(bb, fields[2])
-    shapes = map_shapes(columns - 1, coords.ty.shape.values[0])
-    return call_kernel(bb, inverse_kernel(), [*fields, rows, coords], shapes)
+    kernel = kernel_for(InverseMap())
+    shapes = map_shapes(kernel.map, columns - 1, bound.dims["n"])
+    return call_kernel(bb, kernel.function, [*fields, rows, bound["coords"]], shapes)
 
 
-_inverse = register_op("inverse_map", _infer_inverse, _legalize_inverse)
+_inverse = register_op(INVERSE, _legalize_inverse, _infer_inverse)

@@ -3,13 +3,33 @@
 import numpy as np
 from tvm import relax
 
-from tir_kernels.cpu.layer_norm import layer_norm as norm_kernel
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.layer_norm import LayerNorm
 
-from .register import FLOATS, call_kernel, check_choice, check_tensor, optional_positions, register_op
-from .shapes import check_positive, known
+from .numbers import check_positive
+from .register import call_spec, check_choice, register_op
+from .signature import Bound, Epilogue, Signature, Table, features, index, parameter
 
-OPTIONAL = ("weight", "bias", "scale", "shift", "batch_index")
+SIGNATURE = Signature(
+    "layer_norm",
+    (
+        features("x", "n", "channels"),
+        parameter("weight", "channels", optional=True),
+        parameter("bias", "channels", optional=True),
+        parameter(
+            "scale",
+            Table("batch", "batch_index"),
+            "channels",
+            optional=True,
+            epilogue=(0, Epilogue.MULTIPLY_BY_ONE_PLUS),
+        ),
+        parameter("shift", Table("batch", "batch_index"), "channels", optional=True, epilogue=(1, Epilogue.ADD)),
+        index("batch_index", "n", optional=True),
+    ),
+    options=("eps", "activation"),
+    known=("channels",),
+    result=("n", "channels"),
+)
 
 
 def layer_norm(
@@ -25,8 +45,8 @@ def layer_norm(
     """`activation((norm(x) * weight + bias) * (1 + scale[b]) + shift[b])`, every row normalised by itself.
 
     x float32 or bfloat16 [N, C]; weight, bias float32 [C]; scale, shift float32 [B, C], of which row i takes b =
-    batch_index[i], int32 [N], or the only one if no batch_index is given (then B = 1); activation one of "none",
-    "relu", "silu", "gelu", "gelu_tanh". Returns dtype of x, [N, C]; computed in float32.
+    batch_index[i], int32 [N], or the only one if no batch_index is given (then B = 1); activation one of `ACTIVATIONS`.
+    Returns dtype of x, [N, C]; computed in float32.
 
     Raises ValueError naming the argument or option that does not fit and, from the running module, for the first entry
     of batch_index that is not in 0 to B - 1.
@@ -34,47 +54,30 @@ def layer_norm(
     check_choice("layer_norm", "activation", activation, ACTIVATIONS)
     if batch_index is not None and scale is None and shift is None:
         batch_index = None  # nothing depends on it
-    given = dict(zip(OPTIONAL, (weight, bias, scale, shift, batch_index), strict=True))
     return _make(
-        x,
-        *(argument for argument in given.values() if argument is not None),
-        **{name: argument is not None for name, argument in given.items()},
+        x=x,
+        weight=weight,
+        bias=bias,
+        scale=scale,
+        shift=shift,
+        batch_index=batch_index,
         eps=check_positive("layer_norm", "eps", eps),
         activation=activation,
     )
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    rows, channels = check_tensor(call, 0, "x", (None, None), FLOATS)
-    known(call, "x", [channels])
-    at = optional_positions(call, OPTIONAL, 1)
-    batch = None if "batch_index" in at else 1
-    for name, place in at.items():
-        if name in ("weight", "bias"):
-            check_tensor(call, place, name, (channels,), ("float32",))
-        elif name == "batch_index":
-            check_tensor(call, place, name, (rows,), ("int32",))
-        else:
-            batch, _ = check_tensor(call, place, name, (batch, channels), ("float32",))
-    return relax.TensorType([rows, channels], str(call.args[0].ty.dtype))
-
-
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    at = optional_positions(call, OPTIONAL, 1)
-    given = {name: call.args[place] for name, place in at.items()}
-    channels = int(call.ty.shape.values[1])
-    modulation = given.get("scale", given.get("shift"))
-    batch = 1 if modulation is None else modulation.ty.shape.values[0]
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    channels, batch = bound.dims["channels"], bound.dims.get("batch", 1)
     missing = {
         "weight": lambda: relax.const(np.ones(channels, "float32")),
         "bias": lambda: relax.const(np.zeros(channels, "float32")),
         "scale": lambda: bb.emit(relax.op.zeros((batch, channels), "float32")),
         "shift": lambda: bb.emit(relax.op.zeros((batch, channels), "float32")),
     }
-    args = [given[name] if name in given else make() for name, make in missing.items()]
-    index = [given["batch_index"]] if "batch_index" in given else []
-    kernel = norm_kernel(channels, str(call.ty.dtype), bool(index), float(call.attrs["eps"]), str(call.attrs["activation"]))
-    return call_kernel(bb, kernel, [call.args[0], *args, *index], call.ty)
+    args = [bound[name] if bound.has(name) else make() for name, make in missing.items()]
+    index = [bound["batch_index"]] if bound.has("batch_index") else []
+    spec = LayerNorm(channels, bound.dtype, bool(index), bound.options["eps"], bound.options["activation"])
+    return call_spec(bb, spec, [bound["x"], *args, *index], bound.type)
 
 
-_make = register_op("layer_norm", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize)

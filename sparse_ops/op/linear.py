@@ -3,14 +3,27 @@
 import numpy as np
 from tvm import relax
 
-from tir_kernels.cpu.isa import Isa
-from tir_kernels.cpu.linear import linear as linear_kernel
-from tir_kernels.cpu.register_tile import RegisterTile
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.linear import Linear
 
-from .register import FLOATS, call_kernel, check_choice, check_tensor, optional_positions, packed_weight, register_op
+from .register import call_kernel, check_choice, packed_weight, register_op
+from .signature import FLOATS, Bound, Epilogue, Signature, Table, features, index, parameter, weight
 
-OPTIONAL = ("bias", "residual", "gate", "batch_index")
+SIGNATURE = Signature(
+    "linear",
+    (
+        features("x", "n", "cin"),
+        weight("weight", "cout", "cin"),
+        parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
+        features("residual", "n", "cout", dtype="x", optional=True, epilogue=(2, Epilogue.ADD)),
+        parameter("gate", Table("batch", "batch_index"), "cout", optional=True, epilogue=(1, Epilogue.MULTIPLY)),
+        index("batch_index", "n", optional=True),
+    ),
+    options=("activation", "out_dtype"),
+    known=("cin", "cout"),
+    result=("n", "cout"),
+)
 
 
 def linear(
@@ -25,10 +38,10 @@ def linear(
 ) -> relax.Call:
     """`activation(gate[b] * (x @ weight.T + bias) + residual)`, summed in float32.
 
-    x float32 or bfloat16 [N, Cin]; weight, same dtype, [Cout, Cin]; bias float32 [Cout]; residual, dtype of x, [N, Cout];
-    gate float32 [B, Cout], of which row i takes b = batch_index[i], int32 [N], or the only one if no batch_index is given
-    (then B = 1); activation one of "none", "relu", "silu", "gelu", "gelu_tanh". Returns [N, Cout] of the dtype of x, or of
-    `out_dtype`. The weight is packed for the target by a kernel of its own, which folds away where the weight is constant.
+    x float32 or bfloat16 [N, Cin]; weight, same dtype, [Cout, Cin]; bias float32 [Cout]; residual, dtype of x, [N, Cout]; gate
+    float32 [B, Cout], of which row i takes b = batch_index[i], int32 [N], or the only one if no batch_index is given (then B =
+    1); activation one of `ACTIVATIONS`. Returns [N, Cout] of the dtype of x, or of `out_dtype`. The weight is packed for the
+    target by a kernel of its own, which folds away where the weight is constant.
 
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, for the first entry
     of batch_index that is not in 0 to B - 1.
@@ -37,47 +50,30 @@ def linear(
     check_choice("linear", "out_dtype", out_dtype, (None, *FLOATS))
     if gate is None:
         batch_index = None  # nothing depends on it
-    given = dict(zip(OPTIONAL, (bias, residual, gate, batch_index), strict=True))
     return _make(
-        x,
-        weight,
-        *(argument for argument in given.values() if argument is not None),
-        **{name: argument is not None for name, argument in given.items()},
+        x=x,
+        weight=weight,
+        bias=bias,
+        residual=residual,
+        gate=gate,
+        batch_index=batch_index,
         activation=activation,
-        out_dtype=out_dtype or "",
+        out_dtype=out_dtype,
     )
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    rows, cin = check_tensor(call, 0, "x", (None, None), FLOATS)
-    dtype = str(call.args[0].ty.dtype)
-    cout, _ = check_tensor(call, 1, "weight", (None, cin), (dtype,))
-    at = optional_positions(call, OPTIONAL, 2)
-    batch = None if "batch_index" in at else 1
-    expected = {
-        "bias": ((cout,), "float32"),
-        "residual": ((rows, cout), dtype),
-        "gate": ((batch, cout), "float32"),
-        "batch_index": ((rows,), "int32"),
-    }
-    for name, place in at.items():
-        shape, dtype_of = expected[name]
-        check_tensor(call, place, name, shape, (dtype_of,))
-    return relax.TensorType([rows, cout], str(call.attrs["out_dtype"]) or dtype)
+def _infer(bound: Bound) -> relax.TensorType:
+    return relax.TensorType(bound.shape(SIGNATURE.result), bound.options["out_dtype"] or bound.dtype)
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    x, weight = call.args[:2]
-    given = {name: call.args[place] for name, place in optional_positions(call, OPTIONAL, 2).items()}
-    cout = int(weight.ty.shape.values[0])
-    dtype = str(x.ty.dtype)
-    isa = Isa.of()
-    packed = packed_weight(bb, weight, isa, dtype)
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    cin, cout, given = bound.dims["cin"], bound.dims["cout"], dict(bound.arguments)
+    has = ("residual" in given, bound.options["activation"], "gate" in given, "batch_index" in given)
+    kernel = kernel_for(Linear(cin, cout, bound.dtype, *has, str(bound.type.dtype)))
+    x, packed = given.pop("x"), packed_weight(bb, given.pop("weight"), kernel.weight)
     bias = given.pop("bias", None)
     bias = relax.const(np.zeros(cout, "float32")) if bias is None else bias
-    has = ("residual" in given, str(call.attrs["activation"]), "gate" in given, "batch_index" in given)
-    kernel = linear_kernel(RegisterTile.same_tile(isa, cout, dtype), isa, dtype, *has, str(call.ty.dtype))
-    return call_kernel(bb, kernel, [x, packed, bias, *given.values()], call.ty)
+    return call_kernel(bb, kernel.function, [x, packed, bias, *given.values()], bound.type)
 
 
-_make = register_op("linear", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize, _infer)

@@ -2,10 +2,13 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import lookup as lookup_kernel
+from tir_kernels.spec.coordinate_index import Lookup
 
-from .index import check_coords, check_method, emit_index, int32
-from .register import call_kernel, register_op
+from .index import check_method, emit_index, int32
+from .register import call_spec, register_op
+from .signature import Bound, Signature, coordinates
+
+SIGNATURE = Signature("lookup", (coordinates(), coordinates("queries", "m")), options=("method",))
 
 
 def lookup(coords: relax.Expr, queries: relax.Expr, method: str = "auto") -> relax.Call:
@@ -16,18 +19,16 @@ def lookup(coords: relax.Expr, queries: relax.Expr, method: str = "auto") -> rel
     another or is out of range.
     """
     check_method("lookup", method)
-    return _lookup(coords, queries, method=method)
+    return _lookup(coords=coords, queries=queries, method=method)
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    check_coords(call, 0)
-    return int32(check_coords(call, 1, "queries"))
+def _infer(bound: Bound) -> relax.TensorType:
+    return int32(bound.dims["m"])
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    coords, queries = call.args
-    index = emit_index(bb, coords, (0, 0, 0), str(call.attrs["method"]))
-    return call_kernel(bb, lookup_kernel(), [queries, *index], call.ty)
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    index = emit_index(bb, bound["coords"], (0, 0, 0), bound.options["method"])
+    return call_spec(bb, Lookup(), [bound["queries"], *index], bound.type)
 
 
-_lookup = register_op("lookup", _infer, _legalize)
+_lookup = register_op(SIGNATURE, _legalize, _infer)

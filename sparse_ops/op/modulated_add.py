@@ -2,10 +2,22 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.modulated_add import modulated_add as add_kernel
+from tir_kernels.spec.modulated_add import ModulatedAdd
 
-from .register import FLOATS, call_kernel, check_tensor, register_op
-from .shapes import known
+from .register import call_spec, register_op
+from .signature import Bound, Signature, Table, features, index, parameter
+
+SIGNATURE = Signature(
+    "modulated_add",
+    (
+        features("x", "n", "channels"),
+        features("y", "n", "channels", dtype="x"),
+        parameter("gate", Table("batch", "batch_index"), "channels"),
+        index("batch_index", "n", optional=True),
+    ),
+    known=("channels",),
+    result=("n", "channels"),
+)
 
 
 def modulated_add(x: relax.Expr, y: relax.Expr, gate: relax.Expr, batch_index: relax.Expr | None = None) -> relax.Call:
@@ -17,24 +29,12 @@ def modulated_add(x: relax.Expr, y: relax.Expr, gate: relax.Expr, batch_index: r
     Raises ValueError naming the argument that does not fit and, from the running module, for the first entry of
     batch_index that is not in 0 to B - 1.
     """
-    return _make(x, y, gate, *([] if batch_index is None else [batch_index]))
+    return _make(x=x, y=y, gate=gate, batch_index=batch_index)
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    rows, channels = check_tensor(call, 0, "x", (None, None), FLOATS)
-    known(call, "x", [channels])
-    dtype = str(call.args[0].ty.dtype)
-    check_tensor(call, 1, "y", (rows, channels), (dtype,))
-    has_index = len(call.args) == 4
-    check_tensor(call, 2, "gate", (None if has_index else 1, channels), ("float32",))
-    if has_index:
-        check_tensor(call, 3, "batch_index", (rows,), ("int32",))
-    return relax.TensorType([rows, channels], dtype)
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    spec = ModulatedAdd(bound.dims["channels"], bound.dtype, bound.has("batch_index"))
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    kernel = add_kernel(int(call.ty.shape.values[1]), str(call.ty.dtype), len(call.args) == 4)
-    return call_kernel(bb, kernel, call.args, call.ty)
-
-
-_make = register_op("modulated_add", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize)

@@ -2,13 +2,31 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.pool import MODES, Reduction
-from tir_kernels.cpu.pool import pool as pool_kernel
-from tir_kernels.cpu.segment_pool import segment_pool as segment_kernel
+from tir_kernels.spec.pool import MODES, Pool, Reduction
+from tir_kernels.spec.segment_pool import SegmentPool
 
-from .index import check_map, map_fields
-from .register import FLOATS, call_kernel, check_choice, check_tensor, register_op
-from .shapes import check_int, known, rows_of
+from .index import map_fields
+from .numbers import check_int
+from .register import call_spec, check_choice, register_op
+from .signature import Bound, Signature, features, rows_like
+from .signature import index as index_argument
+from .signature import kernel_map as map_argument
+
+OPTIONS = ("mode", "count_bias", "max_from_zero")
+POOL = Signature(
+    "pool",
+    (features("x", "n", "channels"), map_argument("n", "m"), rows_like("like", "m")),
+    options=OPTIONS,
+    known=("channels",),
+    result=("m", "channels"),
+)
+SEGMENT_POOL = Signature(
+    "segment_pool",
+    (features("x", "n", "channels"), index_argument("index", "n"), rows_like("like", "m")),
+    options=OPTIONS,
+    known=("channels",),
+    result=("m", "channels"),
+)
 
 
 def pool(
@@ -30,7 +48,7 @@ def pool(
     Raises ValueError naming the argument or option that does not fit and, from the running module, when the map was
     built for another number of rows.
     """
-    return _pool(x, kernel_map, like, **_options("pool", mode, count_bias, max_from_zero))
+    return _pool(x=x, kernel_map=kernel_map, like=like, **_options("pool", mode, count_bias, max_from_zero))
 
 
 def segment_pool(
@@ -51,7 +69,7 @@ def segment_pool(
     Raises ValueError naming the argument or option that does not fit and, from the running module, for the first entry
     of the index that is out of range.
     """
-    return _segment(x, index, like, **_options("segment_pool", mode, count_bias, max_from_zero))
+    return _segment(x=x, index=index, like=like, **_options("segment_pool", mode, count_bias, max_from_zero))
 
 
 def _options(op: str, mode: str, count_bias: int, max_from_zero: bool) -> dict:
@@ -63,39 +81,19 @@ def _options(op: str, mode: str, count_bias: int, max_from_zero: bool) -> dict:
     return {"mode": mode, "count_bias": count_bias, "max_from_zero": bool(max_from_zero)}
 
 
-def _reduction(call: relax.Call) -> Reduction:
-    attrs = call.attrs
-    return Reduction(str(attrs["mode"]), int(attrs["count_bias"]), bool(attrs["max_from_zero"]))
+def _reduction(bound: Bound) -> Reduction:
+    return Reduction(*(bound.options[name] for name in OPTIONS))
 
 
-def _out(call: relax.Call) -> relax.TensorType:
-    channels = call.args[0].ty.shape.values[1]
-    known(call, "x", [channels])
-    return relax.TensorType([rows_of(call, 2, "like"), channels], str(call.args[0].ty.dtype))
+def _legalize_pool(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    spec = Pool(bound.dims["channels"], _reduction(bound), bound.dtype)
+    return call_spec(bb, spec, [bound["x"], *map_fields(bb, bound["kernel_map"])], bound.type)
 
 
-def _infer_pool(call: relax.Call) -> relax.TensorType:
-    check_tensor(call, 0, "x", (None, None), FLOATS)
-    check_map(call, 1)
-    return _out(call)
+def _legalize_segment(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    spec = SegmentPool(bound.dims["channels"], _reduction(bound), bound.dtype)
+    return call_spec(bb, spec, [bound["x"], bound["index"]], bound.type)
 
 
-def _legalize_pool(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    x, kernel_map, _ = call.args
-    kernel = pool_kernel(int(call.ty.shape.values[1]), _reduction(call), str(call.ty.dtype))
-    return call_kernel(bb, kernel, [x, *map_fields(bb, kernel_map)], call.ty)
-
-
-def _infer_segment(call: relax.Call) -> relax.TensorType:
-    rows, _ = check_tensor(call, 0, "x", (None, None), FLOATS)
-    check_tensor(call, 1, "index", (rows,), ("int32",))
-    return _out(call)
-
-
-def _legalize_segment(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    kernel = segment_kernel(int(call.ty.shape.values[1]), _reduction(call), str(call.ty.dtype))
-    return call_kernel(bb, kernel, call.args[:2], call.ty)
-
-
-_pool = register_op("pool", _infer_pool, _legalize_pool)
-_segment = register_op("segment_pool", _infer_segment, _legalize_segment)
+_pool = register_op(POOL, _legalize_pool)
+_segment = register_op(SEGMENT_POOL, _legalize_segment)

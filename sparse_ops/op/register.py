@@ -1,78 +1,86 @@
-"""How an op of ours is made: constructor, type inference and legalization, registered with Relax under one name.
+"""How an op of ours is made: a signature, type inference and legalization, registered with Relax under one name.
 
-An op prints as `R.sparse_ops.<name>(...)`. `infer` maps the call to its type and is where bad shapes and dtypes are found;
-`legalize` turns the call into `call_tir` on kernels built for the current target.
+An op prints as `R.sparse_ops.<name>(...)`. Type inference is where bad shapes and dtypes are found; legalization turns a call
+into `call_tir` on kernels built for the current target.
 """
 
-from collections.abc import Callable
-from math import prod
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.isa import Isa
-from tir_kernels.cpu.register_tile import RegisterTile, pack_weight
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.layout import WeightLayout
+from tir_kernels.spec import Spec
 
-FLOATS = ("float32", "bfloat16")  # what features may be
-PREFIX = "relax.sparse_ops."
+from .signature import GIVEN, Bound, Derive, Signature, bind
+
+PREFIX = "relax."
 SCHEDULED = "tirx.is_scheduled"  # TVM's name of the attribute of kernels that schedule rules leave alone
 
 
-def register_op(name: str, infer: Callable, legalize: Callable) -> Callable:
-    """Register `relax.sparse_ops.<name>` and return `make(*args, **attrs) -> relax.Call`.
+class Op:
+    """A registered op: called with its arguments and options by name, it makes a Relax call."""
 
-    infer(call) -> relax type; legalize(bb, call) -> relax.Expr. Attributes are ints, floats, bools, strings or lists of them.
+    def __init__(self, signature: Signature):
+        self.signature = signature
+        self._op = tvm.ir.Op.get(PREFIX + signature.qualified)
+
+    def __call__(self, **values) -> relax.Call:
+        names = self.signature.names
+        given = {name: values[name] for name in names if values.get(name) is not None}
+        options = {name: value for name, value in values.items() if name not in names and value is not None}
+        return self.make(given, options)
+
+    def make(self, arguments: Mapping[str, relax.Expr], options: Mapping[str, Any]) -> relax.Call:
+        """A call of named arguments and options, without any that were not given."""
+        signature = self.signature
+        if wrong := [*(arguments.keys() - set(signature.names)), *(options.keys() - set(signature.options))]:
+            raise ValueError(f"{signature.qualified}: has no {', '.join(sorted(wrong))}")
+        attributes = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+        attributes[GIVEN] = [name for name in signature.optional if name in arguments]
+        args = [arguments[name] for name in signature.names if name in arguments]
+        return relax.Call(self._op, args, tvm.ir.make_node("ir.DictAttrs", **attributes))
+
+    def with_more(self, call: relax.Call, arguments: Mapping[str, relax.Expr], options: Mapping[str, Any]) -> relax.Call:
+        """A call of this op with further or other arguments and options."""
+        before = {name: value for name, value in self.signature.options_of(call).items() if value is not None}
+        return self.make(self.signature.arguments_of(call) | dict(arguments), before | dict(options))
+
+
+OPS: dict[str, Op] = {}  # by name
+
+
+def op_of(call: relax.Call) -> Op | None:
+    """The op of ours that a call is of, if it is of one."""
+    name = getattr(call.op, "name", "")
+    return OPS.get(name.removeprefix(PREFIX + "sparse_ops.")) if name.startswith(PREFIX + "sparse_ops.") else None
+
+
+def register_op(
+    signature: Signature,
+    legalize: Callable[[relax.BlockBuilder, Bound], relax.Expr],
+    infer: Callable[[Bound], relax.Type] | None = None,
+    derive: Derive | None = None,
+) -> Op:
+    """Register the op of `signature`.
+
+    legalize(bb, bound) -> what computes it; infer(bound) -> its type, by default a tensor of the signature's `result`;
+    `derive`: see `bind`.
     """
-    op = PREFIX + name
-    tvm.ir.register_op_attr(op, "FInferType", lambda call, bb: infer(call))
-    tvm.ir.register_op_attr(op, "FLegalize", legalize)
-    tvm.ir.register_op_attr(op, "FPurity", True)
-    tvm.ir.register_op_attr(op, "RequiresArgumentShapes", False)  # the rows of some results are known at run time only
+    name = PREFIX + signature.qualified
 
-    def make(*args: relax.Expr, **attrs) -> relax.Call:
-        return relax.Call(tvm.ir.Op.get(op), list(args), tvm.ir.make_node("ir.DictAttrs", **attrs))
+    def infer_result(bound: Bound) -> relax.Type:
+        return relax.TensorType(bound.shape(signature.result), bound.dtype)
 
-    return make
-
-
-def tensor_type(call: relax.Call, position: int, argument: str) -> relax.TensorType:
-    """The tensor type of an argument; ValueError when it is no tensor."""
-    ty = call.args[position].ty
-    if not isinstance(ty, relax.TensorType):
-        raise ValueError(f"{op_name(call)}: {argument}: expected a tensor, given {ty}")
-    return ty
-
-
-def optional_positions(call: relax.Call, names: tuple[str, ...], first: int) -> dict[str, int]:
-    """Where those of the optional arguments stand that were given, from position `first` on: attributes of their names tell."""
-    return {name: place for place, name in enumerate((name for name in names if call.attrs[name]), start=first)}
-
-
-def op_name(call: relax.Call) -> str:
-    """The name of a call's op, as users write it."""
-    return str(call.op.name).removeprefix("relax.")
-
-
-def check_tensor(call: relax.Call, position: int, argument: str, shape: tuple, dtypes: tuple[str, ...]):
-    """Check an argument's dtype, rank and the known ones of its dimensions, and return its shape as a list.
-
-    `shape`: one entry a dimension; an int or TIR expression that it must equal, or None for any. Dimensions that cannot be
-    compared before run time pass. A tensor whose shape is not known at all, as an op with data-dependent rows returns it,
-    must be given one first: by `match_cast`, with a fresh variable for the rows.
-    """
-    ty = tensor_type(call, position, argument)
-    sizes = ("any" if dim is None else str(getattr(dim, "value", dim)) for dim in shape)
-    expected = f"[{', '.join(sizes)}] of {' or '.join(dtypes)}"
-    if str(ty.dtype) not in dtypes or (ty.ndim >= 0 and ty.ndim != len(shape)):
-        raise ValueError(f"{op_name(call)}: {argument}: expected {expected}, given {ty}")
-    if not isinstance(ty.shape, relax.ShapeExpr):
-        raise ValueError(f"{op_name(call)}: {argument}: expected a known shape {expected} (see match_cast), given {ty}")
-    dims = list(ty.shape.values)
-    analyzer = tvm.sym.Analyzer()
-    for want, have in zip(shape, dims, strict=True):
-        if want is not None and analyzer.can_prove(have != want):
-            raise ValueError(f"{op_name(call)}: {argument}: expected {expected}, given {ty}")
-    return dims
+    infer = infer or infer_result
+    tvm.ir.register_op_attr(name, "FInferType", lambda call, bb: infer(bind(signature, call, derive)))
+    tvm.ir.register_op_attr(name, "FLegalize", lambda bb, call: legalize(bb, bind(signature, call, derive)))
+    tvm.ir.register_op_attr(name, "FPurity", True)
+    tvm.ir.register_op_attr(name, "RequiresArgumentShapes", False)  # the rows of some results are known at run time only
+    OPS[signature.name] = op = Op(signature)
+    return op
 
 
 def call_kernel(bb: relax.BlockBuilder, kernel: tvm.tirx.PrimFunc, args: list, out_ty) -> relax.Call:
@@ -89,16 +97,17 @@ def with_root_block(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
     return kernel.with_body(tvm.s_tir.SBlockRealize([], True, root))
 
 
-def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, isa: Isa, activations: str) -> relax.Expr:
-    """Emit the packing of a weight [Cout, ..., Cin] for kernels that read `activations`; it folds where constant."""
-    shape = tuple(int(d) for d in weight.ty.shape.values)
-    micro = RegisterTile(isa, shape[-1], shape[0], activations)
-    kernel = pack_weight(micro.tile.cols, len(shape), str(weight.ty.dtype), micro.dot)
-    packed = (prod(shape[1:-1]), micro.panels, micro.steps, micro.tile.cols)
-    return bb.emit(call_kernel(bb, kernel, [weight], relax.TensorType(packed, micro.weight_dtype)))
+def call_spec(bb: relax.BlockBuilder, spec: Spec, args: list, out_ty) -> relax.Call:
+    """`call_kernel` on the kernel of `spec` for the current target."""
+    return call_kernel(bb, kernel_for(spec).function, args, out_ty)
+
+
+def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, layout: WeightLayout) -> relax.Expr:
+    """Emit the packing of a weight as a kernel reads it; it folds where constant."""
+    return bb.emit(call_kernel(bb, layout.pack, [weight], relax.TensorType(layout.shape, layout.dtype)))
 
 
 def check_choice(op: str, argument: str, given, choices):
     """ValueError unless `given` is one of `choices`."""
-    if given not in choices:
+    if given not in tuple(choices):
         raise ValueError(f"sparse_ops.{op}: {argument}: expected one of {', '.join(map(repr, choices))}, given {given!r}")

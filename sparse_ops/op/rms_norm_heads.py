@@ -2,10 +2,17 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.rms_norm_heads import rms_norm_heads as norm_kernel
+from tir_kernels.spec.rms_norm_heads import RmsNormHeads
 
-from .register import FLOATS, call_kernel, check_tensor, register_op
-from .shapes import known
+from .register import call_spec, register_op
+from .signature import Bound, Signature, features, parameter
+
+SIGNATURE = Signature(
+    "rms_norm_heads",
+    (features("x", "n", "heads", "depth"), parameter("gamma", "heads", "depth")),
+    known=("heads", "depth"),
+    result=("n", "heads", "depth"),
+)
 
 
 def rms_norm_heads(x: relax.Expr, gamma: relax.Expr) -> relax.Call:
@@ -15,19 +22,12 @@ def rms_norm_heads(x: relax.Expr, gamma: relax.Expr) -> relax.Call:
 
     Raises ValueError naming the argument whose dtype or shape does not fit.
     """
-    return _make(x, gamma)
+    return _make(x=x, gamma=gamma)
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    rows, heads, depth = check_tensor(call, 0, "x", (None, None, None), FLOATS)
-    known(call, "x", [heads, depth])
-    check_tensor(call, 1, "gamma", (heads, depth), ("float32",))
-    return relax.TensorType([rows, heads, depth], str(call.args[0].ty.dtype))
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    spec = RmsNormHeads(bound.dims["heads"], bound.dims["depth"], bound.dtype)
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    _, heads, depth = call.ty.shape.values
-    return call_kernel(bb, norm_kernel(int(heads), int(depth), str(call.ty.dtype)), call.args, call.ty)
-
-
-_make = register_op("rms_norm_heads", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize)

@@ -2,14 +2,18 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import BATCH_LIMIT
-from tir_kernels.cpu.serialize import MODES, count_cuts, cut_sequence, serial_keys
-from tir_kernels.cpu.serialize import serialize as serialize_kernel
+from tir_kernels.spec.coordinate_index import BATCH_LIMIT
+from tir_kernels.spec.serialize import MODES, CountCuts, CutSequence, Serialize, SerialKeys
 
-from .index import check_coords, emit_sizes, emit_tuple, int32, int32_of_rank, int64, triple
-from .register import call_kernel, check_choice, register_op
-from .shapes import check_int
+from .index import emit_sizes, emit_tuple, int32, int32_of_rank, int64, triple
+from .numbers import check_int
+from .register import call_spec, check_choice, register_op
+from .signature import Bound, Signature, coordinates
 from .windows import LEAST_SHIFT, emit_groups
+
+CURVE = ("mode", "shift")
+SERIALIZE = Signature("serialize", (coordinates(),), options=CURVE)
+PARTITION = Signature("serialized_partition", (coordinates(),), options=("window", "shift_sequence", *CURVE))
 
 
 def serialize(coords: relax.Expr, mode: str = "z_order", shift=0) -> relax.Call:
@@ -21,7 +25,7 @@ def serialize(coords: relax.Expr, mode: str = "z_order", shift=0) -> relax.Call:
     Raises ValueError naming the argument that does not fit and, from the running module, for the first row out of range
     (batch 0 to 4095; x, y, z 0 to 1023 after the shift).
     """
-    return _serialize(coords, **_curve("serialize", mode, shift))
+    return _serialize(coords=coords, **_curve("serialize", mode, shift))
 
 
 def serialized_partition(
@@ -40,46 +44,40 @@ def serialized_partition(
     name = "serialized_partition"
     check_int(name, "window", window, 1)
     check_int(name, "shift_sequence", shift_sequence, 0)
-    return _partition(coords, window=window, shift_sequence=shift_sequence, **_curve(name, mode, shift))
+    return _partition(coords=coords, window=window, shift_sequence=shift_sequence, **_curve(name, mode, shift))
 
 
 def _curve(op: str, mode: str, shift) -> dict:
     """Attributes of a curve."""
     check_choice(op, "mode", mode, MODES)
-    return {"mode": mode, "shift": list(triple(op, "shift", shift, LEAST_SHIFT))}
+    return {"mode": mode, "shift": triple(op, "shift", shift, LEAST_SHIFT)}
 
 
-def _curve_of(attrs) -> tuple[str, tuple[int, ...]]:
-    return str(attrs["mode"]), tuple(int(s) for s in attrs["shift"])
+def _infer_serialize(bound: Bound) -> relax.TensorType:
+    return int32(bound.dims["n"])
 
 
-def _infer_serialize(call: relax.Call) -> relax.TensorType:
-    return int32(check_coords(call, 0))
+def _legalize_serialize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    spec = Serialize(*(bound.options[name] for name in CURVE))
+    return call_spec(bb, spec, bound.call.args, bound.type)
 
 
-def _legalize_serialize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    return call_kernel(bb, serialize_kernel(*_curve_of(call.attrs)), call.args, call.ty)
+_serialize = register_op(SERIALIZE, _legalize_serialize, _infer_serialize)
 
 
-_serialize = register_op("serialize", _infer_serialize, _legalize_serialize)
+def _infer_partition(bound: Bound) -> relax.TupleType:
+    return relax.TupleType([int32(bound.dims["n"]), *[int32_of_rank(1)] * 3])
 
 
-def _infer_partition(call: relax.Call) -> relax.TupleType:
-    return relax.TupleType([int32(check_coords(call, 0)), *[int32_of_rank(1)] * 3])
-
-
-def _legalize_partition(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    (coords,) = call.args
-    window, shift_sequence = int(call.attrs["window"]), int(call.attrs["shift_sequence"])
-    code = bb.emit(serialize(coords, *_curve_of(call.attrs)))
-    keys = bb.emit(call_kernel(bb, serial_keys(), [coords, code], coords.ty))
+def _legalize_partition(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    coords, window = bound["coords"], bound.options["window"]
+    code = bb.emit(serialize(coords, *(bound.options[name] for name in CURVE)))
+    keys = bb.emit(call_spec(bb, SerialKeys(), [coords, code], coords.ty))
     order, _ = emit_groups(bb, keys)
-    lengths, total = emit_tuple(bb, call_kernel(bb, count_cuts(window), [keys], [int64(BATCH_LIMIT), int64(2)]), 2)
+    lengths, total = emit_tuple(bb, call_spec(bb, CountCuts(window), [keys], [int64(BATCH_LIMIT), int64(2)]), 2)
     windows, seen = emit_sizes(bb, total, 2)
-    offsets = int32(windows + 1)
-    return call_kernel(
-        bb, cut_sequence(window, shift_sequence), [order, lengths], [call.ty.fields[0], offsets, int32(seen), offsets]
-    )
+    types = [bound.type.fields[0], int32(windows + 1), int32(seen), int32(windows + 1)]
+    return call_spec(bb, CutSequence(window, bound.options["shift_sequence"]), [order, lengths], types)
 
 
-_partition = register_op("serialized_partition", _infer_partition, _legalize_partition)
+_partition = register_op(PARTITION, _legalize_partition, _infer_partition)

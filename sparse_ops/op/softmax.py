@@ -2,10 +2,17 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.softmax import softmax as softmax_kernel
+from tir_kernels.spec.softmax import Softmax
 
-from .register import call_kernel, register_op
-from .shapes import float_shape
+from .register import call_spec, register_op
+from .signature import Bound, Signature, features
+
+SIGNATURE = Signature(
+    "softmax",
+    (features("x", "rows", ...),),
+    result=("rows", ...),
+    narrows=False,  # to round a logit is to multiply its weight
+)
 
 
 def softmax(x: relax.Expr) -> relax.Call:
@@ -16,15 +23,11 @@ def softmax(x: relax.Expr) -> relax.Call:
 
     Raises ValueError if x is of another dtype, has no dimensions, or an unknown shape.
     """
-    return _make(x)
+    return _make(x=x)
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    return relax.TensorType(float_shape(call, 0, "x", 1), str(call.args[0].ty.dtype))
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    return call_spec(bb, Softmax(bound.type.ndim, bound.dtype), bound.call.args, bound.type)
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    return call_kernel(bb, softmax_kernel(call.ty.ndim, str(call.ty.dtype)), call.args, call.ty)
-
-
-_make = register_op("softmax", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize)

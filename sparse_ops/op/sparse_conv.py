@@ -3,18 +3,28 @@
 import numpy as np
 from tvm import relax
 
-from tir_kernels.cpu.gather_gemm import gather_gemm
-from tir_kernels.cpu.isa import Isa
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.dispatch import kernel_for
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.sparse_conv import SparseConv
 
-from .index import check_coords, check_map, map_fields
-from .register import (
-    FLOATS,
-    call_kernel,
-    check_choice,
-    check_tensor,
-    packed_weight,
-    register_op,
+from .index import map_fields
+from .register import call_kernel, check_choice, packed_weight, register_op
+from .signature import Bound, Epilogue, Signature, coordinates, features, parameter, weight
+from .signature import kernel_map as map_argument
+
+SIGNATURE = Signature(
+    "sparse_conv",
+    (
+        features("x", "n", "cin"),
+        weight("weight", "cout", "kx", "ky", "kz", "cin"),
+        map_argument("n", "m"),
+        coordinates("coords_out", "m"),
+        parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
+        features("residual", "m", "cout", dtype="x", optional=True, epilogue=(1, Epilogue.ADD)),
+    ),
+    options=("activation",),
+    known=("cin", "cout", "kx", "ky", "kz"),
+    result=("m", "cout"),
 )
 
 
@@ -30,49 +40,33 @@ def sparse_conv(
     """Gather–GEMM–scatter: out[o] = activation(bias + residual[o] + sum over pairs (i, o) of tap k of W[:, k] @ x[i]).
 
     x float32 or bfloat16 [N, Cin]; weight, same dtype, [Cout, kx, ky, kz, Cin] (spconv's layout); kernel_map from
-    `submanifold_map`, `strided_map` or `inverse_map`; coords_out int32 [M, 4]: of these only the number of rows matters;
-    bias float32 [Cout]; residual, dtype of x, [M, Cout]; activation one of "none", "relu", "silu", "gelu_tanh". Returns dtype
-    of x, [M, Cout]; sums are float32, bias first, then taps in order.
+    `submanifold_map`, `strided_map` or `inverse_map`; coords_out int32 [M, 4]: of these only the number of rows matters; bias
+    float32 [Cout]; residual, dtype of x, [M, Cout]; activation one of `ACTIVATIONS`. Returns dtype of x, [M, Cout]; sums are
+    float32, bias first, then taps in order.
 
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, when the map was
     built for another number of rows or taps.
     """
     check_choice("sparse_conv", "activation", activation, ACTIVATIONS)
-    optional = [arg for arg in (bias, residual) if arg is not None]
-    return _conv(
-        x,
-        weight,
-        kernel_map,
-        coords_out,
-        *optional,
-        bias=bias is not None,
-        residual=residual is not None,
+    return _make(
+        x=x,
+        weight=weight,
+        kernel_map=kernel_map,
+        coords_out=coords_out,
+        bias=bias,
+        residual=residual,
         activation=activation,
     )
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    _, cin = check_tensor(call, 0, "x", (None, None), FLOATS)
-    dtype = str(call.args[0].ty.dtype)
-    cout = check_tensor(call, 1, "weight", (None, None, None, None, cin), (dtype,))[0]
-    check_map(call, 2)
-    rows = check_coords(call, 3, "coords_out")
-    if call.attrs["bias"]:
-        check_tensor(call, 4, "bias", (cout,), ("float32",))
-    if call.attrs["residual"]:
-        check_tensor(call, 4 + bool(call.attrs["bias"]), "residual", (rows, cout), (dtype,))
-    return relax.TensorType([rows, cout], dtype)
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    cin, cout, size = bound.dims["cin"], bound.dims["cout"], tuple(bound.shape(("kx", "ky", "kz")))
+    kernel = kernel_for(SparseConv(cin, cout, size, bound.dtype, bound.has("residual"), bound.options["activation"]))
+    packed = packed_weight(bb, bound["weight"], kernel.weight)
+    bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
+    residual = [bound["residual"]] if bound.has("residual") else []
+    args = [bound["x"], packed, bias, *residual, *map_fields(bb, bound["kernel_map"])]
+    return call_kernel(bb, kernel.function, args, bound.type)
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    x, weight, kernel_map, _, *rest = call.args
-    cout, *_, cin = (int(d) for d in weight.ty.shape.values)
-    dtype = str(x.ty.dtype)
-    isa = Isa.of()
-    packed = packed_weight(bb, weight, isa, dtype)
-    bias = rest.pop(0) if call.attrs["bias"] else relax.const(np.zeros(cout, "float32"))
-    function = gather_gemm(cin, cout, isa, dtype, bool(call.attrs["residual"]), str(call.attrs["activation"]))
-    return call_kernel(bb, function, [x, packed, bias, *rest, *map_fields(bb, kernel_map)], call.ty)
-
-
-_conv = register_op("sparse_conv", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize)

@@ -4,10 +4,13 @@ from math import prod
 
 from tvm import relax
 
-from tir_kernels.cpu.subdivide import subdivide as subdivide_kernel
+from tir_kernels.spec.subdivide import Subdivide
 
-from .index import check_coords, int32, triple
-from .register import call_kernel, register_op
+from .index import int32, triple
+from .register import call_spec, register_op
+from .signature import Bound, Signature, coordinates
+
+SIGNATURE = Signature("subdivide", (coordinates(),), options=("factor",))
 
 
 def subdivide(coords: relax.Expr, factor=2) -> relax.Call:
@@ -16,17 +19,15 @@ def subdivide(coords: relax.Expr, factor=2) -> relax.Call:
     coords int32 [N, 4]; factor an int or three along x, y, z. Returns int32 [N * fx * fy * fz, 4]; child j of row i is row
     i * fx * fy * fz + j. Raises ValueError for other shapes, dtypes or factors.
     """
-    return _subdivide(coords, factor=list(triple("subdivide", "factor", factor, 1)))
+    return _subdivide(coords=coords, factor=triple("subdivide", "factor", factor, 1))
 
 
-def _infer(call: relax.Call) -> relax.TensorType:
-    rows = check_coords(call, 0)
-    children = prod(int(f) for f in call.attrs["factor"])
-    return int32(rows * children, 4)
+def _infer(bound: Bound) -> relax.TensorType:
+    return int32(bound.dims["n"] * prod(bound.options["factor"]), 4)
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    return call_kernel(bb, subdivide_kernel(tuple(int(f) for f in call.attrs["factor"])), [call.args[0]], call.ty)
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    return call_spec(bb, Subdivide(bound.options["factor"]), [bound["coords"]], bound.type)
 
 
-_subdivide = register_op("subdivide", _infer, _legalize)
+_subdivide = register_op(SIGNATURE, _legalize, _infer)

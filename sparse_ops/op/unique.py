@@ -2,20 +2,14 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import PLAN_SIZE
-from tir_kernels.cpu.unique import fill_unique, plan_unique, rank_unique
+from tir_kernels.spec.coordinate_index import PLAN_SIZE
+from tir_kernels.spec.unique import METHODS, FillUnique, PlanUnique, RankUnique
 
-from .index import (
-    check_coords,
-    check_method,
-    emit_sizes,
-    emit_tuple,
-    int32,
-    int32_of_rank,
-    int64,
-    triple,
-)
-from .register import call_kernel, register_op
+from .index import check_method, emit_sizes, emit_tuple, int32, int32_of_rank, int64, triple
+from .register import call_spec, register_op
+from .signature import Bound, Signature, coordinates
+
+SIGNATURE = Signature("unique", (coordinates(),), options=("factor", "method"))
 
 
 def unique(coords: relax.Expr, method: str = "auto") -> relax.Call:
@@ -34,28 +28,26 @@ def downsample(coords: relax.Expr, factor=2, method: str = "auto") -> relax.Call
     Returns and raises as `unique`. Features follow by `segment_pool(x, inverse, ...)`, and come back by
     `gather_rows(x, inverse)`.
     """
-    check_method("downsample", method, ("auto", "grid", "sort"))
-    return _unique(coords, factor=list(triple("downsample", "factor", factor, 1)), method=method)
+    check_method("downsample", method, METHODS)
+    return _unique(coords=coords, factor=triple("downsample", "factor", factor, 1), method=method)
 
 
-def _infer(call: relax.Call) -> relax.TupleType:
-    rows = check_coords(call, 0)
-    return relax.TupleType([int32_of_rank(2), int32(rows)])
+def _infer(bound: Bound) -> relax.TupleType:
+    return relax.TupleType([int32_of_rank(2), int32(bound.dims["n"])])
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    (coords,) = call.args
-    factor = tuple(int(f) for f in call.attrs["factor"])
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    coords, factor = bound["coords"], bound.options["factor"]
     plan, size = emit_tuple(
         bb,
-        call_kernel(bb, plan_unique(factor, str(call.attrs["method"])), [coords], [int64(PLAN_SIZE), int64(2)]),
+        call_spec(bb, PlanUnique(factor, bound.options["method"]), [coords], [int64(PLAN_SIZE), int64(2)]),
         2,
     )
     cells, entries = emit_sizes(bb, size, 2)
-    out = [int32(cells), int64(entries), call.ty.fields[1], int64(1)]
-    _, _, inverse, count = emit_tuple(bb, call_kernel(bb, rank_unique(factor), [coords, plan], out), 4)
+    out = [int32(cells), int64(entries), bound.type.fields[1], int64(1)]
+    _, _, inverse, count = emit_tuple(bb, call_spec(bb, RankUnique(factor), [coords, plan], out), 4)
     (rows,) = emit_sizes(bb, count, 1)
-    return relax.Tuple([bb.emit(call_kernel(bb, fill_unique(factor), [coords, inverse], int32(rows, 4))), inverse])
+    return relax.Tuple([bb.emit(call_spec(bb, FillUnique(factor), [coords, inverse], int32(rows, 4))), inverse])
 
 
-_unique = register_op("unique", _infer, _legalize)
+_unique = register_op(SIGNATURE, _legalize, _infer)

@@ -2,13 +2,16 @@
 
 from tvm import relax
 
-from tir_kernels.cpu.coordinate_index import COORDINATE_LIMIT
-from tir_kernels.cpu.windows import group_rows
-from tir_kernels.cpu.windows import window_coords as windows_kernel
+from tir_kernels.spec.coordinate_index import COORDINATE_LIMIT
+from tir_kernels.spec.windows import GroupRows, WindowCoords
 
-from .index import check_coords, emit_shape, emit_tuple, int32, int32_of_rank, triple
-from .register import call_kernel, register_op
+from .index import emit_shape, emit_tuple, int32, int32_of_rank, triple
+from .register import call_spec, register_op
+from .signature import Bound, Signature, coordinates
 from .unique import unique
+
+SIGNATURE = Signature("window_partition", (coordinates(),), options=("window", "shift"))
+
 
 LEAST_SHIFT = -COORDINATE_LIMIT
 
@@ -26,7 +29,7 @@ def window_partition(coords: relax.Expr, window, shift=0) -> relax.Call:
     (batch 0 to 4095, x, y, z -32768 to 32767).
     """
     window, shift = window_axes("window_partition", window, shift)
-    return _make(coords, window=list(window), shift=list(shift))
+    return _make(coords=coords, window=window, shift=shift)
 
 
 def window_axes(op: str, window, shift) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -39,18 +42,17 @@ def emit_groups(bb: relax.BlockBuilder, keys: relax.Expr) -> list[relax.Expr]:
     """Rows of keys int32 [N, 4] by key, ascending, those of one key ascending: (order [N], offsets [G + 1])."""
     distinct, group = emit_tuple(bb, unique(keys), 2)
     groups, _ = emit_shape(bb, distinct)
-    return emit_tuple(bb, call_kernel(bb, group_rows(), [group], [group.ty, int32(groups + 1)]), 2)
+    return emit_tuple(bb, call_spec(bb, GroupRows(), [group], [group.ty, int32(groups + 1)]), 2)
 
 
-def _infer(call: relax.Call) -> relax.TupleType:
-    return relax.TupleType([int32(check_coords(call, 0)), int32_of_rank(1)])
+def _infer(bound: Bound) -> relax.TupleType:
+    return relax.TupleType([int32(bound.dims["n"]), int32_of_rank(1)])
 
 
-def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    (coords,) = call.args
-    window, shift = (tuple(int(axis) for axis in call.attrs[key]) for key in ("window", "shift"))
-    keys = bb.emit(call_kernel(bb, windows_kernel(window, shift), [coords], coords.ty))
-    return relax.Tuple(emit_groups(bb, keys))
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    coords = bound["coords"]
+    spec = WindowCoords(bound.options["window"], bound.options["shift"])
+    return relax.Tuple(emit_groups(bb, bb.emit(call_spec(bb, spec, [coords], coords.ty))))
 
 
-_make = register_op("window_partition", _infer, _legalize)
+_make = register_op(SIGNATURE, _legalize, _infer)

@@ -65,7 +65,7 @@ def _named_rows(coords: relax.Expr) -> relax.Var:
 
 
 def _lookup(rng, rows, dtype):
-    from tir_kernels.cpu.coordinate_index import naive
+    from tir_kernels.spec.coordinate_index import naive
 
     from ..op import lookup
 
@@ -75,7 +75,7 @@ def _lookup(rng, rows, dtype):
 
 
 def _unique(rng, rows, dtype):
-    from tir_kernels.cpu.unique import naive
+    from tir_kernels.spec.unique import naive
 
     from ..op import unique
 
@@ -84,7 +84,7 @@ def _unique(rng, rows, dtype):
 
 
 def _downsample(rng, rows, dtype):
-    from tir_kernels.cpu.unique import naive
+    from tir_kernels.spec.unique import naive
 
     from ..op import downsample
 
@@ -93,7 +93,7 @@ def _downsample(rng, rows, dtype):
 
 
 def _subdivide(rng, rows, dtype):
-    from tir_kernels.cpu.subdivide import naive
+    from tir_kernels.spec.subdivide import naive
 
     from ..op import subdivide
 
@@ -102,7 +102,7 @@ def _subdivide(rng, rows, dtype):
 
 
 def _window_partition(rng, rows, dtype):
-    from tir_kernels.cpu.windows import naive
+    from tir_kernels.spec.windows import naive
 
     from ..op import window_partition
 
@@ -111,7 +111,7 @@ def _window_partition(rng, rows, dtype):
 
 
 def _serialize(rng, rows, dtype):
-    from tir_kernels.cpu.serialize import naive
+    from tir_kernels.spec.serialize import naive
 
     from ..op import serialize
 
@@ -120,7 +120,7 @@ def _serialize(rng, rows, dtype):
 
 
 def _serialized_partition(rng, rows, dtype):
-    from tir_kernels.cpu.serialize import naive, naive_partition
+    from tir_kernels.spec.serialize import naive, naive_partition
 
     from ..op import serialized_partition
 
@@ -141,8 +141,9 @@ def _conv_parameters(rng, taps, cin, cout, dtype):
 
 
 def _submanifold_map(rng, rows, dtype):
-    from tir_kernels.cpu.gather_gemm import naive
-    from tir_kernels.cpu.kernel_map import Geometry, naive_table
+    from tir_kernels.spec.geometry import Geometry
+    from tir_kernels.spec.kernel_map import naive_table
+    from tir_kernels.spec.sparse_conv import naive
 
     from ..op import sparse_conv, submanifold_map
 
@@ -160,8 +161,9 @@ def _submanifold_map(rng, rows, dtype):
 
 
 def _sparse_conv(rng, rows, dtype):
-    from tir_kernels.cpu.gather_gemm import naive
-    from tir_kernels.cpu.kernel_map import Geometry, naive_table
+    from tir_kernels.spec.geometry import Geometry
+    from tir_kernels.spec.kernel_map import naive_table
+    from tir_kernels.spec.sparse_conv import naive
 
     from ..op import sparse_conv, submanifold_map
 
@@ -180,9 +182,10 @@ def _sparse_conv(rng, rows, dtype):
 
 
 def _upsampled_conv(rng, rows, dtype):
-    from tir_kernels.cpu.kernel_map import Geometry, naive_table
-    from tir_kernels.cpu.unique import naive as downsample
-    from tir_kernels.cpu.upsampled_conv import naive
+    from tir_kernels.spec.geometry import Geometry
+    from tir_kernels.spec.kernel_map import naive_table
+    from tir_kernels.spec.unique import naive as downsample
+    from tir_kernels.spec.upsampled_conv import naive
 
     from ..op import submanifold_map, upsampled_conv
 
@@ -203,9 +206,10 @@ def _upsampled_conv(rng, rows, dtype):
 
 def _strided_example(rng, rows, dtype, transposed):
     """Sites, the convolution onto them, and the inverse convolution back."""
-    from tir_kernels.cpu import sites
-    from tir_kernels.cpu.gather_gemm import naive
-    from tir_kernels.cpu.kernel_map import Geometry, naive_inverse, naive_table
+    from tir_kernels.spec import sites
+    from tir_kernels.spec.geometry import Geometry
+    from tir_kernels.spec.kernel_map import naive_inverse, naive_table
+    from tir_kernels.spec.sparse_conv import naive
 
     from ..op import inverse_map, sparse_conv, strided_map
 
@@ -245,7 +249,7 @@ def _transposed_map(rng, rows, dtype):
 
 def _conv3d(rng, rows, dtype):
     """A strided and dilated convolution, and one that goes by Winograd's algorithm in float32."""
-    from tir_kernels.cpu.conv import naive
+    from tir_kernels.spec.conv3d import naive
 
     from ..op import conv3d
 
@@ -265,7 +269,7 @@ def _conv3d(rng, rows, dtype):
 
 
 def _linear(rng, rows, dtype):
-    from tir_kernels.cpu.linear import naive
+    from tir_kernels.spec.linear import naive
 
     from ..op import linear
 
@@ -283,7 +287,7 @@ def _linear(rng, rows, dtype):
 
 
 def _gather_rows(rng, rows, dtype):
-    from tir_kernels.cpu.gather_rows import naive
+    from tir_kernels.spec.gather_rows import naive
 
     from ..op import gather_rows
 
@@ -292,9 +296,10 @@ def _gather_rows(rng, rows, dtype):
 
 
 def _pool(rng, rows, dtype):
-    from tir_kernels.cpu import sites
-    from tir_kernels.cpu.kernel_map import Geometry, naive_table
-    from tir_kernels.cpu.pool import Reduction, naive
+    from tir_kernels.spec import sites
+    from tir_kernels.spec.geometry import Geometry
+    from tir_kernels.spec.kernel_map import naive_table
+    from tir_kernels.spec.pool import Reduction, naive
 
     from ..op import pool, strided_map
 
@@ -311,8 +316,8 @@ def _pool(rng, rows, dtype):
 
 
 def _segment_pool(rng, rows, dtype):
-    from tir_kernels.cpu.pool import Reduction
-    from tir_kernels.cpu.segment_pool import naive
+    from tir_kernels.spec.pool import Reduction
+    from tir_kernels.spec.segment_pool import naive
 
     from ..op import segment_pool
 
@@ -342,7 +347,7 @@ def _batch_offsets(rng, rows, dtype):
 
 
 def _group_norm(rng, rows, dtype):
-    from tir_kernels.cpu.group_norm import naive
+    from tir_kernels.spec.group_norm import naive
 
     from ..op import group_norm
 
@@ -358,7 +363,7 @@ def _group_norm(rng, rows, dtype):
 
 
 def _layer_norm(rng, rows, dtype):
-    from tir_kernels.cpu.layer_norm import naive
+    from tir_kernels.spec.layer_norm import naive
 
     from ..op import layer_norm
 
@@ -375,7 +380,7 @@ def _layer_norm(rng, rows, dtype):
 
 
 def _dense_group_norm(rng, rows, dtype):
-    from tir_kernels.cpu.dense_group_norm import naive
+    from tir_kernels.spec.dense_group_norm import naive
 
     from ..op import dense_group_norm
 
@@ -390,7 +395,7 @@ def _dense_group_norm(rng, rows, dtype):
 
 
 def _channel_layer_norm(rng, rows, dtype):
-    from tir_kernels.cpu.channel_layer_norm import naive
+    from tir_kernels.spec.channel_layer_norm import naive
 
     from ..op import channel_layer_norm
 
@@ -405,7 +410,7 @@ def _channel_layer_norm(rng, rows, dtype):
 
 
 def _softmax(rng, rows, dtype):
-    from tir_kernels.cpu.softmax import naive
+    from tir_kernels.spec.softmax import naive
 
     from ..op import softmax
 
@@ -414,7 +419,7 @@ def _softmax(rng, rows, dtype):
 
 
 def _rms_norm_heads(rng, rows, dtype):
-    from tir_kernels.cpu.rms_norm_heads import naive
+    from tir_kernels.spec.rms_norm_heads import naive
 
     from ..op import rms_norm_heads
 
@@ -423,7 +428,7 @@ def _rms_norm_heads(rng, rows, dtype):
 
 
 def _attention(rng, rows, dtype):
-    from tir_kernels.cpu.attention import naive
+    from tir_kernels.spec.attention import naive
 
     from ..op import attention
 
@@ -442,7 +447,7 @@ def _attention(rng, rows, dtype):
 
 def _attention_of_orders(rng, rows, dtype):
     """Windows: rows in any order, keys in several of them."""
-    from tir_kernels.cpu.attention import naive
+    from tir_kernels.spec.attention import naive
 
     from ..op import attention
 
@@ -460,7 +465,7 @@ def _attention_of_orders(rng, rows, dtype):
 
 
 def _activation(rng, rows, dtype):
-    from tir_kernels.cpu.elementwise import naive
+    from tir_kernels.spec.activation import naive
 
     from ..op import activation
 
@@ -469,7 +474,7 @@ def _activation(rng, rows, dtype):
 
 
 def _modulated_add(rng, rows, dtype):
-    from tir_kernels.cpu.modulated_add import naive
+    from tir_kernels.spec.modulated_add import naive
 
     from ..op import modulated_add
 
@@ -484,7 +489,7 @@ def _dense_coords(rng, rows):
 
 
 def _to_dense(rng, rows, dtype):
-    from tir_kernels.cpu.dense import naive_to_dense
+    from tir_kernels.spec.dense import naive_to_dense
 
     from ..op import to_dense
 
@@ -498,7 +503,7 @@ def _to_dense(rng, rows, dtype):
 
 
 def _from_dense(rng, rows, dtype):
-    from tir_kernels.cpu.dense import naive_from_dense
+    from tir_kernels.spec.dense import naive_from_dense
 
     from ..op import from_dense
 

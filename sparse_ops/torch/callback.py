@@ -9,10 +9,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.kernel_map import block_rows
+from tir_kernels.layout import PairsByBlock
 
 from .. import nn, op
-from ..nn.carrier import KernelMap, Sites, SparseTensor, emit
+from ..nn.carrier import Sites, SymbolicKernelMap, SymbolicSparseTensor, emit
 from ..nn.rows import expr_of
 
 try:
@@ -28,7 +28,7 @@ CONVOLVE = "sparse_ops.torch.convolve"
 class SubMConv3d(nn.SubMConv3d):
     """As `sparse_ops.nn.SubMConv3d`, computed by torch; a kernel of 1 is a linear layer and stays ours."""
 
-    def _through(self, kernel_map: KernelMap, sites: Sites, x: SparseTensor, residual, activation) -> nn.Tensor:
+    def _through(self, kernel_map: SymbolicKernelMap, sites: Sites, x: SymbolicSparseTensor, residual, activation) -> nn.Tensor:
         bias = relax.const(np.zeros(self.out_channels, "float32")) if self.bias is None else self.bias._expr
         args = [x.feats._expr, self.weight._expr, bias, *kernel_map.expr]
         args += [] if residual is None else [expr_of(residual, "residual")]
@@ -57,7 +57,8 @@ def convolve(x, weight, bias, pair_in, pair_out, segment, out, residual=None) ->
     sums.copy_(bias)
     if residual is not None:
         sums += residual
-    for tap, source, target in zip(taps, *pairs_by_tap(pair_in, pair_out, segment, block_rows(len(out))), strict=True):
+    pairs = pairs_by_tap(pair_in, pair_out, segment, PairsByBlock.block_rows(len(out)))
+    for tap, source, target in zip(taps, *pairs, strict=True):
         sums.index_add_(0, target, (x[source] @ tap.T).to(sums.dtype))
     if sums is not out:
         out.copy_(sums)

@@ -4,20 +4,23 @@ from .activation import RecognizeActivation
 from .attention import RecognizeAttention
 from .channel_layer_norm import RecognizeChannelLayerNorm
 from .conv import RecognizeConv
+from .cpu.pipeline import cpu_pipeline
+from .cpu.schedule_rest import ScheduleRest
 from .fold_constants import FoldConstants
 from .group_norm import RecognizeGroupNorm
 from .layer_norm import RecognizeLayerNorm
 from .layout import SimplifyLayout
 from .lift_params import LiftParams
 from .linear import RecognizeLinear
-from .pipeline import cpu_pipeline, recognize
+from .pipelines import PIPELINES, pipeline_for
 from .precision import to_precision
+from .recognize import recognize
 from .rms_norm_heads import RecognizeRmsNormHeads
-from .schedule_rest import ScheduleRest
 from .softmax import RecognizeSoftmax
 from .split_linear import SplitLinear
 
 __all__ = [
+    "PIPELINES",
     "FoldConstants",
     "LiftParams",
     "RecognizeActivation",
@@ -33,6 +36,7 @@ __all__ = [
     "SimplifyLayout",
     "SplitLinear",
     "cpu_pipeline",
+    "pipeline_for",
     "recognize",
     "to_precision",
 ]

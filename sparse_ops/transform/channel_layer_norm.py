@@ -4,8 +4,8 @@ import tvm
 from tvm import relax
 
 from ..op.channel_layer_norm import channel_layer_norm
-from .absorb import Absorber
-from .rewrite import Walk, axes_of, op_is, product, rewrite_pass, same_shape, shape_of, static
+from .absorb import recognizer
+from .rewrite import Walk, axes_of, product, rewrite_pass, same_shape, shape_of, static
 from .rows import is_feature, vector_of
 
 
@@ -15,11 +15,7 @@ def RecognizeChannelLayerNorm() -> tvm.transform.Pass:
 
     Run `SimplifyLayout` and `RecognizeActivation` before.
     """
-    return rewrite_pass("RecognizeChannelLayerNorm", _recognize)
-
-
-def _recognize(walk: Walk, call: relax.Call) -> relax.Expr | None:
-    return _norm(walk, call) if op_is(call, "permute_dims") else NORM.absorb(walk, call)
+    return rewrite_pass("RecognizeChannelLayerNorm", recognizer("channel_layer_norm", _norm, "permute_dims"))
 
 
 def _norm(walk: Walk, call: relax.Call) -> relax.Expr | None:
@@ -47,6 +43,3 @@ def _before_reshape(walk: Walk, expr: relax.Expr) -> relax.Expr:
     if reshape is None or not same_shape(shape_of(reshape.args[0])[-1:], shape_of(expr)[-1:]):
         return expr
     return reshape.args[0]
-
-
-NORM = Absorber("sparse_ops.channel_layer_norm", channel_layer_norm, (), 3, lambda norm: {"eps": float(norm.attrs["eps"])})

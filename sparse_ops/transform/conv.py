@@ -4,8 +4,8 @@ import tvm
 from tvm import relax
 
 from ..op.conv import conv3d
-from .absorb import Absorber, Arguments
-from .rewrite import Walk, op_is, product, rewrite_pass, same, same_shape, shape_of, static
+from .absorb import recognizer
+from .rewrite import Walk, rewrite_pass, shape_of, static
 from .rows import is_feature
 
 LAYOUTS = {"nn.conv3d": ("NCDHW", "OIDHW"), "nn.conv2d": ("NCHW", "OIHW")}
@@ -19,11 +19,7 @@ def RecognizeConv() -> tvm.transform.Pass:
     this order, each at most once, and only where nothing else reads the value in between: a bias [Cout, 1, ..., 1], a
     residual, an activation. Run `SimplifyLayout` and `RecognizeActivation` before.
     """
-    return rewrite_pass("RecognizeConv", _recognize)
-
-
-def _recognize(walk: Walk, call: relax.Call) -> relax.Expr | None:
-    return _conv(walk, call) if op_is(call, *LAYOUTS) else CONV.absorb(walk, call)
+    return rewrite_pass("RecognizeConv", recognizer("conv3d", _conv, *LAYOUTS))
 
 
 def _conv(walk: Walk, call: relax.Call) -> relax.Expr | None:
@@ -51,20 +47,3 @@ def _conv(walk: Walk, call: relax.Call) -> relax.Expr | None:
     numbers = ([fill] * flat + given for fill, given in ((1, stride), (0, before), (1, dilation)))
     conv = conv3d(deep(x), deep(weight), **dict(zip(GEOMETRY, map(tuple, numbers), strict=True)))
     return walk.reshape(walk.emit(conv), shape_of(call))
-
-
-def _add(walk: Walk, shape: list, conv: relax.Call, other: relax.Expr) -> Arguments | None:
-    given, channels, dims = CONV.given(conv), shape_of(conv)[1], shape_of(other)
-    place = len(dims) - len(shape) + 1  # of the channels, as shapes are aligned at their end
-    if not given and place >= 0 and same(dims[place], channels) and same(product(dims), channels):
-        return {"bias": walk.astype(walk.reshape(other, [channels]), "float32")}
-    if "residual" not in given and same_shape(dims, shape) and other.ty.dtype == conv.ty.dtype:
-        return {"residual": walk.reshape(other, shape_of(conv))}
-    return None
-
-
-def _geometry(conv: relax.Call) -> dict:
-    return {name: tuple(int(number) for number in conv.attrs[name]) for name in GEOMETRY}
-
-
-CONV = Absorber("sparse_ops.conv3d", conv3d, ("bias", "residual"), 2, _geometry, _add)

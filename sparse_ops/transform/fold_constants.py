@@ -5,10 +5,10 @@ from math import prod
 import tvm
 from tvm import relax, tirx
 
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
+from .cpu.schedule_rest import ScheduleRest
 from .rewrite import Walk, op_is, rewrite_pass, shape_of, static
-from .schedule_rest import ScheduleRest
 
 FREE = 1024  # elements of a result without inputs up to which it is worth a constant
 

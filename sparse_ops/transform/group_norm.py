@@ -4,8 +4,8 @@ import tvm
 from tvm import relax
 
 from ..op.dense_group_norm import dense_group_norm
-from .absorb import Absorber
-from .rewrite import Walk, op_is, rewrite_pass, shape_of, static
+from .absorb import recognizer
+from .rewrite import Walk, rewrite_pass, shape_of, static
 from .rows import is_feature, vector_of
 
 
@@ -14,12 +14,10 @@ def RecognizeGroupNorm() -> tvm.transform.Pass:
 
     Run `RecognizeActivation` before.
     """
-    return rewrite_pass("RecognizeGroupNorm", _recognize)
+    return rewrite_pass("RecognizeGroupNorm", recognizer("dense_group_norm", _norm, "nn.group_norm"))
 
 
-def _recognize(walk: Walk, call: relax.Call) -> relax.Expr | None:
-    if not op_is(call, "nn.group_norm"):
-        return GROUP_NORM.absorb(walk, call)
+def _norm(walk: Walk, call: relax.Call) -> relax.Expr | None:
     (x, *affine), attrs = call.args, call.attrs
     rank = call.ty.ndim
     axes = {int(axis) % rank for axis in attrs.axes}
@@ -34,10 +32,3 @@ def _recognize(walk: Walk, call: relax.Call) -> relax.Expr | None:
         return None
     weight, bias = (vector_of(walk, vector, shape_of(x)[1]) for vector in affine)
     return dense_group_norm(x, weight, bias, int(attrs.num_groups), float(attrs.epsilon))
-
-
-def _options(norm: relax.Call) -> dict:
-    return {"groups": int(norm.attrs["groups"]), "eps": float(norm.attrs["eps"])}
-
-
-GROUP_NORM = Absorber("sparse_ops.dense_group_norm", dense_group_norm, (), 3, _options)

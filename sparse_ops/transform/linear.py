@@ -4,10 +4,9 @@ import tvm
 from tvm import relax
 
 from .. import op
-from ..op.linear import OPTIONAL
-from .absorb import Absorber, Arguments
-from .rewrite import Walk, op_is, rewrite_pass, same_shape, shape_of, static
-from .rows import is_feature, rows_of, table_of, vector_of
+from .absorb import recognizer
+from .rewrite import Walk, rewrite_pass, same_shape, shape_of, static
+from .rows import is_feature, rows_of
 
 
 def RecognizeLinear() -> tvm.transform.Pass:
@@ -16,11 +15,7 @@ def RecognizeLinear() -> tvm.transform.Pass:
     In this order, each at most once, and only where nothing else reads the value in between: a bias [Cout], a gate [Cout] or
     [B, 1, ..., 1, Cout], a residual, an activation. Run `SimplifyLayout` and `RecognizeActivation` before.
     """
-    return rewrite_pass("RecognizeLinear", _recognize)
-
-
-def _recognize(walk: Walk, call: relax.Call) -> relax.Expr | None:
-    return _matmul(walk, call) if op_is(call, "matmul") else LINEAR.absorb(walk, call)
+    return rewrite_pass("RecognizeLinear", recognizer("linear", _matmul, "matmul"))
 
 
 def _matmul(walk: Walk, call: relax.Call) -> relax.Expr | None:
@@ -35,25 +30,3 @@ def _matmul(walk: Walk, call: relax.Call) -> relax.Expr | None:
     transposed = walk.call_of(w, "permute_dims")
     weight = walk.permute(w, [1, 0]) if transposed is None else transposed.args[0]
     return walk.reshape(walk.emit(op.linear(rows_of(walk, x), weight)), shape_of(call))
-
-
-def _add(walk: Walk, shape: list, linear: relax.Call, other: relax.Expr) -> Arguments | None:
-    given = LINEAR.given(linear)
-    if not given and (bias := vector_of(walk, other, shape[-1])) is not None:
-        return {"bias": bias}
-    if "residual" not in given and same_shape(shape_of(other), shape) and other.ty.dtype == linear.args[0].ty.dtype:
-        return {"residual": walk.reshape(other, shape_of(linear))}
-    return None
-
-
-def _multiply(walk: Walk, shape: list, linear: relax.Call, other: relax.Expr) -> Arguments | None:
-    if LINEAR.given(linear).keys() & {"gate", "residual"} or (found := table_of(walk, other, shape)) is None:
-        return None
-    return dict(zip(("gate", "batch_index"), found, strict=True))
-
-
-def _options(linear: relax.Call) -> dict:
-    return {"out_dtype": str(linear.attrs["out_dtype"]) or None}
-
-
-LINEAR = Absorber("sparse_ops.linear", op.linear, OPTIONAL, 2, _options, _add, _multiply)

@@ -9,6 +9,9 @@ symbolic size are shared, unless the function has an upper bound for each: the a
 {"n": 20000}; then storages have the size of the bound, whatever the size of a call. In both cases a storage is given back
 after its last use.
 
+Sizes that the data decide, such as those of an index of coordinates and of what `unique` keeps, are known while running only.
+They count with the most that they can be, which the kernel that chooses them tells, see `tir_kernels.bounds`.
+
 To whom it is given back is the choice of whoever runs the module. `relax.VirtualMachine(executable, device)` keeps every
 buffer in a pool, by its exact size, and returns none: right where all calls have the same sizes, but with sizes that vary
 memory grows with every new one. `memory_cfg="naive"` returns buffers to the C library at once: take that for symbolic sizes.
@@ -29,10 +32,11 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
+from tir_kernels.bounds import BOUNDS, bounds_of
+from tir_kernels.buffers import STACK_BYTES
 from tir_kernels.cpu.threads import threads
 
 PLANNED = "KillAfterLastUse"  # the pass after which all storages, and the ends of their lives, are known
-STACK = 1024  # smaller buffers of a kernel lie on the stack
 PR_SET_THP_DISABLE = 41  # of Linux's prctl
 
 
@@ -61,7 +65,8 @@ class MemoryPlan:
     def of(self, function: str = "main", **sizes: int) -> Memory:
         """The memory of a call of `function`, where its symbolic dimensions have these sizes, by name.
 
-        Raises ValueError where nothing was compiled, for an unknown function, and for a dimension without a size.
+        Sizes that only a running call knows need none: they count with their bounds. Raises ValueError where nothing was
+        compiled, for an unknown function, and for any other dimension without a size.
         """
         if self._mod is None:
             raise ValueError("planned_memory: expected a Relax module to be compiled inside, given none")
@@ -69,11 +74,8 @@ class MemoryPlan:
         if function not in names:
             raise ValueError(f"function: expected one of {', '.join(sorted(names))}, given {function!r}")
 
-        def size_of(expr):
-            return _evaluate(expr, sizes)
-
-        run = _Run(self._mod, size_of).walk(self._mod[function].body)
-        return Memory(run.activations, run.workspace, run.peak, *_held(self._mod[function], size_of))
+        run = _Run(self._mod, sizes).walk(self._mod[function].body)
+        return Memory(run.activations, run.workspace, run.peak, *_held(self._mod[function], run.size_of))
 
 
 @contextlib.contextmanager
@@ -106,6 +108,12 @@ def _evaluate(expr: tirx.Expr, sizes: dict[str, int]) -> int:
 
 def _substitute(expr: tirx.Expr, values: dict) -> tirx.Expr:
     return tvm_ffi.structural_map(expr, (tirx.Var, lambda var: values.get(var, var)))
+
+
+def _dimensions(ty: relax.Type) -> list[tirx.Expr]:
+    """The dimensions of a shape, or of a tensor whose shape is known."""
+    shape = ty.shape if isinstance(ty, relax.TensorType) else ty
+    return list(getattr(shape, "values", None) or [])
 
 
 def _variables(expr: tirx.Expr) -> list[tirx.Var]:
@@ -144,8 +152,9 @@ def _held(function: relax.Function, size_of: Callable) -> tuple[int, int]:
 class _Run:
     """Walks through a function as a call does, and follows which storages are alive."""
 
-    def __init__(self, mod: tvm.IRModule, size_of: Callable[[tirx.Expr], int]):
-        self.mod, self.size_of = mod, size_of
+    def __init__(self, mod: tvm.IRModule, sizes: dict[str, int]):
+        self.mod, self.sizes = mod, dict(sizes)  # of dimensions, by name
+        self.bounds: dict[relax.Var, list[int]] = {}  # of tensors and shapes: the most that each element can be
         self.size: dict[relax.Var, int] = {}  # of storages
         self.storage: dict[relax.Var, relax.Var] = {}  # of storages and tensors that are alive: the storage they need
         self.activations = self.workspace = self.peak = 0
@@ -154,7 +163,22 @@ class _Run:
         for block in body.blocks:
             for binding in block.bindings:
                 self.step(binding.var, binding.value)
+                if isinstance(binding, relax.MatchCast):
+                    self.match(binding.value, binding.ty)
         return self
+
+    def size_of(self, expr: tirx.Expr) -> int:
+        return _evaluate(expr, self.sizes)
+
+    def match(self, value: relax.Expr, ty: relax.Type) -> None:
+        """Dimensions that get their sizes here have those of `value`, or the most that they can be."""
+        given = self.bounds.get(value) or [
+            self.size_of(dim) if {var.name for var in _variables(dim)} <= set(self.sizes) else None
+            for dim in _dimensions(value.ty)
+        ]
+        for dim, size in zip(_dimensions(ty), given, strict=False):
+            if isinstance(dim, tirx.Var) and size is not None:
+                self.sizes.setdefault(dim.name, size)
 
     def step(self, var: relax.Var, value: relax.Expr) -> None:
         name = getattr(getattr(value, "op", None), "name", None)
@@ -163,6 +187,8 @@ class _Run:
                 self.walk(branch)
         elif isinstance(value, relax.Var):
             self.follow(var, value)
+        elif name == "relax.tensor_to_shape" and value.args[0] in self.bounds:
+            self.bounds[var] = self.bounds[value.args[0]]
         elif name == "relax.memory.alloc_storage":
             self.size[var], self.storage[var] = _bytes(map(self.size_of, value.args[0].values), "uint8"), var
             self.note()
@@ -190,15 +216,18 @@ class _Run:
                     if isinstance(name, tirx.Var):
                         sizes[name.name] = self.size_of(size)
 
-        def size_of(expr):
-            return _evaluate(expr, sizes)
-
+        run = _Run(self.mod, sizes)
         if isinstance(function, relax.Function):
-            inner = _Run(self.mod, size_of).walk(function.body)
-            self.note(inner.activations, inner.workspace, inner.peak)
+            run.walk(function.body)
+            self.note(run.activations, run.workspace, run.peak)
         else:
-            own = _workspace(function, size_of)
+            own = _workspace(function, run.size_of)
             self.note(0, own, own)
+            if BOUNDS in (function.attrs or {}):
+                bounds = bounds_of(function, run.size_of(function.params[0].ty.shape[0]))
+                for param, arg in zip(function.params, args, strict=False):
+                    if param.name in bounds:
+                        self.bounds[arg] = bounds[param.name]
 
     def note(self, activations: int = 0, workspace: int = 0, both: int = 0) -> None:
         """Something needs this much on top of what is alive."""
@@ -222,7 +251,7 @@ def _workspace(kernel: tirx.PrimFunc, size_of: Callable) -> int:
         nonlocal total
         for buffer in [node.buffer] if isinstance(node, tirx.AllocBuffer) else node.alloc_buffers:
             size = _bytes(map(size_of, buffer.shape), buffer.dtype)
-            total += copies * size if size >= STACK else 0
+            total += copies * size if size >= STACK_BYTES else 0
         visitor.default_visit(node)
 
     tvm_ffi.structural_visit(kernel.body, [(tirx.For, loop), ((tirx.AllocBuffer, tvm.s_tir.SBlock), allocate)])

@@ -3,33 +3,12 @@
 import tvm
 from tvm import relax
 
-from ..op.register import check_choice
+from ..op.register import check_choice, op_of
 from .rewrite import Walk, op_is, rewrite_pass
 
 PRECISIONS = ("float32", "bfloat16")
 WIDE, NARROW = PRECISIONS
 
-# Positions of the features and weights of each op, and where its residual stands if it has one and no bias. Softmax is not
-# here: to round a logit is to multiply its weight.
-FEATURES = {
-    "activation": ((0,), None),
-    "attention": ((0, 1, 2), None),
-    "channel_layer_norm": ((0,), None),
-    "conv3d": ((0, 1), 2),
-    "dense_group_norm": ((0,), None),
-    "from_dense": ((0,), None),
-    "gather_rows": ((0,), None),
-    "group_norm": ((0,), None),
-    "layer_norm": ((0,), None),
-    "linear": ((0, 1), 2),
-    "modulated_add": ((0, 1), None),
-    "pool": ((0,), None),
-    "rms_norm_heads": ((0,), None),
-    "segment_pool": ((0,), None),
-    "sparse_conv": ((0, 1), 4),
-    "to_dense": ((0,), None),
-    "upsampled_conv": ((0, 1), 4),
-}
 MOVES = ("reshape", "permute_dims", "strided_slice", "concat")  # ops that compute nothing
 
 
@@ -53,14 +32,10 @@ def to_precision(precision: str) -> tvm.transform.Pass:
 def _rule(walk: Walk, call: relax.Call) -> relax.Expr | None:
     if op_is(call, "astype") and _dtype(call) == NARROW:
         return _narrowed(walk, call.args[0])
-    prefix, _, name = call.op.name.rpartition(".")
-    if prefix != "relax.sparse_ops" or name not in FEATURES or _dtype(call) != WIDE:
+    if (op := op_of(call)) is None or _dtype(call) != WIDE or not (names := op.signature.narrow_arguments(call)):
         return None
-    positions, residual = FEATURES[name]
-    if residual is not None and call.attrs["residual"]:
-        positions += (residual + bool(call.attrs["bias"]),)
-    args = [_narrow(walk, arg) if place in positions else arg for place, arg in enumerate(call.args)]
-    return relax.op.astype(walk.emit(relax.Call(call.op, args, call.attrs)), WIDE)
+    narrow = {name: _narrow(walk, arg) for name, arg in op.signature.arguments_of(call).items() if name in names}
+    return relax.op.astype(walk.emit(op.with_more(call, narrow, {})), WIDE)
 
 
 def _narrow(walk: Walk, expr: relax.Expr) -> relax.Expr:

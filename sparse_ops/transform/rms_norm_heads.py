@@ -5,7 +5,7 @@ from math import inf, isclose, sqrt
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu.rms_norm_heads import SMALLEST_NORM
+from tir_kernels.spec.rms_norm_heads import SMALLEST_NORM
 
 from .. import op
 from .activation import factors_of

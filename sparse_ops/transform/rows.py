@@ -3,7 +3,7 @@
 import tvm
 from tvm import relax, te
 
-from ..op.register import FLOATS
+from ..op.signature import FLOATS
 from .rewrite import Walk, product, same, same_shape, shape_of, static
 
 

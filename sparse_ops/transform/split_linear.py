@@ -3,9 +3,8 @@
 import tvm
 from tvm import relax
 
-from .. import op
+from .absorb import Absorber
 from .layout import slice_of
-from .linear import LINEAR
 from .rewrite import Walk, op_is, rewrite_pass, shape_of, static
 
 
@@ -19,8 +18,9 @@ def SplitLinear() -> tvm.transform.Pass:
 
 
 def _split(walk: Walk, call: relax.Call) -> relax.Expr | None:
-    linear = walk.call_of(call.args[0], LINEAR.op) if op_is(call, "strided_slice") else None
-    if linear is None or LINEAR.given(linear).keys() - {"bias"}:
+    absorber = Absorber("linear")
+    linear = absorber.call_of(walk, call.args[0]) if op_is(call, "strided_slice") else None
+    if linear is None or absorber.given(linear).keys() - {"bias"}:
         return None
     readers = [walk.bound.get(reader) for reader in walk.readers.get(call.args[0], ())]
     parts = [
@@ -31,5 +31,7 @@ def _split(walk: Walk, call: relax.Call) -> relax.Expr | None:
     if sum(end - begin for _, begin, end in parts) > static(shape_of(linear)[1]):
         return None
     _, begin, end = slice_of(call)
-    cut = [walk.emit(relax.op.strided_slice(matrix, [0], [begin], [end])) for matrix in linear.args[1:]]
-    return op.linear(linear.args[0], *cut, activation=str(linear.attrs["activation"]), **LINEAR.options(linear))
+    columns = [name for name in absorber.signature.present(linear) if name != "x"]  # what has a row to each of them
+    given = absorber.signature.arguments_of(linear)
+    cut = {name: walk.emit(relax.op.strided_slice(given[name], [0], [begin], [end])) for name in columns}
+    return absorber.op.with_more(linear, cut, {})

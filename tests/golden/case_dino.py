@@ -1,6 +1,7 @@
 """`dino`: the embedder around a DINOv2, on images and on a mask, in both forms of its features.
 
-`mid.*` are inner results on the way to `out.tokens`, those of the first image where their name ends so.
+`mid.*` are inner results on the way to `out.tokens`, those of the first image where their name ends so. A file may have images
+or masks alone.
 """
 
 from collections.abc import Callable
@@ -10,8 +11,8 @@ from functools import partial
 import torch
 from torch.export import Dim
 
-from sam3d_tvm.components.condition_embedder import DinoConfig
-from sam3d_tvm.torch_modules.dinov2 import Dino
+from sam3d_tvm.models.condition_embedder import DinoConfig
+from sam3d_tvm.models.condition_embedder.dinov2_torch import Dino
 from sparse_ops.deploy.from_torch import port_component
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
@@ -41,24 +42,24 @@ def module_of(make: Callable[[], torch.nn.Module], tensors: Tensors) -> torch.nn
 
 def run(tensors: Tensors, config: dict) -> Tensors:
     sizes = config_of(config)
-    image, mask = (torch.from_numpy(tensors[f"in.{name}"]) for name in ("image", "mask"))
-    compiled = port_component(
-        module_of(partial(TwoKinds, sizes), tensors), {"stages": (image,), "stages_of_mask": (mask,)}, "dino"
-    )
-    inner, of_mask = compiled["stages"](tensors["in.image"]), compiled["stages_of_mask"](tensors["in.mask"])
+    methods = {name: method for name, method in (("image", "stages"), ("mask", "stages_of_mask")) if f"in.{name}" in tensors}
+    images = {method: tensors[f"in.{name}"] for name, method in methods.items()}
+    examples = {method: (torch.from_numpy(image),) for method, image in images.items()}
+    compiled = port_component(module_of(partial(TwoKinds, sizes), tensors), examples, "dino")
+    inner = {method: compiled[method](image) for method, image in images.items()}
     last = f"block{sizes.depth - 1}"
 
     raw = module_of(partial(Dino, replace(sizes, prenorm_features=True)), tensors)
-    example = torch.zeros(2, *inner[last].shape[1:])
-    raw = port_component(raw, {"features": (example,)}, "dino", dynamic={"features": ({0: Dim.DYNAMIC},)})
+    width = next(iter(inner.values()))[last].shape[1:]
+    raw = port_component(raw, {"features": (torch.zeros(2, *width),)}, "dino", dynamic={"features": ({0: Dim.DYNAMIC},)})
 
-    out = {f"mid.{name}": value for name, value in inner.items()}
-    out |= {"mid.preprocessed_image_first": inner["preprocessed_image"][:1], "mid.x_prenorm": inner[last]}
-    out |= {"out.tokens": inner["tokens"], "out.tokens_mask": of_mask["tokens"]}
-    return out | {
-        "out.tokens_prenorm": raw["features"](inner[last]),
-        "out.tokens_mask_prenorm": raw["features"](of_mask[last]),
-    }
+    out = {}
+    for name, method in methods.items():
+        suffix, found = "" if name == "image" else f"_{name}", inner[method]
+        out |= {f"out.tokens{suffix}": found["tokens"], f"out.tokens{suffix}_prenorm": raw["features"](found[last])}
+    found = next(iter(inner.values()))
+    out |= {f"mid.{name}": value for name, value in found.items()}
+    return out | {"mid.preprocessed_image_first": found["preprocessed_image"][:1], "mid.x_prenorm": found[last]}
 
 
 def depth(name: str, tensors: Tensors, config: dict) -> float:
@@ -66,12 +67,17 @@ def depth(name: str, tensors: Tensors, config: dict) -> float:
     return found["tokens" if name.startswith("out.") else name.removeprefix("mid.")]
 
 
-def depths_of(config: DinoConfig) -> dict[str, float]:
-    """Additions behind every tensor, along the model."""
-    preprocess, positions = 8.0, 1.0 if config.grid == config.stored_grid else 2.0 * config.stored_grid  # two axes
+# Two products and a sum along both axes, and the share of a pixel: a compiled resize rounds positions as PyTorch does.
+RESIZED = 8.0
+
+
+def depths_of(config: DinoConfig, preprocess: float = RESIZED) -> dict[str, float]:
+    """Additions behind every tensor, along the model, from pixels that have `preprocess` behind them."""
+    positions = 1.0 if config.grid == config.stored_grid else 2.0 * config.stored_grid  # two axes
     patches = preprocess + depths.conv(3, config.patch_size**2)
     so_far = patches + positions
     found = {
+        "preprocessed_image": preprocess,
         "preprocessed_image_first": preprocess,
         "pos_embed_interpolated": positions,
         "patch_embed": patches,

@@ -4,16 +4,19 @@
 from what was compiled by taking away the position of the group, and by torch.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
+import numpy as np
 import torch
 
-from sam3d_tvm.components.condition_embedder import ConditionEmbedder, Embedder, EmbedderFuserConfig
-from sam3d_tvm.torch_modules.embedder_fuser import EmbedderFuser
+from sam3d_tvm.models.condition_embedder import ConditionEmbedder, Embedder, EmbedderFuserConfig
+from sam3d_tvm.models.condition_embedder.network_torch import EmbedderFuser
 from sparse_ops.deploy.from_torch import port_component
 from tests.golden import case_dino, case_point_patch_embed, depths
 from tests.golden.case import Case, Tensors
 
+NO_IMAGES: Mapping[str, np.ndarray] = {}
 DROPPED = "out.tokens_dropped_pointmaps"
 
 
@@ -49,13 +52,23 @@ def run(tensors: Tensors, config: dict) -> Tensors:
 
 
 def depth(name: str, tensors: Tensors, config: dict) -> float:
-    return depths_of(config_of(config))["embed" if name.startswith("mid.embed.") else "tokens"]
+    if name.startswith("mid.embed."):  # resized by torch, as the file was
+        return depths_of(config_of(config))["embed"]
+    images = {key.removeprefix("in."): value for key, value in tensors.items() if key.startswith("in.")}
+    return depths_of(config_of(config), images)["tokens"]
 
 
-def depths_of(config: EmbedderFuserConfig) -> dict[str, float]:
-    """Additions behind what the deepest embedder returns, and behind the tokens."""
-    models = [(case_point_patch_embed if part.kind == "pointmap" else case_dino, part.model) for part in config.embedders]
-    embed = max(case.depths_of(model)["tokens"] for case, model in models)
+def depths_of(config: EmbedderFuserConfig, images: Mapping[str, np.ndarray] = NO_IMAGES) -> dict[str, float]:
+    """Additions behind what the deepest embedder returns, and behind the tokens, from images of these sizes by name."""
+    embed = 0.0
+    for part in config.embedders:
+        if part.kind == "pointmap":
+            embed = max(embed, case_point_patch_embed.depths_of(part.model)["tokens"])
+        else:
+            # Resized in numpy, which rounds positions otherwise than PyTorch does.
+            sizes = [images[name].shape[2:] for name, _ in part.inputs if name in images]
+            moved = max((depths.resize(size, (part.model.input_size,) * 2) for size in sizes), default=0.0)
+            embed = max(embed, case_dino.depths_of(part.model, case_dino.RESIZED + moved)["tokens"])
     widest = config.channels
     project = depths.layer_norm(widest) + 2 * depths.linear(widest) + depths.linear(config.hidden)
     return {"embed": embed, "tokens": embed + project + 1}

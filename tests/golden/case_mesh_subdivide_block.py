@@ -3,9 +3,9 @@
 import numpy as np
 from tvm.relax.frontend.nn import spec
 
-from sam3d_tvm.components.mesh_decoder import SubdivideBlock
+from sam3d_tvm.models.mesh_decoder import SubdivideBlock
 from sparse_ops.eager import functional as F
-from sparse_ops.nn import Sites, SparseTensor
+from sparse_ops.nn import Sites, SymbolicSparseTensor
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
 from tests.golden.case_slat_decoder_gs import run_tapped
@@ -21,9 +21,9 @@ def run(tensors: Tensors, config: dict) -> Tensors:
         def listen(name, feats):
             record(name, feats)
             if name == "conv0":  # the block has the activation in its norm, the file the norm alone
-                record("groupnorm1", block.out_layers[1](SparseTensor(feats, sites.subdivided(2)[0])).feats)
+                record("groupnorm1", block.out_layers[1](SymbolicSparseTensor(feats, sites.subdivided(2)[0])).feats)
 
-        y = block(SparseTensor(x, sites), listen)
+        y = block(SymbolicSparseTensor(x, sites), listen)
         return y.feats, y.coords
 
     x, coords = tensors["in.x"], tensors["in.coords"]
@@ -41,7 +41,7 @@ def depth(name: str, tensors: Tensors, config: dict) -> float:
 
 def depths_of(coords: np.ndarray, channels: int, out_channels: int, groups: int) -> dict[str, float]:
     """Additions behind every tensor of a block on these voxels."""
-    rows = int(np.bincount(coords[:, 0]).max(initial=1))
+    rows = depths.rows_of_element(coords)
     taps = depths.neighbours(F.subdivide(coords))
     found = {"act_layers": group_norm(rows, channels // groups), "skip": depths.linear(channels)}
     found["conv0"] = found["act_layers"] + depths.conv(channels, taps)

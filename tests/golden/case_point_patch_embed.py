@@ -8,8 +8,8 @@ from functools import partial
 
 import torch
 
-from sam3d_tvm.components.condition_embedder import PointPatchConfig
-from sam3d_tvm.torch_modules.point_patch_embed import PointPatchEmbed
+from sam3d_tvm.models.condition_embedder import PointPatchConfig
+from sam3d_tvm.models.condition_embedder.point_patch_embed_torch import PointPatchEmbed
 from sparse_ops.deploy.from_torch import port_component
 from tests.golden import depths
 from tests.golden.case import Case, Tensors

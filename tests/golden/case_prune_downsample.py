@@ -1,6 +1,6 @@
 """`prune_downsample`: voxels without those that are buried, `out.pruned_d<distance>`, and on a coarser grid."""
 
-from sam3d_tvm.components.voxels import downsample, prune
+from sam3d_tvm.models.structure_decoder.voxels import downsample, prune
 from tests.golden.case import Case, Tensors
 
 PRUNED = "out.pruned_d"

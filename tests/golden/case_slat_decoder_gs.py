@@ -1,4 +1,7 @@
-"""`slat_decoder_gs`: from latents to raw features, and what these become: Gaussians, and the columns of their file."""
+"""`slat_decoder_gs`: from latents to raw features, and what these become: Gaussians, and the columns of their file.
+
+`out.<name>` has those of all batch elements one after the other, `out.<element>.<name>` those of one.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -6,14 +9,14 @@ from dataclasses import fields
 import numpy as np
 from tvm.relax.frontend.nn import spec
 
-from sam3d_tvm.components.gaussian_decoder import GaussianDecoderConfig, GaussianModel
-from sam3d_tvm.components.slat_decoder import SlatDecoderConfig
+from sam3d_tvm.models.gaussian_decoder import GaussianDecoderConfig, GaussianModel
+from sam3d_tvm.models.slat_decoder import SlatDecoderConfig
 from sam3d_tvm.splat.gaussians import Gaussians, offset_perturbation, raw_attributes
-from sparse_ops.deploy.from_nn import native_component
+from sparse_ops.deploy.from_nn import component_from_nn as native_component
 from sparse_ops.nn import Module
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
-from tir_kernels.cpu import windows
+from tir_kernels.spec import windows
 
 BUFFER = "offset_perturbation"  # data of the representation among the parameters
 
@@ -46,9 +49,23 @@ def run(tensors: Tensors, config: dict) -> Tensors:
     given = tensors["in.x"], tensors["in.coords"]
     feats, out = run_tapped(model, model.forward, function.arg_names, function.arg_specs, tensors, given)
     representation = model.config.representation
-    decoded = tensors["in.coords"], feats, model.config.resolution, representation, tensors[f"state.{BUFFER}"]
-    gaussians, raw = Gaussians.from_features(*decoded), raw_attributes(*decoded)
-    found = raw | {
+    starts = offset_perturbation(representation)
+    perturbation, coords = tensors.get(f"state.{BUFFER}", starts), tensors["in.coords"]
+    elements = {}
+    for element in np.unique(coords[:, 0]):
+        rows = coords[:, 0] == element
+        elements[element] = decoded(coords[rows], feats[rows], model.config.resolution, representation, perturbation)
+    found = {f"out.{element}.{name}": value for element, values in elements.items() for name, value in values.items()}
+    names = next(iter(elements.values()), {})
+    found |= {f"out.{name}": np.concatenate([values[name] for values in elements.values()]) for name in names}
+    return out | found | {"mid.out_feats": feats, f"mid.{BUFFER}": starts}
+
+
+def decoded(coords, feats, resolution, representation, perturbation) -> Tensors:
+    """What the features of one batch element become, by upstream's names."""
+    arguments = coords, feats, resolution, representation, perturbation
+    gaussians, raw = Gaussians.from_features(*arguments), raw_attributes(*arguments)
+    return raw | {
         "get_xyz": gaussians.xyz,
         "get_features": raw["_features_dc"],
         "get_scaling": gaussians.scaling,
@@ -57,8 +74,6 @@ def run(tensors: Tensors, config: dict) -> Tensors:
         "get_covariance": gaussians.covariance,
         "ply": gaussians.columns(),
     }
-    out |= {"mid.out_feats": feats, f"mid.{BUFFER}": offset_perturbation(representation)}
-    return out | {f"out.{name}": value for name, value in found.items()}
 
 
 def depth(name: str, tensors: Tensors, config: dict) -> float:
@@ -68,7 +83,7 @@ def depth(name: str, tensors: Tensors, config: dict) -> float:
 
 def scale(name: str, tensors: Tensors, config: dict) -> float | None:
     """An error of a feature becomes a relative one by the exponentials that turn it into a scale or an opacity."""
-    if name in ("out.get_scaling", "out.get_opacity", "out.get_covariance"):
+    if name.startswith("out.") and name.endswith((".get_scaling", ".get_opacity", ".get_covariance")):
         return float(np.abs(tensors[name]).max() * np.abs(tensors["mid.out_feats"]).max())
     return None
 

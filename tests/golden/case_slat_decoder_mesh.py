@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sam3d_tvm.components.mesh_decoder import MeshDecoderConfig, MeshModel
+from sam3d_tvm.models.mesh_decoder import MeshDecoderConfig, MeshModel
 from sparse_ops.eager import functional as F
 from tests.golden import case_mesh_subdivide_block as block
 from tests.golden import depths
@@ -22,7 +22,8 @@ def run(tensors: Tensors, config: dict) -> Tensors:
 
 
 def _config(config: dict) -> MeshDecoderConfig:
-    return config_of(MeshDecoderConfig, config | {"num_groups": config["subdivide_num_groups"]})
+    groups = {"num_groups": config["subdivide_num_groups"]} if "subdivide_num_groups" in config else {}
+    return config_of(MeshDecoderConfig, config | groups)
 
 
 def depth(name: str, tensors: Tensors, config: dict) -> float:

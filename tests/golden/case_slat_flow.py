@@ -8,10 +8,10 @@ from dataclasses import fields
 
 import numpy as np
 
-from sam3d_tvm.components.slat_generator import SlatConfig, SlatGenerator
+from sam3d_tvm.models.slat_generator import SlatConfig, SlatGenerator
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
-from tir_kernels.cpu import unique
+from tir_kernels.spec import unique
 
 OF_THE_PLAN = ("low_coords", "ape_low")  # the other inner results are those of a velocity
 
@@ -31,8 +31,7 @@ def run(tensors: Tensors, config: dict, **options) -> Tensors:
     rows, plan = x.reshape(-1, x.shape[-1]), generator.prepare(tensors["in.coords"], cond)
 
     def velocity(t: np.ndarray, conditional: bool = True) -> np.ndarray:
-        times = np.ascontiguousarray(np.broadcast_to(t, len(cond)))
-        return generator.velocity(rows, times, plan, conditional).reshape(*x.shape[:-1], -1)
+        return generator.velocity(rows, t.reshape(-1), plan, conditional).reshape(*x.shape[:-1], -1)
 
     out = {"out.y_cfg": velocity(tensors["in.t"], conditional=False)}
     for name in tensors:
@@ -40,6 +39,8 @@ def run(tensors: Tensors, config: dict, **options) -> Tensors:
             out[f"out.y_{name.removeprefix('in.')}"] = velocity(tensors[name])
     out["out.y"] = velocity(tensors["in.t"])
     out |= {f"mid.{name}": value for name, value in generator.tapped.items()}
+    if "t_emb" in taps:  # one row a time, of which there may be one for all elements
+        out["mid.t_emb"] = out["mid.t_emb"][: tensors["in.t"].size]
     return out | {"mid.low_coords": plan.low_coords, "mid.ape_low": plan.positions}
 
 
@@ -73,7 +74,7 @@ def depths_of(config: SlatConfig, coords: np.ndarray, tokens: int, time: float) 
     found["block0_in"] = so_far = so_far + 1
     for i in range(config.num_blocks):
         so_far += 3 * depths.layer_norm(inner) + 3 * depths.linear(inner)  # norms, and modulation of two of them
-        so_far += depths.attention(head_dim, len(levels[-1])) + 2 * depths.linear(inner)
+        so_far += depths.attention(head_dim, depths.rows_of_element(levels[-1])) + 2 * depths.linear(inner)
         so_far += depths.attention(head_dim, tokens) + 2 * depths.linear(inner) + depths.linear(config.cond_channels)
         so_far += depths.linear(inner) + depths.linear(config.hidden)
         found[f"block{i}"] = so_far

@@ -12,12 +12,12 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.nn import spec
 
-from sam3d_tvm.components.blocks import SparseResBlock3d
+from sam3d_tvm.models.sparse_blocks import SparseResBlock3d
 from sparse_ops import nn
 from sparse_ops.build import build, pack_params
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
-from tir_kernels.cpu import unique
+from tir_kernels.spec import unique
 
 
 class Chain(nn.Module):
@@ -34,7 +34,7 @@ class Chain(nn.Module):
 
     def forward(self, feats: nn.Tensor, coords: nn.Tensor, emb: nn.Tensor):
         found = {}
-        x, emb = nn.SparseTensor.of(feats, coords, emb.shape[0]), self.silu(emb)
+        x, emb = nn.SymbolicSparseTensor.of(feats, coords, emb.shape[0]), self.silu(emb)
         for name in self.names:
             block = getattr(self, name)
             inner: dict[str, nn.Tensor] = {}

@@ -8,9 +8,9 @@ from dataclasses import fields
 import numpy as np
 import torch
 
-from sam3d_tvm.components.structure_decoder import StructureDecoderConfig
-from sam3d_tvm.components.voxels import occupied_coords
-from sam3d_tvm.torch_modules.structure_decoder import StructureDecoder
+from sam3d_tvm.models.structure_decoder import StructureDecoderConfig
+from sam3d_tvm.models.structure_decoder.network_torch import StructureDecoderModel as StructureDecoder
+from sam3d_tvm.models.structure_decoder.voxels import occupied_coords
 from sparse_ops.deploy.from_torch import port_component
 from tests.golden import depths
 from tests.golden.case import Case, Tensors

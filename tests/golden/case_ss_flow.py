@@ -1,16 +1,19 @@
 """`ss_flow`: the whole sparse-structure flow generator, with and without condition and step length.
 
 `out.y.*` is the velocity at `in.t` and `in.d`, `out.y_d0.*` that at d = 0, `out.y_d0_cfg.*` the same without the condition,
-`out.y_no_d.*` leaves the embedding of d out. `mid.*` are inner results on the way to `out.y.*`.
+`out.y_no_d.*` leaves the embedding of d out. `mid.*` are inner results on the way to `out.y.*`. `in.t` and `in.d` are numbers,
+of one element each, or of all elements of the batch each.
 """
 
 from collections.abc import Mapping
 from dataclasses import fields
 
+import numpy as np
 import torch
 
-from sam3d_tvm.components.structure_flow import SHAPE, StructureFlow, StructureFlowConfig
-from sam3d_tvm.torch_modules.structure_flow import METHODS, StructureFlowModel, export_arguments
+from sam3d_tvm.models.structure_flow import SHAPE, StructureFlow, StructureFlowConfig
+from sam3d_tvm.models.structure_flow.network_torch import METHODS, StructureFlowModel, export_arguments
+from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_torch import port_component
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
@@ -31,16 +34,27 @@ def named(tensors: Mapping, prefix: str) -> dict:
 def module_of(tensors: Tensors, config: dict) -> StructureFlowModel:
     """The module with the parameters of the file."""
     module = StructureFlowModel(config_of(config))
-    module.load_state_dict({name: torch.from_numpy(value) for name, value in named(tensors, "state.").items()})
+    state = {name: torch.from_numpy(value) for name, value in named(tensors, "state.").items()}
+    if not config.get("is_shortcut_model", True):  # such a model has no embedding of d, which adds nothing
+        state |= {f"d_embedder.{name}": torch.zeros_like(value) for name, value in module.d_embedder.state_dict().items()}
+    module.load_state_dict(state)
     return module.requires_grad_(False).eval()
 
 
-def run(tensors: Tensors, config: dict) -> Tensors:
-    module = module_of(tensors, config)
+def compiled(module: StructureFlowModel) -> Component:
+    """For any batch and any number of tokens, with what a trace needs."""
     inputs, dynamic = export_arguments(module.config, (*METHODS, "trace"))
-    component = port_component(module, inputs, "structure_flow", dynamic=dynamic)
+    return port_component(module, inputs, "structure_flow", dynamic=dynamic)
+
+
+def run(tensors: Tensors, config: dict, code: Component | None = None) -> Tensors:
+    """`code`: what `compiled` returned for a model of the same config, whatever its parameters."""
+    module = module_of(tensors, config)
+    state = {name: value.numpy() for name, value in module.state_dict().items()}
+    component = compiled(module) if code is None else code.with_parameters(state)
     flow = StructureFlow(component, module.config)
-    latents, t, d, plan = named(tensors, "in.latent."), tensors["in.t"], tensors["in.d"], flow.prepare(tensors["in.cond"])
+    latents, plan = named(tensors, "in.latent."), flow.prepare(tensors["in.cond"])
+    t, d = (tensors.get(f"in.{name}", np.zeros(1, np.float32)).reshape(-1) for name in ("t", "d"))
 
     velocities = {
         "y": flow.velocity(latents, t, d, plan),
@@ -50,7 +64,8 @@ def run(tensors: Tensors, config: dict) -> Tensors:
     }
     out = {f"out.{name}.{latent}": value for name, found in velocities.items() for latent, value in found.items()}
     embedded = {"t_embedder": component["embed_t"](t), "d_embedder": component["embed_d"](d)}
-    modulation = component["modulation"](*embedded.values())
+    rows = [np.broadcast_to(emb, (plan.batch, emb.shape[1])) for emb in embedded.values()]
+    modulation = component["modulation"](*map(np.ascontiguousarray, rows))
     streams = component["trace"](latents, modulation, plan.context, plan.cond)
     places = ["input", *(f"block{i}" for i in range(module.config.num_blocks))]
     for place, found in zip(places, streams, strict=True):
@@ -59,7 +74,8 @@ def run(tensors: Tensors, config: dict) -> Tensors:
 
 
 def depth(name: str, tensors: Tensors, config: dict) -> float:
-    found = depths_of(config_of(config), tensors["in.cond"].shape[1], max(tensors["in.t"].max(), tensors["in.d"].max()))
+    time = max(tensors[key].max() for key in ("in.t", "in.d") if key in tensors)
+    found = depths_of(config_of(config), tensors["in.cond"].shape[1], time)
     return found["y" if name.startswith("out.") else name.split(".")[1]]
 
 

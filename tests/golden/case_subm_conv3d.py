@@ -8,25 +8,27 @@ order is followed.
 
 import math
 import re
+from functools import partial
 
 import numpy as np
 
 import sparse_ops
 from tests.golden.case import Case, Tensors
+from tests.golden.together import run_together
 
 GEOMETRY = re.compile(r"strided_k(\d+)s(\d+)p(\d+)$")
 
 
 def run(tensors: Tensors, config: dict) -> Tensors:
-    out = {}
+    jobs = {}
     for suffix in ("", "_single"):
         if f"in.x{suffix}" not in tensors:
             continue
         x = sparse_ops.SparseTensor(tensors[f"in.x{suffix}"], tensors[f"in.coords{suffix}"])
         for op in config["ops"]:
-            if f"out.{op['name']}{suffix}" in tensors:
-                out |= _run_one(op, x, suffix, tensors)
-    return out
+            if (name := f"out.{op['name']}{suffix}") in tensors:
+                jobs[name] = partial(_run_one, op, x, suffix, tensors)
+    return {name: value for _, found in run_together(jobs) for name, value in found.items()}
 
 
 def _run_one(op: dict, x, suffix: str, tensors: Tensors) -> Tensors:

@@ -6,11 +6,13 @@ coordinates. `config["extra"]["sparse_add"]` names two inputs whose sites are un
 """
 
 import math
+from functools import partial
 
 import numpy as np
 
 import sparse_ops
 from tests.golden.case import Case, Tensors
+from tests.golden.together import run_together
 
 CLASSES = {
     f"{name}{ndim}d": getattr(sparse_ops, f"{name}{ndim}d", None)
@@ -29,11 +31,12 @@ def run(tensors: Tensors, config: dict) -> Tensors:
             if len(shape) <= 3:
                 raise
             results[name] = error  # four axes are refused, and so is every layer on them
-    for layer in config["layers"]:
-        x = results[layer["input"]]
-        results[layer["name"]] = x if isinstance(x, ValueError) else _layer(layer, tensors)(x)
+    jobs = {layer["name"]: partial(_result, layer, results, tensors) for layer in config["layers"]}
     if "sparse_add" in config.get("extra", {}):
-        results["sparse_add"] = sparse_ops.sparse_add(*(results[name] for name in config["extra"]["sparse_add"]))
+        names = config["extra"]["sparse_add"]
+        jobs["sparse_add"] = lambda: sparse_ops.sparse_add(*(results[name] for name in names))
+    for name, result in run_together(jobs):
+        results[name] = result
 
     out = {}
     for key in tensors:
@@ -42,6 +45,12 @@ def run(tensors: Tensors, config: dict) -> Tensors:
             name, field = rest.rsplit(".", 1) if part == "mid" else (_out_layer(config), rest)
             out[key] = _field(results[name], field)
     return out
+
+
+def _result(layer: dict, results: dict, tensors: Tensors):
+    """What a layer makes of its input; KeyError while that is not there."""
+    x = results[layer["input"]]
+    return x if isinstance(x, ValueError) else _layer(layer, tensors)(x)
 
 
 def _layer(layer: dict, tensors: Tensors):

@@ -3,6 +3,8 @@
 Every function returns the additions of one part; those of parts that feed each other add up.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -16,6 +18,11 @@ def neighbours(coords: np.ndarray) -> int:
     steps = [np.ravel_multi_index((0, x, y, z), extent) for x in range(3) for y in range(3) for z in range(3)]
     centre = np.ravel_multi_index((0, 1, 1, 1), extent)
     return int(sum(np.isin(keys + step - centre, keys) for step in steps).max())
+
+
+def rows_of_element(coords: np.ndarray) -> int:
+    """The most voxels of one batch element of coords int [N, 4]."""
+    return int(np.bincount(coords[:, 0]).max(initial=1))
 
 
 def linear(channels: int) -> float:
@@ -46,3 +53,19 @@ def resblock(channels: int, out_channels: int, emb_channels: int, taps: int) -> 
 def downsample() -> float:
     """A mean of eight, and one."""
     return 9.0
+
+
+def resize(
+    old: tuple[int, int], new: tuple[int, int], antialias: bool = False, steepness: Sequence[float] = (1.0, 1.0)
+) -> float:
+    """Bilinear interpolation from `old` to `new` pixels along two axes: the terms of a mean, and the square of a position.
+
+    A library that computes positions in float32 rounds one of `old` pixels at its own size, which moves a value by as much as
+    values change from pixel to pixel, `steepness` times their size. Antialiasing widens the filter to the `new` pixels.
+    """
+    total = 0.0
+    for before, after, steep in zip(old, new, steepness, strict=True):
+        if before != after:
+            reach, position = (max(1, -(-before // after)), min(before, after)) if antialias else (1, before)
+            total += 2 * reach + (position * steep) ** 2
+    return total

@@ -73,15 +73,18 @@ def check_file(path: Path) -> Report:
         tensors, config = read(path)
     except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
         return Report(path, problem=f"cannot be read: {error}")
-    expected = sorted(name for name in tensors if name.startswith(("mid.", "out.")))
-    if not any(name.startswith("out.") for name in expected):
+    if not any(name.startswith("out.") for name in tensors):
         return Report(path, problem="holds no out.* tensor, so there is nothing to compare")
     try:
-        actual = case.run(tensors, config)
-        rows = [_row(case, name, actual, tensors, config) for name in expected]
+        return check_tensors(path, case, case.run(tensors, config), tensors, config)
     except Exception:
         return Report(path, problem=f"the case raised\n{traceback.format_exc()}")
-    return Report(path, tuple(rows))
+
+
+def check_tensors(path: Path, case: Case, actual: Tensors, tensors: Tensors, config: dict) -> Report:
+    """Compares what a case returned with the tensors of a file."""
+    expected = sorted(name for name in tensors if name.startswith(("mid.", "out.")))
+    return Report(Path(path), tuple(_row(case, name, actual, tensors, config) for name in expected))
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:

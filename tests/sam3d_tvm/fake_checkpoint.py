@@ -13,8 +13,10 @@ import yaml
 from safetensors.torch import save_file
 
 from sam3d_tvm.artifacts import GAUSSIAN_DECODERS, SeededSource
-from sam3d_tvm.checkpoint import DATA, EMBEDDERS, GENERATORS, OFFSETS, PIPELINE, PLACES, TDFY
+from sam3d_tvm.checkpoint import DATA, GENERATORS, OFFSETS, PIPELINE
 from sam3d_tvm.config import PipelineConfig, preset
+from sam3d_tvm.models import MODELS
+from sam3d_tvm.models.upstream import EMBEDDERS, TDFY
 
 SEED = 1
 LEARNT = "mm_latent.LearntPositionEmbedder"
@@ -52,7 +54,7 @@ def states() -> dict[str, dict[str, torch.Tensor]]:
     """The tensors of each file of weights, by its name without suffix."""
     source, found = SeededSource("tiny", SEED), {}
     for name in source.config.models:
-        stem, _, prefix = PLACES[name]
+        stem, _, prefix = MODELS[name].place
         tensors = {prefix + key: torch.from_numpy(np.array(value)) for key, value in source.state(name).items()}
         if name in GAUSSIAN_DECODERS:
             tensors[OFFSETS] = torch.from_numpy(source.offset_perturbation(name))
@@ -62,7 +64,7 @@ def states() -> dict[str, dict[str, torch.Tensor]]:
 
 def configs(config: PipelineConfig, suffix: str = ".ckpt") -> dict[str, dict[str, Any]]:
     """The .yaml files by name."""
-    stems = dict.fromkeys(PLACES[name][0] for name in config.models)
+    stems = dict.fromkeys(MODELS[name].place.files for name in config.models)
     return {PIPELINE: _pipeline(config, stems, suffix)} | {
         "ss_generator.yaml": _ss_generator(config),
         "ss_decoder.yaml": _ss_decoder(config),

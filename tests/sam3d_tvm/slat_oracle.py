@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from sam3d_tvm.components.slat_generator import SlatConfig
-from tir_kernels.cpu import attention, gather_gemm, layer_norm, linear, rms_norm_heads, segment_pool, unique
-from tir_kernels.cpu.kernel_map import Geometry, naive_table
-from tir_kernels.cpu.pool import Reduction
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from sam3d_tvm.models.slat_generator import SlatConfig
+from tir_kernels.spec import attention, layer_norm, linear, rms_norm_heads, segment_pool, sparse_conv, unique
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.kernel_map import naive_table
+from tir_kernels.spec.pool import Reduction
 
-silu = ACTIVATIONS["silu"].naive
+silu = ACTIVATIONS["silu"]
 
 
 class Oracle:
@@ -68,7 +69,7 @@ class Oracle:
         def conv(part, x):
             weight = self.state[f"{name}.{part}.conv.weight"]
             taps = weight.reshape(weight.shape[0], 27, -1).transpose(1, 2, 0)
-            return gather_gemm.naive(x, taps, table, self.state[f"{name}.{part}.conv.bias"])
+            return sparse_conv.naive(x, taps, table, self.state[f"{name}.{part}.conv.bias"])
 
         h = layer_norm.naive(x, self.state[f"{name}.norm1.weight"], self.state[f"{name}.norm1.bias"])
         h = conv("conv1", silu(h))
@@ -99,4 +100,4 @@ class Oracle:
         x = x + self._linear(f"{name}.cross_attn.to_out", h)
 
         h = self._linear(f"{name}.mlp.mlp.0", layer_norm.naive(x, None, None, mlp_scale, mlp_shift, index))
-        return x + self._linear(f"{name}.mlp.mlp.2", ACTIVATIONS["gelu_tanh"].naive(h)) * mlp_gate[index]
+        return x + self._linear(f"{name}.mlp.mlp.2", ACTIVATIONS["gelu_tanh"](h)) * mlp_gate[index]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam3d_tvm.components.slat_config import SlatConfig
+from sam3d_tvm.models.slat_generator.config import SlatConfig
 
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # spconv's import triggers a warning
 

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from sam3d_tvm.artifacts import MADE_FROM, PIPELINE, Artifacts, CheckpointSource, SeededSource, compile_artifacts
+from sam3d_tvm.artifacts import (
+    MADE_FROM,
+    PIPELINE,
+    Artifacts,
+    CheckpointSource,
+    SeededSource,
+    compile_artifacts,
+    default_folder,
+)
 from sam3d_tvm.pipeline import Pipeline
 from tests.sam3d_tvm.fake_checkpoint import states, write_checkpoint, write_state
 from tests.sam3d_tvm.tiny_pipeline import copied_artifacts, disc_photo, tiny_artifacts
@@ -129,3 +137,11 @@ def test_the_decoder_of_few_gaussians(tmp_path):
     result.save(tmp_path / "out", ["ply4"])
     np.testing.assert_array_equal(result.few_gaussians.columns(), result.gaussians.columns())
     assert (tmp_path / "out" / "splat_4.ply").is_file() and not (tmp_path / "out" / "splat.ply").exists()
+
+
+def test_the_default_folder_lies_in_the_cache_that_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPARSE_OPS_CACHE", str(tmp_path / "where"))
+    assert default_folder("some") == tmp_path / "where" / "sam3d_tvm" / "some"
+    monkeypatch.setenv("SPARSE_OPS_CACHE", "off")
+    with pytest.raises(ValueError, match="artifacts: expected a folder, as SPARSE_OPS_CACHE=off keeps none"):
+        default_folder("some")

@@ -14,8 +14,9 @@ from PIL import Image
 
 from sam3d_tvm import cli
 from sam3d_tvm.artifacts import CheckpointSource, compile_model
-from sam3d_tvm.checkpoint import OFFSETS, PLACES, Checkpoint
+from sam3d_tvm.checkpoint import OFFSETS, Checkpoint
 from sam3d_tvm.config import preset
+from sam3d_tvm.models import MODELS
 from sam3d_tvm.pipeline import Pipeline
 from tests.sam3d_tvm.fake_checkpoint import states, write_checkpoint, write_state, write_yaml
 from tests.sam3d_tvm.tiny_pipeline import copied_artifacts, disc_photo, tiny_artifacts
@@ -64,7 +65,7 @@ def test_the_config_is_that_of_the_preset(checkpoint):
 def test_weights_are_those_that_were_written(tmp_path, suffix, dtype):
     found = Checkpoint(write_checkpoint(tmp_path / "hf", suffix, dtype))
     for name in found.config.models:
-        stem, _, prefix = PLACES[name]
+        stem, _, prefix = MODELS[name].place
         written = {key: value for key, value in states()[stem].items() if key.startswith(prefix)}
         assert found.state(name).keys() == {key.removeprefix(prefix) for key in written} - {OFFSETS}
         for key, value in found.state(name).items():

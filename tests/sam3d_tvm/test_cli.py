@@ -17,6 +17,15 @@ from sam3d_tvm.pipeline import Pipeline
 from sam3d_tvm.splat.gaussians import Gaussians, save_splat
 from tests.sam3d_tvm.tiny_pipeline import tiny_artifacts
 
+# The command line in a process of its own, where a signal stops it even if a shell has started all this in the background, for
+# which it makes every process ignore that signal.
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from sam3d_tvm import cli
+print("started", flush=True)
+raise SystemExit(cli.main())
+"""
 FILES = ("pose.json", "splat.ply", "structure.safetensors", "views.png")
 
 
@@ -76,9 +85,10 @@ def test_stage_one_alone(capsys, quick, tmp_path):
 def test_interrupting_leaves_nothing_half_written(quick, tmp_path):
     argv = list(quick)
     argv[argv.index("--steps") + 1] = "100000"
-    command = [sys.executable, "-m", "sam3d_tvm.cli", *argv, "-o", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    time.sleep(8)
+    command = [sys.executable, "-c", INTERRUPTIBLE, *argv, "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "started\n"
+    time.sleep(4)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.endswith("error: stopped\n")

@@ -9,7 +9,7 @@ from plyfile import PlyData, PlyElement
 from safetensors import safe_open
 from scipy.spatial.transform import Rotation
 
-from sam3d_tvm.components.pose import Pose
+from sam3d_tvm.pose import Pose
 from sam3d_tvm.splat import gaussians as module
 from sam3d_tvm.splat.gaussians import (
     COLUMNS,

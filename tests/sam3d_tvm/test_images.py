@@ -137,8 +137,8 @@ def test_8192_pixels_a_side(tmp_path):
     mask.paste(1, (1000, 1000, 7000, 7000))
     script = (
         "import resource, sys\n"
-        "from sam3d_tvm.images import load_rgba\n"
-        "from sam3d_tvm.preprocess import preprocess\n"
+        "from sam3d_tvm.photo.images import load_rgba\n"
+        "from sam3d_tvm.photo.preprocess import preprocess\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "found = preprocess(load_rgba(*sys.argv[1:]), size=56).slat\n"
         "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -8,8 +8,8 @@ import plyfile
 import pytest
 import trimesh
 
-from sam3d_tvm.components.pose import Pose
 from sam3d_tvm.mesh.mesh import Mesh, save_mesh
+from sam3d_tvm.pose import Pose
 from tests.tolerance import assert_close
 
 # A corner of a cube, cut off: faces in the planes x = 0, y = 0, z = 0 and x / 2 + y / 3 + z / 6 = 1.

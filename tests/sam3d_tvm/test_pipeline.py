@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from sam3d_tvm import memory, outputs
-from sam3d_tvm.components.pose import Pose
 from sam3d_tvm.config import PipelineConfig, Sampling, preset
 from sam3d_tvm.pipeline import Pipeline, Progress, Run, clipped
+from sam3d_tvm.pose import Pose
 from sam3d_tvm.sampler import flow_schedule
 from tests.sam3d_tvm.tiny_pipeline import disc_photo, tiny_artifacts
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sam3d_tvm.components.pose import (
+from sam3d_tvm.pose import (
     ROTATION_6D_MEAN,
     ROTATION_6D_STD,
     Pose,

@@ -1,5 +1,6 @@
 """Inputs of the generators: as PyTorch resizes the whole arrays, and what masks and point maps of all kinds give."""
 
+import json
 import tracemalloc
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from sam3d_tvm.photo.preprocess import SIZE, mask_box, preprocess
 from tests import DATA
+from tests.golden.runner import check_file
 from tests.tolerance import assert_close
 
 ROUNDINGS = 3  # a byte as a float, and each of two passes of interpolation
@@ -34,10 +36,10 @@ def points(height, width, seed=0, missing=0.2):
     return pointmap
 
 
-def interpolated(planes, height, width, mode):
-    """float64 [C, height, width] of planes [C, H, W], by PyTorch."""
+def interpolated(planes, height, width, mode, dtype=np.float64):
+    """[C, height, width] of planes [C, H, W], by PyTorch."""
     options = {"antialias": True, "align_corners": False} if mode == "bilinear" else {}
-    given_planes = torch.from_numpy(np.asarray(planes, np.float64))[None]
+    given_planes = torch.from_numpy(np.asarray(planes, dtype))[None]
     return torch.nn.functional.interpolate(given_planes, (height, width), mode=mode, **options)[0].numpy()
 
 
@@ -58,25 +60,37 @@ def boxed(planes, box):
     return np.pad(planes, [(0, 0), (far, far), (far, far)])[:, top:bottom, left:right]
 
 
-def expected(rgba, pointmap, size, factor, padding):
-    """What `preprocess` gives, in float64, at the full size of everything."""
+def moved_and_scaled(pointmap, scale, shift):
+    """(point - shift) / scale in float64."""
+    return (pointmap.astype(np.float64) - shift[:, None, None]) / scale
+
+
+def transformed(pointmap, scale, shift):
+    """The same as upstream has it, in float32: (x, y, z, 1) times the inverse of the matrix that scales and shifts."""
+    matrix = torch.diag(torch.tensor([scale, scale, scale, 1], dtype=torch.float32))
+    matrix[3, :3] = torch.from_numpy(shift)
+    rows = torch.from_numpy(np.concatenate([pointmap, np.ones_like(pointmap[:1])])).flatten(1).T @ matrix.inverse()
+    return (rows[:, :3] / rows[:, 3:]).T.reshape(pointmap.shape).numpy()
+
+
+def expected(rgba, pointmap, size, factor, padding, dtype=np.float64, normalise=moved_and_scaled):
+    """What `preprocess` gives, at the full size of everything."""
     unit = rgba.transpose(2, 0, 1) / 255
     colours, mask, box = unit[:3], unit[3:], mask_box(rgba[..., 3], factor)
     found = {
-        "image": interpolated(square(boxed(colours, box), 0, padding), size, size, "bilinear"),
+        "image": interpolated(square(boxed(colours, box), 0, padding), size, size, "bilinear", dtype),
         "mask": interpolated(square(boxed(mask, box), 0, padding), size, size, "nearest"),
-        "rgb_image": interpolated(square(colours, 0), size, size, "bilinear"),
+        "rgb_image": interpolated(square(colours, 0), size, size, "bilinear", dtype),
         "rgb_image_mask": interpolated(square(mask, 0), size, size, "nearest"),
     }
     inside = interpolated(mask, *pointmap.shape[1:], "nearest")[0] > 0.5
     shift = np.nanquantile(pointmap[:, inside], 0.5, axis=1, method="lower")
-    moved = pointmap.astype(np.float64) - shift[:, None, None]
-    scale = np.nanquantile(np.abs(moved).max(0), 0.5, method="lower")
-    own = moved / scale
+    scale = np.nanquantile(np.abs(pointmap - shift[:, None, None]).max(0), 0.5, method="lower")
+    own = normalise(pointmap, scale, shift)
     whole = own
     if own.shape[1:] != rgba.shape[:2]:
         holes = interpolated(np.isnan(own), *rgba.shape[:2], "nearest") > 0.5
-        whole = np.where(holes, np.nan, interpolated(np.nan_to_num(own), *rgba.shape[:2], "bilinear"))
+        whole = np.where(holes, np.nan, interpolated(np.nan_to_num(own), *rgba.shape[:2], "bilinear", dtype))
     found["pointmap"] = interpolated(square(boxed(whole, box), np.nan, padding), size, size, "nearest")
     found["rgb_pointmap"] = interpolated(square(own, 0), size, size, "nearest")
     return found, scale, shift
@@ -112,6 +126,44 @@ def test_as_pytorch_interpolates(scene, size, factor, padding):
         assert_close(found.structure[name], array[None].astype(np.float32), ROUNDINGS, scale=size_of_terms, name=name)
         assert found.structure[name].dtype == np.float32 and found.structure[name].flags.c_contiguous
     assert all(found.slat[name] is found.structure[name] for name in found.slat)
+
+
+@pytest.mark.parametrize(
+    ("shape", "map_shape", "size", "other", "factor", "padding"),
+    [
+        ((150, 200), (150, 200), 64, 90, 1.2, 0.0),
+        ((90, 61), (45, 80), 112, 30, 1.5, 0.1),
+        ((61, 120), (300, 350), 50, 224, 1.2, 0.0),
+        ((240, 160), (20, 13), 37, 60, 1.0, 0.25),
+        ((301, 224), (211, 160), 140, 60, 1.2, 0.0),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 2])
+def test_golden_files_of_other_sizes(shape, map_shape, size, other, factor, padding, seed, tmp_path):
+    """Their bounds hold for a reference in float32 that rounds as upstream does."""
+    height, width = shape
+    rgba, pointmap = photo(*shape, (height // 4, height // 2, width // 5, width // 2), seed), points(*map_shape, seed, 0.02)
+    pointmap += np.float32([[[9]], [[-4]], [[30]]]) * np.float32(seed)  # far away, so that much cancels, or near
+    config = {"size": size, "box_size_factor": factor, "padding_factor": padding}
+    tensors = {"in.rgba": rgba, "in.pointmap": pointmap}
+
+    def reference(size):
+        found, *moments = expected(rgba, pointmap, size, factor, padding, np.float32, transformed)
+        return {name: np.asarray(value[None], np.float32) for name, value in found.items()}, moments
+
+    found, (scale, shift) = reference(size)
+    tensors |= {f"out.ss.{name}": value for name, value in found.items()}
+    for name in ("pointmap", "rgb_pointmap"):
+        tensors |= {f"out.ss.{name}_scale": np.full((1, 3), scale, np.float32), f"out.ss.{name}_shift": shift[None]}
+    for name, value in reference(other)[0].items():
+        tensors[f"out.ss{other}_stride5.{name}"] = np.ascontiguousarray(value[..., 2::5, 2::5])
+        tensors[f"out.slat{other}_mean.{name}"] = np.nanmean(value, dtype=np.float64)[None]
+    tensors = {name: value for name, value in tensors.items() if "slat" not in name or "pointmap" not in name}
+    path = tmp_path / "preprocess__other.safetensors"
+    save_file(tensors, path, {"config": json.dumps(config)})
+    report = check_file(path)
+    assert report.ok and len(report.rows) == 6 + 4 + 6 + 4, report.table()
+    assert all(row.bound < 1e-3 for row in report.rows), report.table()
 
 
 def test_the_inputs_of_the_whole_chain():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sam3d_tvm import cli
-from sam3d_tvm.torch_modules import structure_decoder
+from sam3d_tvm.models.structure_decoder import network_torch
 from sam3d_tvm.validate import BOUNDS, Verdict, relative_errors, validate
 from sparse_ops.deploy.from_torch import port_component
 
@@ -66,13 +66,13 @@ def test_a_component_passes_and_prints(compiled_once, capsys):
     ids=["values", "shape", "NaN"],
 )
 def test_a_wrong_result_fails(compiled_once, harm, capsys, monkeypatch):
-    example = structure_decoder.example
+    example = network_torch.example
 
     def harmed(size):
         good = example(size)
         return replace(good, reference=lambda: {"logits": harm(good.reference()["logits"])})
 
-    monkeypatch.setattr(structure_decoder, "example", harmed)
+    monkeypatch.setattr(network_torch, "example", harmed)
     assert cli.main(["validate", "--component", "structure_decoder"]) == 1
     assert "FAILED" in capsys.readouterr().out
 

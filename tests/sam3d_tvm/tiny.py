@@ -5,7 +5,7 @@ import functools
 import numpy as np
 from tvm import relax
 
-from sam3d_tvm.components.slat_generator import PRESETS, SlatGenerator, compile_model
+from sam3d_tvm.models.slat_generator import PRESETS, SlatGenerator, compile_model
 
 CONFIG = PRESETS["tiny"]
 

@@ -14,8 +14,10 @@ from sparse_ops.build import build
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
-from tir_kernels.cpu.attention import exp2, naive
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.cpu.attention import exp2
+from tir_kernels.cpu.isa import Isa, forced_isa
+from tir_kernels.dispatch import host_target
+from tir_kernels.spec.attention import naive
 
 SHAPES = [("n", 2, 20), ("k", 2, 20), ("k", 2, 20), ("b",), ("b",)]
 
@@ -28,13 +30,14 @@ def arguments(q_lengths, k_lengths, heads=2, depth=20, dtype="float32", size=1.0
 
 
 @cache
-def executable():
+def executable(isa: Isa) -> tvm.runtime.Executable:
     """Attention of float32 and any lengths, compiled."""
-    return build(module_of(op.attention, arguments([1], [1]), SHAPES))
+    with forced_isa(isa):
+        return build(module_of(op.attention, arguments([1], [1]), SHAPES))
 
 
 def attend(*args):
-    (out,) = run(executable(), args)
+    (out,) = run(executable(Isa.of()), args)
     return out
 
 
@@ -47,7 +50,7 @@ def test_oracle_is_dense_attention():
         np.testing.assert_allclose(out[rows], expected.transpose(0, 1).numpy(), atol=1e-12)
 
 
-def test_lengths_around_the_tiles():
+def test_lengths_around_the_tiles(isa):
     """Tiles are of 480 queries, in blocks of 24, and 128 keys; groups within them of 3 or 6 queries and 4 to 64 keys."""
     for q_lengths, k_lengths in (
         ([479, 480, 481], [127, 128, 129]),
@@ -184,3 +187,13 @@ def test_wrong_shapes_are_named(position, shape, dtype, message):
 def test_a_wrong_scale_is_named(scale):
     with pytest.raises(ValueError, match=r"sparse_ops\.attention: scale: expected a number above 0"):
         op.attention(*[None] * 5, scale=scale)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_depth_0(dtype):
+    """Nothing to compute: the result has no elements; offsets are checked all the same."""
+    args = arguments([3, 0, 4], [2, 5, 0], depth=0, dtype=dtype)
+    assert evaluate(op.attention, *args).shape == (7, 2, 0)
+    bad = args[3] + np.array([0, 0, 0, 1], "int32")
+    with pytest.raises(ValueError, match="q_offsets: from 0 to 8, expected offsets from 0 to the 7 rows"):
+        evaluate(op.attention, *args[:3], bad, args[4])

@@ -9,7 +9,7 @@ from sparse_ops import op
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate
 from tests.tolerance import assert_close
-from tir_kernels.cpu.channel_layer_norm import naive
+from tir_kernels.spec.channel_layer_norm import naive
 
 
 def arguments(*shape):

@@ -11,7 +11,7 @@ from sparse_ops import op
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of
 from tests.tolerance import assert_close
-from tir_kernels.cpu.conv import naive
+from tir_kernels.spec.conv3d import naive
 
 
 def test_oracle_is_torch_conv3d():
@@ -124,3 +124,12 @@ def test_sizes_that_a_convolution_keeps_keep_their_names():
     call = module_of(lambda x, w: op.conv3d(x, w, padding=1), [x, weight], [("b", 2, "d", "h", "w"), weight.shape])
     (argument, _), result = call["main"].params, call["main"].ret_ty
     assert result.shape.values[2:] == argument.ty.shape.values[2:]
+
+
+def test_without_input_channels():
+    """The sum of nothing: the bias and the residual."""
+    rng = np.random.default_rng(0)
+    x, weight = features(rng, 2, 0, 3, 4, 5), features(rng, 6, 0, 3, 3, 3)
+    bias, residual = features(rng, 6), features(rng, 2, 6, 3, 4, 5)
+    out = evaluate(lambda x, w, b, r: op.conv3d(x, w, b, r, padding=1), x, weight, bias, residual)
+    assert_close(out, naive(x, weight, bias, residual, padding=(1, 1, 1)), 2, dtype="float32")

@@ -7,7 +7,7 @@ from tvm import relax
 from sparse_ops import op
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate
-from tir_kernels.cpu.dense import naive_from_dense, naive_to_dense
+from tir_kernels.spec.dense import naive_from_dense, naive_to_dense
 
 SHAPE = (3, 4, 5)
 SHAPES = [("n", 7), ("n", 4)]

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -10,9 +12,12 @@ import pytest
 import tvm
 
 import sparse_ops
-from sparse_ops import SparseTensor
+from sparse_ops import SparseTensor, op
+from sparse_ops.eager import cache, call
 from sparse_ops.eager import functional as F
 from sparse_ops.eager.arrays import as_kind, as_tensor
+from sparse_ops.eager.cache import cache_folder
+from tests.sparse_ops.walk import module_of
 from tests.tolerance import assert_close
 
 torch = pytest.importorskip("torch")
@@ -188,12 +193,13 @@ def test_cache_is_shared_and_survives_damage(tmp_path):
     for process in [run(tmp_path), run(tmp_path)]:
         out, error = process.communicate()
         assert (process.returncode, out) == (0, "[1, 0, 1]\n"), error
-    (file,) = tmp_path.iterdir()
+    folder = tmp_path / "sparse_ops"
+    (file,) = folder.iterdir()
     size = file.stat().st_size
     file.write_bytes(file.read_bytes()[:100])
     out, error = run(tmp_path).communicate()
     assert out == "[1, 0, 1]\n", error
-    assert [f.stat().st_size for f in tmp_path.iterdir()] == [size]
+    assert [f.stat().st_size for f in folder.iterdir()] == [size]
 
 
 @pytest.mark.parametrize("folder", ["off", "/dev/null/nowhere"])
@@ -206,4 +212,69 @@ def test_works_without_a_c_compiler(tmp_path):
     """TVM needs one to link a library; without it functions are compiled in the process."""
     out, error = run(tmp_path, PATH=str(tmp_path), CXX="", CC="").communicate()
     assert out == "[1, 0, 1]\n", error
-    assert not [file for file in tmp_path.iterdir() if file.suffix == ".so"]
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize("package", ["sparse_ops", "sam3d_tvm"])
+def test_everything_stays_in_the_folder_that_is_named(monkeypatch, tmp_path, package):
+    monkeypatch.setenv("SPARSE_OPS_CACHE", str(tmp_path))
+    assert cache_folder(package) == tmp_path / package
+    monkeypatch.setenv("SPARSE_OPS_CACHE", "off")
+    assert cache_folder(package) is None
+    monkeypatch.delenv("SPARSE_OPS_CACHE")
+    assert cache_folder(package).parent == cache_folder("another").parent and cache_folder(package).name == package
+
+
+def test_a_call_that_was_compiled_serialises_and_hashes_nothing(monkeypatch):
+    """What a call costs in Python is lookups: no JSON, no hash of a configuration, no question to LLVM about the CPU."""
+    x = SparseTensor(feats(), COORDS, (4, 4, 4))
+    layer = sparse_ops.SubMConv3d(4, 4, 3)
+    expected = layer(x).feats
+
+    def refuse(*_, **__):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(cache.json, "dumps", refuse)
+    monkeypatch.setattr(cache.hashlib, "sha256", refuse)
+    monkeypatch.setattr(cache, "fingerprint", refuse)
+    monkeypatch.setattr(cache, "_load_or_build", refuse)
+    again = layer(SparseTensor(feats(), COORDS, (4, 4, 4)))  # with a map of its own
+    np.testing.assert_array_equal(again.feats, expected)
+
+
+def test_threads_compile_different_functions_at_once(monkeypatch):
+    """Both are inside of a compilation at the same time, or neither would get past the barrier."""
+    barrier, module_of = threading.Barrier(2, timeout=60), call.module
+
+    def meet(*args):
+        barrier.wait()
+        return module_of(*args)
+
+    monkeypatch.setattr(call, "module", meet)
+    monkeypatch.setattr(cache, "_compiled", {})
+    x = np.ones((3, 4), "float32")
+    with ThreadPoolExecutor(2) as pool:
+        outs = [pool.submit(F.linear, x, np.ones((width, 4), "float32")) for width in (5, 6)]
+        assert [out.result().tolist() for out in outs] == [[[4.0] * 5] * 3, [[4.0] * 6] * 3]
+
+
+def test_threads_that_want_the_same_function_compile_it_once(monkeypatch):
+    built, load_or_build = [], cache._load_or_build
+
+    def count(*args):
+        built.append(args[0])
+        return load_or_build(*args)
+
+    monkeypatch.setattr(cache, "_load_or_build", count)
+    monkeypatch.setattr(cache, "_compiled", {})
+    module = module_of(lambda x: op.activation(x, "relu"), [np.zeros(0, "float32")], [("n", 4)])
+    with ThreadPoolExecutor(2) as pool:
+        functions = [pool.submit(cache.compiled, ("relu of 4",), lambda: module) for _ in range(2)]
+        assert functions[0].result() is functions[1].result()
+    assert len(built) == 1
+
+
+@pytest.mark.parametrize("option", [["relu"], {"relu": 1}, np.zeros(2)])
+def test_options_that_cannot_be_compared_are_refused(option):
+    with pytest.raises(ValueError, match=r"activation|options"):
+        F.linear(np.ones((3, 4), "float32"), np.ones((5, 4), "float32"), activation=option)

@@ -2,13 +2,19 @@
 
 import numpy as np
 import pytest
+import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_ops.eager import functional as F
 from tests.sparse_ops.strategies import coordinates, table_of
-from tir_kernels.cpu import sites
-from tir_kernels.cpu.kernel_map import Geometry, naive_inverse, naive_table
+from tir_kernels.bounds import bounds_of
+from tir_kernels.cpu.coordinate_index import SPARE
+from tir_kernels.dispatch import host_target, kernel_for
+from tir_kernels.spec import sites
+from tir_kernels.spec.coordinate_index import PLAN_SIZE, PlanIndex
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.kernel_map import naive_inverse, naive_table
 
 SUBMANIFOLD = [((3, 3, 3), (1, 1, 1)), ((1, 3, 5), (1, 2, 3)), ((5, 5, 5), (2, 1, 1))]
 STRIDED = [
@@ -93,13 +99,39 @@ def test_far_coordinates_and_taps_do_not_wrap():
 
 
 def test_scattered_voxels_take_the_hash():
-    """A grid over this box would hold 2^45 cells; `grid` falls back as well."""
+    """A grid over this box would hold 2^45 cells: "auto" needs none, and "grid" says so instead of trying."""
     rng = np.random.default_rng(0)
     coords = np.unique(rng.integers(-30000, 30000, (500, 4)) % [4, 60000, 60000, 60000] - [0, 30000, 30000, 30000], axis=0)
     coords = coords.astype("int32")
-    auto, grid = (F.submanifold_map(coords, 3, method=method) for method in ("auto", "grid"))
-    np.testing.assert_array_equal(table_of(auto), table_of(grid))
+    auto, hashed = (F.submanifold_map(coords, 3, method=method) for method in ("auto", "hash"))
+    np.testing.assert_array_equal(table_of(auto), table_of(hashed))
     assert auto.num_pairs >= len(coords)
+    for build in (
+        lambda: F.submanifold_map(coords, method="grid"),
+        lambda: F.strided_map(coords, 2, 2, shape=None, method="grid"),
+        lambda: F.lookup(coords, coords, "grid"),
+        lambda: F.unique(coords, "grid"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"method: given 'grid' for a box of 4 x \d+ x .* cells .* at most {1 << 28} cells"
+        ):
+            build()
+
+
+def test_a_grid_has_at_most_so_many_cells():
+    """Two voxels at opposite corners of a box at the limit, and of one a layer thicker."""
+    size = tvm.runtime.tensor(np.zeros(2, "int64"))
+    plan = tvm.runtime.tensor(np.zeros(PLAN_SIZE, "int64"))
+    kernel = tvm.compile(kernel_for(PlanIndex(method="grid")).function, host_target())
+    for side, fits in ((1 << 8, True), ((1 << 8) + 1, False)):
+        coords = tvm.runtime.tensor(np.array([[0, 0, 0, 0], [0, 1023, 1023, side - 1]], "int32"))
+        if fits:
+            kernel(coords, plan, size)
+            bounds = bounds_of(kernel_for(PlanIndex(method="grid")).function, 2)["size"]
+            assert size.numpy().tolist() == bounds == [(1 << 28) + SPARE, 1]
+        else:
+            with pytest.raises(ValueError, match="for a box of 1 x 1024 x 1024 x 257 cells"):
+                kernel(coords, plan, size)
 
 
 @pytest.mark.parametrize("method", ["grid", "hash"])

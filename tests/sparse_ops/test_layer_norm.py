@@ -9,7 +9,7 @@ from sparse_ops import op
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate
 from tests.tolerance import assert_close
-from tir_kernels.cpu.layer_norm import naive
+from tir_kernels.spec.layer_norm import naive
 
 
 def arrays(batch: int = 1, rows: int = 40, channels: int = 37) -> dict[str, np.ndarray]:

@@ -9,10 +9,13 @@ from tvm import relax
 from sparse_ops import op
 from sparse_ops.build import build
 from sparse_ops.testing.examples import features
+from tests.poison import compile_poisoned, poisoned
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
-from tir_kernels.cpu.linear import BLOCK_DEPTH, BLOCK_ROWS, CHUNK_COLUMNS, naive
-from tir_kernels.cpu.vector_math import ACTIVATIONS
+from tir_kernels.cpu.linear import BLOCK_DEPTH, BLOCK_ROWS, CHUNK_COLUMNS
+from tir_kernels.dispatch import host_target
+from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.linear import naive
 
 
 def arguments(rows: int = 40, cin: int = 37, cout: int = 29, batch: int = 3, dtype: str = "float32") -> dict[str, np.ndarray]:
@@ -42,7 +45,7 @@ def test_oracle_is_linear():
     ("cin", "cout"),
     [(1, 1), (BLOCK_DEPTH + 1, 17), (3 * BLOCK_DEPTH, 8), (5, CHUNK_COLUMNS + 9), (BLOCK_DEPTH - 1, 2 * CHUNK_COLUMNS)],
 )
-def test_sizes_around_the_blocks(cin, cout):
+def test_sizes_around_the_blocks(cin, cout, isa):
     given = {name: array for name, array in arguments(1, cin, cout).items() if name in ("x", "weight", "bias")}
     executable = build(module_of(op.linear, list(given.values()), [("n", cin), (cout, cin), (cout,)]))
     for rows in (0, 1, 2, 5, 7, 13, BLOCK_ROWS - 1, BLOCK_ROWS + 1, 2 * BLOCK_ROWS + 13):
@@ -122,3 +125,19 @@ def test_an_unknown_option():
         op.linear(x, x, out_dtype="int8")
     with pytest.raises(ValueError, match=r"linear: activation: expected one of 'none', .* given 'tanh'"):
         op.linear(x, x, activation="tanh")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("names", [(), ("bias", "gate", "residual")], ids=["alone", "with all"])
+def test_without_input_channels(names, dtype):
+    """The sum of nothing: act(gate * bias + residual), over outputs full of garbage."""
+    given = {name: array for name, array in arguments(13, 0, 29, 1, dtype).items() if name in ("x", "weight", *names)}
+    mod = module_of(
+        lambda *args: op.linear(**dict(zip(given, args, strict=True)), activation="gelu"),
+        list(given.values()),
+        [array.shape for array in given.values()],
+    )
+    with host_target():
+        mod = relax.transform.LegalizeOps()(mod)
+    (out,) = run(compile_poisoned(poisoned(mod), host_target()), list(given.values()))
+    assert_close(out, naive(**given, activation="gelu"), 2, dtype=dtype)

@@ -8,7 +8,7 @@ from sparse_ops import op
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate
 from tests.tolerance import assert_close
-from tir_kernels.cpu.modulated_add import naive
+from tir_kernels.spec.modulated_add import naive
 
 
 def arguments():

@@ -12,9 +12,8 @@ from tvm.relax.frontend.nn import spec
 from sparse_ops import nn
 from sparse_ops.build import build, pack_params
 from tests.tolerance import assert_close
-from tir_kernels.cpu import (
+from tir_kernels.spec import (
     attention,
-    gather_gemm,
     gather_rows,
     group_norm,
     layer_norm,
@@ -24,10 +23,12 @@ from tir_kernels.cpu import (
     rms_norm_heads,
     segment_pool,
     sites,
+    sparse_conv,
     subdivide,
     unique,
 )
-from tir_kernels.cpu.kernel_map import Geometry, naive_inverse, naive_table
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.kernel_map import naive_inverse, naive_table
 
 ROWS = (0, 1, 2, 7, 50, 700)
 SUBM = Geometry.submanifold((3, 3, 3))
@@ -68,7 +69,7 @@ def voxels(rng, rows: int, batch: int, side: int = 9):
 
 def conv(x, weight, table, bias):
     """The oracle of a convolution, weight [Cout, kx, ky, kz, Cin]."""
-    return gather_gemm.naive(x, weight.reshape(weight.shape[0], -1, weight.shape[-1]).transpose(1, 2, 0), table, bias)
+    return sparse_conv.naive(x, weight.reshape(weight.shape[0], -1, weight.shape[-1]).transpose(1, 2, 0), table, bias)
 
 
 def extent_of(coords):
@@ -91,7 +92,7 @@ class Convolutions(nn.Module):
         self.unpool = nn.SparseInverseConv3d(8, 2, 2, "max")
 
     def forward(self, feats, coords):
-        x = nn.SparseTensor.of(feats, coords)
+        x = nn.SymbolicSparseTensor.of(feats, coords)
         subm = self.subm(x, activation="silu")
         again = self.again(subm, residual=subm.feats, activation="relu")
         point = self.point(again)
@@ -119,7 +120,7 @@ def test_convolutions_and_pooling(rows):
     p = convolutions().parameters
     subm, again, point, down_coords, down, up, wide_coords, wide, pool_coords, *pools = convolutions().run(x, coords)
     table = naive_table(coords, coords, SUBM)
-    silu = linear.ACTIVATIONS["silu"].naive
+    silu = linear.ACTIVATIONS["silu"]
     assert_close(subm, silu(conv(x, p["subm.weight"], table, p["subm.bias"])), 135, dtype="float32")
     assert_close(again, np.maximum(conv(subm, p["again.weight"], table, None) + subm, 0), 217, dtype="float32")
     # A kernel of one voxel: the memory of the weight [6, 1, 1, 1, 8], read as [8, 6].
@@ -164,7 +165,7 @@ class Levels(nn.Module):
 
     def forward(self, feats, coords, scale, shift, context, context_offsets):
         batch = scale.shape[0]
-        x = self.linear(nn.SparseTensor.of(feats, coords, batch), activation="gelu_tanh")
+        x = self.linear(nn.SymbolicSparseTensor.of(feats, coords, batch), activation="gelu_tanh")
         down = self.down(x)
         further = self.further(down)
         back = self.up(self.up(further))
@@ -230,7 +231,7 @@ def test_levels_norms_and_attention(rows, batch):
     close(gated, modulated_add.naive(x, modulated, scale, index), 2)
     np.testing.assert_array_equal(joined, np.concatenate([gated, group], 1))
     np.testing.assert_array_equal(silu.shape, x.shape)
-    close(silu, linear.ACTIVATIONS["silu"].naive(x.astype("f8")), 4)
+    close(silu, linear.ACTIVATIONS["silu"](x.astype("f8")), 4)
 
     q, k, v = linear.naive(x, p["self_attn.to_qkv.weight"], p["self_attn.to_qkv.bias"]).reshape(rows, 3, 2, 8).swapaxes(0, 1)
     q, k = (rms_norm_heads.naive(a, p[f"self_attn.{n}_rms_norm.gamma"]) for a, n in ((q, "q"), (k, "k")))
@@ -255,7 +256,7 @@ class Small(nn.Module):
         self.point = nn.SubMConv3d(3, 2, 1)
 
     def forward(self, feats, coords):
-        first, second = self.linear.parts(nn.SparseTensor.of(feats, coords), 2)
+        first, second = self.linear.parts(nn.SymbolicSparseTensor.of(feats, coords), 2)
         return self.point(self.conv(first, second.feats)).feats, second.feats
 
 
@@ -299,7 +300,7 @@ class Narrow(nn.Module):
         self.norm = nn.LayerNorm(9)
 
     def forward(self, feats, coords):
-        x = self.linear(nn.SparseTensor.of(feats, coords))
+        x = self.linear(nn.SymbolicSparseTensor.of(feats, coords))
         h = self.conv(x)
         return x.feats, h.feats, self.norm(h).feats
 
@@ -347,37 +348,37 @@ def _forward(f):
 
 
 def _inverse_elsewhere(feats, coords):
-    x = nn.SparseConv3d(5, 5, 2, 2, indice_key="a")(nn.SparseTensor.of(feats, coords))
+    x = nn.SparseConv3d(5, 5, 2, 2, indice_key="a")(nn.SymbolicSparseTensor.of(feats, coords))
     return nn.SparseInverseConv3d(5, 5, 2, "a")(nn.SparseConv3d(5, 5, 3)(x))
 
 
 def _key_twice(feats, coords):
-    x = nn.SparseConv3d(5, 5, 2, 2, indice_key="a")(nn.SparseTensor.of(feats, coords))
+    x = nn.SparseConv3d(5, 5, 2, 2, indice_key="a")(nn.SymbolicSparseTensor.of(feats, coords))
     return nn.SparseConv3d(5, 5, 3, indice_key="a")(x)
 
 
 @pytest.mark.parametrize(
     ("network", "says"),
     [
-        (lambda x, c: nn.SubMConv3d(6, 4)(nn.SparseTensor.of(x, c)), "SubMConv3d: x: expected 6 channels, given 5"),
-        (lambda x, c: nn.SubMConv3d(5, 4)(x), "SubMConv3d: x: expected a SparseTensor, given Tensor"),
-        (lambda x, c: nn.Downsample()(x), "Downsample: x: expected a SparseTensor, given Tensor"),
-        (lambda x, c: nn.GroupNorm(1, 5)(x), "GroupNorm: x: expected a SparseTensor, given Tensor"),
-        (lambda x, c: nn.SparseTensor.of(x, x), r"coords: expected an int32 tensor \[N, 4\], given Tensor"),
-        (lambda x, c: nn.SparseTensor.of(c.shape, c), r"feats: expected a tensor \[N, C\], given"),
+        (lambda x, c: nn.SubMConv3d(6, 4)(nn.SymbolicSparseTensor.of(x, c)), "SubMConv3d: x: expected 6 channels, given 5"),
+        (lambda x, c: nn.SubMConv3d(5, 4)(x), "SubMConv3d: x: expected a SymbolicSparseTensor, given Tensor"),
+        (lambda x, c: nn.Downsample()(x), "Downsample: x: expected a SymbolicSparseTensor, given Tensor"),
+        (lambda x, c: nn.GroupNorm(1, 5)(x), "GroupNorm: x: expected a SymbolicSparseTensor, given Tensor"),
+        (lambda x, c: nn.SymbolicSparseTensor.of(x, x), r"coords: expected an int32 tensor \[N, 4\], given Tensor"),
+        (lambda x, c: nn.SymbolicSparseTensor.of(c.shape, c), r"feats: expected a tensor \[N, C\], given"),
         (
-            lambda x, c: nn.Upsample()(nn.SparseTensor.of(x, c)),
+            lambda x, c: nn.Upsample()(nn.SymbolicSparseTensor.of(x, c)),
             "Upsample: x: expected features on sites that downsampling",
         ),
-        (lambda x, c: nn.Linear(6, 4)(nn.SparseTensor.of(x, c)), "sparse_ops.linear: weight: expected"),
+        (lambda x, c: nn.Linear(6, 4)(nn.SymbolicSparseTensor.of(x, c)), "sparse_ops.linear: weight: expected"),
         (
-            lambda x, c: nn.SparseInverseConv3d(5, 4, 3, "a")(nn.SparseTensor.of(x, c)),
+            lambda x, c: nn.SparseInverseConv3d(5, 4, 3, "a")(nn.SymbolicSparseTensor.of(x, c)),
             r"indice_key: expected that of an earlier layer \(none\), given 'a'",
         ),
         (_inverse_elsewhere, "expected features on the sites that layer 'a' led to"),
         (_key_twice, "indice_key: expected a key of its own for every map, given 'a' again"),
         (
-            lambda x, c: nn.concat([nn.SparseTensor.of(x, c), nn.SparseTensor.of(x, c)]),
+            lambda x, c: nn.concat([nn.SymbolicSparseTensor.of(x, c), nn.SymbolicSparseTensor.of(x, c)]),
             r"tensors\[1\]: expected features on the sites of tensors\[0\]",
         ),
     ],

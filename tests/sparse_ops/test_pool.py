@@ -11,9 +11,10 @@ from sparse_ops import op
 from sparse_ops.testing.examples import features, voxels
 from tests.sparse_ops.walk import evaluate
 from tests.tolerance import assert_close
-from tir_kernels.cpu import pool, segment_pool
-from tir_kernels.cpu.kernel_map import Geometry, naive_inverse, naive_table
-from tir_kernels.cpu.pool import Reduction
+from tir_kernels.spec import pool, segment_pool
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.kernel_map import naive_inverse, naive_table
+from tir_kernels.spec.pool import Reduction
 
 REDUCTIONS = [
     Reduction("sum"),

@@ -1,26 +1,24 @@
 """Every row of the registry: against its oracle with poisoned outputs, under every instruction set, with any threads."""
 
-from dataclasses import replace
-
 import pytest
 import tvm
 from tvm import relax
 
 from sparse_ops.build import build, unchecked
 from sparse_ops.testing.examples import OPS, OpRow
+from tests.instruction_sets import ISAS
 from tests.poison import compile_poisoned, poisoned
 from tests.sparse_ops.walk import CASES, case_id, digest, example_module, example_of, run, run_with
 from tests.tolerance import assert_close
-from tir_kernels.cpu.isa import AVX2, AVX512, AVX512_BF16, PORTABLE, Isa, forced_isa, host_target
+from tir_kernels.cpu.isa import Isa, forced_isa, host_target
 
-ISAS = [PORTABLE, AVX2, AVX512, replace(AVX512_BF16, name="avx512bf16_emulated", emulate_dot=True)]
 # Rows of other ops use the kernels of these: each is walked under every instruction set.
 ISA_ROWS = ("sparse_conv", "conv3d", "linear", "attention")
 ISA_KERNELS = ("gather_gemm_", "conv3d_", "linear_", "attention_")
 ISA_CASES = [
     (row, dtype, isa)
     for row, dtype in CASES
-    for isa in ISAS
+    for isa in ISAS.values()
     if row.name in ISA_ROWS and isa != Isa.of() and (dtype == "bfloat16" or not isa.bf16_dot)
 ]
 

@@ -8,7 +8,7 @@ from sparse_ops import op
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate
 from tests.tolerance import assert_close
-from tir_kernels.cpu.rms_norm_heads import naive
+from tir_kernels.spec.rms_norm_heads import naive
 
 
 @pytest.mark.parametrize("depth", [1, 32, 64, 129])

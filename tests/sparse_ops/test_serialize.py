@@ -12,7 +12,7 @@ from sparse_ops.testing.examples import features
 from tests.sparse_ops.strategies import coordinates
 from tests.sparse_ops.test_windows import masked_attention
 from tests.tolerance import assert_close
-from tir_kernels.cpu.serialize import MODES, naive, naive_partition
+from tir_kernels.spec.serialize import MODES, naive, naive_partition
 
 
 def cube(side: int, first=(0, 0, 0)) -> np.ndarray:

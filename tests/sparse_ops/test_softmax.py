@@ -12,7 +12,7 @@ from sparse_ops.build import build
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
-from tir_kernels.cpu.softmax import naive
+from tir_kernels.spec.softmax import naive
 
 
 def test_oracle_is_softmax():

@@ -17,9 +17,10 @@ from sparse_ops.eager import functional as F
 from tests import DATA
 from tests.sparse_ops.strategies import coordinates, table_of
 from tests.tolerance import assert_close
-from tir_kernels.cpu import sites
-from tir_kernels.cpu.gather_gemm import naive
-from tir_kernels.cpu.kernel_map import Geometry, naive_table
+from tir_kernels.spec import sites
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.kernel_map import naive_table
+from tir_kernels.spec.sparse_conv import naive
 
 torch = pytest.importorskip("torch")
 DTYPES = {"float32": np.dtype("float32"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

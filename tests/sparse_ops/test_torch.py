@@ -13,13 +13,14 @@ from tvm.relax.frontend.nn import spec
 
 torch = pytest.importorskip("torch")
 
-from sparse_ops.torch import callback as hybrid  # noqa: E402
 from sparse_ops import nn  # noqa: E402
 from sparse_ops.build import build  # noqa: E402
 from sparse_ops.testing.examples import voxels  # noqa: E402
+from sparse_ops.torch import callback as hybrid  # noqa: E402
 from tests.tolerance import assert_close  # noqa: E402
-from tir_kernels.cpu import gather_gemm  # noqa: E402
-from tir_kernels.cpu.kernel_map import Geometry, naive_table  # noqa: E402
+from tir_kernels.spec import sparse_conv  # noqa: E402
+from tir_kernels.spec.geometry import Geometry  # noqa: E402
+from tir_kernels.spec.kernel_map import naive_table  # noqa: E402
 
 CIN, COUT = 5, 7
 NUMPY = {"float32": np.dtype("float32"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -33,7 +34,7 @@ class Layers(nn.Module):
         self.bare = hybrid.SubMConv3d(CIN, COUT, 3, bias=False, dtype=dtype)
 
     def forward(self, feats: nn.Tensor, coords: nn.Tensor, residual: nn.Tensor):
-        x = nn.SparseTensor.of(feats, coords)
+        x = nn.SymbolicSparseTensor.of(feats, coords)
         return self.full(x, residual, activation="silu").feats, self.bare(x).feats
 
 
@@ -75,7 +76,7 @@ def test_it_is_the_convolution(rows, dtype):
         weight = values[f"{layer}.weight"]
         table = naive_table(coords, coords, Geometry.submanifold(weight.shape[1:4]))
         taps = weight.reshape(COUT, -1, CIN).transpose(1, 2, 0)
-        expected = gather_gemm.naive(feats, taps, table, *options)
+        expected = sparse_conv.naive(feats, taps, table, *options)
         # In bfloat16 the product with each tap is rounded before float32 sums it.
         depth = len(table) * (CIN if dtype == "float32" else 1)
         assert y.dtype == NUMPY[dtype]

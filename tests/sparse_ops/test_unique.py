@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sparse_ops.eager import functional as F
 from tests.sparse_ops.strategies import coordinates
-from tir_kernels.cpu import coordinate_index, subdivide, unique
+from tir_kernels.spec import coordinate_index, subdivide, unique
 
 quick = settings(max_examples=40, deadline=None)
 

@@ -16,9 +16,9 @@ from sparse_ops.op.index import MAP_TYPE
 from sparse_ops.testing.examples import voxels
 from tests.sparse_ops.strategies import coordinates, table_of
 from tests.tolerance import assert_close
-from tir_kernels.cpu import unique
-from tir_kernels.cpu.gather_gemm import naive as convolve
-from tir_kernels.cpu.upsampled_conv import COLUMNS, naive, tap_groups
+from tir_kernels.spec import unique
+from tir_kernels.spec.sparse_conv import naive as convolve
+from tir_kernels.spec.upsampled_conv import COLUMNS, naive, tap_groups
 
 DTYPES = {"float32": np.dtype("float32"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -188,7 +188,7 @@ class Levels(nn.Module):
         self.children = nn.SubMConv3d(7, 5, (3, 1, 3), bias=False)
 
     def forward(self, feats, coords):
-        x = nn.Downsample(2)(nn.SparseTensor.of(feats, coords))
+        x = nn.Downsample(2)(nn.SymbolicSparseTensor.of(feats, coords))
         finer, children = x.sites.finer, x.sites.subdivided()
         return [
             self.up.of_upsampled(x, finer, feats, activation="silu").feats,
@@ -229,7 +229,7 @@ def test_sites_that_nothing_was_downsampled_to():
             self.conv = nn.SubMConv3d(7, 7)
 
         def forward(self, feats, coords):
-            x = nn.SparseTensor.of(feats, coords)
+            x = nn.SymbolicSparseTensor.of(feats, coords)
             return self.conv.of_upsampled(x, x.sites.finer).feats
 
     with pytest.raises(ValueError, match="SubMConv3d: finer: expected sites and parents, given None"):

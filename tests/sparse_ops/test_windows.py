@@ -16,8 +16,8 @@ from sparse_ops.eager import functional as F
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.strategies import coordinates
 from tests.tolerance import assert_close
-from tir_kernels.cpu import linear, rms_norm_heads
-from tir_kernels.cpu.windows import naive
+from tir_kernels.spec import linear, rms_norm_heads
+from tir_kernels.spec.windows import naive
 
 WINDOWS = [((2, 2, 2), (0, 0, 0)), ((3, 1, 4), (1, 0, 3)), ((8, 8, 8), (4, 4, 4)), ((5, 5, 5), (-1, -7, 12))]
 
@@ -124,16 +124,16 @@ class Layers(nn.Module):
         return sites.windows(4).fields, sites.windows(4, 2).fields, sites.serialized(30, 7, 1, "hilbert").fields
 
     def forward(self, feats: nn.Tensor, coords: nn.Tensor):
-        return self._layers(nn.SparseTensor.of(feats, coords))
+        return self._layers(nn.SymbolicSparseTensor.of(feats, coords))
 
     def planned(self, feats: nn.Tensor, coords: nn.Tensor, plain, shifted, serialized):
-        x = nn.SparseTensor.of(feats, coords)
+        x = nn.SymbolicSparseTensor.of(feats, coords)
         x.sites.put_windows(nn.Partition(*plain), 4)
         x.sites.put_windows(nn.Partition(*shifted), 4, 2)
         x.sites.put_serialized(nn.Partition(*serialized), 30, 7, 1, "hilbert")
         return self._layers(x)
 
-    def _layers(self, x: nn.SparseTensor):
+    def _layers(self, x: nn.SymbolicSparseTensor):
         return [layer(x).feats for layer in (self.first, self.second, self.shifted, self.serialized)]
 
 

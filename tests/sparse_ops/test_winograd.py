@@ -15,9 +15,10 @@ from sparse_ops.build import build
 from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close, compare
-from tir_kernels.cpu.conv import naive
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.cpu.isa import Isa, forced_isa
 from tir_kernels.cpu.winograd import BLOCK, CHANNELS, DEPTH, STEP, VECTOR, pays
+from tir_kernels.dispatch import host_target
+from tir_kernels.spec.conv3d import naive
 
 CIN, COUT, PADDING = DEPTH + 6, CHANNELS + 7, (1, 0, 2)  # two blocks of channels, two tasks of outputs, neither of them full
 
@@ -44,18 +45,19 @@ def parameters(cin: int = CIN, cout: int = COUT) -> tuple[np.ndarray, np.ndarray
 
 
 @functools.cache
-def compiled() -> tvm.runtime.Executable:
+def compiled(isa: Isa) -> tvm.runtime.Executable:
     """A convolution of any batch and size."""
     weight, bias = parameters()
     arrays, shapes = (
         [np.zeros((0, CIN, 1, 1, 1), "float32"), weight, bias],
         [("b", CIN, "d", "h", "w"), weight.shape, bias.shape],
     )
-    return build(module_of(lambda x, w, b: op.conv3d(x, w, b, padding=PADDING), arrays, shapes))
+    with forced_isa(isa):
+        return build(module_of(lambda x, w, b: op.conv3d(x, w, b, padding=PADDING), arrays, shapes))
 
 
 def convolve(x: np.ndarray) -> np.ndarray:
-    (out,) = run(compiled(), [x, *parameters()])
+    (out,) = run(compiled(Isa.of()), [x, *parameters()])
     return out
 
 
@@ -75,7 +77,7 @@ def inputs(batch: int, *size: int) -> np.ndarray:
         (1, (2 * BLOCK - 2, 4, 28)),  # several tasks; the last one is not full
     ],
 )
-def test_sizes(batch, size):
+def test_sizes(batch, size, isa):
     x = inputs(batch, *size)
     check(convolve(x), x, *parameters(), padding=PADDING)
 

@@ -1,9 +1,6 @@
-"""Attention over segments of varying length, without a matrix of all pairs (Dao et al., arXiv:2205.14135).
+"""Attention without a matrix of all pairs (Dao et al., arXiv:2205.14135).
 
-    out[i, h, :] = sum over the keys j of i's segment of softmax_j(scale * q[i, h, :] . k[j, h, :]) * v[j, h, :]
-
-A segment is a batch element or a window: consecutive rows, or rows at consecutive places of an order, which are read and
-written where they are. A task is up to QUERIES queries of one segment and one head. It walks the keys in tiles, keeping for
+A task is up to QUERIES queries of one segment and one head. It walks the keys in tiles, keeping for
 each query the largest logit so far, the sum of exponentials and the weighted sum of values.
 
 Both products, queries x keys over the depth and queries x channels over the keys, are the register tile of every matrix
@@ -20,36 +17,23 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..guards import RAISE_REPEATED_ROW, RAISE_ROW
 from ..script import drop_parameters, inline
-from .batch_offsets import check_offsets, cut
+from ..spec.attention import Attention
+from .batch_offsets import cut
+from .caches import L1
+from .guards import check_offsets, check_repeats, check_rows
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile, pair_of_halves
 from .vector_math import LOG2_E, polynomial
 
-QUERIES = 480  # of one task, a multiple of BLOCK: what is copied of keys and values serves them all
-BLOCK = 24  # queries whose logits exist at once, a multiple of the rows of every register tile
-KEYS = 128  # of one tile, a multiple of the columns of every register tile; logits of a block stay in the L1 cache
+QUERIES = 480  # of one task, whole blocks: what is copied of keys and values serves them all
+BLOCK = 24  # queries whose logits exist at once, whole register tiles
+KEYS = 128  # of one tile, whole panels; with BLOCK, logits take three eighths of the L1 cache
+assert QUERIES % BLOCK == 0 and 8 * 4 * BLOCK * KEYS == 3 * L1
 SQUARE = 8  # rows and columns that are transposed at once
 LEAST = float(np.finfo("float32").min)
 # 2^r for |r| <= 1/2, minimax in relative error but for the first coefficient: within 1.5e-7 before rounding
 EXP2 = (1.0, 0.693146944, 0.240221202, 0.0555071309, 0.00967554096, 0.00132764725)
-
-
-def naive(q, k, v, q_offsets, k_offsets, scale=None, q_order=None, k_order=None):
-    """Oracle, in float64. q [Nq, H, D], k, v [Nk, H, D], offsets int [B + 1], orders int [Nq], [Mk] -> [Nq, H, D]."""
-    out = np.zeros(q.shape)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    q_order = np.arange(len(q)) if q_order is None else q_order
-    k_order = np.arange(len(k)) if k_order is None else k_order
-    for b in range(len(q_offsets) - 1):
-        rows, keys = q_order[q_offsets[b] : q_offsets[b + 1]], k_order[k_offsets[b] : k_offsets[b + 1]]
-        if len(keys):
-            logits = np.einsum("ihd,jhd->hij", q[rows].astype(np.float64), k[keys].astype(np.float64)) * scale
-            weights = np.exp(logits - logits.max(-1, keepdims=True))
-            weights /= weights.sum(-1, keepdims=True)
-            out[rows] = np.einsum("hij,jhd->ihd", weights, v[keys].astype(np.float64))
-    return out
 
 
 def exp2(x):
@@ -105,67 +89,19 @@ def fold(vector, lanes: int, combine):
         fold_half(vector, lanes, combine)
 
 
-def check_rows(argument: str, order, count, rows):
-    """Emit: raise for the first of the `count` entries of `order` that is not in 0 .. rows - 1."""
-
-    @inline
-    def check(order, count, rows):
-        lowest = T.alloc_buffer((1,), "int32")
-        highest = T.alloc_buffer((1,), "int32")
-        lowest[0] = T.int32(0)
-        highest[0] = T.int32(-1)
-        for i in range(count):
-            lowest[0] = T.min(lowest[0], order[i])
-            highest[0] = T.max(highest[0], order[i])
-        if T.Or(lowest[0] < 0, T.Cast("int64", highest[0]) >= rows):
-            for i in range(count):
-                if T.Or(order[i] < 0, T.Cast("int64", order[i]) >= rows):
-                    T.evaluate(T.call_packed(RAISE_ROW, argument, i, order[i], rows))
-
-    check(order, count, rows)
-
-
-def check_repeats(argument: str, order, rows):
-    """Emit: raise for the first of the `rows` entries of `order`, all in 0 .. rows - 1, that repeats an earlier one."""
-
-    @inline
-    def check(order, rows):
-        seen = T.alloc_buffer((rows,), "bool")
-        for i in range(rows):
-            seen[i] = False
-        for i in range(rows):
-            if seen[T.Cast("int64", order[i])]:
-                T.evaluate(T.call_packed(RAISE_REPEATED_ROW, argument, i, order[i]))
-            seen[T.Cast("int64", order[i])] = True
-
-    check(order, rows)
-
-
 @cache
-def attention(
-    heads: int,
-    depth: int,
-    isa: Isa,
-    dtype: str = "float32",
-    scale: float | None = None,
-    has_q_order: bool = False,
-    has_k_order: bool = False,
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (q, k, v, q_offsets, k_offsets, [q_order,] [k_order,] out).
-
-    q, out `dtype` [Nq, H, D]; k, v `dtype` [Nk, H, D]; q_offsets, k_offsets int32 [B + 1], ascending from 0 to Nq and
-    Mk, or ValueError. q_order int32 [Nq]: the queries of segment b are the rows q_order[q_offsets[b] : q_offsets[b + 1]];
-    likewise its keys by k_order int32 [Mk]; without it Mk = Nk. Rows out of range, or a row of q that stands there twice,
-    are a ValueError. Queries of a segment without keys get 0.
-    """
+def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `Attention`."""
+    heads, depth, dtype, has_q_order, has_k_order = spec.heads, spec.depth, spec.dtype, spec.has_q_order, spec.has_k_order
     micro = RegisterTile(isa, depth, KEYS, dtype)
     rows, cols, lanes, steps = micro.tile.rows, micro.tile.cols, micro.tile.lanes, micro.steps
     pair = 2 if micro.dot else 1  # products of one step
+    assert BLOCK % rows == 0 and KEYS % cols == 0 and KEYS % SQUARE == 0, "blocks and tiles of keys are whole register tiles"
     packed = micro.weight_dtype  # of the operands of both products
     last_vectors = -(-(depth % cols) // lanes)  # of the last panel of channels, where it is not a whole one
     channels = depth // cols * cols + last_vectors * lanes  # the depth in whole vectors
     key_block = max(lanes, SQUARE)
-    factor = LOG2_E * (depth**-0.5 if scale is None else scale)  # softmax in powers of two
+    factor = LOG2_E * (max(depth, 1) ** -0.5 if spec.scale is None else spec.scale)  # softmax in powers of two
 
     def q_row(q_order, position):
         """The row of q at a position, int64."""
@@ -239,23 +175,22 @@ def attention(
             for column in range(depth % cols, last_vectors * lanes):
                 values[0, depth // cols, step, column] = T.Cast(packed, 0)
 
+    def logit(product, key, num_keys):
+        """A logit in powers of two; a Select, as an if_then_else would become a branch for each lane."""
+        return T.Select(key < num_keys, product * T.float32(factor), T.float32(LEAST))
+
     @inline
     def find_panel(columns, panel, queries, first, count, keys, num_keys, logits):
         """logits of `columns` keys; past the last key they are the least number"""
         for group in range(count // rows):
-            acc = T.alloc_buffer((rows, columns), "float32")  # registers
-            for r in T.unroll(rows):
-                for column in T.vectorized(columns):
-                    acc[r, column] = T.float32(0)
-            micro.multiply_packed(acc, rows, columns, queries, first + group * rows, keys, panel, 0, steps)
-            for r in T.unroll(rows):
-                for vector in T.unroll(columns // lanes):
-                    for lane in T.vectorized(lanes):
-                        logits[group * rows + r, panel * cols + vector * lanes + lane] = T.if_then_else(
-                            panel * cols + vector * lanes + lane < num_keys,
-                            acc[r, vector * lanes + lane] * T.float32(factor),
-                            T.float32(LEAST),
-                        )
+            acc = micro.accumulators(rows, columns)
+            acc.load(lambda r, column: T.float32(0))
+            micro.multiply_packed(acc, queries, first + group * rows, keys, panel, 0, steps)
+            acc.store(
+                lambda value, r, column: T.buffer_store(
+                    logits, logit(value, panel * cols + column, num_keys), [group * rows + r, panel * cols + column]
+                )
+            )
 
     def find_logits(queries, first, count, keys, num_keys, logits):
         """Emit: logits[i, j] = factor * queries[first + i, :] . keys[:, j], of the last panel as many vectors as have keys"""
@@ -302,18 +237,11 @@ def attention(
     def add_panel(columns, panel, weights, first, count, values, num_keys, decay, sums):
         """sums[first + i, :] = sums[first + i, :] * decay[i] + weights[i, :] @ values, `columns` channels"""
         for group in range(count // rows):
-            acc = T.alloc_buffer((rows, columns), "float32")  # registers
-            for r in T.unroll(rows):
-                for vector in T.unroll(columns // lanes):
-                    for lane in T.vectorized(lanes):
-                        acc[r, vector * lanes + lane] = (
-                            sums[first + group * rows + r, panel * cols + vector * lanes + lane] * decay[group * rows + r]
-                        )
-            micro.multiply_packed(acc, rows, columns, weights, group * rows, values, panel, 0, (num_keys + pair - 1) // pair)
-            for r in T.unroll(rows):
-                for vector in T.unroll(columns // lanes):
-                    for lane in T.vectorized(lanes):
-                        sums[first + group * rows + r, panel * cols + vector * lanes + lane] = acc[r, vector * lanes + lane]
+            row: T.let = first + group * rows
+            acc = micro.accumulators(rows, columns)
+            acc.load(lambda r, column: sums[row + r, panel * cols + column] * decay[group * rows + r])
+            micro.multiply_packed(acc, weights, group * rows, values, panel, 0, (num_keys + pair - 1) // pair)
+            acc.store(lambda value, r, column: T.buffer_store(sums, value, [row + r, panel * cols + column]))
 
     def add_values(*args):
         """Emit: `add_panel` for all channels."""
@@ -398,7 +326,7 @@ def attention(
         tile_rows = T.alloc_buffer((nq // QUERIES + batch,), "int64")
         tile_batch = T.alloc_buffer((nq // QUERIES + batch,), "int64")
         cut(q_offsets, batch - 1, QUERIES, tiles, tile_first, tile_rows, tile_batch)
-        for task in T.parallel(tiles[0] * heads):
+        for task in T.parallel(tiles[0] * heads if depth > 0 else T.int64(0)):  # without channels there is nothing to write
             T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)  # neighbouring tasks cost alike: deal them out
             # all tiles of one segment and head, then the next head: its keys and values stay in cache
             b: T.let = tile_batch[task // heads]

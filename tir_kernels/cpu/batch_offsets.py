@@ -1,34 +1,16 @@
-"""Where the rows of each batch element start: `offsets[b]` = number of rows whose batch index is below b."""
+"""Where the rows of each batch element start, and chunks that start with their batch element."""
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..guards import RAISE_OFFSETS, RAISE_ORDER, RAISE_RANGE
+from ..guards import RAISE_ORDER, RAISE_RANGE
 from ..script import inline
-
-
-def naive(coords, batch: int):
-    """Oracle. coords int32 [N, 4] with ascending batch indices -> int32 [batch + 1]."""
-    return np.searchsorted(coords[:, 0], np.arange(batch + 1)).astype("int32")
-
-
-def check_offsets(argument: str, offsets, batch, rows):
-    """Emit: raise unless offsets [batch + 1] ascend from 0 to `rows`; `argument` names them in the message."""
-
-    @inline
-    def check(offsets, batch, rows):
-        if T.Or(offsets[0] != 0, T.Cast("int64", offsets[batch]) != rows):
-            T.evaluate(T.call_packed(RAISE_OFFSETS, argument, T.int64(0), offsets[0], offsets[batch], rows))
-        for b in range(batch):
-            if offsets[b + 1] < offsets[b]:
-                T.evaluate(T.call_packed(RAISE_OFFSETS, argument, b + 1, offsets[b], offsets[b + 1], rows))
-
-    check(offsets, batch, rows)
+from ..spec.batch_offsets import BatchOffsets
+from .isa import Isa
 
 
 @inline
@@ -50,11 +32,8 @@ def cut(offsets, batch, size, chunks, chunk_first, chunk_rows, chunk_batch):
 
 
 @cache
-def batch_offsets() -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], offsets int32 [batch + 1]), for any batch.
-
-    Raises ValueError for the first row whose batch index is below that of the row before, or not in 0 .. batch - 1.
-    """
+def batch_offsets(spec: BatchOffsets, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `BatchOffsets`."""
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, offsets_: T.handle):

@@ -1,41 +1,28 @@
-"""Layer normalisation over the channels of dense tensors in torch's layout, channels before the spatial axes.
+"""Layer normalisation over the channels of dense tensors.
 
-    out[b, :, s] = act((x[b, :, s] - mean) / sqrt(variance + eps) * weight + bias)
-
-where mean and variance are those of the C channels at site s, in two passes, float32. A task takes a few neighbouring sites:
-it copies their channels, which lie far apart, side by side into cache and works from there, with the sites as vector lanes.
+Mean and variance are taken in two passes. A task takes a few neighbouring sites: it copies their channels, which lie far
+apart, side by side into cache and works from there, with the sites as vector lanes.
 """
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from .layer_norm import naive as naive_rows
-from .vector_math import ACTIVATIONS
+from ..spec.channel_layer_norm import ChannelLayerNorm
+from .isa import Isa
+from .vector_math import EMIT
 
 COPY = 32768  # elements that a task copies, if that leaves it 64 to 512 sites
 
 
-def naive(x, weight, bias, eps=1e-5, activation="none"):
-    """Oracle, in float64. x [B, C, *spatial], weight, bias [C] -> [B, C, *spatial]."""
-    last = np.moveaxis(x, 1, -1)
-    out = naive_rows(last.reshape(-1, x.shape[1]), weight, bias, eps=eps, activation=activation)
-    return np.moveaxis(out.reshape(last.shape), -1, 1)
-
-
 @cache
-def channel_layer_norm(
-    channels: int, rank: int, dtype: str = "float32", eps: float = 1e-5, activation: str = "none"
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, weight, bias, out).
-
-    x, out `dtype` [B, C, *spatial] of `rank` >= 2 dimensions, of any size but for the channels; weight, bias float32 [C].
-    """
-    act = ACTIVATIONS[activation].emit
+def channel_layer_norm(spec: ChannelLayerNorm, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `ChannelLayerNorm`."""
+    channels, rank, dtype, eps = spec.channels, spec.rank, spec.dtype, spec.eps
+    act = EMIT[spec.activation]
     width = max(64, min(512, COPY // max(channels, 1) // 64 * 64))  # sites of one task
     batch, *spatial = (tvm.tirx.Var(name, "int64") for name in ("b", *(f"n{axis}" for axis in range(rank - 2))))
     sites = tvm.tirx.IntImm("int64", 1)

@@ -1,97 +1,75 @@
 """Dense convolution in three dimensions as an implicit matrix product.
 
-    out[b, o, p] = act(bias[o] + residual[b, o, p] + sum over channels c, taps t of
-                       weight[o, c, t] * x[b, c, stride * p + dilation * t - padding]),   x zero outside
-
 The product is transposed: vector lanes are output voxels p, in their order in memory, and the scalars are weights. So the
 layout of torch, channels before voxels, is read and written as it is, and the sum runs over (c, t) as the weight lies: few
 channels with many taps fill the register tile as well as many with one.
 
 A task is a block of voxels and a range of output channels. It takes the sum in blocks; of each it copies the terms of one
 panel of voxels next to each other, which then stay in the L1 cache while the weights of all channels pass over them. Sums
-wait in float32 scratch for the next block. Blocks do not depend on threads, so the bits do not either.
+wait in float32 scratch for the next block: bias and residual first, then the terms in order. Blocks do not depend on threads,
+so the bits do not either.
 """
 
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..guards import RAISE_KERNEL_SIZE
+from ..layout import WeightLayout
 from ..script import drop_parameters, inline
+from ..spec.conv3d import Conv3d
+from .caches import L1
+from .guards import check_size
 from .isa import Isa, kernel_name
-from .kernel_map import Geometry
 from .register_tile import RegisterTile
-from .vector_math import ACTIVATIONS
+from .vector_math import EMIT
 
-VOXELS = 128  # of one task, a multiple of every tile's columns: each block of weights is fetched once for all of them
+VOXELS = 128  # of one task, whole panels: each block of weights is fetched once for all of them
 CHANNELS = 512  # of one task, about: enough to pay for packing the voxels
 SLICE = 128  # channels, about, that take turns on a panel: one block of their weights stays in the L2 cache
-PANEL_BYTES = 20 * 1024  # the terms of one panel of voxels: half of a common L1 cache
-
-
-def naive(x, weight, bias=None, residual=None, stride=(1, 1, 1), padding=(0, 0, 0), dilation=(1, 1, 1), activation="none"):
-    """Oracle, in float64. x [B, Cin, D, H, W], weight [Cout, Cin, kd, kh, kw], bias [Cout] -> [B, Cout, D', H', W']."""
-    x = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *((p, p) for p in padding)])
-    size = out_size(x.shape[2:], Geometry(weight.shape[2:], stride, (0, 0, 0), dilation))
-    out = np.zeros((len(x), len(weight), *size))
-    for tap in np.ndindex(*weight.shape[2:]):
-        first = np.multiply(dilation, tap)
-        places = tuple(slice(f, f + s * n, s) for f, s, n in zip(first, stride, size, strict=True))
-        one = weight[(..., *tap)].astype(np.float64)
-        out += np.einsum("bcxyz,oc->boxyz", x[(..., *places)], one, optimize=True)
-    if bias is not None:
-        out += bias.astype(np.float64)[:, None, None, None]
-    if residual is not None:
-        out += residual.astype(np.float64)
-    return ACTIVATIONS[activation].naive(out)
-
-
-def reach(geometry: Geometry) -> tuple[int, ...]:
-    """How many voxels the kernel covers along each axis."""
-    return tuple(step * (k - 1) + 1 for k, step in zip(geometry.kernel, geometry.dilation, strict=True))
-
-
-def out_size(size, geometry: Geometry) -> tuple:
-    """(D', H', W') of an input of `size` (D, H, W), ints or TIR expressions; below 1 where the kernel does not fit in."""
-    axes = zip(size, geometry.padding, reach(geometry), geometry.stride, strict=True)
-    return tuple((n + 2 * pad - covered) // step + 1 for n, pad, covered, step in axes)
-
-
-def check_size(size, geometry: Geometry):
-    """Emit: raise for the first axis along which the kernel is larger than the padded input, whose size is given."""
-    for axis, (given, covered) in enumerate(zip(size, reach(geometry), strict=True)):
-        with T.If(given < covered), T.Then():
-            T.evaluate(T.call_packed(RAISE_KERNEL_SIZE, axis + 2, given, covered))
+PANEL_BYTES = 5 * L1 // 8  # the terms of one panel of voxels
 
 
 def blocking(cin: int, taps: int, isa: Isa, dtype: str) -> tuple[RegisterTile, int]:
     """The register tile over one block of the cin * taps terms of a sum, and the number of blocks."""
     micro = RegisterTile(isa, 2, VOXELS, dtype)
     longest = PANEL_BYTES // (4 * micro.tile.cols) * (2 if micro.dot else 1)
-    blocks = -(-cin * taps // longest)
-    depth = -(-cin * taps // blocks)
+    assert VOXELS % micro.tile.cols == 0, "a task is whole panels"
+    terms = max(1, cin * taps)  # without channels, one that is zero: the bias is due all the same
+    blocks = -(-terms // longest)
+    depth = -(-terms // blocks)
     return RegisterTile(isa, depth + depth % 2, VOXELS, dtype), blocks
 
 
-def packed_shape(shape: tuple[int, ...], isa: Isa, dtype: str) -> tuple[tuple[int, int], str]:
-    """Shape and dtype of what `pack_filters` makes."""
-    cout, cin, *kernel = shape
-    micro, blocks = blocking(cin, prod(kernel), isa, dtype)
-    return (blocks * cout, micro.depth), "bfloat16" if micro.dot else "float32"
+def shared(spec: Conv3d, isa: Isa) -> Conv3d:
+    """One kernel serves all sizes."""
+    return replace(spec, size_out=(None, None, None))
+
+
+def weight_layout(spec: Conv3d, isa: Isa) -> WeightLayout:
+    """[blocks * Cout, depth]: one block of all sums after another, zero past the last term.
+
+    bfloat16 where activations are and the CPU has the dot instruction, else float32.
+    """
+    micro, blocks = blocking(spec.cin, spec.geometry.taps, isa, spec.dtype)
+    shape, dtype = (blocks * spec.cout, micro.depth), "bfloat16" if micro.dot else "float32"
+    weight_shape = (spec.cout, spec.cin, *spec.geometry.kernel)
+
+    def unpack(packed):
+        rows = packed.astype("float32").reshape(blocks, spec.cout, micro.depth).transpose(1, 0, 2)
+        rows = rows.reshape(spec.cout, blocks * micro.depth)
+        return rows[:, : prod(weight_shape[1:])].reshape(weight_shape)
+
+    return WeightLayout(shape, dtype, pack_filters(weight_shape, *shape, spec.dtype, dtype), unpack)
 
 
 @cache
-def pack_filters(shape: tuple[int, ...], isa: Isa, dtype: str) -> tvm.tirx.PrimFunc:
-    """PrimFunc (weight `dtype` [Cout, Cin, kd, kh, kw], packed [blocks * Cout, depth]): one block of all sums after another.
-
-    packed is bfloat16 where activations are and the CPU has the dot instruction, else float32, and zero past the last term.
-    """
-    (rows, depth), packed_dtype = packed_shape(shape, isa, dtype)
+def pack_filters(shape: tuple[int, ...], rows: int, depth: int, dtype: str, packed_dtype: str) -> tvm.tirx.PrimFunc:
+    """PrimFunc (weight `dtype` [Cout, Cin, kd, kh, kw], packed `packed_dtype` [rows, depth]), see `weight_layout`."""
     cout, terms = shape[0], prod(shape[1:])
 
     @script.prim_func(s_tir=True)
@@ -110,22 +88,23 @@ def pack_filters(shape: tuple[int, ...], isa: Isa, dtype: str) -> tvm.tirx.PrimF
     return kernel
 
 
-@cache
-def conv3d(
-    cin: int,
-    cout: int,
-    geometry: Geometry,
-    isa: Isa,
-    dtype: str = "float32",
-    has_residual: bool = False,
-    activation: str = "none",
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, weight, bias, [residual,] out), for any batch B and size D, H, W.
+@dataclass(frozen=True)
+class Operands:
+    """The buffers of a convolution; a residual that it lacks is never read."""
 
-    x `dtype` [B, Cin, D, H, W]; weight as `pack_filters` makes it; bias float32 [Cout]; residual, out `dtype`
-    [B, Cout, D', H', W']. Sums are float32 whatever the storage type: bias and residual first, then the terms in order.
-    Raises ValueError when the kernel is larger than the padded input.
-    """
+    x: tvm.tirx.Buffer  # [elements], padded
+    where: tvm.tirx.Buffer  # [Cin * taps]: the distance of a term from the first one
+    place: tvm.tirx.Buffer  # [voxels]: where their first terms lie
+    weight: tvm.tirx.Buffer  # [blocks * Cout, depth]
+    bias: tvm.tirx.Buffer  # [Cout]
+    residual: tvm.tirx.Buffer  # [B, Cout, voxels]
+    out: tvm.tirx.Buffer  # [B, Cout, voxels]
+
+
+@cache
+def conv3d(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `Conv3d`."""
+    cin, cout, geometry, dtype, has_residual = spec.cin, spec.cout, spec.geometry, spec.dtype, spec.has_residual
     taps = geometry.taps
     micro, blocks = blocking(cin, taps, isa, dtype)
     terms, depth, steps = cin * taps, micro.depth, micro.steps
@@ -142,7 +121,7 @@ def conv3d(
     stride_d, stride_h, stride_w = geometry.stride
     _, kernel_h, kernel_w = geometry.kernel
     stored = "uint16" if micro.dot else dtype  # how x is read: TVM does not vectorize what makes integers of bfloat16
-    act = ACTIVATIONS[activation].emit
+    act = EMIT[spec.activation]
 
     def first_row(tile):
         """The output channel at which a tile begins."""
@@ -236,18 +215,16 @@ def conv3d(
     @inline
     def add_product(rows, row, block, channel, panel, weight, packed, sums):
         """sums[row : row + rows, panel] += weight @ packed over one block of the terms"""
-        acc = T.alloc_buffer((rows, cols), "float32")  # registers
-        target = T.alloc_buffer((rows,), "int64")
+        acc = micro.accumulators(rows, cols)
         source = T.alloc_buffer((rows,), "int64")
         for r in T.unroll(rows):
-            target[r] = row + r
             source[r] = block * cout + channel + row + r
-        micro.load(acc, rows, cols, target, panel * cols, lambda r, v: sums[r, v])
-        micro.multiply(acc, rows, cols, weight, source, packed, 0, panel)
-        micro.store(acc, rows, cols, sums, target, panel * cols, lambda value, r, v: value)
+        acc.load(lambda r, voxel: sums[row + r, panel * cols + voxel])
+        micro.multiply(acc, weight, source, packed, 0, panel)
+        acc.store(lambda value, r, voxel: T.buffer_store(sums, value, [row + r, panel * cols + voxel]))
 
     @inline
-    def convolve_block(x, base, where, place, weight, bias, residual, out, b, first, count, first_tile, num_tiles):
+    def convolve_block(o, base, b, first, count, first_tile, num_tiles):
         sums = T.alloc_buffer((chunk_rows, VOXELS), "float32")  # [channels, voxels] of the task
         packed = T.alloc_buffer((1, VOXELS // cols, steps, cols), micro.weight_dtype)
         channel: T.let = first_row(first_tile)
@@ -255,14 +232,14 @@ def conv3d(
         for r in range(channels):
             for i in range(count):
                 sums[r, i] = (
-                    bias[channel + r] + T.Cast("float32", residual[b, channel + r, first + i])
+                    o.bias[channel + r] + T.Cast("float32", o.residual[b, channel + r, first + i])
                     if has_residual
-                    else bias[channel + r]
+                    else o.bias[channel + r]
                 )
         panels: T.let = (count + cols - 1) // cols
         for block in range(T.int64(blocks)):
             for panel in range(panels):
-                pack(x, base, where, block * depth, place, first, panel, count, packed)
+                pack(o.x, base, o.where, block * depth, o.place, first, panel, count, packed)
             for part in range((num_tiles + slice_tiles - 1) // slice_tiles):
                 for panel in range(panels):
                     for t in range(T.min(T.int64(slice_tiles), num_tiles - part * slice_tiles)):
@@ -270,14 +247,14 @@ def conv3d(
                         row: T.let = first_row(tile) - channel
                         if higher > 0:
                             if tile < higher:
-                                add_product(height + 1, row, block, channel, panel, weight, packed, sums)
+                                add_product(height + 1, row, block, channel, panel, o.weight, packed, sums)
                             else:
-                                add_product(height, row, block, channel, panel, weight, packed, sums)
+                                add_product(height, row, block, channel, panel, o.weight, packed, sums)
                         else:
-                            add_product(height, row, block, channel, panel, weight, packed, sums)
+                            add_product(height, row, block, channel, panel, o.weight, packed, sums)
         for r in range(channels):
             for i in range(count):
-                out[b, channel + r, first + i] = T.Cast(dtype, act(sums[r, i]))
+                o.out[b, channel + r, first + i] = T.Cast(dtype, act(sums[r, i]))
 
     @inline
     def convolve(x, weight, bias, residual, out, batch, size, out_size):
@@ -298,7 +275,7 @@ def conv3d(
             count: T.let = T.min(T.int64(VOXELS), voxels - first)
             base: T.let = b * cin * size[0] * size[1] * size[2]
             num_tiles: T.let = T.min(T.int64(chunk_tiles), tiles - first_tile)
-            convolve_block(x, base, where, place, weight, bias, residual, out, b, first, count, first_tile, num_tiles)
+            convolve_block(Operands(x, where, place, weight, bias, residual, out), base, b, first, count, first_tile, num_tiles)
 
     batch = tvm.tirx.Var("batch", "int64")
     size, size_out = ([tvm.tirx.Var(f"{name}{axis}", "int64") for axis in "dhw"] for name in ("", "out_"))
@@ -313,10 +290,10 @@ def conv3d(
         weight = match_buffer(weight_, (blocks * cout, depth), "bfloat16" if micro.dot else "float32")
         bias = match_buffer(bias_, (cout,), "float32")
         out = match_buffer(out_, (batch, cout, *size_out), dtype)
-        residual = match_buffer(residual_, (batch, cout, *size_out), dtype) if has_residual else out  # unused
+        residual = match_buffer(residual_, (batch, cout, *size_out), dtype)
         check_size(size_padded, geometry)
         flat = T.decl_buffer((elements,), stored, data=x.data)
-        flat_residual = T.decl_buffer(flat_shape, dtype, data=residual.data)
+        flat_residual = T.decl_buffer(flat_shape, dtype, data=(residual if has_residual else out).data)
         flat_out = T.decl_buffer(flat_shape, dtype, data=out.data)
         if any(geometry.padding):
             padded = T.alloc_buffer((elements_padded,), stored)
@@ -325,4 +302,4 @@ def conv3d(
         else:
             convolve(flat, weight, bias, flat_residual, flat_out, batch, size, size_out)
 
-    return kernel if has_residual else drop_parameters(kernel, "residual_")
+    return kernel if has_residual else drop_parameters(kernel, "residual")

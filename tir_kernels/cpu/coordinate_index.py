@@ -4,7 +4,7 @@ Both hold the same thing, so everything built from them is equal bit for bit. `p
 chooses; `build_index` fills; kernels that look rows up inline `find`. An index is three arrays:
 
     plan   int64 [PLAN_SIZE]  method, origin and extent of the bounding box (see the constants below)
-    slots  int32 [S]          rows, or -1, of the cells of a grid; of the buckets of a hash, S = 4 T places
+    slots  int32 [S]          rows, or -1, of the cells of a grid and of SPARE more; of the buckets of a hash, S = 4 T places
     keys   int64 [T]          hash: key of each bucket, or -1 where it is free; grid: unused, T = 1
 
 The key of a coordinate has 63 bits: 12 of batch, then 17 for each of x, y, z, biased by 2^16. Batch indices run from 0 to
@@ -13,38 +13,48 @@ formed without a check and never wraps into another axis. Four voxels that follo
 by its key without the last two bits, so that the taps of one (x, y) column meet one or two buckets.
 """
 
+from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
-from ..buffers import match_buffer
-from ..guards import RAISE_DUPLICATE, RAISE_RANGE
+from ..bounds import LinearBound, with_bounds
+from ..buffers import match_buffer, named
+from ..guards import RAISE_DUPLICATE, RAISE_GRID
 from ..script import inline
-
-BATCH_LIMIT = 4096
-COORDINATE_LIMIT = 32768
-DEFAULT_LOW = (0, -COORDINATE_LIMIT, -COORDINATE_LIMIT, -COORDINATE_LIMIT)
-DEFAULT_HIGH = (BATCH_LIMIT - 1, COORDINATE_LIMIT - 1, COORDINATE_LIMIT - 1, COORDINATE_LIMIT - 1)
+from ..spec.coordinate_index import (
+    GRID,
+    HASH,
+    PLAN_EXTENT,
+    PLAN_METHOD,
+    PLAN_ORIGIN,
+    PLAN_ROWS,
+    PLAN_SIZE,
+    BuildIndex,
+    Lookup,
+    PlanIndex,
+)
+from .guards import check_range, extremes
+from .isa import Isa
 
 FILL_CHUNK = 16384
 ROW_CHUNK = 4096  # rows that one task checks or inserts
+OWN_CHUNK = 512  # rows of which a task knows whether any may be its own, see `Parts`
+PARTS_MOST = 16
+PART_UNIT = 16  # int32 cells of a cache line
+SPARE = PARTS_MOST * PART_UNIT  # cells at the end of a grid, see `Parts`
 
-METHODS = ("auto", "grid", "hash")
-GRID, HASH = 0, 1
 
-PLAN_SIZE = 16
-PLAN_METHOD = 0
-PLAN_ORIGIN = 1  # 4 entries: lowest batch, x, y, z of the padded box
-PLAN_EXTENT = 5  # 4 entries: cells of the padded box along each
-PLAN_ROWS = 9  # rows of the coordinates
-
-# A grid costs 4 bytes a cell to clear, a hash some 13 slow probes a voxel: the grid wins up to hundreds of cells a voxel.
-GRID_CELLS_PER_ROW = 128
-GRID_CELLS_FREE = 1 << 16
-GRID_CELLS_MOST = 1 << 30
+# A grid takes 4 bytes a cell, and the time to clear them; a hash 48 bytes a row, and some slow probes. Index and map of a 3^3
+# convolution, 2,000 to 130,000 voxels, measured on one and two threads of an Ice Lake server: the grid is 2.6 to 14 times as
+# fast at 8 to 32 cells a voxel, 1.6 to 3.3 times at 64, 1.1 to 2.7 times at 128, and mostly slower at 256. It ends at 64, where
+# it takes 256 bytes a voxel, about what the pairs of such a map take (216): twice the memory would gain little or nothing.
+GRID_CELLS_PER_ROW = 64
+GRID_CELLS_PER_SITE = 24  # of output sites that may be: at most twice the bytes of a hash, which has room for all of them
+GRID_CELLS_FREE = 1 << 16  # always granted: 256 KiB, cleared in some ten microseconds
+GRID_CELLS_MOST = 1 << 28  # of any grid, also where one is asked for: 1 GiB
 
 KEY_BITS = 17
 KEY_BIAS = 1 << 16
@@ -53,16 +63,16 @@ BUCKET = 1 << BUCKET_BITS
 HASH_FACTOR = 0x27BB2EE687B0B0FD  # odd, about 2^62 / golden ratio (Knuth, TAOCP 6.4); TIR constants end at 2^63
 
 
-def naive(coords, queries):
-    """Oracle. coords [N, 4], queries [M, 4] -> int32 [M]: the row of `coords` that equals each query, or -1."""
-    rows = {tuple(coordinate): row for row, coordinate in enumerate(np.asarray(coords).tolist())}
-    return np.array([rows.get(tuple(query), -1) for query in np.asarray(queries).tolist()], "int32").reshape(-1)
+def coordinate(coords, row):
+    """(batch, x, y, z) of a row of coords [N, 4], as TIR expressions."""
+    return tuple(coords[row, axis] for axis in range(4))
 
 
-def key_of(batch, x, y, z):
+def key_of(coordinate):
     """The 63-bit key of a coordinate, from TIR expressions of any integer type."""
+    batch, *rest = coordinate
     key = T.Cast("int64", batch)
-    for value in (x, y, z):
+    for value in rest:
         key = (key << KEY_BITS) | (T.Cast("int64", value) + KEY_BIAS)
     return key
 
@@ -73,107 +83,214 @@ def home_bucket(bucket_key, buckets):
     return T.Cast("int64", (hashed * T.Cast("uint64", buckets)) >> T.uint64(32))
 
 
-def cell_of(plan, batch, x, y, z):
-    """The grid cell of a coordinate inside the padded box, from TIR expressions."""
-    cell = T.Cast("int64", batch) - plan[PLAN_ORIGIN]
-    for axis, value in enumerate((x, y, z), start=1):
-        cell = cell * plan[PLAN_EXTENT + axis] + (T.Cast("int64", value) - plan[PLAN_ORIGIN + axis])
-    return cell
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Method and bounding box of an index. `entries`: the buffer int64 [PLAN_SIZE]."""
+
+    entries: object
+
+    @property
+    def method(self):
+        return self.entries[PLAN_METHOD]
+
+    @property
+    def rows(self):
+        return self.entries[PLAN_ROWS]
+
+    def origin(self, axis: int):
+        """The lowest batch, x, y or z of the padded box."""
+        return self.entries[PLAN_ORIGIN + axis]
+
+    def extent(self, axis: int):
+        """Cells of the padded box along an axis."""
+        return self.entries[PLAN_EXTENT + axis]
+
+    def cell_of(self, coordinate):
+        """The grid cell of a coordinate inside the padded box, a TIR expression."""
+        batch, *rest = coordinate
+        cell = T.Cast("int64", batch) - self.origin(0)
+        for axis, value in enumerate(rest, start=1):
+            cell = cell * self.extent(axis) + (T.Cast("int64", value) - self.origin(axis))
+        return cell
+
+    def contains(self, coordinate):
+        """Whether a coordinate lies in the padded box, a TIR expression: one unsigned comparison an axis."""
+        inside = T.bool(True)
+        for axis, value in enumerate(coordinate):
+            place = T.Cast("uint64", T.Cast("int64", value) - self.origin(axis))
+            inside = inside & (place < T.Cast("uint64", self.extent(axis)))
+        return inside
 
 
-def check_range(coords, rows, lowest, highest, low, high):
-    """Emit: raise for the first row of `coords` outside [low, high], if the extremes say that there is one."""
+@dataclass(frozen=True, eq=False)
+class HashTable:
+    """The buffers `slots` int32 [BUCKET * T] and `keys` int64 [T] of a hash, which has T buckets."""
+
+    slots: object
+    keys: object
+
+    @property
+    def buckets(self):
+        return self.keys.shape[0]
+
+    def place(self, bucket, key):
+        """The slot of `key` in its bucket."""
+        return bucket * BUCKET + (key & (BUCKET - 1))
 
     @inline
-    def check_column(column, low, high):
-        if T.And(rows > 0, T.Or(lowest[column] < low, highest[column] > high)):
-            for row in range(rows):
-                if T.Or(coords[row, column] < low, coords[row, column] > high):
-                    T.evaluate(
-                        T.call_packed(
-                            RAISE_RANGE,
-                            row,
-                            T.int32(column),
-                            coords[row, column],
-                            T.int32(low),
-                            T.int32(high),
-                        )
-                    )
+    def find_bucket(self, bucket_key, bucket):
+        """bucket[0] = the bucket of `bucket_key`, or the free one where it belongs."""
+        bucket[0] = home_bucket(bucket_key, self.buckets)
+        while T.And(self.keys[bucket[0]] != -1, self.keys[bucket[0]] != bucket_key):
+            bucket[0] = T.if_then_else(bucket[0] + 1 == self.buckets, T.int64(0), bucket[0] + 1)
 
-    for column in range(4):
-        check_column(column, low[column], high[column])
+    @inline
+    def insert(self, key, row, found):
+        """Insert (key, row) unless the key is there; found[0] is the row that the key has afterwards."""
+        bucket = T.alloc_buffer((1,), "int64")
+        self.find_bucket(key >> BUCKET_BITS, bucket)
+        self.keys[bucket[0]] = key >> BUCKET_BITS
+        found[0] = self.slots[self.place(bucket[0], key)]
+        if found[0] < 0:
+            self.slots[self.place(bucket[0], key)] = row
+            found[0] = row
+
+    @inline
+    def find(self, key, found):
+        """found[0] = row of `key`, or -1 (the places of a free bucket hold -1)."""
+        bucket = T.alloc_buffer((1,), "int64")
+        self.find_bucket(key >> BUCKET_BITS, bucket)
+        found[0] = self.slots[self.place(bucket[0], key)]
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """An index of either method: its plan, and `table`, of which a grid uses the slots only."""
+
+    plan: Plan
+    table: HashTable
+
+    @property
+    def slots(self):
+        return self.table.slots
+
+    @property
+    def num_slots(self):
+        return self.table.slots.shape[0]
+
+    @inline
+    def find(self, coordinate, found):
+        """found[0] = row of any coordinate, or -1."""
+        if self.plan.method == GRID:
+            found[0] = T.int32(-1)
+            if self.plan.contains(coordinate):
+                found[0] = self.slots[self.plan.cell_of(coordinate)]
+        else:
+            self.table.find(key_of(coordinate), found)
+
+
+def match_plan(plan):
+    """The `Plan` in a kernel's parameter, for `T.meta_var`."""
+    return Plan(named("plan", match_buffer(plan, (PLAN_SIZE,), "int64")))
+
+
+def match_index(plan, slots, keys):
+    """The `Index` in three of a kernel's parameters, for `T.meta_var`."""
+    num_slots, num_keys = tvm.tirx.Var("num_slots", "int64"), tvm.tirx.Var("num_keys", "int64")
+    table = HashTable(
+        named("slots", match_buffer(slots, (num_slots,), "int32")), named("keys", match_buffer(keys, (num_keys,), "int64"))
+    )
+    return Index(match_plan(plan), table)
+
+
+def grid_limit(rows, cells_per_row: int = GRID_CELLS_PER_ROW):
+    """The most cells that "auto" gives the grid of `rows` rows, a TIR expression."""
+    return T.min(rows * cells_per_row + GRID_CELLS_FREE, T.int64(GRID_CELLS_MOST))
+
+
+def grid_bound(method: str, entries_per_row: int = 1, cells_per_row: int = GRID_CELLS_PER_ROW) -> LinearBound:
+    """The most slots of a grid, with SPARE. `entries_per_row`: what is inserted for each row of the coordinates."""
+    if method == "grid":
+        return LinearBound(0, GRID_CELLS_MOST + SPARE)
+    return LinearBound(entries_per_row * cells_per_row, GRID_CELLS_FREE + SPARE, GRID_CELLS_MOST + SPARE)
+
+
+def index_bounds(method: str, entries_per_row: int = 1, cells_per_row: int = GRID_CELLS_PER_ROW) -> list[list[LinearBound]]:
+    """The most slots and keys of an index, whatever the coordinates; see `choose`."""
+    grid, one = grid_bound(method, entries_per_row, cells_per_row), LinearBound(0, 1)
+    slots, keys = LinearBound(2 * BUCKET * entries_per_row, BUCKET), LinearBound(2 * entries_per_row, 1)
+    return {"auto": [[grid, slots], [keys]], "grid": [[grid], [one]], "hash": [[slots], [keys]]}[method]
 
 
 @inline
-def extremes(coords, rows, lowest, highest):
-    """lowest, highest [4]: over all rows of coords [rows, 4]; of no rows, 0 and -1."""
-    for c in T.vectorized(4):
-        lowest[c] = T.if_then_else(rows > 0, T.int32(2147483647), T.int32(0))
-    for c in T.vectorized(4):
-        highest[c] = T.if_then_else(rows > 0, T.int32(-2147483648), T.int32(-1))
-    for row in range(rows):
-        for c in T.vectorized(4):
-            lowest[c] = T.min(lowest[c], coords[row, c])
-        for c in T.vectorized(4):
-            highest[c] = T.max(highest[c], coords[row, c])
+def count_cells(plan, cells, limit):
+    """cells[0] = cells of the box in `plan`, or -1 where there are more than `limit`."""
+    cells[0] = T.int64(1)
+    for axis in T.unroll(4):
+        if cells[0] >= 0:
+            cells[0] = cells[0] * plan.extent(axis)
+        if cells[0] > T.int64(GRID_CELLS_MOST):
+            cells[0] = T.int64(-1)  # stop multiplying: the product may pass 2^63
+    if cells[0] > limit:
+        cells[0] = T.int64(-1)
 
 
 @inline
-def choose(method, rows, plan, size):
+def check_grid(method, plan, cells):
+    """Raise where a grid is asked for and the box is too large; `method` is a Python string."""
+    if T.bool(method == "grid"):
+        if cells[0] < 0:
+            T.evaluate(
+                T.call_packed(
+                    RAISE_GRID,
+                    plan.extent(0),
+                    plan.extent(1),
+                    plan.extent(2),
+                    plan.extent(3),
+                    T.int64(GRID_CELLS_MOST),
+                )
+            )
+
+
+@inline
+def choose(method, rows, cells_per_row, plan, size):
     """Fill plan[PLAN_METHOD] and size [2] (slots, keys) from the box in `plan`; `method` is a Python string."""
     cells = T.alloc_buffer((1,), "int64")
-    fits = T.alloc_buffer((1,), "int64")
-    cells[0] = T.int64(1)
-    fits[0] = T.int64(1)
-    for axis in T.unroll(4):
-        if cells[0] * plan[PLAN_EXTENT + axis] > T.int64(GRID_CELLS_MOST):
-            fits[0] = T.int64(0)  # stop multiplying: the product may pass 2^63
-        if fits[0] == 1:
-            cells[0] = cells[0] * plan[PLAN_EXTENT + axis]
-    if T.bool(method == "auto"):
-        if cells[0] > rows * GRID_CELLS_PER_ROW + GRID_CELLS_FREE:
-            fits[0] = T.int64(0)
-    if T.bool(method == "hash"):
-        fits[0] = T.int64(0)
-    if fits[0] == 1:
-        plan[PLAN_METHOD] = T.int64(GRID)
-        size[0] = T.max(cells[0], T.int64(1))
+    count_cells(plan, cells, grid_limit(rows, cells_per_row) if method == "auto" else T.int64(GRID_CELLS_MOST))
+    check_grid(method, plan, cells)
+    if T.And(T.bool(method != "hash"), cells[0] >= 0):
+        plan.entries[PLAN_METHOD] = T.int64(GRID)
+        size[0] = cells[0] + SPARE
         size[1] = T.int64(1)
     else:
-        plan[PLAN_METHOD] = T.int64(HASH)
+        plan.entries[PLAN_METHOD] = T.int64(HASH)
         size[1] = rows * 2 + 1  # at most half of the buckets are taken, even if no two voxels share one
         size[0] = size[1] * BUCKET
 
 
 @cache
-def plan_index(
-    pad: tuple[int, int, int] = (0, 0, 0), method: str = "auto", low=DEFAULT_LOW, high=DEFAULT_HIGH
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [2]): checks the range and chooses the method.
-
-    `pad`: empty cells around the box along x, y, z, as far as unchecked probes will reach. `low`, `high`: the range of
-    batch, x, y, z. The kernel raises ValueError for the first row outside of it, and for `method="grid"` when the box has
-    more than 2^30 cells it falls back to the hash.
-    """
+def plan_index(spec: PlanIndex, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `PlanIndex`. ValueError for `method="grid"` when the box has more than GRID_CELLS_MOST cells."""
+    pad, method, low, high = spec.pad, spec.method, spec.low, spec.high
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "plan_index"})
         rows = T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        plan = T.meta_var(match_plan(plan_))
         size = match_buffer(size_, (2,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
         extremes(coords, rows, lowest, highest)
         check_range(coords, rows, lowest, highest, low, high)
         for entry in range(PLAN_SIZE):
-            plan[entry] = T.int64(0)
-        plan[PLAN_ROWS] = rows
+            plan.entries[entry] = T.int64(0)
+        plan.entries[PLAN_ROWS] = rows
         plan_box(plan, lowest, highest, pad)
-        choose(method, rows, plan, size)
+        choose(method, rows, GRID_CELLS_PER_ROW, plan, size)
 
-    return kernel
+    return with_bounds(kernel, size=index_bounds(method))
 
 
 def plan_box(plan, lowest, highest, pad):
@@ -181,59 +298,11 @@ def plan_box(plan, lowest, highest, pad):
 
     @inline
     def axis_box(axis, reach):
-        plan[PLAN_ORIGIN + axis] = T.Cast("int64", lowest[axis]) - reach
-        plan[PLAN_EXTENT + axis] = T.Cast("int64", highest[axis]) - T.Cast("int64", lowest[axis]) + 1 + 2 * reach
+        plan.entries[PLAN_ORIGIN + axis] = T.Cast("int64", lowest[axis]) - reach
+        plan.entries[PLAN_EXTENT + axis] = T.Cast("int64", highest[axis]) - T.Cast("int64", lowest[axis]) + 1 + 2 * reach
 
     for axis, reach in enumerate((0, *pad)):
         axis_box(axis, reach)
-
-
-@inline
-def find_bucket(keys, buckets, bucket_key, bucket):
-    """bucket[0] = the bucket of `bucket_key`, or the free one where it belongs."""
-    bucket[0] = home_bucket(bucket_key, buckets)
-    while T.And(keys[bucket[0]] != -1, keys[bucket[0]] != bucket_key):
-        bucket[0] = T.if_then_else(bucket[0] + 1 == buckets, T.int64(0), bucket[0] + 1)
-
-
-@inline
-def insert_key(keys, slots, buckets, key, row, found):
-    """Insert (key, row) into a hash unless the key is there; found[0] is the row that the key has afterwards."""
-    bucket = T.alloc_buffer((1,), "int64")
-    find_bucket(keys, buckets, key >> BUCKET_BITS, bucket)
-    keys[bucket[0]] = key >> BUCKET_BITS
-    found[0] = slots[bucket[0] * BUCKET + (key & (BUCKET - 1))]
-    if found[0] < 0:
-        slots[bucket[0] * BUCKET + (key & (BUCKET - 1))] = row
-        found[0] = row
-
-
-@inline
-def find_key(keys, slots, buckets, key, found):
-    """found[0] = row of `key` in a hash, or -1 (the places of a free bucket hold -1)."""
-    bucket = T.alloc_buffer((1,), "int64")
-    find_bucket(keys, buckets, key >> BUCKET_BITS, bucket)
-    found[0] = slots[bucket[0] * BUCKET + (key & (BUCKET - 1))]
-
-
-def in_box(plan, batch, x, y, z):
-    """Whether a coordinate lies in the padded box, from TIR expressions: one unsigned comparison an axis."""
-    inside = T.bool(True)
-    for axis, value in enumerate((batch, x, y, z)):
-        place = T.Cast("uint64", T.Cast("int64", value) - plan[PLAN_ORIGIN + axis])
-        inside = inside & (place < T.Cast("uint64", plan[PLAN_EXTENT + axis]))
-    return inside
-
-
-@inline
-def find(plan, slots, keys, buckets, batch, x, y, z, found):
-    """found[0] = row of any coordinate, in an index of either method, or -1."""
-    if plan[PLAN_METHOD] == GRID:
-        found[0] = T.int32(-1)
-        if in_box(plan, batch, x, y, z):
-            found[0] = slots[cell_of(plan, batch, x, y, z)]
-    else:
-        find_key(keys, slots, buckets, key_of(batch, x, y, z), found)
 
 
 @inline
@@ -244,60 +313,146 @@ def fill(buffer, size, value):
             buffer[chunk * FILL_CHUNK + i] = value
 
 
+@dataclass(frozen=True, eq=False)
+class RowCells:
+    """The cell of every row, and the buffers that say which chunks of OWN_CHUNK rows meet a part of the cells.
+
+    `cells` int32 [rows]; `lowest`, `highest` int32 [chunks]: the least and the greatest cell of the rows of a chunk.
+    """
+
+    cells: object
+    rows: object
+    lowest: object
+    highest: object
+
+    @inline
+    def note_extremes(self, chunk):
+        """lowest[chunk], highest[chunk]: of the cells of the chunk's rows."""
+        least = T.alloc_buffer((1,), "int32")
+        most = T.alloc_buffer((1,), "int32")
+        least[0] = T.int32(2147483647)
+        most[0] = T.int32(-1)
+        for i in range(T.min(T.int64(OWN_CHUNK), self.rows - chunk * OWN_CHUNK)):
+            least[0] = T.min(least[0], self.cells[chunk * OWN_CHUNK + i])
+            most[0] = T.max(most[0], self.cells[chunk * OWN_CHUNK + i])
+        self.lowest[chunk] = least[0]
+        self.highest[chunk] = most[0]
+
+    @inline
+    def number(self, cell_of_row):
+        """cells[row] = cell_of_row(row), a TIR expression; and the extremes of every chunk."""
+        for chunk in T.parallel((self.rows + OWN_CHUNK - 1) // OWN_CHUNK):
+            for i in range(T.min(T.int64(OWN_CHUNK), self.rows - chunk * OWN_CHUNK)):
+                self.cells[chunk * OWN_CHUNK + i] = T.Cast("int32", cell_of_row(chunk * OWN_CHUNK + i))
+            self.note_extremes(chunk)
+
+    @inline
+    def insert(self, target, part):
+        """target[cells[row]] = row, the last one, for all cells of a part of the buffer `target`."""
+        for chunk in range((self.rows + OWN_CHUNK - 1) // OWN_CHUNK):
+            if T.And(T.Cast("int64", self.lowest[chunk]) < part.end, T.Cast("int64", self.highest[chunk]) >= part.first):
+                for i in range(T.min(T.int64(OWN_CHUNK), self.rows - chunk * OWN_CHUNK)):
+                    # rows of other parts write too: no branch to mispredict
+                    cell: T.let = T.Cast("int64", self.cells[chunk * OWN_CHUNK + i])
+                    place: T.let = T.Select(T.And(cell >= part.first, cell < part.end), cell, part.spare)
+                    target[place] = T.Cast("int32", chunk * OWN_CHUNK + i)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Cells from `first` to `end` that one task owns, and its own cell `spare` outside of all parts: TIR expressions."""
+
+    first: object
+    end: object
+    spare: object
+
+    @property
+    def count(self):
+        return T.max(self.end - self.first, T.int64(0))
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """`size` cells in count[0] parts of each[0]: one for every thread, each of whole cache lines.
+
+    A part belongs to one task, which looks through all rows for those that meet it: no cell has two writers, whatever the
+    rows. What it finds in vain it writes to SPARE cells behind the last, of which every task has its own.
+    """
+
+    size: object
+    count: object
+    each: object
+
+    @inline
+    def split(self):
+        self.count[0] = T.min(T.Cast("int64", T.call_packed("runtime.NumThreads")), T.int64(PARTS_MOST))
+        self.each[0] = (self.size + self.count[0] * PART_UNIT - 1) // (self.count[0] * PART_UNIT) * PART_UNIT
+
+    def first(self, i):
+        """Where the part of task `i` begins."""
+        return i * self.each[0]
+
+    def part(self, i, first) -> Part:
+        """The part of task `i`, from `first` on."""
+        return Part(first, T.min(first + self.each[0], self.size), self.size + i * PART_UNIT)
+
+
 @inline
-def report_duplicate(coords, rows, plan, slots):
+def report_duplicate(coords, rows, index):
     """Raise for the first row of a grid that repeats an earlier one: insert again, one by one."""
     for row in range(rows):
-        slots[cell_of(plan, coords[row, 0], coords[row, 1], coords[row, 2], coords[row, 3])] = T.int32(-1)
+        index.slots[index.plan.cell_of(coordinate(coords, row))] = T.int32(-1)
     for row in range(rows):
-        cell: T.let = cell_of(plan, coords[row, 0], coords[row, 1], coords[row, 2], coords[row, 3])
-        if slots[cell] >= 0:
-            T.evaluate(T.call_packed(RAISE_DUPLICATE, row, slots[cell]))
-        slots[cell] = T.Cast("int32", row)
+        cell: T.let = index.plan.cell_of(coordinate(coords, row))
+        if index.slots[cell] >= 0:
+            T.evaluate(T.call_packed(RAISE_DUPLICATE, row, index.slots[cell]))
+        index.slots[cell] = T.Cast("int32", row)
 
 
 @cache
-def build_index() -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], plan, slots, keys): fills the index; ValueError for the first duplicate row."""
+def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `BuildIndex`."""
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "build_index"})
-        rows, num_slots, num_keys = T.int64(), T.int64(), T.int64()
+        rows = T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
-        slots = match_buffer(slots_, (num_slots,), "int32")
-        keys = match_buffer(keys_, (num_keys,), "int64")
-        fill(slots, num_slots, T.int32(-1))
-        if plan[PLAN_METHOD] == GRID:
-            clashes = T.alloc_buffer(((rows + ROW_CHUNK - 1) // ROW_CHUNK,), "int32")
-            for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
-                for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
-                    row: T.let = chunk * ROW_CHUNK + i
-                    cell: T.let = cell_of(plan, coords[row, 0], coords[row, 1], coords[row, 2], coords[row, 3])
-                    slots[cell] = T.Cast("int32", row)
-            for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):  # where two rows met, one no longer finds itself
-                clashes[chunk] = T.int32(0)
-                for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
-                    row: T.let = chunk * ROW_CHUNK + i
-                    cell: T.let = cell_of(plan, coords[row, 0], coords[row, 1], coords[row, 2], coords[row, 3])
-                    if slots[cell] != T.Cast("int32", row):
-                        clashes[chunk] = T.int32(1)
-            for chunk in range((rows + ROW_CHUNK - 1) // ROW_CHUNK):
+        index = T.meta_var(match_index(plan_, slots_, keys_))
+        slots = T.meta_var(index.slots)
+        if index.plan.method == GRID:
+            cells = T.alloc_buffer((rows,), "int32")
+            lowest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+            highest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+            count = T.alloc_buffer((1,), "int64")
+            each = T.alloc_buffer((1,), "int64")
+            clashes = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+            numbered = T.meta_var(RowCells(cells, rows, lowest, highest))
+            parts = T.meta_var(Parts(index.num_slots - SPARE, count, each))
+            numbered.number(lambda row: index.plan.cell_of(coordinate(coords, row)))
+            parts.split()
+            for i in T.parallel(count[0]):
+                first: T.let = parts.first(i)
+                part = T.meta_var(parts.part(i, first))
+                for cell in range(part.count):
+                    slots[part.first + cell] = T.int32(-1)
+                numbered.insert(slots, part)
+            for chunk in T.parallel((rows + OWN_CHUNK - 1) // OWN_CHUNK):  # where two rows met, one no longer finds itself
+                clash = T.alloc_buffer((1,), "int32")
+                clash[0] = T.int32(0)
+                for i in range(T.min(T.int64(OWN_CHUNK), rows - chunk * OWN_CHUNK)):
+                    row: T.let = chunk * OWN_CHUNK + i
+                    clash[0] = clash[0] | T.Cast("int32", slots[cells[row]] != T.Cast("int32", row))
+                clashes[chunk] = clash[0]
+            for chunk in range((rows + OWN_CHUNK - 1) // OWN_CHUNK):
                 if clashes[chunk] != 0:
-                    report_duplicate(coords, rows, plan, slots)
+                    report_duplicate(coords, rows, index)
         else:
             found = T.alloc_buffer((1,), "int32")
-            fill(keys, num_keys, T.int64(-1))
+            fill(slots, index.num_slots, T.int32(-1))
+            fill(index.table.keys, index.table.buckets, T.int64(-1))
             for row in range(rows):
-                insert_key(
-                    keys,
-                    slots,
-                    num_keys,
-                    key_of(coords[row, 0], coords[row, 1], coords[row, 2], coords[row, 3]),
-                    T.Cast("int32", row),
-                    found,
-                )
+                index.table.insert(key_of(coordinate(coords, row)), T.Cast("int32", row), found)
                 if T.Cast("int64", found[0]) != row:
                     T.evaluate(T.call_packed(RAISE_DUPLICATE, row, found[0]))
 
@@ -305,32 +460,20 @@ def build_index() -> tvm.tirx.PrimFunc:
 
 
 @cache
-def lookup() -> tvm.tirx.PrimFunc:
-    """PrimFunc (queries int32 [M, 4], plan, slots, keys, rows int32 [M]): the row of each query, or -1."""
+def lookup(spec: Lookup, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `Lookup`."""
 
     @script.prim_func(s_tir=True)
     def kernel(queries_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle, rows_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "lookup"})
-        count, num_slots, num_keys = T.int64(), T.int64(), T.int64()
+        count = T.int64()
         queries = match_buffer(queries_, (count, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
-        slots = match_buffer(slots_, (num_slots,), "int32")
-        keys = match_buffer(keys_, (num_keys,), "int64")
+        index = T.meta_var(match_index(plan_, slots_, keys_))
         rows = match_buffer(rows_, (count,), "int32")
         for chunk in T.parallel((count + 255) // 256):
             found = T.alloc_buffer((1,), "int32")
             for i in range(T.min(T.int64(256), count - chunk * 256)):
-                find(
-                    plan,
-                    slots,
-                    keys,
-                    num_keys,
-                    queries[chunk * 256 + i, 0],
-                    queries[chunk * 256 + i, 1],
-                    queries[chunk * 256 + i, 2],
-                    queries[chunk * 256 + i, 3],
-                    found,
-                )
+                index.find(coordinate(queries, chunk * 256 + i), found)
                 rows[chunk * 256 + i] = found[0]
 
     return kernel

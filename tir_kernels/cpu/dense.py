@@ -1,7 +1,4 @@
-"""Between sparse rows and a dense grid, in the layout of spconv's `.dense()` or with channels last.
-
-    to_dense:    dense[b, c, x, y, z] = row of features at (b, x, y, z), or 0
-    from_dense:  out[i, c] = dense[b, c, x, y, z] at the coordinates (b, x, y, z) of row i
+"""Between sparse rows and a dense grid.
 
 First the row of every cell is noted, serially, which finds duplicates; then each slab of one (b, x) is one thread's,
 which clears it and writes the rows in it.
@@ -9,7 +6,6 @@ which clears it and writes the rows in it.
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
@@ -17,46 +13,18 @@ from .. import script
 from ..buffers import match_buffer
 from ..guards import RAISE_DUPLICATE
 from ..script import inline
-from .coordinate_index import check_range, extremes, fill
+from ..spec.dense import FromDense, ToDense, grid_shape
+from .coordinate_index import fill
+from .guards import check_inside
+from .isa import Isa
 
 CHUNK = 64  # rows that one task of `from_dense` copies
 
 
-def naive_to_dense(x, coords, batch: int, shape: tuple[int, int, int], channels_last: bool = False):
-    """Oracle, in float64. x [N, C], coords int [N, 4] -> [B, C, X, Y, Z], or [B, X, Y, Z, C]."""
-    dense = np.zeros((batch, *shape, x.shape[1]))
-    dense[tuple(coords.T)] = x
-    return dense if channels_last else np.moveaxis(dense, -1, 1)
-
-
-def naive_from_dense(dense, coords, channels_last: bool = False):
-    """Oracle, in float64. dense [B, C, X, Y, Z], or [B, X, Y, Z, C], coords int [N, 4] -> [N, C]."""
-    last = dense if channels_last else np.moveaxis(dense, 1, -1)
-    return last[tuple(coords.T)].astype(np.float64)
-
-
-def grid_shape(batch: int, channels: int, shape: tuple[int, int, int], channels_last: bool) -> tuple[int, ...]:
-    """The shape of a dense grid."""
-    return (batch, *shape, channels) if channels_last else (batch, channels, *shape)
-
-
-@inline
-def check_inside(coords, rows, batch, shape):
-    """Raise for the first row of `coords` outside of the grid; `batch` and `shape` are Python ints."""
-    lowest = T.alloc_buffer((4,), "int32")
-    highest = T.alloc_buffer((4,), "int32")
-    extremes(coords, rows, lowest, highest)
-    check_range(coords, rows, lowest, highest, (0, 0, 0, 0), (batch - 1, shape[0] - 1, shape[1] - 1, shape[2] - 1))
-
-
 @cache
-def to_dense(
-    channels: int, batch: int, shape: tuple[int, int, int], dtype: str = "float32", channels_last: bool = False
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (x `dtype` [N, C], coords int32 [N, 4], out `dtype` [B, C, X, Y, Z] or [B, X, Y, Z, C]).
-
-    Raises ValueError for the first row of coords outside of the grid, or that repeats another.
-    """
+def to_dense(spec: ToDense, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `ToDense`."""
+    channels, batch, shape, dtype, channels_last = spec.channels, spec.batch, spec.shape, spec.dtype, spec.channels_last
     size_x, size_y, size_z = shape
     layer = size_y * size_z
 
@@ -115,13 +83,9 @@ def to_dense(
 
 
 @cache
-def from_dense(
-    channels: int, batch: int, shape: tuple[int, int, int], dtype: str = "float32", channels_last: bool = False
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (dense `dtype` [B, C, X, Y, Z] or [B, X, Y, Z, C], coords int32 [N, 4], out `dtype` [N, C]).
-
-    Raises ValueError for the first row of coords outside of the grid.
-    """
+def from_dense(spec: FromDense, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `FromDense`."""
+    channels, batch, shape, dtype, channels_last = spec.channels, spec.batch, spec.shape, spec.dtype, spec.channels_last
 
     def element(dense, coords, row, c):
         b, x, y, z = (T.Cast("int64", coords[row, axis]) for axis in range(4))

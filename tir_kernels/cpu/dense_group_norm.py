@@ -1,50 +1,32 @@
-"""Group normalisation of dense tensors in torch's layout, channels before the spatial axes.
+"""Group normalisation of dense tensors.
 
-    out[b, c, s] = act((x[b, c, s] - mean[b, g]) / sqrt(variance[b, g] + eps) * weight[c] + bias[c])
-
-where channel c belongs to group g, and mean and variance are over all sites and the channels of the group. The sites of every
-channel are cut into blocks of one size whatever the threads: a single image in few groups still makes many tasks. A block
-makes two passes over elements that stay in cache and is merged with the others in order, as in `group_norm`.
+The sites of every channel are cut into blocks of one size whatever the threads: a single image in few groups still makes many
+tasks. A block makes two passes over elements that stay in cache and is merged with the others in order, as in `group_norm`.
 """
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
 from ..script import inline
+from ..spec.dense_group_norm import DenseGroupNorm
 from .group_norm import merge_part
+from .isa import Isa
 from .rows import row_sum
-from .vector_math import ACTIVATIONS
+from .vector_math import EMIT
 
 CHUNK = 4096  # elements of one task
 
 
-def naive(x, weight, bias, groups: int, eps=1e-5, activation="none"):
-    """Oracle, in float64. x [B, C, *spatial], weight, bias [C] -> [B, C, *spatial]."""
-    batch, channels, *spatial = x.shape
-    if not x.size:
-        return np.zeros(x.shape)  # no group has a mean
-    parts = x.astype(np.float64).reshape(batch, groups, channels // groups, *spatial)
-    axes = tuple(range(2, parts.ndim))
-    normal = (parts - parts.mean(axes, keepdims=True)) / np.sqrt(parts.var(axes, keepdims=True) + eps)
-    weight, bias = (vector.reshape(-1, *(1 for _ in spatial)) for vector in (weight, bias))
-    return ACTIVATIONS[activation].naive(normal.reshape(x.shape) * weight + bias)
-
-
 @cache
-def dense_group_norm(
-    channels: int, groups: int, rank: int, dtype: str = "float32", eps: float = 1e-5, activation: str = "none"
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, weight, bias, out).
-
-    x, out `dtype` [B, C, *spatial] of `rank` >= 2 dimensions, of any size but for the channels; weight, bias float32 [C].
-    """
+def dense_group_norm(spec: DenseGroupNorm, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `DenseGroupNorm`."""
+    channels, groups, rank, dtype, eps = spec.channels, spec.groups, spec.rank, spec.dtype, spec.eps
     width = channels // groups
-    act = ACTIVATIONS[activation].emit
+    act = EMIT[spec.activation]
     batch, *spatial = (tvm.tirx.Var(name, "int64") for name in ("b", *(f"n{axis}" for axis in range(rank - 2))))
     sites = tvm.tirx.IntImm("int64", 1)
     for dim in spatial:

@@ -1,4 +1,4 @@
-"""Activations on their own: `out = act(x)`, element by element, for tensors of any rank."""
+"""Activations on their own, element by element."""
 
 from functools import cache
 
@@ -7,20 +7,18 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from .vector_math import ACTIVATIONS
+from ..spec.activation import Activation
+from .isa import Isa
+from .vector_math import EMIT
 
 CHUNK = 8192  # elements of one task
 
 
-def naive(x, name: str):
-    """Oracle, in float64, of a float array of any shape."""
-    return ACTIVATIONS[name].naive(x.astype("float64"))
-
-
 @cache
-def elementwise(rank: int, name: str, dtype: str = "float32") -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, out), both `dtype` of one shape with `rank` dimensions of any size."""
-    act = ACTIVATIONS[name].emit
+def elementwise(spec: Activation, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `Activation`."""
+    rank, name, dtype = spec.rank, spec.name, spec.dtype
+    act = EMIT[name]
     shape = [tvm.tirx.Var(f"n{axis}", "int64") for axis in range(rank)]
     size = tvm.tirx.IntImm("int64", 1)
     for dim in shape:

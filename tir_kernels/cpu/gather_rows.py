@@ -1,51 +1,26 @@
-"""Row selection: `out[i, :] = x[index[i], :]`, and zeros where the index is -1. Nearest upsampling is this.
-
-    out = x[inverse], where `inverse` is the row of the coarse voxel that each fine voxel lies in
+"""Row selection.
 
 A chunk of output rows is one thread's. The index is checked first, whole, so that no thread reads out of bounds.
 """
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..guards import RAISE_INDEX
-from ..script import inline
+from ..spec.gather_rows import GatherRows
+from .guards import check_index
+from .isa import Isa
 
 CHUNK = 64  # rows that one task copies
 
 
-def naive(x, index):
-    """Oracle, in float64 (integers stay what they are). x [N, C], index int [M] -> [M, C]."""
-    wide = x if x.dtype.kind in "iu" else x.astype(np.float64)
-    out = np.zeros((len(index), x.shape[1]), wide.dtype)
-    out[index >= 0] = wide[index[index >= 0]]
-    return out
-
-
-@inline
-def check_index(index, count, rows):
-    """Raise for the first of the `count` entries of `index` that is neither a row, from 0 to rows - 1, nor -1."""
-    lowest = T.alloc_buffer((1,), "int32")
-    highest = T.alloc_buffer((1,), "int32")
-    lowest[0] = T.int32(0)
-    highest[0] = T.int32(-1)
-    for i in range(count):
-        lowest[0] = T.min(lowest[0], index[i])
-        highest[0] = T.max(highest[0], index[i])
-    if T.Or(lowest[0] < -1, T.Cast("int64", highest[0]) >= rows):
-        for i in range(count):
-            if T.Or(index[i] < -1, T.Cast("int64", index[i]) >= rows):
-                T.evaluate(T.call_packed(RAISE_INDEX, i, index[i], rows))
-
-
 @cache
-def gather_rows(channels: int, dtype: str = "float32") -> tvm.tirx.PrimFunc:
-    """PrimFunc (x `dtype` [N, C], index int32 [M], out `dtype` [M, C]); ValueError for an index not in -1 .. N - 1."""
+def gather_rows(spec: GatherRows, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `GatherRows`."""
+    channels, dtype = spec.channels, spec.dtype
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, index_: T.handle, out_: T.handle):

@@ -1,39 +1,26 @@
-"""Group normalisation of sparse tensors: statistics over the voxels of a batch element and the channels of a group.
+"""Group normalisation of sparse tensors.
 
-    out[i, c] = act((x[i, c] - mean[b, g]) / sqrt(variance[b, g] + eps) * weight[c] + bias[c])
-
-where row i belongs to batch element b and channel c to group g. Rows are cut into chunks that start with their batch
-element, whatever the threads. A chunk makes two passes over rows that stay in cache: the first finds a center near its
-mean, the second sums deviations from that and their squares. Chunks are then merged in order (Chan, Golub and LeVeque
-1979). Means are kept as a center and a small difference from it, so a mean much larger than the deviations costs no
-accuracy. Sums are float32.
+Rows are cut into chunks that start with their batch element, whatever the threads. A chunk makes two passes over rows that
+stay in cache: the first finds a center near its mean, the second sums deviations from that and their squares. Chunks are then
+merged in order (Chan, Golub and LeVeque 1979). Means are kept as a center and a small difference from it, so a mean much
+larger than the deviations costs no accuracy. Sums are float32.
 """
 
-import itertools
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
 from ..script import inline
-from .batch_offsets import check_offsets, cut
-from .vector_math import ACTIVATIONS
+from ..spec.group_norm import GroupNorm
+from .batch_offsets import cut
+from .guards import check_offsets
+from .isa import Isa
+from .vector_math import EMIT
 
 CHUNK = 256  # rows of one task
-
-
-def naive(x, batch_offsets, weight, bias, groups: int, eps=1e-5, activation="none"):
-    """Oracle, in float64. x [N, C], batch_offsets int [B + 1], weight, bias [C] -> [N, C]."""
-    out = np.zeros(x.shape)
-    for first, last in itertools.pairwise(batch_offsets):
-        if first < last:
-            part = x[first:last].astype(np.float64).reshape(last - first, groups, -1)
-            normal = (part - part.mean((0, 2), keepdims=True)) / np.sqrt(part.var((0, 2), keepdims=True) + eps)
-            out[first:last] = normal.reshape(last - first, -1) * weight + bias
-    return ACTIVATIONS[activation].naive(out)
 
 
 @inline
@@ -53,15 +40,11 @@ def merge_part(center, mean, square, b, g, before, part_center, part_mean, part_
 
 
 @cache
-def group_norm(
-    channels: int, groups: int, dtype: str = "float32", eps: float = 1e-5, activation: str = "none"
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, batch_offsets, weight, bias, out).
-
-    x, out `dtype` [N, C]; batch_offsets int32 [B + 1], ascending from 0 to N, or ValueError; weight, bias float32 [C].
-    """
+def group_norm(spec: GroupNorm, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `GroupNorm`."""
+    channels, groups, dtype, eps = spec.channels, spec.groups, spec.dtype, spec.eps
     width = channels // groups
-    act = ACTIVATIONS[activation].emit
+    act = EMIT[spec.activation]
 
     @inline
     def measure(x, first, rows, k, centers, means, squares):

@@ -6,9 +6,11 @@ A kernel's body never names a vector width. It asks `Isa.of(target)` once and is
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm
+
+from ..buffers import STACK_BYTES
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class Isa:
     bf16_dot: bool = False
     emulate_dot: bool = False
 
+    def __str__(self) -> str:
+        dot = ", bfloat16 dot product" * self.bf16_dot + ", emulated" * self.emulate_dot
+        return f"{self.name}: {self.registers} registers of {self.lanes} float32 lanes{dot}"
+
     @classmethod
     def of(cls, target: tvm.target.Target | None = None) -> "Isa":
         """The best instruction set of `target` (default: the current target scope, else the host's CPU).
@@ -40,13 +46,22 @@ class Isa:
         features = set(tvm.target.codegen.llvm_get_cpu_features(target))
         if "avx512f" in features:
             return AVX512_BF16 if "avx512bf16" in features else AVX512
+        if "neon" in features and _architecture(target) in ("aarch64", "arm64"):
+            return NEON
         return AVX2 if {"avx2", "fma"} <= features else PORTABLE
 
 
 AVX512_BF16 = Isa("avx512bf16", lanes=16, registers=32, bf16_dot=True)
 AVX512 = Isa("avx512", lanes=16, registers=32)
 AVX2 = Isa("avx2", lanes=8, registers=16)
+NEON = Isa("neon", lanes=4, registers=32)  # of 64-bit ARM; with 32 bits there are half as many registers
 PORTABLE = Isa("portable", lanes=4, registers=16)
+
+
+def _architecture(target: tvm.target.Target) -> str:
+    """The first part of the triple that `target` is compiled for, by default that of this machine."""
+    triple = target.attrs.get("mtriple") or tvm.target.codegen.llvm_get_system_triple()
+    return str(triple).partition("-")[0]
 
 
 _forced: ContextVar[Isa | None] = ContextVar("forced_isa", default=None)
@@ -63,6 +78,11 @@ def forced_isa(isa: Isa) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def forced() -> Isa | None:
+    """The instruction set of the innermost `forced_isa`, if there is one."""
+    return _forced.get()
 
 
 @dataclass(frozen=True)
@@ -83,8 +103,8 @@ class Tile:
         return -(-channels // self.cols)
 
     @classmethod
-    def of(cls, isa: Isa, channels: int, dot: bool = False) -> "Tile":
-        """The tile for `channels` output columns; `dot`: for the kernels that use the bfloat16 dot instruction.
+    def of(cls, isa: Isa, channels: int) -> "Tile":
+        """The tile for `channels` output columns.
 
         A step over one input channel loads `vectors` weights and `rows` activations for `rows * vectors` products. Wide
         register files take four vectors to a row, narrow ones two; rows fill what accumulators are left.
@@ -95,9 +115,14 @@ class Tile:
             vectors = 4  # a quarter of the last vector is padding, but every row stays within one panel
         spare = {1: 4, 2: 4, 4: 8}[vectors]  # weights, the activation, and room for the compiler
         rows = min((isa.registers - spare) // vectors, 12)
-        if dot:  # TVM keeps a buffer on the stack below 1 KiB, and around the dot LLVM moves only those to registers
-            rows = min(rows, 1023 // (4 * vectors * isa.lanes))
         return cls(rows=rows, cols=vectors * isa.lanes, lanes=isa.lanes)
+
+    def in_one_buffer(self) -> "Tile":
+        """This tile with no more rows than one buffer on the stack holds, for who cannot spread it over several.
+
+        `RegisterTile.accumulators` does spread it, and so keeps all rows.
+        """
+        return replace(self, rows=min(self.rows, (STACK_BYTES - 1) // (4 * self.cols)))
 
 
 def host_target() -> tvm.target.Target:

@@ -1,62 +1,27 @@
-"""Layer normalisation of rows, with the modulation of adaptive layer norm.
-
-    out[i, :] = act(((x[i, :] - mean) / sqrt(variance + eps) * weight + bias) * (1 + scale[b, :]) + shift[b, :])
-
-where b is 0, or the batch element that row i belongs to. Mean and variance are those of row i, in two passes, float32.
-"""
+"""Layer normalisation of rows, with the modulation of adaptive layer norm; mean and variance in two passes."""
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..guards import RAISE_BATCH_INDEX
 from ..script import drop_parameters, inline
+from ..spec.layer_norm import LayerNorm
+from .guards import check_batch_index
+from .isa import Isa
 from .rows import row_sum
-from .vector_math import ACTIVATIONS
+from .vector_math import EMIT
 
 CHUNK = 16  # rows of one task
 
 
-def naive(x, weight=None, bias=None, scale=None, shift=None, batch_index=None, eps=1e-6, activation="none"):
-    """Oracle, in float64. x [N, C], weight, bias [C], scale, shift [B, C], batch_index int [N] -> [N, C]."""
-    x = x.astype(np.float64)
-    out = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + eps)
-    out = out * (1 if weight is None else weight) + (0 if bias is None else bias)
-    rows = np.zeros(len(x), int) if batch_index is None else batch_index
-    out = out * (1 if scale is None else 1 + scale[rows]) + (0 if shift is None else shift[rows])
-    return ACTIVATIONS[activation].naive(out)
-
-
-@inline
-def check_batch_index(batch_index, count, batch):
-    """Raise for the first of the `count` entries of `batch_index` outside of 0 to batch - 1."""
-    lowest = T.alloc_buffer((1,), "int32")
-    highest = T.alloc_buffer((1,), "int32")
-    lowest[0] = T.int32(0)
-    highest[0] = T.int32(-1)
-    for i in range(count):
-        lowest[0] = T.min(lowest[0], batch_index[i])
-        highest[0] = T.max(highest[0], batch_index[i])
-    if T.Or(lowest[0] < 0, T.Cast("int64", highest[0]) >= batch):
-        for i in range(count):
-            if T.Or(batch_index[i] < 0, T.Cast("int64", batch_index[i]) >= batch):
-                T.evaluate(T.call_packed(RAISE_BATCH_INDEX, i, batch_index[i], batch))
-
-
 @cache
-def layer_norm(
-    channels: int, dtype: str = "float32", has_index: bool = False, eps: float = 1e-6, activation: str = "none"
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, weight, bias, scale, shift, [batch_index,] out).
-
-    x, out `dtype` [N, C]; weight, bias float32 [C]; scale, shift float32 [B, C], of which every row takes the first, or
-    that of batch_index int32 [N]: ValueError for an index outside of 0 .. B - 1.
-    """
-    act = ACTIVATIONS[activation].emit
+def layer_norm(spec: LayerNorm, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `LayerNorm`."""
+    channels, dtype, has_index, eps = spec.channels, spec.dtype, spec.has_index, spec.eps
+    act = EMIT[spec.activation]
 
     @inline
     def combine(factor, addend, weight, bias, scale, shift, b):

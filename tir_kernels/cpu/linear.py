@@ -1,4 +1,4 @@
-"""Packed GEMM over rows: the linear layer, `out = act(gate[b] * (x @ weight.T + bias) + residual)`.
+"""Packed GEMM over rows: the linear layer.
 
 The register tile of the sparse convolution, blocked for the caches. A task is a block of rows and a range of columns. It
 takes one block of the depth after the other: that part of the rows is copied together (bfloat16 is widened on the way), the
@@ -6,64 +6,75 @@ weights of one panel over it stay in the L1 cache while the rows pass, and sums 
 depth is cut does not depend on tasks or threads, so the bits do not either.
 """
 
+from dataclasses import dataclass, replace
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..layout import WeightLayout
 from ..script import drop_parameters, inline
+from ..spec.linear import Linear
+from . import register_tile
+from .caches import L1, L2
+from .guards import check_batch_index
 from .isa import Isa, kernel_name
-from .layer_norm import check_batch_index
 from .register_tile import RegisterTile, pair_of_halves
-from .vector_math import ACTIVATIONS
+from .vector_math import EMIT
 
-BLOCK_ROWS = 192  # at most; over a block of the depth they take three fifths of a common L2 cache
-BLOCK_DEPTH = 384  # the weights of a narrow panel over it take three quarters of a common L1 cache
+NARROW = 16  # columns of a narrow panel
+BLOCK_DEPTH = 3 * L1 // (4 * 4 * NARROW)  # 384: the weights of a narrow panel over it take three quarters of the L1 cache
+BLOCK_ROWS = 9 * L2 // (16 * 4 * BLOCK_DEPTH)  # 192, at most; over a block of the depth they take 9/16 of the L2 cache
 CHUNK_COLUMNS = 1024  # of one task, at most: they pay for the copy of its rows
 TASKS = 32  # of few rows; they are then cut along the columns, so that threads have equal work
 
 
-def naive(x, weight, bias=None, residual=None, activation="none", gate=None, batch_index=None):
-    """Oracle, in float64. x [N, Cin], weight [Cout, Cin], bias [Cout], residual [N, Cout], gate [B, Cout] -> [N, Cout]."""
-    out = x.astype(np.float64) @ weight.astype(np.float64).T
-    if bias is not None:
-        out = out + bias.astype(np.float64)
-    if gate is not None:
-        out = out * gate.astype(np.float64)[np.zeros(len(x), int) if batch_index is None else batch_index]
-    if residual is not None:
-        out = out + residual.astype(np.float64)
-    return ACTIVATIONS[activation].naive(out)
+def weight_layout(spec: Linear, isa: Isa) -> WeightLayout:
+    """[1, panels, steps, cols], see `RegisterTile`."""
+    return register_tile.weight_layout((spec.cout, spec.cin), isa, spec.dtype)
+
+
+def shared(spec: Linear, isa: Isa) -> Linear:
+    """One kernel serves any Cin, and all Cout of one register tile."""
+    cout = RegisterTile.same_tile(isa, spec.cout, spec.dtype)
+    return replace(spec, cin=BLOCK_DEPTH, cout=cout, out_dtype=spec.out_dtype or spec.dtype)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The buffers of a linear layer; one that the layer lacks is never read."""
+
+    x: tvm.tirx.Buffer  # [N, Cin]
+    weight: tvm.tirx.Buffer  # [1, panels, steps, cols]
+    bias: tvm.tirx.Buffer  # [Cout]
+    residual: tvm.tirx.Buffer  # [N, Cout]
+    gate: tvm.tirx.Buffer  # [B, Cout]
+    batch_index: tvm.tirx.Buffer  # [N]
+    out: tvm.tirx.Buffer  # [N, Cout]
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """What a task keeps: its rows over one block of the depth, side by side, and sums that wait for the next block."""
+
+    packed: tvm.tirx.Buffer  # [rows, steps]
+    sums: tvm.tirx.Buffer  # [panels, rows, cols]
 
 
 @cache
-def linear(
-    width: int,
-    isa: Isa,
-    dtype: str = "float32",
-    has_residual: bool = False,
-    activation: str = "none",
-    has_gate: bool = False,
-    has_index: bool = False,
-    out_dtype: str | None = None,
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, weight, bias, [residual,] [gate,] [batch_index,] out) for any Cin and all Cout of the same tile as `width`,
-    see `RegisterTile.same_tile`.
-
-    x `dtype` [N, Cin]; weight [1, panels, steps, cols] as `microkernel.pack_weight` makes it; bias float32 [Cout];
-    residual `dtype` [N, Cout]; gate float32 [B, Cout], of which a row takes the first, or that of batch_index int32 [N]:
-    ValueError for an index outside of 0 .. B - 1; out [N, Cout] of `out_dtype`, by default `dtype`. Sums are float32.
-    """
-    out_dtype = out_dtype or dtype
-    micro = RegisterTile(isa, BLOCK_DEPTH, width, dtype)
+def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `Linear`."""
+    dtype, has_residual, has_gate, has_index = spec.dtype, spec.has_residual, spec.has_gate, spec.has_index
+    out_dtype = spec.out_dtype or dtype
+    micro = RegisterTile(isa, BLOCK_DEPTH, spec.cout, dtype)
     cols, lanes = micro.tile.cols, micro.tile.lanes
     block_steps = micro.steps
     most_panels = CHUNK_COLUMNS // cols  # of one task
     tile_rows = micro.tile.rows
     most_rows = -(-BLOCK_ROWS // tile_rows) * tile_rows  # of one task, in whole register tiles
-    act = ACTIVATIONS[activation].emit
+    act = EMIT[spec.activation]
 
     def whole_tiles(count):
         """The rows of the register tiles that cover `count` rows."""
@@ -95,76 +106,56 @@ def linear(
     @inline
     def add_products(rows, first, columns, panel, slot, packed, weight, step, steps, sums):
         """sums[slot, first : first + rows, :] += packed @ weight over one block of the depth"""
-        acc = T.alloc_buffer((rows, cols), "float32")  # registers
-        for r in T.unroll(rows):
-            for v in T.unroll((columns + lanes - 1) // lanes):
-                for lane in T.vectorized(lanes):
-                    acc[r, v * lanes + lane] = sums[slot, first + r, v * lanes + lane]
-        micro.multiply_packed(acc, rows, columns, packed, first, weight, panel, step, steps)
-        for r in T.unroll(rows):
-            for v in T.unroll((columns + lanes - 1) // lanes):
-                for lane in T.vectorized(lanes):
-                    sums[slot, first + r, v * lanes + lane] = acc[r, v * lanes + lane]
+        acc = micro.accumulators(rows, (columns + lanes - 1) // lanes * lanes)
+        acc.load(lambda r, column: sums[slot, first + r, column])
+        micro.multiply_packed(acc, packed, first, weight, panel, step, steps)
+        acc.store(lambda value, r, column: T.buffer_store(sums, value, [slot, first + r, column]))
 
-    def finished(value, row, column, residual, gate, batch_index):
+    def finished(value, row, column, o):
         """The epilogue of one element."""
         if has_gate:
-            value = value * gate[T.Cast("int64", batch_index[row]) if has_index else 0, column]
+            value = value * o.gate[T.Cast("int64", o.batch_index[row]) if has_index else 0, column]
         if has_residual:
-            value = value + T.Cast("float32", residual[row, column])
+            value = value + T.Cast("float32", o.residual[row, column])
         return T.Cast(out_dtype, act(value))
 
     @inline
-    def finish(first, count, columns, panel, slot, sums, residual, gate, batch_index, out):
+    def finish(o, first, count, columns, panel, slot, sums):
         """out[first + r, :] of one panel, from its sums"""
         for r in range(count):
             for v in T.unroll(columns // lanes):
                 for lane in T.vectorized(lanes):
-                    out[first + r, panel * cols + v * lanes + lane] = finished(
-                        sums[slot, r, v * lanes + lane], first + r, panel * cols + v * lanes + lane, residual, gate, batch_index
+                    o.out[first + r, panel * cols + v * lanes + lane] = finished(
+                        sums[slot, r, v * lanes + lane], first + r, panel * cols + v * lanes + lane, o
                     )
             for column in T.unroll(columns // lanes * lanes, columns):
-                out[first + r, panel * cols + column] = finished(
-                    sums[slot, r, column], first + r, panel * cols + column, residual, gate, batch_index
-                )
+                o.out[first + r, panel * cols + column] = finished(sums[slot, r, column], first + r, panel * cols + column, o)
 
     @inline
-    def multiply_panel(
-        block, blocks, steps, first, count, columns, panel, slot, packed, weight, bias, residual, gate, batch_index, sums, out
-    ):
+    def multiply_panel(o, scratch, block, blocks, steps, first, count, columns, panel):
+        slot: T.let = panel % most_panels
         step: T.let = block * block_steps
         if block == 0:
-            start(bias, whole_tiles(count), columns, panel, slot, sums)
-        micro.over_tiles(count, lambda rows, r: add_products(rows, r, columns, panel, slot, packed, weight, step, steps, sums))
+            start(o.bias, whole_tiles(count), columns, panel, slot, scratch.sums)
+        micro.over_tiles(
+            count,
+            lambda rows, r: add_products(rows, r, columns, panel, slot, scratch.packed, o.weight, step, steps, scratch.sums),
+        )
         if block == blocks - 1:
-            finish(first, count, columns, panel, slot, sums, residual, gate, batch_index, out)
+            finish(o, first, count, columns, panel, slot, scratch.sums)
 
     @inline
-    def multiply_task(first, count, first_panel, end_panel, cin, panels, x, weight, bias, residual, gate, batch_index, out):
+    def multiply_task(o, first, count, first_panel, end_panel, cin, panels):
         packed = T.alloc_buffer((most_rows, block_steps + 1), micro.weight_dtype)  # of an even width, rows share L1 places
         sums = T.alloc_buffer((most_panels, most_rows, cols), "float32")
-        blocks: T.let = (cin + (BLOCK_DEPTH - 1)) // BLOCK_DEPTH
+        blocks: T.let = T.max((cin + (BLOCK_DEPTH - 1)) // BLOCK_DEPTH, T.int64(1))  # the bias is due even without channels
         for block in range(blocks):
             depth: T.let = T.min(T.int64(BLOCK_DEPTH), cin - block * BLOCK_DEPTH)
-            copy_rows(x, first, count, block * BLOCK_DEPTH, depth, packed)
+            steps: T.let = (depth + 1) // 2 if micro.dot else depth
+            copy_rows(o.x, first, count, block * BLOCK_DEPTH, depth, packed)
             micro.over_panels(
                 lambda columns, panel: multiply_panel(
-                    block,
-                    blocks,
-                    (depth + 1) // 2 if micro.dot else depth,
-                    first,
-                    count,
-                    columns,
-                    panel,
-                    panel % most_panels,
-                    packed,
-                    weight,
-                    bias,
-                    residual,
-                    gate,
-                    batch_index,
-                    sums,
-                    out,
+                    o, Scratch(packed, sums), block, blocks, steps, first, count, columns, panel
                 ),
                 panels,
                 first_panel,
@@ -195,7 +186,8 @@ def linear(
         if has_index:
             check_batch_index(batch_index, n, batch)
         row_blocks: T.let = (n + (BLOCK_ROWS - 1)) // BLOCK_ROWS
-        block_rows: T.let = ((n + row_blocks - 1) // T.max(row_blocks, T.int64(1)) + 11) // 12 * 12  # blocks of about one size
+        # Blocks of about one size, in whole register tiles: not more than `most_rows`.
+        block_rows: T.let = whole_tiles((n + row_blocks - 1) // T.max(row_blocks, T.int64(1)))
         chunks: T.let = T.min(
             panels,
             T.max((TASKS + row_blocks - 1) // T.max(row_blocks, T.int64(1)), (panels + (most_panels - 1)) // most_panels),
@@ -210,7 +202,9 @@ def linear(
             count: T.let = part[1]
             first_panel: T.let = part[2]
             end_panel: T.let = part[3]
-            multiply_task(first, count, first_panel, end_panel, cin, panels, x, weight, bias, residual, gate, batch_index, out)
+            multiply_task(
+                Operands(x, weight, bias, residual, gate, batch_index, out), first, count, first_panel, end_panel, cin, panels
+            )
 
     given = {"residual": has_residual, "gate": has_gate, "batch_index": has_index}
     return drop_parameters(kernel, *(name for name, present in given.items() if not present))

@@ -1,35 +1,24 @@
-"""Residual addition with a gate, as adaptive layer norm uses it: `out[i, :] = x[i, :] + y[i, :] * gate[b, :]`.
-
-b is 0, or the batch element that row i belongs to. Computed in float32.
-"""
+"""Residual addition with a gate."""
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
 from ..script import drop_parameters
-from .layer_norm import check_batch_index
+from ..spec.modulated_add import ModulatedAdd
+from .guards import check_batch_index
+from .isa import Isa
 
 CHUNK = 16  # rows of one task
 
 
-def naive(x, y, gate, batch_index=None):
-    """Oracle, in float64. x, y [N, C], gate [B, C], batch_index int [N] -> [N, C]."""
-    rows = np.zeros(len(x), int) if batch_index is None else batch_index
-    return x.astype(np.float64) + y.astype(np.float64) * gate[rows].astype(np.float64)
-
-
 @cache
-def modulated_add(channels: int, dtype: str = "float32", has_index: bool = False) -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, y, gate, [batch_index,] out).
-
-    x, y, out `dtype` [N, C]; gate float32 [B, C], of which every row takes the first, or that of batch_index int32 [N]:
-    ValueError for an index outside of 0 .. B - 1.
-    """
+def modulated_add(spec: ModulatedAdd, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `ModulatedAdd`."""
+    channels, dtype, has_index = spec.channels, spec.dtype, spec.has_index
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, y_: T.handle, gate_: T.handle, batch_index_: T.handle, out_: T.handle):

@@ -34,7 +34,7 @@ def naive(start: np.ndarray, steps: int, pair: bool) -> np.ndarray:
 
 
 def accumulators(isa: Isa) -> int:
-    """Independent sums: more than latency x issue width of any CPU known, within the registers and 1 KiB of stack."""
+    """Independent sums: more than latency x issue width of any CPU known, within the registers."""
     return 15 if isa.registers == 32 else 12
 
 
@@ -55,24 +55,26 @@ def peak_loop(isa: Isa, dtype: str = "float32") -> tvm.tirx.PrimFunc:
     w: float32 [lanes] that is both factor and summand, or int32 [lanes] of bfloat16 pairs with the dot instruction.
     """
     count, lanes, dot = accumulators(isa), isa.lanes, uses_dot(isa, dtype)
-    llvm_ir = RegisterTile(isa, 2, lanes, dtype).llvm_ir
+    micro = RegisterTile(isa, 2, lanes, dtype)
     vector = f"float32x{lanes}"
 
     @inline
-    def step_f32(acc, w):
+    def step_f32(first, rows, part, w):
         # the accumulator is a factor: a product of two constants would be taken out of the loop
-        for a in T.unroll(count):
+        for a in T.unroll(rows):
             for lane in T.vectorized(lanes):
-                acc[a, lane] = acc[a, lane] * w[lane] + w[lane]
+                part[a, lane] = part[a, lane] * w[lane] + w[lane]
 
     @inline
-    def step_dot(acc, w):
-        for a in T.unroll(count):
-            acc[a, T.Ramp(0, 1, lanes)] = T.call_pure_extern(
-                vector, "dot_bf16_pair", acc[a, T.Ramp(0, 1, lanes)], w[T.Ramp(0, 1, lanes)], w[0]
+    def step_dot(first, rows, part, w):
+        for a in T.unroll(rows):
+            part[a, T.Ramp(0, 1, lanes)] = T.call_pure_extern(
+                vector, "dot_bf16_pair", part[a, T.Ramp(0, 1, lanes)], w[T.Ramp(0, 1, lanes)], w[0]
             )
 
-    step = step_dot if dot else step_f32
+    def step(acc, w):
+        for part in acc.parts:
+            (step_dot if dot else step_f32)(*part, w)
 
     @script.prim_func(s_tir=True)
     def kernel(acc_: T.handle, w: T.Buffer((lanes,), "int32" if dot else "float32"), steps: T.int64):
@@ -80,17 +82,13 @@ def peak_loop(isa: Isa, dtype: str = "float32") -> tvm.tirx.PrimFunc:
         threads = T.int64()
         out = T.match_buffer(acc_, (threads, count, lanes), "float32")
         if dot:
-            T.attr(T.int32(0), "pragma_import_llvm", llvm_ir)
+            T.attr(T.int32(0), "pragma_import_llvm", micro.llvm_ir)
         for thread in T.parallel(threads):
-            acc = T.alloc_buffer((count, lanes), "float32")  # registers
-            for a in T.unroll(count):
-                for lane in T.vectorized(lanes):
-                    acc[a, lane] = out[thread, a, lane]
+            acc = micro.accumulators(count, lanes)
+            acc.load(lambda a, lane: out[thread, a, lane])
             for _ in range(steps):
                 step(acc, w)
-            for a in T.unroll(count):
-                for lane in T.vectorized(lanes):
-                    out[thread, a, lane] = acc[a, lane]
+            acc.store(lambda value, a, lane: T.buffer_store(out, value, [thread, a, lane]))
 
     return kernel
 

@@ -11,13 +11,17 @@ Activations may be float32 or bfloat16; sums are always float32. For bfloat16 th
 """
 
 from functools import cache
+from itertools import pairwise
 from math import prod
 
+import numpy as np
 import tvm
 from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
 
 from .. import script
-from ..buffers import match_buffer
+from ..buffers import STACK_BYTES, match_buffer
+from ..layout import WeightLayout
 from ..script import inline
 from .isa import Isa, Tile
 
@@ -64,28 +68,81 @@ def pair_of_halves(low, high):
     return low | (high << 16)
 
 
+class Accumulators:
+    """The float32 sums of one register tile, `rows` x `columns`, in vectors of `lanes`; `RegisterTile.accumulators` makes them.
+
+    TVM leaves a buffer below STACK_BYTES on the stack, where LLVM makes registers of it. A larger one comes from a workspace,
+    and whether its sums stay in memory then depends on what else is in the module. So no buffer here is larger: `parts` are
+    (first row, rows, buffer float32 [rows, whole vectors]), of as equal heights as can be.
+    """
+
+    def __init__(self, rows: int, columns: int, lanes: int):
+        self.columns, self.lanes = columns, lanes
+        self.vectors = -(-columns // lanes)
+        row_bytes = 4 * self.vectors * lanes
+        count = -(-rows // ((STACK_BYTES - 1) // row_bytes))
+        cuts = [rows * part // count for part in range(count + 1)]
+        self.parts = []
+        for first, end in pairwise(cuts):
+            assert (end - first) * row_bytes < STACK_BYTES, "a register tile must not be a workspace buffer"
+            buffer = T.alloc_buffer((end - first, self.vectors * lanes), "float32")
+            IRBuilder.name("acc", buffer)
+            self.parts.append((first, end - first, buffer))
+
+    def load(self, value):
+        """Emit: acc[r, column] = value(r, column), and zero from `columns` to the end of the last vector."""
+
+        @inline
+        def load_part(first, rows, part, columns, lanes):
+            for r in T.unroll(rows):
+                for v in T.unroll(columns // lanes):
+                    for lane in T.vectorized(lanes):
+                        part[r, v * lanes + lane] = value(first + r, v * lanes + lane)
+                if columns % lanes > 0:
+                    for rest in T.unroll(lanes):
+                        part[r, columns // lanes * lanes + rest] = T.if_then_else(
+                            rest < columns % lanes, value(first + r, columns // lanes * lanes + rest), T.float32(0)
+                        )
+
+        for part in self.parts:
+            load_part(*part, self.columns, self.lanes)
+
+    def store(self, put):
+        """Emit: put(acc[r, column], r, column), which emits a store; vectors where they are whole, else one by one."""
+
+        @inline
+        def store_part(first, rows, part, columns, lanes):
+            for r in T.unroll(rows):
+                for v in T.unroll(columns // lanes):
+                    for lane in T.vectorized(lanes):
+                        put(part[r, v * lanes + lane], first + r, v * lanes + lane)
+                for rest in T.unroll(columns % lanes):
+                    put(part[r, columns // lanes * lanes + rest], first + r, columns // lanes * lanes + rest)
+
+        for part in self.parts:
+            store_part(*part, self.columns, self.lanes)
+
+
 class RegisterTile:
-    """Macros over one register tile of `tile.rows` x `tile.cols` float32 accumulators.
+    """What kernels emit around one register tile of `tile.rows` x `tile.cols` float32 accumulators.
 
     Weights are packed `[taps, panels, steps, cols]`, where a step is one input channel, or two with the dot instruction.
     The last of the column panels may be narrower than `cols`; it then uses only the vectors it needs, and its last vector
     is loaded and stored element by element.
 
-    `columns` is the number of valid columns of a panel and `rows` that of a tile, both Python ints; `value` and `finish`
-    are Python functions from TIR expressions to a TIR expression.
+    `acc` are `accumulators`, which know their rows and columns.
     """
 
     def __init__(self, isa: Isa, depth: int, width: int, dtype: str):
         self.depth, self.width = depth, width
         self.dot = dtype == "bfloat16" and isa.bf16_dot
         self.widens = dtype == "bfloat16" and not isa.bf16_dot
-        self.tile = tile = Tile.of(isa, width, self.dot)
+        self.tile = tile = Tile.of(isa, width)
         self.panels = tile.panels(width)
         self.last_width = width - (self.panels - 1) * tile.cols
         self.steps = (depth + 1) // 2 if self.dot else depth
         self.weight_dtype = "int32" if self.dot else "float32"
         self.llvm_ir = self._llvm_ir(isa) if self.dot else None
-        self._define_macros()
 
     @staticmethod
     def same_tile(isa: Isa, width: int, dtype: str) -> int:
@@ -97,107 +154,73 @@ class RegisterTile:
         text = DOT_EMULATED if isa.emulate_dot else DOT_NATIVE
         return text.format(n=isa.lanes, m=2 * isa.lanes, bits=32 * isa.lanes)
 
-    def _define_macros(self):
-        lanes, depth, vector = self.tile.lanes, self.depth, f"float32x{self.tile.lanes}"
+    def accumulators(self, rows: int, columns: int):
+        """Emit: the `Accumulators` of a tile of `rows` x `columns`, both Python ints; for scripts, which take it as a value."""
+        return T.meta_var(Accumulators(rows, columns, self.tile.lanes))
+
+    def _add_step(self, acc, factor, weight):
+        """Emit one step of the depth: acc[r, :] += factor(r) * weight(columns), or the dot of two such int32 pairs."""
+        lanes = self.tile.lanes
 
         @inline
-        def load(acc, rows, columns, target, first_column, value):
-            """acc[r, :] = value(target[r], column) for the `columns` columns from first_column"""
+        def add_f32(first, rows, part, vectors):
             for r in T.unroll(rows):
-                for v in T.unroll(columns // lanes):
+                for v in T.unroll(vectors):
                     for lane in T.vectorized(lanes):
-                        acc[r, v * lanes + lane] = value(target[r], first_column + v * lanes + lane)
-                if columns % lanes > 0:
-                    for rest in T.unroll(lanes):
-                        acc[r, columns // lanes * lanes + rest] = T.if_then_else(
-                            rest < columns % lanes,
-                            value(target[r], first_column + columns // lanes * lanes + rest),
-                            T.float32(0),
-                        )
+                        part[r, v * lanes + lane] += factor(first + r) * weight(v * lanes + lane)
 
         @inline
-        def multiply_f32(acc, rows, columns, a, source, weight, tap, panel):
-            """acc[r, :] += a[source[r], c] * weight[tap, panel, c, :] over c, in order"""
-            for c in range(depth):
-                for r in T.unroll(rows):
-                    for v in T.unroll((columns + lanes - 1) // lanes):
-                        for lane in T.vectorized(lanes):
-                            acc[r, v * lanes + lane] += a[source[r], c] * weight[tap, panel, c, v * lanes + lane]
+        def add_dot(first, rows, part, vectors):
+            for r in T.unroll(rows):
+                for v in T.unroll(vectors):
+                    part[r, T.Ramp(v * lanes, 1, lanes)] = T.call_pure_extern(
+                        f"float32x{lanes}",
+                        "dot_bf16_pair",
+                        part[r, T.Ramp(v * lanes, 1, lanes)],
+                        weight(T.Ramp(v * lanes, 1, lanes)),
+                        factor(first + r),
+                    )
+
+        for part in acc.parts:
+            (add_dot if self.dot else add_f32)(*part, acc.vectors)
+
+    def multiply(self, acc, a, source, weight, tap, panel):
+        """Emit: acc[r, :] += a[source[r], :] @ weight[tap, panel, :, :], over the depth in order."""
+        depth = self.depth
+        if not self.dot:
+            with T.serial(0, depth) as c:
+                self._add_step(acc, lambda r: a[source[r], c], lambda column: weight[tap, panel, c, column])
+            return
+        with T.serial(0, depth // 2) as c:
+            self._add_step(
+                acc,
+                lambda r: pair_of_halves(a[source[r], 2 * c], a[source[r], 2 * c + 1]),
+                lambda column: weight[tap, panel, c, column],
+            )
+        if depth % 2 > 0:  # the pair of the last channel has no second half: never read past a row
+            self._add_step(
+                acc,
+                lambda r: T.Cast("int32", T.reinterpret("uint16", a[source[r], depth - 1])),
+                lambda column: weight[tap, panel, depth // 2, column],
+            )
+
+    def multiply_packed(self, acc, a, first_row, weight, panel, first_step, steps):
+        """Emit: acc[r, :] += a[first_row + r, c] * weight[0, panel, first_step + c, :] over the `steps` c, in order."""
+        with T.serial(0, steps) as c:
+            self._add_step(acc, lambda r: a[first_row + r, c], lambda column: weight[0, panel, first_step + c, column])
+
+    def widen(self, wide, rows, a, source, own):
+        """Emit: wide[r, :] = float32(a[source[r], :]); own[r] = r, the place of each of the `rows` rows in `wide`."""
+        depth = self.depth
 
         @inline
-        def multiply_dot(acc, rows, columns, a, source, weight, tap, panel):
-            """acc[r, :] += a[source[r], 2 c] * weight low + a[source[r], 2 c + 1] * weight high over c, in order"""
-            for c in range(depth // 2):
-                for r in T.unroll(rows):
-                    for v in T.unroll((columns + lanes - 1) // lanes):
-                        acc[r, T.Ramp(v * lanes, 1, lanes)] = T.call_pure_extern(
-                            vector,
-                            "dot_bf16_pair",
-                            acc[r, T.Ramp(v * lanes, 1, lanes)],
-                            weight[tap, panel, c, T.Ramp(v * lanes, 1, lanes)],
-                            pair_of_halves(a[source[r], 2 * c], a[source[r], 2 * c + 1]),
-                        )
-            if depth % 2 > 0:  # the pair of the last channel has no second half: never read past a row
-                for r in T.unroll(rows):
-                    for v in T.unroll((columns + lanes - 1) // lanes):
-                        acc[r, T.Ramp(v * lanes, 1, lanes)] = T.call_pure_extern(
-                            vector,
-                            "dot_bf16_pair",
-                            acc[r, T.Ramp(v * lanes, 1, lanes)],
-                            weight[tap, panel, depth // 2, T.Ramp(v * lanes, 1, lanes)],
-                            T.Cast("int32", T.reinterpret("uint16", a[source[r], depth - 1])),
-                        )
-
-        @inline
-        def multiply_packed_f32(acc, rows, columns, a, first_row, weight, panel, first_step, steps):
-            """acc[r, :] += a[first_row + r, c] * weight[0, panel, first_step + c, :] over c, in order"""
-            for c in range(steps):
-                for r in T.unroll(rows):
-                    for v in T.unroll((columns + lanes - 1) // lanes):
-                        for lane in T.vectorized(lanes):
-                            acc[r, v * lanes + lane] += a[first_row + r, c] * weight[0, panel, first_step + c, v * lanes + lane]
-
-        @inline
-        def multiply_packed_dot(acc, rows, columns, a, first_row, weight, panel, first_step, steps):
-            """The same for pairs: both hold an int32 of two bfloat16 for every step"""
-            for c in range(steps):
-                for r in T.unroll(rows):
-                    for v in T.unroll((columns + lanes - 1) // lanes):
-                        acc[r, T.Ramp(v * lanes, 1, lanes)] = T.call_pure_extern(
-                            vector,
-                            "dot_bf16_pair",
-                            acc[r, T.Ramp(v * lanes, 1, lanes)],
-                            weight[0, panel, first_step + c, T.Ramp(v * lanes, 1, lanes)],
-                            a[first_row + r, c],
-                        )
-
-        @inline
-        def widen(wide, rows, a, source, own):
-            """wide[r, :] = float32(a[source[r], :]); own[r] = r, the place of each row in `wide`"""
+        def widen(wide, a, source, own):
             for r in T.unroll(rows):
                 own[r] = T.int64(r)
                 for c in range(depth):
                     wide[r, c] = T.Cast("float32", a[source[r], c])
 
-        @inline
-        def store(acc, rows, columns, buffer, target, first_column, finish):
-            """buffer[target[r], column] = finish(acc[r, :], target[r], column) from first_column on"""
-            for r in T.unroll(rows):
-                for v in T.unroll(columns // lanes):
-                    for lane in T.vectorized(lanes):
-                        buffer[target[r], first_column + v * lanes + lane] = finish(
-                            acc[r, v * lanes + lane], target[r], first_column + v * lanes + lane
-                        )
-                for rest in T.unroll(columns % lanes):
-                    buffer[target[r], first_column + columns // lanes * lanes + rest] = finish(
-                        acc[r, columns // lanes * lanes + rest],
-                        target[r],
-                        first_column + columns // lanes * lanes + rest,
-                    )
-
-        self.load, self.store, self.widen = load, store, widen
-        self.multiply = multiply_dot if self.dot else multiply_f32
-        self.multiply_packed = multiply_packed_dot if self.dot else multiply_packed_f32
+        widen(wide, a, source, own)
 
     def over_rows(self, count, body):
         """Emit `body(rows, first)` for full tiles of `count` rows and narrower tiles for the rest.
@@ -247,6 +270,23 @@ class RegisterTile:
         elif narrow:
             with T.If(end > full), T.Then():
                 body(self.last_width, full)
+
+
+@cache
+def weight_layout(shape: tuple[int, ...], isa: Isa, dtype: str) -> WeightLayout:
+    """How `RegisterTile` reads a weight `dtype` of `shape` [width, *kernel, depth]: [taps, panels, steps, cols]."""
+    width, *kernel, depth = shape
+    micro = RegisterTile(isa, depth, width, dtype)
+
+    def unpack(packed: np.ndarray) -> np.ndarray:
+        if micro.dot:  # pairs of upper halves of a float32
+            halves = np.stack([packed << 16, packed & -65536], 3).view("float32")  # [taps, panels, steps, 2, cols]
+            packed = halves.reshape(*packed.shape[:2], 2 * micro.steps, micro.tile.cols)
+        rows = packed.transpose(1, 3, 0, 2).reshape(micro.panels * micro.tile.cols, len(packed), packed.shape[2])
+        return rows[:width, :, :depth].reshape(shape)
+
+    packed = (prod(kernel), micro.panels, micro.steps, micro.tile.cols)
+    return WeightLayout(packed, micro.weight_dtype, pack_weight(micro.tile.cols, len(shape), dtype, micro.dot), unpack)
 
 
 @cache

@@ -1,7 +1,4 @@
-"""RMS normalisation of every attention head, as upstream applies it to queries and keys.
-
-out[i, h, :] = x[i, h, :] / max(|x[i, h, :]|, 1e-12) * gamma[h, :] * sqrt(D)
-"""
+"""RMS normalisation of every attention head."""
 
 from functools import cache
 
@@ -11,22 +8,17 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..spec.rms_norm_heads import SMALLEST_NORM, RmsNormHeads
+from .isa import Isa
 from .rows import row_sum
 
 CHUNK = 16  # rows of one task
-SMALLEST_NORM = 1e-12
-
-
-def naive(x, gamma):
-    """Oracle, in float64. x [N, H, D], gamma [H, D] -> [N, H, D]."""
-    x = x.astype(np.float64)
-    norm = np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), SMALLEST_NORM)
-    return x / norm * gamma * np.sqrt(x.shape[-1])
 
 
 @cache
-def rms_norm_heads(heads: int, depth: int, dtype: str = "float32") -> tvm.tirx.PrimFunc:
-    """PrimFunc (x `dtype` [N, H, D], gamma float32 [H, D], out `dtype` [N, H, D])."""
+def rms_norm_heads(spec: RmsNormHeads, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `RmsNormHeads`."""
+    heads, depth, dtype = spec.heads, spec.depth, spec.dtype
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, gamma_: T.handle, out_: T.handle):

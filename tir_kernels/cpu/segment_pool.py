@@ -1,32 +1,25 @@
-"""Pooling over an index: sum, mean or maximum of the rows that the index sends to an output row.
-
-    out[o, :] = reduction over the rows i with index[i] == o, in ascending order of i, of x[i, :]
+"""Pooling over an index.
 
 The rows are first sorted by their index (a counting sort, which keeps their order). An output row then belongs to one
 thread, so the order of every sum is fixed. Wide rows are cut into panels of channels, so that few output rows, as in
-pooling over a batch, still occupy many threads. Sums are float32.
+pooling over a batch, still occupy many threads.
 """
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
 from ..script import inline
-from .gather_rows import check_index
-from .pool import Reduction
+from ..spec.segment_pool import SegmentPool
+from .guards import check_index
+from .isa import Isa
+from .pool import add, finish, initial
 
 PANEL = 64  # channels, and
 ROWS = 64  # output rows of one task
-
-
-def naive(x, index, rows: int, reduction: Reduction):
-    """Oracle, in float64. x [N, C], index int [N] from -1 (nowhere) to rows - 1 -> [rows, C]."""
-    out = [reduction.naive(x[index == row]) for row in range(rows)]
-    return np.stack(out) if out else np.zeros((0, x.shape[1]))
 
 
 @inline
@@ -45,8 +38,9 @@ def sort_by_index(index, n, m, start, order):
 
 
 @cache
-def segment_pool(channels: int, reduction: Reduction, dtype: str = "float32") -> tvm.tirx.PrimFunc:
-    """PrimFunc (x `dtype` [N, C], index int32 [N], out `dtype` [M, C]); ValueError for an index not in -1 .. M - 1."""
+def segment_pool(spec: SegmentPool, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `SegmentPool`."""
+    channels, reduction, dtype = spec.channels, spec.reduction, spec.dtype
     panels = -(-channels // PANEL)
 
     @script.prim_func(s_tir=True)
@@ -70,12 +64,12 @@ def segment_pool(channels: int, reduction: Reduction, dtype: str = "float32") ->
                 begin: T.let = start[first + row]
                 count: T.let = start[first + row + 1] - begin
                 for c in range(width):
-                    value[c] = reduction.start()
+                    value[c] = initial(reduction)
                 for i in range(count):
                     source: T.let = T.Cast("int64", order[begin + i])
                     for c in range(width):
-                        value[c] = reduction.add(value[c], T.Cast("float32", x[source, column + c]))
+                        value[c] = add(reduction, value[c], T.Cast("float32", x[source, column + c]))
                 for c in range(width):
-                    out[first + row, column + c] = T.Cast(dtype, reduction.finish(value[c], count))
+                    out[first + row, column + c] = T.Cast(dtype, finish(reduction, value[c], count))
 
     return kernel

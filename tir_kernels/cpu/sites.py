@@ -1,72 +1,31 @@
-"""Output sites of strided and transposed sparse convolutions, in spconv's order.
-
-A site is active when any tap meets an active input (strided), or is any input's image under any tap (transposed). Rows are
-grouped by batch element, ascending; within one they come in order of first touch: taps outside, the last axis fastest,
-input rows inside. That is the order of spconv's CPU code, which golden data of one batch element records.
-
-    plan_sites  (coords [N, 4], plan, size int64 [3])                                bounds, method, scratch sizes
-    find_sites  (coords, plan, slots int32 [S], keys int64 [T], list int32 [L, 4], count int64 [1])
-    copy_sites  (list, out int32 [M, 4])
-"""
+"""Output sites of strided and transposed sparse convolutions: plan, find, copy."""
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
+from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
 from ..guards import RAISE_SITES
 from ..script import inline
-from .coordinate_index import (
+from ..spec.coordinate_index import (
     BATCH_LIMIT,
     COORDINATE_LIMIT,
     DEFAULT_HIGH,
     DEFAULT_LOW,
     GRID,
     PLAN_EXTENT,
-    PLAN_METHOD,
     PLAN_ORIGIN,
     PLAN_SIZE,
-    cell_of,
-    check_range,
-    choose,
-    extremes,
-    fill,
-    in_box,
-    insert_key,
-    key_of,
 )
-from .kernel_map import Geometry
+from ..spec.geometry import Geometry
+from ..spec.sites import CopySites, FindSites, PlanSites, out_extent
+from .coordinate_index import GRID_CELLS_PER_SITE, SPARE, choose, fill, index_bounds, key_of, match_index, match_plan
+from .guards import check_range, extremes
+from .isa import Isa
 from .unique import divide
-
-
-def out_extent(shape, geometry: Geometry) -> tuple[int, ...]:
-    """Extent of the output grid along each axis, as spconv computes it.
-
-    Strided: floor((n + 2p - d(k - 1) - 1) / s) + 1. Transposed: (n - 1) s - 2p + k, without the dilation.
-    """
-    axes = zip(shape, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True)
-    if geometry.transposed:
-        return tuple((n - 1) * s - 2 * p + k for n, k, s, p, _ in axes)
-    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
-
-
-def naive(coords, geometry: Geometry, extent=None):
-    """Oracle. coords int32 [N, 4] -> sites int32 [M, 4]; `extent`: keep sites within [0, extent), None: keep all."""
-    sites = {}
-    for tap in geometry.offsets():
-        for row in np.asarray(coords).tolist():
-            if geometry.transposed:
-                site = np.array(row[1:]) * geometry.stride + tap
-            else:
-                site, rest = np.divmod(np.array(row[1:]) - tap, geometry.stride)
-                if rest.any():
-                    continue
-            if extent is None or ((site >= 0) & (site < extent)).all():
-                sites[(row[0], *site.tolist())] = None
-    return np.array(sorted(sites, key=lambda site: site[0]), "int32").reshape(-1, 4)
 
 
 def most_sites(geometry: Geometry) -> int:
@@ -80,13 +39,9 @@ def most_sites(geometry: Geometry) -> int:
 
 
 @cache
-def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, method: str = "auto") -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [3]): the box of the sites, and scratch sizes.
-
-    `shape`: extent of the input grid, "infer" for one more than the largest coordinate along each axis (upstream's rule), or
-    None for an unbounded lattice. In the first two cases coordinates must not be negative, and sites outside of
-    [0, `out_extent`) are dropped. size = (slots, keys, rows of the list). Raises ValueError for the first row outside.
-    """
+def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `PlanSites`."""
+    geometry, shape, method = spec.geometry, spec.shape, spec.method
     low = DEFAULT_LOW if shape is None else (0, 0, 0, 0)
     high = (BATCH_LIMIT - 1, *(n - 1 for n in shape)) if isinstance(shape, tuple) else DEFAULT_HIGH
 
@@ -103,16 +58,16 @@ def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, met
     @inline
     def set_range(axis, first, last, plan, highest):
         if shape is None:
-            plan[PLAN_ORIGIN + axis + 1] = first
-            plan[PLAN_EXTENT + axis + 1] = T.max(last - first + 1, T.int64(0))
+            plan.entries[PLAN_ORIGIN + axis + 1] = first
+            plan.entries[PLAN_EXTENT + axis + 1] = T.max(last - first + 1, T.int64(0))
         else:
-            plan[PLAN_ORIGIN + axis + 1] = T.max(first, T.int64(0))
-            plan[PLAN_EXTENT + axis + 1] = T.max(
-                T.min(last, last_site(axis, highest)) - plan[PLAN_ORIGIN + axis + 1] + 1, T.int64(0)
+            plan.entries[PLAN_ORIGIN + axis + 1] = T.max(first, T.int64(0))
+            plan.entries[PLAN_EXTENT + axis + 1] = T.max(
+                T.min(last, last_site(axis, highest)) - plan.origin(axis + 1) + 1, T.int64(0)
             )
         if T.Or(
-            plan[PLAN_ORIGIN + axis + 1] < -COORDINATE_LIMIT,
-            plan[PLAN_ORIGIN + axis + 1] + plan[PLAN_EXTENT + axis + 1] > COORDINATE_LIMIT,
+            plan.origin(axis + 1) < -COORDINATE_LIMIT,
+            plan.origin(axis + 1) + plan.extent(axis + 1) > COORDINATE_LIMIT,
         ):
             T.evaluate(T.call_packed(RAISE_SITES, T.int32(axis + 1), first, last))
 
@@ -141,33 +96,32 @@ def plan_sites(geometry: Geometry, shape: tuple[int, int, int] | str | None, met
         T.func_attr({"tirx.noalias": True, "global_symbol": "plan_sites"})
         rows = T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        plan = T.meta_var(match_plan(plan_))
         size = match_buffer(size_, (3,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
         extremes(coords, rows, lowest, highest)
         check_range(coords, rows, lowest, highest, low, high)
         for entry in range(PLAN_SIZE):
-            plan[entry] = T.int64(0)
-        plan[PLAN_ORIGIN] = T.Cast("int64", lowest[0])
-        plan[PLAN_EXTENT] = T.Cast("int64", highest[0] - lowest[0] + 1)
+            plan.entries[entry] = T.int64(0)
+        plan.entries[PLAN_ORIGIN] = T.Cast("int64", lowest[0])
+        plan.entries[PLAN_EXTENT] = T.Cast("int64", highest[0] - lowest[0] + 1)
         if rows > 0:
             all_axes(plan, lowest, highest)
         size[2] = rows * most_sites(geometry)
-        choose(method, size[2], plan, size)
-        if plan[PLAN_METHOD] == GRID:
-            size[2] = T.min(size[2], size[0])
+        choose(method, size[2], GRID_CELLS_PER_SITE, plan, size)
+        if plan.method == GRID:
+            size[2] = T.min(size[2], size[0] - SPARE)
         size[2] = T.max(size[2], T.int64(1))
 
-    return kernel
+    most = most_sites(geometry)
+    return with_bounds(kernel, size=[*index_bounds(method, most, GRID_CELLS_PER_SITE), [LinearBound(most), LinearBound(0, 1)]])
 
 
 @cache
-def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords, plan, slots, keys, list int32 [L, 4], count int64 [1]): the sites in order of first touch.
-
-    One thread walks taps and rows: the order is that of the walk.
-    """
+def find_sites(spec: FindSites, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `FindSites`. One thread walks taps and rows: the order is that of the walk."""
+    geometry = spec.geometry
     stride = geometry.stride
     below = (geometry.kernel[1] * geometry.kernel[2], geometry.kernel[2], 1)
 
@@ -185,16 +139,14 @@ def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle, list_: T.handle, count_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "find_sites"})
-        rows, num_slots, num_keys, most = T.int64(), T.int64(), T.int64(), T.int64()
+        rows, most = T.int64(), T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
-        slots = match_buffer(slots_, (num_slots,), "int32")
-        keys = match_buffer(keys_, (num_keys,), "int64")
+        index = T.meta_var(match_index(plan_, slots_, keys_))
         sites = match_buffer(list_, (most, 4), "int32")
         count = match_buffer(count_, (1,), "int64")
         found = T.alloc_buffer((1,), "int32")
-        fill(slots, num_slots, T.int32(-1))
-        fill(keys, num_keys, T.int64(-1))
+        fill(index.slots, index.num_slots, T.int32(-1))
+        fill(index.table.keys, index.table.buckets, T.int64(-1))
         count[0] = T.int64(0)
         for tap in range(T.int32(geometry.taps)):
             for row in range(rows):
@@ -206,22 +158,15 @@ def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
                     & site(coords[row, 2], offset(tap, 1), 1)[1]
                     & site(coords[row, 3], offset(tap, 2), 2)[1]
                 )
-                if exact & in_box(plan, coords[row, 0], x, y, z):
-                    if plan[PLAN_METHOD] == GRID:
-                        cell: T.let = cell_of(plan, coords[row, 0], x, y, z)
-                        found[0] = slots[cell]
+                if exact & index.plan.contains((coords[row, 0], x, y, z)):
+                    if index.plan.method == GRID:
+                        cell: T.let = index.plan.cell_of((coords[row, 0], x, y, z))
+                        found[0] = index.slots[cell]
                         if found[0] < 0:
-                            slots[cell] = T.Cast("int32", count[0])
+                            index.slots[cell] = T.Cast("int32", count[0])
                             found[0] = T.Cast("int32", count[0])
                     else:
-                        insert_key(
-                            keys,
-                            slots,
-                            num_keys,
-                            key_of(coords[row, 0], x, y, z),
-                            T.Cast("int32", count[0]),
-                            found,
-                        )
+                        index.table.insert(key_of((coords[row, 0], x, y, z)), T.Cast("int32", count[0]), found)
                     if T.Cast("int64", found[0]) == count[0]:
                         sites[count[0], 0] = coords[row, 0]
                         sites[count[0], 1] = x
@@ -229,12 +174,12 @@ def find_sites(geometry: Geometry) -> tvm.tirx.PrimFunc:
                         sites[count[0], 3] = z
                         count[0] = count[0] + 1
 
-    return kernel
+    return with_bounds(kernel, count=[[LinearBound(most_sites(geometry))]])
 
 
 @cache
-def copy_sites() -> tvm.tirx.PrimFunc:
-    """PrimFunc (list int32 [L, 4], plan, out int32 [M, 4]): the first M rows of the list, grouped by batch element."""
+def copy_sites(spec: CopySites, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `CopySites`."""
 
     @script.prim_func(s_tir=True)
     def kernel(list_: T.handle, plan_: T.handle, out_: T.handle):

@@ -1,29 +1,24 @@
-"""Softmax over the last axis: `out[i, :] = exp(x[i, :] - max) / sum(exp(x[i, :] - max))`, in float32."""
+"""Softmax over the last axis."""
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..spec.softmax import Softmax
+from .isa import Isa
 from .rows import row_max, row_sum
 from .vector_math import exp
 
 CHUNK = 8192  # elements of one task, or one row
 
 
-def naive(x):
-    """Oracle, in float64. x [..., C] -> [..., C]."""
-    x = x.astype(np.float64)
-    weights = np.exp(x - x.max(-1, keepdims=True, initial=-np.inf))
-    return weights / weights.sum(-1, keepdims=True)
-
-
 @cache
-def softmax(rank: int, dtype: str = "float32") -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, out), both `dtype` [..., C] of one shape with `rank` >= 1 dimensions of any size."""
+def softmax(spec: Softmax, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `Softmax`."""
+    rank, dtype = spec.rank, spec.dtype
     *outer, columns = shape = [tvm.tirx.Var(f"n{axis}", "int64") for axis in range(rank)]
     rows = tvm.tirx.IntImm("int64", 1)
     for dim in outer:

@@ -1,32 +1,21 @@
-"""Subdivision of voxels: every row becomes fx * fy * fz children, `coords * factor + offset`.
+"""Subdivision of voxels."""
 
-Children of one voxel follow each other with the offset along z fastest, so the children of row i are the rows from
-i * children on; features follow by repeating rows.
-"""
-
-import itertools
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..spec.subdivide import Subdivide
 from .coordinate_index import ROW_CHUNK
-
-
-def naive(coords, factor=(2, 2, 2)):
-    """Oracle. coords int32 [N, 4] -> int32 [N * fx * fy * fz, 4]."""
-    offsets = np.array([(0, *offset) for offset in itertools.product(*(range(f) for f in factor))])
-    children = np.asarray(coords)[:, None] * np.array([1, *factor]) + offsets
-    return children.reshape(-1, 4).astype("int32")
+from .isa import Isa
 
 
 @cache
-def subdivide(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], out int32 [N * fx * fy * fz, 4])."""
-    fx, fy, fz = factor
+def subdivide(spec: Subdivide, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `Subdivide`."""
+    fx, fy, fz = spec.factor
     children = fx * fy * fz
 
     @script.prim_func(s_tir=True)

@@ -1,57 +1,42 @@
-"""Unique coordinates with inverse, optionally after dividing by a factor per axis: `unique` and `downsample`.
+"""Unique coordinates with inverse, optionally after dividing by a factor per axis.
 
-    coords[inverse[i]] == (batch_i, floor(x_i / fx), floor(y_i / fy), floor(z_i / fz)),  coords ascending
-
-Output rows ascend in (batch, x, y, z), as `torch.unique(dim=0)` and upstream's downsampling order them. The order does
-not depend on the method: a dense grid over the bounding box where that is small (mark the cells, then number them in
-order), else a radix sort of the cell numbers (least significant digit first, which is stable).
-
-Three kernels, with the number of output rows between them:
-
-    plan_unique   (coords [N, 4], plan [PLAN_SIZE], size [2])                   box, method, scratch sizes
-    rank_unique   (coords, plan, cells int32 [S], order int64 [T], inverse int32 [N], count int64 [1])
-    fill_unique   (coords, inverse, out int32 [M, 4])
+The order does not depend on the method: a dense grid over the bounding box where that is small (mark the cells, then number
+them in order), else a radix sort of the cell numbers (least significant digit first, which is stable).
 """
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
+from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
 from ..script import inline
+from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_ORIGIN, PLAN_SIZE
+from ..spec.unique import FillUnique, PlanUnique, RankUnique
+from .caches import L1
 from .coordinate_index import (
-    DEFAULT_HIGH,
-    DEFAULT_LOW,
-    GRID,
-    GRID_CELLS_FREE,
     GRID_CELLS_MOST,
-    GRID_CELLS_PER_ROW,
-    HASH,
-    PLAN_EXTENT,
-    PLAN_METHOD,
-    PLAN_ORIGIN,
-    PLAN_SIZE,
+    OWN_CHUNK,
+    PARTS_MOST,
     ROW_CHUNK,
-    cell_of,
-    check_range,
-    extremes,
-    fill,
+    SPARE,
+    Parts,
+    RowCells,
+    check_grid,
+    count_cells,
+    grid_bound,
+    grid_limit,
+    match_plan,
 )
+from .guards import check_range, extremes
+from .isa import Isa
 
 SORT = HASH  # the method where no grid fits
-DIGIT_BITS = 11  # of the radix sort: 2048 counters stay in the L1 cache
+DIGIT_BITS = 11  # of the radix sort
 DIGITS = 1 << DIGIT_BITS
-CELL_CHUNK = 16384  # cells that one task numbers
-
-
-def naive(coords, factor=(1, 1, 1)):
-    """Oracle. coords int32 [N, 4] -> (unique int32 [M, 4] ascending, inverse int32 [N])."""
-    divided = np.asarray(coords) // np.array([1, *factor])
-    unique, inverse = np.unique(divided, axis=0, return_inverse=True)
-    return unique.astype("int32").reshape(-1, 4), inverse.reshape(-1).astype("int32")
+assert 2 * 8 * DIGITS <= L1, "counters stay in the L1 cache"
 
 
 def divide(value, factor: int):
@@ -62,17 +47,15 @@ def divide(value, factor: int):
 
 
 @cache
-def plan_unique(factor: tuple[int, int, int], method: str = "auto", low=DEFAULT_LOW, high=DEFAULT_HIGH):
-    """PrimFunc (coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [2]); ValueError for a row outside of the range.
-
-    `method`: "auto", "grid" (where the box has at most 2^30 cells) or "sort". size = (cells, sort entries).
-    """
+def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `PlanUnique`. ValueError for `method="grid"` when the box has more than GRID_CELLS_MOST cells."""
+    factor, method, low, high = spec.factor, spec.method, spec.low, spec.high
     factors = (1, *factor)
 
     @inline
     def divided_box(axis, plan, lowest, highest):
-        plan[PLAN_ORIGIN + axis] = T.Cast("int64", divide(lowest[axis], factors[axis]))
-        plan[PLAN_EXTENT + axis] = T.Cast(
+        plan.entries[PLAN_ORIGIN + axis] = T.Cast("int64", divide(lowest[axis], factors[axis]))
+        plan.entries[PLAN_EXTENT + axis] = T.Cast(
             "int64", divide(highest[axis], factors[axis]) - divide(lowest[axis], factors[axis]) + 1
         )
 
@@ -85,7 +68,7 @@ def plan_unique(factor: tuple[int, int, int], method: str = "auto", low=DEFAULT_
         T.func_attr({"tirx.noalias": True, "global_symbol": "plan_unique"})
         rows = T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
+        plan = T.meta_var(match_plan(plan_))
         size = match_buffer(size_, (2,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
@@ -93,61 +76,73 @@ def plan_unique(factor: tuple[int, int, int], method: str = "auto", low=DEFAULT_
         extremes(coords, rows, lowest, highest)
         check_range(coords, rows, lowest, highest, low, high)
         for entry in range(PLAN_SIZE):
-            plan[entry] = T.int64(0)
+            plan.entries[entry] = T.int64(0)
         all_axes(plan, lowest, highest)
-        # The key range allows 2^60 cells at most, so the product is exact.
-        cells[0] = plan[PLAN_EXTENT] * plan[PLAN_EXTENT + 1] * plan[PLAN_EXTENT + 2] * plan[PLAN_EXTENT + 3]
-        plan[PLAN_METHOD] = T.int64(SORT)
-        if T.bool(method == "grid"):
-            if cells[0] <= T.int64(GRID_CELLS_MOST):
-                plan[PLAN_METHOD] = T.int64(GRID)
-        if T.bool(method == "auto"):
-            if cells[0] <= T.min(rows * GRID_CELLS_PER_ROW + GRID_CELLS_FREE, T.int64(GRID_CELLS_MOST)):
-                plan[PLAN_METHOD] = T.int64(GRID)
-        size[0] = T.if_then_else(plan[PLAN_METHOD] == GRID, T.max(cells[0], T.int64(1)), T.int64(1))
-        size[1] = T.if_then_else(plan[PLAN_METHOD] == GRID, T.int64(1), T.max(rows * 4, T.int64(1)))
+        count_cells(plan, cells, grid_limit(rows) if method == "auto" else T.int64(GRID_CELLS_MOST))
+        check_grid(method, plan, cells)
+        if T.And(T.bool(method != "sort"), cells[0] >= 0):
+            plan.entries[PLAN_METHOD] = T.int64(GRID)
+            size[0] = cells[0] + SPARE
+            size[1] = T.int64(1)
+        else:
+            plan.entries[PLAN_METHOD] = T.int64(SORT)
+            size[0] = T.int64(1)
+            size[1] = T.max(rows * 4, T.int64(1))
 
-    return kernel
+    one, entries = LinearBound(0, 1), LinearBound(4)
+    cells = [one] if method == "sort" else [one, grid_bound(method)]
+    return with_bounds(kernel, size=[cells, [one] if method == "grid" else [one, entries]])
 
 
 @cache
-def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords, plan, cells int32 [S], order int64 [T], inverse int32 [N], count int64 [1]).
-
-    `cells` and `order` are scratch of the sizes that `plan_unique` gave.
-    """
+def rank_unique(spec: RankUnique, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `RankUnique`."""
+    factor = spec.factor
 
     def cell(coords, row, plan):
         x, y, z = (divide(coords[row, axis + 1], factor[axis]) for axis in range(3))
-        return cell_of(plan, coords[row, 0], x, y, z)
+        return plan.cell_of((coords[row, 0], x, y, z))
 
     @inline
-    def rank_grid(coords, plan, cells, inverse, count, rows, num_cells):
-        chunks: T.let = (num_cells + CELL_CHUNK - 1) // CELL_CHUNK
-        marked = T.alloc_buffer((chunks,), "int32")
-        fill(cells, num_cells, T.int32(0))
-        for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
-            for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
-                cells[cell(coords, chunk * ROW_CHUNK + i, plan)] = T.int32(1)
-        for chunk in T.parallel(chunks):
-            marked[chunk] = T.int32(0)
-            for i in range(T.min(T.int64(CELL_CHUNK), num_cells - chunk * CELL_CHUNK)):
-                marked[chunk] = marked[chunk] + cells[chunk * CELL_CHUNK + i]
+    def rank_grid(coords, plan, grid, inverse, count, rows, num_cells):
+        cells = T.alloc_buffer((rows,), "int32")
+        lowest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+        highest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+        parts_count = T.alloc_buffer((1,), "int64")
+        each = T.alloc_buffer((1,), "int64")
+        taken = T.alloc_buffer((PARTS_MOST,), "int32")
+        numbered = T.meta_var(RowCells(cells, rows, lowest, highest))
+        parts = T.meta_var(Parts(num_cells, parts_count, each))
+        numbered.number(lambda row: cell(coords, row, plan))
+        parts.split()
+        for i in T.parallel(parts_count[0]):
+            here = T.alloc_buffer((1,), "int32")
+            first: T.let = parts.first(i)
+            part = T.meta_var(parts.part(i, first))
+            for j in range(part.count):
+                grid[part.first + j] = T.int32(-1)
+            numbered.insert(grid, part)
+            here[0] = T.int32(0)
+            for j in range(part.count):
+                here[0] = here[0] + T.Cast("int32", grid[part.first + j] >= 0)
+            taken[i] = here[0]
         count[0] = T.int64(0)
-        for chunk in range(chunks):
-            here: T.let = marked[chunk]
-            marked[chunk] = T.Cast("int32", count[0])
+        for i in range(parts_count[0]):
+            here: T.let = taken[i]
+            taken[i] = T.Cast("int32", count[0])
             count[0] = count[0] + T.Cast("int64", here)
-        for chunk in T.parallel(chunks):
+        for i in T.parallel(parts_count[0]):
             rank = T.alloc_buffer((1,), "int32")
-            rank[0] = marked[chunk]
-            for i in range(T.min(T.int64(CELL_CHUNK), num_cells - chunk * CELL_CHUNK)):
-                here: T.let = cells[chunk * CELL_CHUNK + i]
-                cells[chunk * CELL_CHUNK + i] = rank[0]
+            first: T.let = parts.first(i)
+            part = T.meta_var(parts.part(i, first))
+            rank[0] = taken[i]
+            for j in range(part.count):
+                here: T.let = T.Cast("int32", grid[part.first + j] >= 0)
+                grid[part.first + j] = rank[0]
                 rank[0] = rank[0] + here
         for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
             for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
-                inverse[chunk * ROW_CHUNK + i] = cells[cell(coords, chunk * ROW_CHUNK + i, plan)]
+                inverse[chunk * ROW_CHUNK + i] = grid[cells[chunk * ROW_CHUNK + i]]
 
     @inline
     def sort_digit(order, source, target, rows, shift):
@@ -175,7 +170,7 @@ def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
     def rank_sorted(coords, plan, order, inverse, count, rows):
         shift = T.alloc_buffer((1,), "int64")
         source = T.alloc_buffer((1,), "int64")
-        cells: T.let = plan[PLAN_EXTENT] * plan[PLAN_EXTENT + 1] * plan[PLAN_EXTENT + 2] * plan[PLAN_EXTENT + 3]
+        cells: T.let = plan.extent(0) * plan.extent(1) * plan.extent(2) * plan.extent(3)
         for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
             for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
                 order[2 * (chunk * ROW_CHUNK + i)] = cell(coords, chunk * ROW_CHUNK + i, plan)
@@ -200,22 +195,23 @@ def rank_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
         T.func_attr({"tirx.noalias": True, "global_symbol": "rank_unique"})
         rows, num_cells, entries = T.int64(), T.int64(), T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
-        cells = match_buffer(cells_, (num_cells,), "int32")
+        plan = T.meta_var(match_plan(plan_))
+        grid = match_buffer(cells_, (num_cells,), "int32")
         order = match_buffer(order_, (entries,), "int64")
         inverse = match_buffer(inverse_, (rows,), "int32")
         count = match_buffer(count_, (1,), "int64")
-        if plan[PLAN_METHOD] == GRID:
-            rank_grid(coords, plan, cells, inverse, count, rows, num_cells)
+        if plan.method == GRID:
+            rank_grid(coords, plan, grid, inverse, count, rows, num_cells - SPARE)
         else:
             rank_sorted(coords, plan, order, inverse, count, rows)
 
-    return kernel
+    return with_bounds(kernel, count=[[LinearBound(1)]])
 
 
 @cache
-def fill_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], inverse int32 [N], out int32 [M, 4])."""
+def fill_unique(spec: FillUnique, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `FillUnique`."""
+    factor = spec.factor
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, inverse_: T.handle, out_: T.handle):
@@ -224,11 +220,24 @@ def fill_unique(factor: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
         coords = match_buffer(coords_, (rows, 4), "int32")
         inverse = match_buffer(inverse_, (rows,), "int32")
         out = match_buffer(out_, (unique, 4), "int32")
-        # Rows of one cell write the same values, so it does not matter who comes last.
-        for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
-            for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
-                row: T.let = chunk * ROW_CHUNK + i
-                target: T.let = T.Cast("int64", inverse[row])
+        lowest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+        highest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
+        count = T.alloc_buffer((1,), "int64")
+        each = T.alloc_buffer((1,), "int64")
+        source = T.alloc_buffer((unique + SPARE,), "int32")  # a row of each cell
+        numbered = T.meta_var(RowCells(inverse, rows, lowest, highest))
+        parts = T.meta_var(Parts(unique, count, each))
+        for chunk in T.parallel((rows + OWN_CHUNK - 1) // OWN_CHUNK):
+            numbered.note_extremes(chunk)
+        parts.split()
+        for i in T.parallel(count[0]):
+            first: T.let = parts.first(i)
+            part = T.meta_var(parts.part(i, first))
+            numbered.insert(source, part)
+        for chunk in T.parallel((unique + ROW_CHUNK - 1) // ROW_CHUNK):
+            for i in range(T.min(T.int64(ROW_CHUNK), unique - chunk * ROW_CHUNK)):
+                target: T.let = chunk * ROW_CHUNK + i
+                row: T.let = T.Cast("int64", source[target])
                 out[target, 0] = coords[row, 0]
                 out[target, 1] = divide(coords[row, 1], factor[0])
                 out[target, 2] = divide(coords[row, 2], factor[1])

@@ -9,10 +9,8 @@ NaN gives NaN: a comparison with NaN is false, and `T.min` and `T.max` then retu
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import erfc, pi, sqrt
+from math import pi, sqrt
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 from tvm_ffi.structural import structural_map
@@ -132,20 +130,11 @@ def gelu_tanh(x):
     return x / (T.float32(1) + exp(x * (T.float32(factor) + T.float32(0.044715 * factor) * x * x)))
 
 
-@dataclass(frozen=True)
-class Activation:
-    """`emit`: TIR expression to TIR expression, float32; `naive`: the same in float64 on numpy arrays."""
-
-    emit: Callable
-    naive: Callable
-
-
-naive_erfc = np.vectorize(erfc, otypes=[float])  # numpy has none
-
-ACTIVATIONS = {
-    "none": Activation(lambda x: x, lambda x: x),
-    "relu": Activation(lambda x: T.max(T.float32(0), x), lambda x: np.maximum(x, 0)),
-    "silu": Activation(silu, lambda x: x / (1 + np.exp(-x))),
-    "gelu": Activation(gelu, lambda x: 0.5 * x * naive_erfc(-x * sqrt(0.5))),
-    "gelu_tanh": Activation(gelu_tanh, lambda x: 0.5 * x * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))),
+# The activations of `spec.activation.ACTIVATIONS`, by name.
+EMIT: dict[str, Callable] = {
+    "none": lambda x: x,
+    "relu": lambda x: T.max(T.float32(0), x),
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
 }

@@ -1,41 +1,24 @@
-"""Windows of voxels, for attention within them (Swin3D, Yang et al., arXiv:2304.06906; TRELLIS, arXiv:2412.01506).
-
-    window of a row = (batch, floor((x + sx) / wx), floor((y + sy) / wy), floor((z + sz) / wz))
-    order[offsets[i] : offsets[i + 1]] = the rows of the i-th window, ascending;  windows ascend
-
-The windows of all rows are coordinates again: `unique` numbers them in order, and a stable counting sort by that number
-groups the rows.
-
-    window_coords   (coords [N, 4], windows [N, 4])                          range check, division
-    group_rows      (group int32 [N], order int32 [N], offsets int32 [G + 1])
-"""
+"""Windows of voxels: range check and division, and the rows of each window by a stable counting sort."""
 
 from functools import cache
 
-import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from .coordinate_index import DEFAULT_HIGH, DEFAULT_LOW, ROW_CHUNK, check_range, extremes
+from ..spec.coordinate_index import DEFAULT_HIGH, DEFAULT_LOW
+from ..spec.windows import GroupRows, WindowCoords
+from .coordinate_index import ROW_CHUNK
+from .guards import check_range, extremes
+from .isa import Isa
 from .unique import divide
 
 
-def naive(coords, window=(8, 8, 8), shift=(0, 0, 0)):
-    """Oracle. coords int32 [N, 4] -> (order int32 [N], offsets int32 [W + 1])."""
-    windows = (np.asarray(coords) + np.array([0, *shift])) // np.array([1, *window])
-    _, group, sizes = np.unique(windows, axis=0, return_inverse=True, return_counts=True)
-    order = np.argsort(group.reshape(-1), kind="stable")
-    return order.astype("int32"), np.cumsum([0, *sizes]).astype("int32")
-
-
 @cache
-def window_coords(window: tuple[int, int, int], shift: tuple[int, int, int]) -> tvm.tirx.PrimFunc:
-    """PrimFunc (coords int32 [N, 4], windows int32 [N, 4]); ValueError for a row outside of the range.
-
-    `shift` from 0 to `window` - 1, so that windows keep within the range of coordinates.
-    """
+def window_coords(spec: WindowCoords, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `WindowCoords`."""
+    window, shift = spec.window, spec.shift
 
     def window_along(coords, row, axis):
         return divide(coords[row, axis + 1] + shift[axis], window[axis])
@@ -62,11 +45,8 @@ def window_coords(window: tuple[int, int, int], shift: tuple[int, int, int]) -> 
 
 
 @cache
-def group_rows() -> tvm.tirx.PrimFunc:
-    """PrimFunc (group int32 [N], order int32 [N], offsets int32 [G + 1]): rows by group, ascending in each.
-
-    Groups from 0 to G - 1. One thread counts and places, some 2 ns a row.
-    """
+def group_rows(spec: GroupRows, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `GroupRows`. One thread counts and places, some 2 ns a row."""
 
     @script.prim_func(s_tir=True)
     def kernel(group_: T.handle, order_: T.handle, offsets_: T.handle):

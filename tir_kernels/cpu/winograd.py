@@ -14,9 +14,10 @@ input: about 2 MiB for a thread, besides a padded copy of x. It transforms its w
 stored transformed would take 64 / 27 times the memory and save a tenth of the time.
 
 Sums run over the channels in order, whatever the task, so that bits depend neither on threads nor on what else is in the
-batch. The oracle is that of `conv`.
+batch.
 """
 
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 
@@ -25,12 +26,15 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..layout import WeightLayout
 from ..script import drop_parameters, inline
-from .conv import check_size
+from ..spec.conv3d import Conv3d
+from ..spec.geometry import Geometry
+from . import caches
+from .guards import check_size
 from .isa import Isa, kernel_name
-from .kernel_map import Geometry
 from .register_tile import RegisterTile
-from .vector_math import ACTIVATIONS
+from .vector_math import EMIT
 
 KERNEL = (3, 3, 3)
 VECTOR = 8  # tiles, or channels of weights, that are transformed at a time, whatever the vectors of the CPU
@@ -39,7 +43,7 @@ BLOCK = 16  # vectors of tiles of one task: they pay for transforming its weight
 CHANNELS = 128  # output channels of one task, about: they pay for transforming its tiles
 PART = 66  # output channels, at most, whose products for a step stay in the L2 cache
 DEPTH = 64  # input channels of a block, at most
-LINE = 16  # channels of weights that lie next to each other, a cache line
+LINE = caches.LINE // 4  # channels of weights that lie next to each other
 
 # The rows of B^T, as x[a] + sign * x[b], and of G; the columns of A^T.
 INPUT_ROWS = ((0, 2, -1.0), (1, 2, 1.0), (2, 1, -1.0), (1, 3, -1.0))
@@ -67,17 +71,39 @@ def blocking(cin: int) -> tuple[int, int]:
     return -(-cin // (blocks * LINE)) * LINE, blocks
 
 
-def packed_shape(cout: int, cin: int) -> tuple[int, int, int, int]:
-    """Shape of what `pack_filters` makes."""
-    depth, blocks = blocking(cin)
-    return cout, blocks, 27, depth
+def refuses(spec: Conv3d, isa: Isa) -> str | None:
+    """Why a convolution does not go by this algorithm, or None."""
+    if spec.dtype != "float32":
+        return f"dtype: expected float32, given {spec.dtype}"
+    if spec.geometry != Geometry(KERNEL, padding=spec.geometry.padding):
+        return f"geometry: expected a kernel of 3^3 with unit stride and dilation, given {spec.geometry}"
+    if not pays(spec.cin, spec.cout, spec.size_out):
+        return f"does not pay for {spec.cin} -> {spec.cout} channels and an output of {spec.size_out}"
+    return None
+
+
+def shared(spec: Conv3d, isa: Isa) -> Conv3d:
+    """One kernel serves all sizes."""
+    return replace(spec, size_out=(None, None, None))
+
+
+def weight_layout(spec: Conv3d, isa: Isa) -> WeightLayout:
+    """[Cout, blocks, 27, depth], zero past the last channel."""
+    depth, blocks = blocking(spec.cin)
+
+    def unpack(packed):
+        channels = packed.transpose(0, 1, 3, 2).reshape(spec.cout, -1, *KERNEL)
+        return channels[:, : spec.cin]
+
+    return WeightLayout((spec.cout, blocks, prod(KERNEL), depth), "float32", pack_filters(spec.cout, spec.cin), unpack)
 
 
 @cache
 def pack_filters(cout: int, cin: int) -> tvm.tirx.PrimFunc:
-    """PrimFunc (weight float32 [Cout, Cin, 3, 3, 3], packed float32 [Cout, blocks, 27, depth]), zero past the last channel."""
-    shape = packed_shape(cout, cin)
-    _, blocks, taps, depth = shape
+    """PrimFunc (weight float32 [Cout, Cin, 3, 3, 3], packed), see `weight_layout`."""
+    depth, blocks = blocking(cin)
+    taps = prod(KERNEL)
+    shape = (cout, blocks, taps, depth)
 
     @script.prim_func(s_tir=True)
     def kernel(weight_: T.handle, packed: T.Buffer(shape, "float32")):
@@ -168,25 +194,35 @@ def transform_products(place, product, add):
             add(2 * d + h, T.Broadcast(sign, 2 * VECTOR) * pairs)
 
 
-@cache
-def conv3d(
-    cin: int, cout: int, padding: tuple[int, int, int], isa: Isa, has_residual: bool = False, activation: str = "none"
-) -> tvm.tirx.PrimFunc:
-    """PrimFunc (x, weight, bias, [residual,] out), for any batch B and size D, H, W.
+@dataclass(frozen=True)
+class Operands:
+    """The buffers of a convolution, and `stride` of `padded`; a residual that it lacks is never read."""
 
-    x float32 [B, Cin, D, H, W]; weight as `pack_filters` makes it; bias float32 [Cout]; residual, out float32
-    [B, Cout, D', H', W']. An infinity or NaN of x may make NaN of any output of the tiles whose patches hold it.
-    Raises ValueError when the kernel is larger than the padded input.
-    """
+    padded: tvm.tirx.Buffer  # [elements]
+    corner: tvm.tirx.Buffer  # [vectors of tiles, 4]: b, d, h, w of the first output
+    start: tvm.tirx.Buffer  # [vectors of tiles]: where their patches begin in `padded`
+    stride: tuple  # of a channel, along d, along h, and from even places of a line to odd ones
+    weight: tvm.tirx.Buffer  # [Cout, blocks, 27, depth]
+    bias: tvm.tirx.Buffer  # [Cout]
+    residual: tvm.tirx.Buffer  # [elements]
+    out: tvm.tirx.Buffer  # [elements]
+
+
+@cache
+def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `Conv3d`. An infinity or NaN of x may make NaN of any output of the tiles whose patches hold it."""
+    cin, cout, has_residual = spec.cin, spec.cout, spec.has_residual
     depth, blocks = blocking(cin)
     chunks = depth // LINE
     micro = RegisterTile(isa, LINE, STEP * VECTOR, "float32")
     cols, panels = micro.tile.cols, micro.panels  # of a step
+    assert STEP * VECTOR % cols == 0 and BLOCK % STEP == 0, "a step is whole panels, a task whole steps"
+    assert cols % VECTOR == 0 and PART >= micro.tile.rows, "a panel is whole vectors of tiles, a part has a register tile"
     slice_rows = -(-cout // (-(-cout // CHANNELS) * micro.tile.rows)) * micro.tile.rows
     slices = -(-cout // slice_rows)
     part_rows = PART // micro.tile.rows * micro.tile.rows
-    pad_d, pad_h, pad_w = padding
-    act = ACTIVATIONS[activation].emit
+    padding = pad_d, pad_h, pad_w = spec.geometry.padding
+    act = EMIT[spec.activation]
 
     @inline
     def pad(x, padded, planes, size, held):
@@ -243,17 +279,14 @@ def conv3d(
     @inline
     def multiply(rows, first, first_of_part, panel, i, u, v, m):
         """m[first : first + rows, i, panel] = u @ v over a block of channels"""
-        acc = T.alloc_buffer((rows, cols), "float32")  # registers
+        acc = micro.accumulators(rows, cols)
         source = T.alloc_buffer((rows,), "int64")
-        target = T.alloc_buffer((rows,), "int64")
-        for r in T.unroll(rows):
-            target[r] = first + r
-        micro.load(acc, rows, cols, target, 0, lambda r, column: T.float32(0))
+        acc.load(lambda r, column: T.float32(0))
         for chunk in range(chunks):
             for r in T.unroll(rows):
                 source[r] = row_of_u(first_of_part + first + r, chunk, i)
-            micro.multiply(acc, rows, cols, u, source, v, panel * chunks + chunk, i)
-        micro.store(acc, rows, cols, m, target, i * STEP * VECTOR + panel * cols, lambda value, r, column: value)
+            micro.multiply(acc, u, source, v, panel * chunks + chunk, i)
+        acc.store(lambda value, r, column: T.buffer_store(m, value, [first + r, i * STEP * VECTOR + panel * cols + column]))
 
     def add(sums, row, line, column, values):
         at = [row, line, vector(column, 2)]
@@ -294,7 +327,7 @@ def conv3d(
                                 out[at + i] = finished(sums[r, line, g * 2 * VECTOR + i], residual, at + i)
 
     @inline
-    def convolve(padded, corner, start, stride, weight, bias, residual, out, first_vector, vectors, first, count, size):
+    def convolve(o, first_vector, vectors, first, count, size):
         # The last index but one of the data of v and a row of u are a cache line longer than needed, else all lines that are
         # read or written in turn would lie at distances of a power of two and share few places in the caches.
         v_data = T.alloc_buffer((panels * depth * 17 * cols,), "float32")  # B^T x [panel, channel, place, tile]
@@ -307,13 +340,13 @@ def conv3d(
         for r in range(count):
             for line in range(4):
                 for i in range(BLOCK * 2 * VECTOR):
-                    sums[r, line, i] = bias[first + r]
+                    sums[r, line, i] = o.bias[first + r]
         for block in range(T.int64(blocks)):
             for place in range(4):
-                transform_weight(place, weight, first, count, block, u)
+                transform_weight(place, o.weight, first, count, block, u)
                 for step in range((vectors + STEP - 1) // STEP):
                     here: T.let = T.min(T.int64(STEP), vectors - step * STEP)
-                    transform_x(place, padded, start, stride, first_vector + step * STEP, here, block, v)
+                    transform_x(place, o.padded, o.start, o.stride, first_vector + step * STEP, here, block, v)
                     for part in range((count + part_rows - 1) // part_rows):
                         part_count: T.let = T.min(T.int64(part_rows), count - part * part_rows)
                         for i in range(16):
@@ -322,7 +355,7 @@ def conv3d(
                                     part_count, lambda rows, r: multiply(rows, r, part * part_rows, panel, i, u, v, m)
                                 )
                         add_outputs(place, part * part_rows, part_count, step * STEP, here, m, sums)
-        store_outputs(sums, residual, out, corner, first_vector, vectors, first, count, size)
+        store_outputs(sums, o.residual, o.out, o.corner, first_vector, vectors, first, count, size)
 
     batch = tvm.tirx.Var("batch", "int64")
     size, size_out = ([tvm.tirx.Var(f"{name}{axis}", "int64") for axis in "dhw"] for name in ("", "out_"))
@@ -333,13 +366,13 @@ def conv3d(
     def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("conv3d_winograd", "float32", isa, micro.tile)})
         x = match_buffer(x_, (batch, cin, *size), "float32")
-        weight = match_buffer(weight_, packed_shape(cout, cin), "float32")
+        weight = match_buffer(weight_, (cout, blocks, prod(KERNEL), depth), "float32")
         bias = match_buffer(bias_, (cout,), "float32")
         out = match_buffer(out_, (batch, cout, *size_out), "float32")
-        residual = match_buffer(residual_, (batch, cout, *size_out), "float32") if has_residual else out  # unused
+        residual = match_buffer(residual_, (batch, cout, *size_out), "float32")
         check_size(size_padded, Geometry(KERNEL))
         flat = T.decl_buffer((elements,), "float32", data=x.data)
-        flat_residual = T.decl_buffer((elements_out,), "float32", data=residual.data)
+        flat_residual = T.decl_buffer((elements_out,), "float32", data=(residual if has_residual else out).data)
         flat_out = T.decl_buffer((elements_out,), "float32", data=out.data)
         tiles_d: T.let = (size_out[0] + 1) // 2
         tiles_h: T.let = (size_out[1] + 1) // 2
@@ -366,19 +399,8 @@ def conv3d(
             first: T.let = task // blocks_of_vectors * slice_rows
             count: T.let = T.min(T.int64(slice_rows), cout - first)
             convolve(
-                padded,
-                corner,
-                start,
-                (plane, slab, 2 * half, half),
-                weight,
-                bias,
-                flat_residual,
-                flat_out,
-                first_vector,
-                vectors_here,
-                first,
-                count,
-                size_out,
+                Operands(*(padded, corner, start, (plane, slab, 2 * half, half)), *(weight, bias, flat_residual, flat_out)),
+                *(first_vector, vectors_here, first, count, size_out),
             )
 
-    return kernel if has_residual else drop_parameters(kernel, "residual_")
+    return kernel if has_residual else drop_parameters(kernel, "residual")

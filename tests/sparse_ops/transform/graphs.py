@@ -6,6 +6,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from sparse_ops.op.signature import GIVEN
 from sparse_ops.transform.rewrite import CLEAN
 from tests.sparse_ops.walk import module_of
 
@@ -41,4 +42,4 @@ def calls(mod: tvm.IRModule, op: str) -> list[relax.Call]:
 
 def arguments(call: relax.Call) -> set[str]:
     """The names of the optional arguments that a call of an op of ours has."""
-    return {name for name, value in call.attrs.items() if value is True}
+    return {str(name) for name in call.attrs[GIVEN]}

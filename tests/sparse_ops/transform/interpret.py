@@ -7,7 +7,8 @@ import torch.nn.functional as F
 import tvm
 from tvm import relax
 
-from tir_kernels.cpu import attention, channel_layer_norm, conv, dense_group_norm, layer_norm, linear, softmax
+from sparse_ops.op.signature import GIVEN
+from tir_kernels.spec import attention, channel_layer_norm, conv3d, dense_group_norm, layer_norm, linear, softmax
 
 UNARY = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
@@ -96,18 +97,18 @@ def _value(mod: tvm.IRModule, values: dict, expr: relax.Expr):
     activation = {"activation": str(attrs["activation"])} if "activation" in attrs else {}
     match name.removeprefix("sparse_ops."):
         case "linear":
-            given = _given(expr, args[2:], ("bias", "residual", "gate", "batch_index"))
+            given = _given(expr, args[2:])
             return _rounded(linear.naive(*args[:2], **given, **activation), dtype)
         case "layer_norm":
-            given = _given(expr, args[1:], ("weight", "bias", "scale", "shift", "batch_index"))
+            given = _given(expr, args[1:])
             return _rounded(layer_norm.naive(args[0], **given, eps=attrs["eps"], **activation), dtype)
         case "attention":
             scale = {"scale": float(attrs["scale"])} if "scale" in attrs else {}
             return _rounded(attention.naive(*args, **scale), dtype)
         case "conv3d":
-            given = _given(expr, args[2:], ("bias", "residual"))
+            given = _given(expr, args[2:])
             geometry = {key: tuple(int(n) for n in attrs[key]) for key in ("stride", "padding", "dilation")}
-            return _rounded(conv.naive(*args[:2], **given, **geometry, **activation), dtype)
+            return _rounded(conv3d.naive(*args[:2], **given, **geometry, **activation), dtype)
         case "dense_group_norm":
             return _rounded(dense_group_norm.naive(*args, attrs["groups"], attrs["eps"], **activation), dtype)
         case "channel_layer_norm":
@@ -137,8 +138,9 @@ def _torch(name: str, attrs, x: torch.Tensor, *rest: torch.Tensor) -> torch.Tens
     raise NotImplementedError(name)
 
 
-def _given(call: relax.Call, args: list, names: tuple[str, ...]) -> dict:
-    return dict(zip((name for name in names if call.attrs[name]), args, strict=True))
+def _given(call: relax.Call, args: list) -> dict:
+    """The optional arguments of a call by name."""
+    return dict(zip(map(str, call.attrs[GIVEN]), args, strict=True))
 
 
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:

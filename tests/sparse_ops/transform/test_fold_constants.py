@@ -8,7 +8,7 @@ from sparse_ops import op
 from sparse_ops.transform import FoldConstants
 from sparse_ops.transform.rewrite import CLEAN
 from tests.sparse_ops.transform.graphs import arrays, graph, ops
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 R = relax.op
 W, V = arrays((6, 8), (6, 8))

@@ -10,7 +10,7 @@ from sparse_ops.build import build, pack_params
 from sparse_ops.transform import LiftParams, to_precision
 from tests.sparse_ops.transform.graphs import arrays, graph, ops
 from tests.tolerance import assert_close
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 SHAPES = [("n", 8), (6, 8), (8, 6)]
 

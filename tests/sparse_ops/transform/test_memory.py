@@ -1,6 +1,7 @@
 """What is planned for a module is what it then takes; storages are shared, freed, and returned to the system."""
 
 import ctypes
+import functools
 import json
 import subprocess
 import sys
@@ -10,11 +11,12 @@ import pytest
 import tvm
 from tvm import relax
 
+from sparse_ops.op import strided_map, submanifold_map, unique
 from sparse_ops.transform import cpu_pipeline
 from sparse_ops.transform.memory import measured_memory, planned_memory
 from tests.sparse_ops.walk import module_of
-from tir_kernels.cpu.isa import host_target
 from tir_kernels.cpu.threads import threads
+from tir_kernels.dispatch import host_target
 
 ROWS, CHANNELS = 3000, 1000
 RESULT = ROWS * CHANNELS * 4  # bytes
@@ -119,6 +121,54 @@ def test_workspace_of_a_parallel_loop_is_counted_for_every_thread():
     with planned_memory() as plan:
         tvm.compile(builder.get(), host_target())
     assert plan.of() == plan.of("main") and plan.of().workspace == 4000 * threads()
+
+
+INDEXED = {
+    "submanifold_map": submanifold_map,
+    "strided_map": lambda coords: strided_map(coords, 3, 2, 1, shape=None),
+    "unique": unique,
+}
+
+
+def clouds() -> dict[str, np.ndarray]:
+    """Coordinates int32 [N, 4] for which "auto" takes a small grid, the largest grid, and none."""
+    voxels, side = 20000, 108  # of the largest grid: 63 cells a voxel, 67 with those around the box
+    rng = np.random.default_rng(0)
+    cells = {"dense": np.arange(voxels), "largest grid": np.sort(rng.choice(side**3, voxels, replace=False))}
+    boxes = {name: np.stack([0 * c, c // side**2, c // side % side, c % side], 1) for name, c in cells.items()}
+    scattered = np.concatenate([np.zeros((voxels, 1), int), rng.integers(-30000, 30000, (voxels, 3))], 1)
+    return {name: array.astype("int32") for name, array in {**boxes, "sparse": np.unique(scattered, axis=0)}.items()}
+
+
+def index_memory() -> dict[str, tuple[int, int | None]]:
+    """Bytes planned and measured for maps and unique coordinates of each cloud. To be run in a new process, see `measured`."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
+    set_option(M_ARENA_MAX, 1)
+    set_option(M_MMAP_THRESHOLD, 1 << 16)
+    found = {}
+    for name, call in INDEXED.items():
+        mod = module_of(call, [np.empty((1, 4), "int32")], [("n", 4)])
+        with planned_memory() as plan:
+            executable = tvm.compile(mod, host_target(), relax_pipeline=cpu_pipeline())
+        machine = relax.VirtualMachine(executable, tvm.cpu(), memory_cfg="naive")
+        machine["main"](tvm.runtime.tensor(np.zeros((1, 4), "int32")))
+        for cloud, coords in clouds().items():
+            call_it = functools.partial(machine["main"], tvm.runtime.tensor(coords))
+            found[f"{name}, {cloud}"] = plan.of(n=len(coords)).peak, measured_memory(call_it)
+    return found
+
+
+def test_an_index_takes_no_more_than_planned():
+    """Its size depends on the coordinates; what is planned is the most that their number allows."""
+    script = f"import json; from {__name__} import index_memory; print(json.dumps(index_memory()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    if None in (measured for _, measured in found.values()):
+        pytest.skip("this system does not tell")
+    for case, (planned, measured) in found.items():
+        assert measured <= planned, f"{case}: {found}"
+    planned, measured = found["unique, largest grid"]
+    assert measured >= 0.8 * planned, found  # the bound is reached
 
 
 def test_naive_memory_does_not_grow_with_new_sizes(symbolic, measured):

@@ -15,7 +15,7 @@ from sparse_ops.transform import cpu_pipeline, recognize
 from tests.sparse_ops.transform.graphs import arguments, arrays, calls, graph, ops
 from tests.sparse_ops.transform.torch_models import AdaLNBlock, ConvNet, ViTBlock, imported
 from tests.tolerance import assert_close
-from tir_kernels.cpu.isa import host_target
+from tir_kernels.dispatch import host_target
 
 TOKENS = ("batch", "tokens", None)
 OURS = "sparse_ops."

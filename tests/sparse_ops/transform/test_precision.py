@@ -6,9 +6,9 @@ import tvm
 from tvm import relax
 
 from sparse_ops import op
+from sparse_ops.op.register import OPS as SIGNATURES
 from sparse_ops.testing.examples import OPS
 from sparse_ops.transform import to_precision
-from sparse_ops.transform.precision import FEATURES
 from tests.sparse_ops.transform.graphs import arrays, calls, graph, ops
 from tests.sparse_ops.transform.interpret import interpret
 from tests.sparse_ops.walk import example_module
@@ -118,7 +118,7 @@ def test_every_op_on_features_is_known(row):
     for call in on_floats:
         name = call.op.name.removeprefix("relax.sparse_ops.")
         assert str(call.ty.dtype) == ("bfloat16" if name != "softmax" else "float32")
-        assert (name in FEATURES) != (name == "softmax")
+        assert SIGNATURES[name].signature.narrows != (name == "softmax")
 
 
 def within(found: np.ndarray, expected: np.ndarray, share: float) -> bool:

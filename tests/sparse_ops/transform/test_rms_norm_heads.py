@@ -14,7 +14,7 @@ from sparse_ops.transform.rms_norm_heads import RecognizeRmsNormHeads
 from tests.sparse_ops.transform.graphs import ops
 from tests.sparse_ops.transform.torch_models import imported
 from tests.tolerance import assert_close
-from tir_kernels.cpu import rms_norm_heads
+from tir_kernels.spec import rms_norm_heads
 
 HEADS, DEPTH = 3, 12
 

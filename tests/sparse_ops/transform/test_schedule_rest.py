@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
@@ -17,11 +18,11 @@ from tvm.script import tirx as T
 from sparse_ops.op.register import SCHEDULED
 from sparse_ops.testing.examples import OPS, features
 from sparse_ops.transform import ScheduleRest
+from sparse_ops.transform.cpu import schedule_rest
 from tests.poison import compile_poisoned, poisoned
-from tests.sparse_ops.walk import digest, example_module, module_of, run
+from tests.sparse_ops.walk import digest, example_module, module_of, run, with_threads
 from tests.tolerance import assert_close
-from tir_kernels.cpu.isa import AVX512, PORTABLE, forced_isa, host_target
-from tir_kernels.cpu.threads import set_threads, threads
+from tir_kernels.cpu.isa import Isa, forced_isa, host_target
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,6 @@ CASES = {
         lambda x: op.permute_dims(op.reshape(x, (50, 8, 4)), [1, 0, 2]),
         lambda x: x.reshape(50, 8, 4).transpose(1, 0, 2),
         [(50, 32)],
-        vectors=False,
         parallel=False,
     ),
     "concat rows": Case(lambda *xs: op.concat(xs, 0), lambda *xs: np.concatenate(xs, 0), [("n", 20), ("m", 20), ("n", 20)]),
@@ -140,10 +140,23 @@ def executables() -> dict[str, tvm.runtime.Executable]:
     return {}
 
 
-def executable_of(name: str, executables: dict) -> tvm.runtime.Executable:
-    if name not in executables:
-        executables[name] = compiled(scheduled(CASES[name]))
-    return executables[name]
+@cache
+def unscheduled_for(name: str) -> tvm.IRModule:
+    return unscheduled(CASES[name])
+
+
+@cache
+def scheduled_for(isa: Isa, name: str, dtype: str = "float32") -> tvm.IRModule:
+    with forced_isa(isa):
+        return scheduled(CASES[name], dtype)
+
+
+def executable_of(name: str, isa: Isa, executables: dict, dtype: str = "float32") -> tvm.runtime.Executable:
+    """Compiled once for all instruction sets that get the same loops."""
+    mod = scheduled_for(isa, name, dtype)
+    if (loops := mod.script()) not in executables:
+        executables[loops] = compiled(mod)
+    return executables[loops]
 
 
 def found(mod: tvm.IRModule, kind) -> list:
@@ -175,11 +188,11 @@ def check(case: Case, executable, sizes: dict[str, int], dtype: str = "float32")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_before_and_after(name):
+def test_before_and_after(name, isa):
     """Before: serial loops only. After: in parallel unless it is known to be small, and in vectors."""
     case = CASES[name]
-    assert loops(unscheduled(case)) == {tirx.ForKind.SERIAL}
-    after = scheduled(case)
+    assert loops(unscheduled_for(name)) == {tirx.ForKind.SERIAL}
+    after = scheduled_for(isa, name)
     kernels = [function for _, function in after.functions_items() if isinstance(function, tirx.PrimFunc)]
     assert all(SCHEDULED in kernel.attrs for kernel in kernels)
     assert not found(after, s_tir.SBlock)[len(kernels) :]  # none but the roots
@@ -188,9 +201,9 @@ def test_before_and_after(name):
 
 
 @pytest.mark.parametrize("name", ["softmax", "layer norm", "mean of short rows", "product of known sizes"])
-def test_structure(name):
+def test_structure(name, isa):
     """Rows are finished one after the other, without a matrix in between; products have their sums in registers."""
-    after = scheduled(CASES[name])
+    after = scheduled_for(isa, name)
     buffers = [node.buffer for node in found(after, tirx.AllocBuffer)]
     if name.startswith("product"):
         assert tirx.ForKind.UNROLLED in loops(after)
@@ -202,46 +215,29 @@ def test_structure(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_numbers(name, executables):
+def test_numbers(name, isa, executables):
     """No rows, one, and sizes that are no multiple of anything."""
     case = CASES[name]
     symbolic = any(isinstance(dim, str) for shape in case.shapes for dim in shape)
     for n, m in [(0, 5), (1, 1), (13, 8), (97, 31), (600, 16)] if symbolic else [(0, 0)]:
-        check(case, executable_of(name, executables), {"n": n, "m": m})
+        check(case, executable_of(name, isa, executables), {"n": n, "m": m})
 
 
-@pytest.mark.skipif(threads() < 2, reason="one thread only")
-def test_same_bits_with_any_number_of_threads(executables):
-    before = threads()
-    digests = {}
-    try:
-        for count in (1, 2):
-            set_threads(count)
-            for name, case in CASES.items():
-                arrays = inputs(case, {"n": 1500, "m": 61})
-                digests.setdefault(name, set()).add(digest(run(executable_of(name, executables), arrays)))
-    finally:
-        set_threads(before)
-    assert {name: len(bits) for name, bits in digests.items()} == dict.fromkeys(CASES, 1)
+def test_same_bits_with_any_number_of_threads(isa, executables):
+    built = {name: (executable_of(name, isa, executables), inputs(case, {"n": 1500, "m": 61})) for name, case in CASES.items()}
+    one, two = (with_threads(count, lambda: {name: digest(run(*each)) for name, each in built.items()}) for count in (1, 2))
+    assert one == two
 
 
 @pytest.mark.parametrize("name", ["gelu", "chain", "softmax", "transpose", "sum of rows", "sum of columns", "product"])
-def test_bfloat16_is_computed_in_float32(name):
+def test_bfloat16_is_computed_in_float32(name, isa, executables):
     """Rounded once on the way out: what is inside of a kernel, sums above all, is float32."""
     case = CASES[name]
-    executable = compiled(scheduled(case, "bfloat16"))
+    executable = executable_of(name, isa, executables, "bfloat16")
     arrays = inputs(case, {"n": 97, "m": 31}, "bfloat16")
     (out,) = run(executable, arrays)
     expected = case.oracle(*(array.astype("float64") for array in arrays))
     assert_close(out, expected, dtype="bfloat16")
-
-
-@pytest.mark.parametrize("isa", [PORTABLE, AVX512], ids=lambda isa: isa.name)
-def test_other_instruction_sets(isa):
-    with forced_isa(isa):
-        for name in ("softmax", "product", "concat columns"):
-            executable = compiled(scheduled(CASES[name]))
-            check(CASES[name], executable, {"n": 45, "m": 37})
 
 
 @pytest.mark.parametrize("name, function", [("gelu", "erf"), ("tanh", "tanh"), ("sigmoid", "sigmoid"), ("softmax", "exp")])
@@ -280,7 +276,7 @@ def test_our_kernels_are_left_alone():
         assert own and all(after[name].same_as(kernel) for name, kernel in own.items())
 
 
-def test_what_it_does_not_understand_stays_as_it_is():
+def test_what_it_does_not_understand_stays_as_it_is(caplog):
     @T.prim_func(private=True, s_tir=True)
     def scan(x: T.Buffer((100,), "float32"), out: T.Buffer((100,), "float32")):
         for i in range(100):
@@ -304,9 +300,46 @@ def test_what_it_does_not_understand_stays_as_it_is():
                 out[at] = x[at]
 
     kernels = {"scan": scan, "called": called, "strided": strided}
-    with host_target():
+    with host_target(), caplog.at_level("INFO", "sparse_ops"):
         after = ScheduleRest()(tvm.IRModule(kernels))
     assert all(tvm_ffi.structural_equal(after[name], kernel) for name, kernel in kernels.items())
+    assert sorted(caplog.messages) == [
+        "called: left unscheduled: NotUnderstood: it calls tirx.call_extern",
+        "scan: left unscheduled: NotUnderstood: block scan: axis at is neither of the result nor reduced",
+        "strided: left unscheduled: NotUnderstood: a parameter has strides",
+    ]
+
+
+def refuse_first(monkeypatch, times: int, error: Exception) -> None:
+    """The first step fails so many times."""
+    schedule_blocks, errors = schedule_rest.schedule_blocks, [error] * times
+
+    def refusing(func, **options):
+        if errors:
+            raise errors.pop()
+        return schedule_blocks(func, **options)
+
+    monkeypatch.setattr(schedule_rest, "schedule_blocks", refusing)
+
+
+@pytest.mark.parametrize("refusal", schedule_rest.REFUSALS, ids=lambda refusal: refusal.__name__)
+def test_what_was_refused_is_logged(refusal, monkeypatch, caplog):
+    """With fewer options instead, or not at all."""
+    reason = f"{refusal.__name__}: no such loop"
+    outcomes = ("scheduled without tile", "scheduled without tile and share_rows", "left unscheduled")
+    for times, outcome in enumerate(outcomes, start=1):
+        caplog.clear()
+        refuse_first(monkeypatch, times, refusal("\nno such loop\nand where"))
+        with caplog.at_level("INFO", "sparse_ops"):
+            after = scheduled(CASES["tanh"])
+        assert caplog.messages == [f"tir_tanh: {outcome}: {reason}"]
+        assert (tirx.ForKind.VECTORIZED in loops(after)) == (times < 3)
+
+
+def test_other_errors_are_raised(monkeypatch):
+    refuse_first(monkeypatch, 1, ValueError("a defect of ours"))
+    with pytest.raises(ValueError, match="a defect of ours"):
+        scheduled(CASES["tanh"])
 
 
 @settings(max_examples=12, deadline=None)

@@ -1,1 +1,0 @@
-"""PyTorch modules of the dense components, for import only: compiled components run without torch."""

@@ -1,0 +1,218 @@
+"""One eager call of an op: arrays are checked against its signature, and a function compiled for what is fixed of them runs.
+
+What is fixed are dtypes, the dimensions that the signature calls known, which arguments there are, and the options; numbers of
+rows are not. A function is compiled at the first call of its kind and kept, see `cache`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tir_kernels.spec.geometry import Geometry
+
+from ..op.register import OPS
+from ..op.signature import MAP_DTYPES, Kind, Signature, Table
+from .arrays import Checked, as_kind, as_tensor, describe, dtype_of
+from .cache import Compiled, compiled
+
+MAP_DIMS = (("blocks", "slots"), ("blocks", "slots"), ("blocks", "columns"), (2,))  # of a kernel map's arrays
+KERNEL = ("kx", "ky", "kz")  # a kernel's size in signatures
+PACKED = ("weight", "bias")  # what `Weights` holds
+
+
+@dataclass(eq=False)
+class KernelMap:
+    """Which input row meets which output row at each tap: built once, used by every layer on the same coordinates.
+
+    `coords_in` int32 [N, 4] and `coords_out` int32 [M, 4] (TVM tensors), the geometry, and the four arrays of the map.
+    """
+
+    coords_in: tvm.runtime.Tensor = field(repr=False)
+    coords_out: tvm.runtime.Tensor = field(repr=False)
+    geometry: Geometry
+    arrays: tuple = field(repr=False)
+    inverted: bool = False
+
+    @property
+    def taps(self) -> int:
+        return self.geometry.taps
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs (input row, output row) over all taps: 2 * pairs * Cin * Cout is the work of a convolution."""
+        return int(self.arrays[2].numpy()[:, -1].sum(dtype=np.int64))
+
+
+@dataclass(eq=False)
+class Weights:
+    """A layer's weight and bias, packed for this machine's kernels on first use and then kept.
+
+    Pass it in place of the `weight` array to `sparse_conv` or `linear` when a layer is called more than once.
+    """
+
+    weight: object
+    bias: object = None
+    _packed: dict[Compiled, list] = field(default_factory=dict, repr=False)
+
+    def packed(self, function: Compiled, parameters: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
+        """What a compiled function takes in place of the parameters."""
+        if function not in self._packed:
+            self._packed[function] = function.pack(parameters)
+        return self._packed[function]
+
+
+def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[str, Any], options: Mapping[str, Any]):
+    """`make(**arguments, **options)`, the call of op `name`, on arrays; results are of `kind` "numpy", "torch" or "tvm".
+
+    `arrays`: by the names of the signature; None for one that is not given, `Weights` in place of the weight. A map that the
+    call returns stays four tensors. Raises ValueError for the first argument or option that does not fit.
+    """
+    signature = OPS[name].signature
+    weights = arrays.get("weight")
+    if "weight" in signature.by_name and signature.by_name["weight"].kind is Kind.WEIGHT:
+        weights = weights if isinstance(weights, Weights) else Weights(weights, arrays.get("bias"))
+        arrays = {**arrays, "weight": weights.weight, "bias": weights.bias}
+    else:
+        weights = None
+    given = check(signature, arrays)
+    identity = (
+        name,
+        tuple([(argument, fixed) for argument, (_, fixed) in given.items()]),
+        tuple([(key, type(value).__name__, value) for key, value in options.items()]),
+    )
+    try:
+        function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))
+    except TypeError as error:  # an option that cannot be hashed is none that the op takes
+        if "unhashable" not in str(error):
+            raise
+        raise ValueError(f"{signature.qualified}: expected options that are numbers or strings, given {options!r}") from error
+    inputs, packed = [], []
+    for argument, (tensors, _) in given.items():
+        if weights is None or argument not in PACKED:
+            inputs += tensors
+    if weights is not None:
+        packed = weights.packed(function, [tensor for name in PACKED if name in given for tensor in given[name][0]])
+    out = function.main(*inputs, *packed)
+    return as_kind(out, kind) if isinstance(out, tvm.runtime.Tensor) else out
+
+
+@cache
+def _plan(signature: Signature) -> list[tuple]:
+    """For each argument: its name, kind, whether it is optional, dtypes or the argument that has the same, the name or size of
+    each dimension, whether that is fixed, and whether `Table` decides one."""
+    rows = []
+    for argument in signature.arguments:
+        shape = tuple(dim.name if isinstance(dim, Table) else dim for dim in argument.shape)
+        fixed = tuple(isinstance(dim, int) or dim in signature.known for dim in shape)
+        table = next((dim for dim in argument.shape if isinstance(dim, Table)), None)
+        rows.append((argument.name, argument.kind, argument.optional, argument.dtype or ("int32",), shape, fixed, table))
+    return rows
+
+
+def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[list, tuple]]:
+    """The arguments that are given, as tensors, each with what is fixed of it: its dtype, and its dimensions or None.
+
+    Raises ValueError naming the first that does not fit, what is expected and what was given.
+    """
+    dims: dict[str, int] = {}
+    of_map: dict[str, int] = {}  # dimensions that the map tells, of which there is more to say than that they differ
+    kernel_map = arrays.get("kernel_map")
+    if "kernel_map" in signature.by_name:
+        of_map = _dims_of_map(signature, kernel_map)
+    found = {}
+    for name, kind, optional, dtypes, shape, fixed, table in _plan(signature):
+        array = arrays.get(name)
+        if array is None and optional:
+            continue
+        if kind is Kind.MAP:
+            found[name] = (list(array.arrays), ())
+            continue
+        if isinstance(dtypes, str):
+            dtypes = found[dtypes][1][:1]
+        if type(array) is Checked:
+            tensor, dtype = array
+        else:
+            known = of_map | dims if optional or kind is Kind.INDEX else dims
+            wanted = [known.get(dim) if isinstance(dim, str) else dim for dim in shape]
+            if table is not None and arrays.get(table.index) is None:
+                wanted[0] = 1
+            tensor = as_tensor(array, name, dtypes, tuple(wanted))
+            dtype = dtypes[0] if len(dtypes) == 1 else dtype_of(array)
+        sizes = tensor.shape
+        for dim, size in zip(shape, sizes, strict=False):  # of what is there for its rows, only these have a name
+            if isinstance(dim, str):
+                dims[dim] = size
+                if of_map.get(dim, size) != size:
+                    _refuse_map(name, kind, sizes, kernel_map, of_map[dim])
+        found[name] = ([tensor], (dtype, *[n if is_fixed else None for n, is_fixed in zip_longest(sizes, fixed)]))
+    return found
+
+
+def _dims_of_map(signature: Signature, kernel_map) -> dict[str, int]:
+    """Rows and kernel size, by the names that the signature gives them."""
+    if not isinstance(kernel_map, KernelMap):
+        raise ValueError(f"kernel_map: expected a KernelMap, given {describe(kernel_map)}")
+    names, sides = signature.by_name["kernel_map"].shape, (kernel_map.coords_in.shape[0], kernel_map.coords_out.shape[0])
+    dims = dict(zip(names, sides, strict=True))
+    if len(dims) == 1 and sides[0] != sides[1]:  # only a submanifold map will do
+        raise ValueError(
+            f"kernel_map: expected a map from {sides[0]} input rows to {sides[0]} output rows, given one to {sides[1]}"
+        )
+    return dims | dict(zip(KERNEL, kernel_map.geometry.kernel, strict=True)) if KERNEL[0] in signature.known else dims
+
+
+def _refuse_map(name: str, kind: Kind, sizes, kernel_map: KernelMap, expected: int) -> None:
+    if kind is Kind.WEIGHT:
+        kernel = list(kernel_map.geometry.kernel)
+        raise ValueError(f"{name}: expected kernel size {kernel}, as the kernel map's, given {list(sizes[1:-1])}")
+    raise ValueError(
+        f"{name}: expected {expected} rows, as the coordinates that the kernel map was built for, given {sizes[0]}"
+    )
+
+
+def module(
+    signature: Signature, make: Callable[..., relax.Expr], given: Mapping, options: Mapping[str, Any], packs: bool
+) -> tvm.IRModule:
+    """A module whose `main` takes the given arguments, whatever the sizes of what is not fixed; parameters that are packed come
+    last."""
+    names: dict[str, tvm.tirx.Var] = {}
+
+    def size(dim):
+        return names.setdefault(dim, tvm.tirx.Var(dim, "int64")) if isinstance(dim, str) else dim
+
+    variables: dict[str, list[relax.Var]] = {}
+    for name, (_, fixed) in given.items():
+        argument = signature.by_name[name]
+        if argument.kind is Kind.MAP:
+            variables[name] = [
+                relax.Var(array, relax.TensorType([size(dim) for dim in dims], dtype))
+                for (array, dtype), dims in zip(MAP_DTYPES.items(), MAP_DIMS, strict=True)
+            ]
+            continue
+        dtype, *known = fixed
+        dims = [n if n is not None else _dim_name(name, place, argument.shape) for place, n in enumerate(known)]
+        variables[name] = [relax.Var(name, relax.TensorType([size(dim) for dim in dims], dtype))]
+    builder = relax.BlockBuilder()
+    order = [name for name in variables if not (packs and name in PACKED)]
+    inputs = [variable for name in order for variable in variables[name]]
+    parameters = [variables[name][0] for name in PACKED if packs and name in variables]
+    arguments = {name: relax.Tuple(group) if len(group) > 1 else group[0] for name, group in variables.items()}
+    result = make(**arguments, **options)  # wrong options raise here, before the builder has opened a scope
+    with builder.function("main", [*inputs, *parameters], attrs={"num_input": len(inputs)}):
+        with builder.dataflow():
+            result = builder.emit_output(builder.normalize(result))
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def _dim_name(argument: str, place: int, shape: tuple) -> str:
+    """The name of a dimension that is not fixed."""
+    dim = shape[place] if place < len(shape) else None
+    dim = dim.name if isinstance(dim, Table) else dim
+    return dim if isinstance(dim, str) else f"{argument}{place}"

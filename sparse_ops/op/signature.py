@@ -1,0 +1,319 @@
+"""What an op takes, said once: its arguments by name and kind, and what follows from that.
+
+From an op's `Signature` derive where arguments stand in a call, the checks of type inference, which of them `precision`
+narrows, what an `Absorber` may fill in, and the checks of eager calls. A dimension of a shape is an int, or a name that stands
+for the same size wherever it occurs; `Table` is the number of rows of a table that batch elements may share.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+import tvm
+from tvm import relax
+
+FLOATS = ("float32", "bfloat16")  # what features may be
+GIVEN = "given"  # the attribute of a call that lists the optional arguments it has
+MAP_DTYPES = {"pair_in": "int32", "pair_out": "int32", "segment": "int32", "rows": "int64"}
+MAP_RANKS = (2, 2, 2, 1)
+
+
+class Kind(Enum):
+    """What an argument is to an op."""
+
+    FEATURES = "features"  # what flows from op to op, float32 or bfloat16
+    WEIGHT = "weight"  # the matrices that features are multiplied by, of the dtype of the features
+    PARAMETER = "parameter"  # float32 whatever the features are: biases, weights of norms, modulation
+    COORDINATES = "coordinates"  # int32 [N, 4] as (batch, x, y, z)
+    INDEX = "index"  # int32 [N]: a row, or a batch element, to each row
+    OFFSETS = "offsets"  # int32 [B + 1]: where segments begin
+    MAP = "map"  # a kernel map
+    ROWS = "rows"  # a tensor of which only the number of rows counts
+    SHAPE = "shape"  # dimensions
+
+
+class Epilogue(Enum):
+    """How an optional argument enters behind the op's own sums."""
+
+    ADD = "add"
+    MULTIPLY = "multiply"
+    MULTIPLY_BY_ONE_PLUS = "multiply by one plus"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a table: as many as batch elements, `name`, if the argument `index` tells which row takes which, else one."""
+
+    name: str
+    index: str
+
+
+Dim = int | str | Table | None
+Shape = tuple  # of Dim; ... at the end stands for any further dimensions
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument. `dtype`: those allowed, or the name of the argument whose dtype it must have.
+
+    `epilogue`: (place, how): an optional argument that what follows the op may fill in, if none of the same or a later place is
+    given.
+    """
+
+    name: str
+    kind: Kind
+    shape: Shape = ()
+    dtype: tuple[str, ...] | str = ()
+    optional: bool = False
+    epilogue: tuple[int, Epilogue] | None = None
+
+
+def features(name: str, *shape: Dim, dtype: tuple[str, ...] | str = FLOATS, **more) -> Argument:
+    return Argument(name, Kind.FEATURES, shape, dtype, **more)
+
+
+def weight(name: str, *shape: Dim, dtype: str = "x") -> Argument:
+    return Argument(name, Kind.WEIGHT, shape, dtype)
+
+
+def parameter(name: str, *shape: Dim, **more) -> Argument:
+    return Argument(name, Kind.PARAMETER, shape, ("float32",), **more)
+
+
+def coordinates(name: str = "coords", rows: Dim = "n") -> Argument:
+    return Argument(name, Kind.COORDINATES, (rows, 4), ("int32",))
+
+
+def index(name: str, rows: Dim, **more) -> Argument:
+    return Argument(name, Kind.INDEX, (rows,), ("int32",), **more)
+
+
+def offsets(name: str, size: Dim) -> Argument:
+    return Argument(name, Kind.OFFSETS, (size,), ("int32",))
+
+
+def kernel_map(rows_in: str = "n", rows_out: str = "m") -> Argument:
+    """A map from `rows_in` to `rows_out` rows; a graph learns of them when it runs."""
+    return Argument("kernel_map", Kind.MAP, (rows_in, rows_out))
+
+
+def rows_like(name: str, rows: str) -> Argument:
+    return Argument(name, Kind.ROWS, (rows,))
+
+
+@dataclass(frozen=True, eq=False)
+class Signature:
+    """The arguments of op `name`, and its options: names of attributes, None where a call has none.
+
+    `known`: dimensions that kernels are built for, which must be numbers. `result`: shape of the result, of the dtype of the
+    first argument, for ops that need no inference of their own. `narrows`: whether the op may work in bfloat16 within a float32
+    model.
+    """
+
+    name: str
+    arguments: tuple[Argument, ...]
+    options: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    result: Shape | None = None
+    narrows: bool = True
+
+    def __post_init__(self):
+        optional = [argument.optional for argument in self.arguments]
+        if optional != sorted(optional):
+            raise ValueError(f"{self.name}: expected optional arguments behind the others, given {self.names}")
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(argument.name for argument in self.arguments)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Argument]:
+        return {argument.name: argument for argument in self.arguments}
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return tuple(argument.name for argument in self.arguments if argument.optional)
+
+    @property
+    def qualified(self) -> str:
+        """The name as users see it."""
+        return f"sparse_ops.{self.name}"
+
+    def present(self, call: relax.Call) -> list[str]:
+        """The names of the arguments of a call, in their order."""
+        given = {str(name) for name in call.attrs[GIVEN]}
+        return [argument.name for argument in self.arguments if not argument.optional or argument.name in given]
+
+    def arguments_of(self, call: relax.Call) -> dict[str, relax.Expr]:
+        """The arguments of a call by name; those that it lacks are not in it."""
+        return dict(zip(self.present(call), call.args, strict=True))
+
+    def options_of(self, call: relax.Call) -> dict[str, Any]:
+        """The options of a call by name, lists as tuples; None for one that it lacks."""
+        return {name: _python(call.attrs[name]) if name in call.attrs else None for name in self.options}
+
+    def narrow_arguments(self, call: relax.Call) -> set[str]:
+        """The arguments that bfloat16 can take the place of float32 in."""
+        kinds = (Kind.FEATURES, Kind.WEIGHT) if self.narrows else ()
+        return {name for name in self.present(call) if self.by_name[name].kind in kinds}
+
+
+def _python(value):
+    """An attribute as a Python value."""
+    if isinstance(value, tvm.tirx.IntImm | tvm.tirx.FloatImm):
+        return value.value
+    if isinstance(value, bool | int | float):
+        return value
+    return str(value) if isinstance(value, str) else tuple(_python(item) for item in value)
+
+
+@dataclass
+class Bound:
+    """A call whose arguments fit the signature: by name, with the sizes of all named dimensions, and its options."""
+
+    signature: Signature
+    call: relax.Call
+    arguments: dict[str, relax.Expr]
+    options: dict[str, Any]
+    dims: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> relax.Expr | None:
+        """An argument; None if it was not given."""
+        return self.arguments.get(name)
+
+    @property
+    def dtype(self) -> str:
+        """Of the first argument."""
+        return str(self.call.args[0].ty.dtype)
+
+    @property
+    def type(self) -> relax.Type:
+        """Of the result."""
+        return self.call.ty
+
+    def has(self, name: str) -> bool:
+        return name in self.arguments
+
+    def shape(self, dims: Shape) -> list:
+        """Sizes of a shape of the signature."""
+        sizes = [self.dims[dim] if isinstance(dim, str) else dim for dim in dims if dim is not ...]
+        return sizes + (list(self.dims[...]) if ... in dims else [])
+
+    def refuse(self, reason: str) -> None:
+        raise ValueError(f"{self.signature.qualified}: {reason}")
+
+
+Derive = Callable[[Bound], Mapping[str, Any]]
+
+
+def bind(signature: Signature, call: relax.Call, derive: Derive | None = None) -> Bound:
+    """`call` with its arguments checked; ValueError naming the first that does not fit, what is expected and given.
+
+    `derive`: dimensions that follow from those of the arguments that are always there; it is asked before the optional ones are
+    checked. Dimensions that cannot be compared before run time pass.
+    """
+    bound = Bound(signature, call, signature.arguments_of(call), signature.options_of(call))
+    required = [argument for argument in signature.arguments if not argument.optional]
+    for argument in required:
+        _check(bound, argument)
+    _check_known(bound, required)
+    if derive is not None:
+        bound.dims.update(derive(bound))
+    for argument in signature.arguments[len(required) :]:
+        if bound.has(argument.name):
+            _check(bound, argument)
+    return bound
+
+
+def _check_known(bound: Bound, required: list[Argument]) -> None:
+    """ValueError, which names the argument, for a dimension that kernels are built for and no argument tells."""
+    for argument in required:
+        for dim in argument.shape:
+            if dim in bound.signature.known and not isinstance(bound.dims[dim], int):
+                bound.refuse(
+                    f"{argument.name}: expected sizes known at compile time in all dimensions but the rows, "
+                    f"given {bound.dims[dim]}"
+                )
+
+
+def _check(bound: Bound, argument: Argument) -> None:
+    ty = bound.arguments[argument.name].ty
+    if argument.kind is Kind.SHAPE:
+        return
+    if argument.kind is Kind.MAP:
+        _check_map(bound, argument, ty)
+        return
+    if not isinstance(ty, relax.TensorType):
+        bound.refuse(f"{argument.name}: expected a tensor, given {ty}")
+    if argument.kind is Kind.ROWS:
+        if not isinstance(ty.shape, relax.ShapeExpr) or not len(ty.shape.values):
+            bound.refuse(f"{argument.name}: expected a tensor with a known number of rows, given {ty}")
+        _unify(bound, argument, argument.shape, ty.shape.values[:1], lambda: "", ty)
+        return
+    dtypes = dtypes_of(argument, lambda name: str(bound.arguments[name].ty.dtype))
+    shape = argument.shape[:-1] if ... in argument.shape else argument.shape
+    open_ended = len(shape) < len(argument.shape)
+
+    def expected() -> str:
+        if open_ended:
+            rank = f" of at least {len(shape)} dimensions" if shape else ""
+            return f"a tensor of {' or '.join(dtypes)} with a known shape{rank}"
+        sizes = ", ".join("any" if size is None else str(getattr(size, "value", size)) for size in _expected(bound, shape))
+        return f"[{sizes}] of {' or '.join(dtypes)}"
+
+    if str(ty.dtype) not in dtypes or (ty.ndim >= 0 and not open_ended and ty.ndim != len(shape)):
+        bound.refuse(f"{argument.name}: expected {expected()}, given {ty}")
+    if not isinstance(ty.shape, relax.ShapeExpr):
+        hint = "" if open_ended else "a known shape "
+        bound.refuse(f"{argument.name}: expected {hint}{expected()}{'' if open_ended else ' (see match_cast)'}, given {ty}")
+    dims = list(ty.shape.values)
+    if len(dims) < len(shape):
+        bound.refuse(f"{argument.name}: expected {expected()}, given {ty}")
+    _unify(bound, argument, shape, dims, expected, ty)
+    if open_ended:
+        bound.dims[...] = dims[len(shape) :]
+
+
+def dtypes_of(argument: Argument, dtype_of: Callable[[str], str]) -> tuple[str, ...]:
+    """The dtypes that an argument may have, where `dtype_of` tells those of the ones before it."""
+    return (dtype_of(argument.dtype),) if isinstance(argument.dtype, str) else argument.dtype
+
+
+def _expected(bound: Bound, shape: Shape) -> list:
+    """Sizes that are known already of a shape, None for the others."""
+    return [resolve(dim, bound.dims, bound.arguments) for dim in shape]
+
+
+def resolve(dim: Dim, dims: Mapping[str, Any], given: Mapping[str, Any]):
+    """The size that a dimension must have; None for any. `given`: the arguments that a call has."""
+    if isinstance(dim, Table):
+        return dims.get(dim.name) if dim.index in given else 1
+    return dims.get(dim) if isinstance(dim, str) else dim
+
+
+def _unify(bound: Bound, argument: Argument, shape: Shape, sizes, expected: Callable[[], str], ty) -> None:
+    """Give names to sizes, and compare those that have one."""
+    wanted, text = _expected(bound, shape), expected()
+    analyzer = tvm.sym.Analyzer()
+    for dim, want, have in zip(shape, wanted, sizes, strict=False):
+        if want is not None and analyzer.can_prove(have != want):
+            bound.refuse(f"{argument.name}: expected {text}, given {ty}")
+        name = dim.name if isinstance(dim, Table) else dim
+        if not isinstance(name, str):
+            continue
+        if name in bound.signature.known and isinstance(have, tvm.tirx.IntImm):
+            have = int(have)
+        if want is None or isinstance(have, int):
+            bound.dims[name] = have
+
+
+def _check_map(bound: Bound, argument: Argument, ty: relax.Type) -> None:
+    fields = list(ty.fields) if isinstance(ty, relax.TupleType) else []
+    good = len(fields) == len(MAP_DTYPES) and all(
+        isinstance(field, relax.TensorType) and str(field.dtype) == dtype and field.ndim == ndim
+        for field, dtype, ndim in zip(fields, MAP_DTYPES.values(), MAP_RANKS, strict=True)
+    )
+    if not good:
+        bound.refuse(f"{argument.name}: expected ({', '.join(MAP_DTYPES)}) of a map op, given {ty}")

@@ -1,0 +1,83 @@
+"""From any Relax module to what the virtual machine of TVM runs on a CPU, with our kernels wherever they apply."""
+
+import tvm
+from tvm import relax
+
+from ...op.register import SCHEDULED
+from ..fold_constants import FoldConstants
+from ..lift_params import LiftParams
+from ..precision import to_precision
+from ..recognize import recognize
+from .schedule_rest import ScheduleRest
+
+OPAQUE = 8  # TVM's number for kernels that nothing fuses with
+
+
+@tvm.transform.module_pass(opt_level=0, name="KeepKernels")
+class KeepKernels:
+    """Module pass: nothing fuses with kernels that are scheduled already, nor with those that take sizes as numbers.
+
+    FuseTIR fails on the latter where two of them take the same size.
+    """
+
+    def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+        for gv, func in mod.functions_items():
+            if isinstance(func, tvm.tirx.PrimFunc) and (SCHEDULED in (func.attrs or {}) or takes_sizes(func)):
+                mod.update_func(gv, func.with_attr("op_pattern", OPAQUE))
+        return mod
+
+
+def takes_sizes(func: tvm.tirx.PrimFunc) -> bool:
+    """Whether a parameter is a number instead of a buffer."""
+    return not all(isinstance(param.ty, tvm.tirx.BufferType) for param in func.params)
+
+
+def cpu_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.transform.Pass:
+    """All passes from a Relax module to a compiled one: `tvm.compile(mod, target, relax_pipeline=cpu_pipeline())`.
+
+    The module may come from anywhere, `tvm.relax.frontend.torch` for example; batch and sequence may be symbolic. What our
+    kernels can do they do; the rest is legalized, fused and scheduled. `precision`: see `to_precision`. Name a target, such as
+    `tir_kernels.dispatch.host_target()`: without one TVM compiles for any CPU, without wide vectors.
+
+    Weights that are constants are packed while compiling. Those that are parameters are packed at every call, unless with
+    `lift_params`: then functions with the attribute `num_input` are changed as `LiftParams` says, and
+    `sparse_ops.build.pack_params` packs once.
+
+    Raises ValueError for another precision, and when run for a target that is no CPU.
+    """
+    narrow = to_precision(precision)
+
+    @tvm.transform.module_pass(opt_level=0, name="CpuPipeline")
+    def pipeline(mod: tvm.IRModule, context) -> tvm.IRModule:
+        target = tvm.target.Target.current(allow_none=True) or tvm.target.Target("llvm")
+        if target.kind.name != "llvm":
+            raise ValueError(f"target: expected a CPU target of kind 'llvm', given kind {target.kind.name!r}")
+        passes = [
+            recognize(),
+            narrow,
+            relax.backend.DispatchSampling(),
+            relax.backend.DispatchSortScan(),
+            relax.transform.LegalizeOps(),
+            FoldConstants(),
+            *([LiftParams()] if lift_params else []),
+            KeepKernels(),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.RewriteDataflowReshape(),
+            ScheduleRest(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+        with target:
+            return tvm.transform.Sequential(passes)(mod)
+
+    return pipeline

@@ -1,0 +1,17 @@
+"""One pipeline a kind of target, from a Relax module to a compiled one. Another kind of target is one more row."""
+
+from collections.abc import Callable
+
+import tvm
+
+from .cpu.pipeline import cpu_pipeline
+
+PIPELINES: dict[str, Callable[..., tvm.transform.Pass]] = {"llvm": cpu_pipeline}
+
+
+def pipeline_for(target: tvm.target.Target, precision: str = "float32", lift_params: bool = False) -> tvm.transform.Pass:
+    """The passes for `target`; options as in `cpu_pipeline`. ValueError for a kind of target that has none."""
+    kind = target.kind.name
+    if kind not in PIPELINES:
+        raise ValueError(f"target: expected one of kind {', '.join(map(repr, PIPELINES))}, given kind {kind!r}")
+    return PIPELINES[kind](precision, lift_params)

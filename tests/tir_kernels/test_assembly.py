@@ -1,0 +1,182 @@
+"""Register tiles are registers: read from the assembly of modules as users build them, for CPUs that the machine need not have.
+
+A kernel that keeps its sums in memory computes the right values at a fifth of its speed, and may do so only beside other
+kernels. So modules of several ops are built with their weights lifted, as models are, and every innermost loop that multiplies
+is searched for stores of vectors to an address that does not change, and for calls. Each kernel must also have a loop with as
+many multiply-adds as its tile has vectors, or there would be nothing to find.
+"""
+
+import re
+from collections import Counter
+
+import pytest
+import tvm
+from tvm import relax
+
+from sparse_ops.build import build
+from sparse_ops.op import attention, conv3d, linear, sparse_conv, upsampled_conv
+from tests.tir_kernels.assembly import X86, AArch64, Loop, loops
+from tir_kernels.cpu.isa import AVX2, AVX512, AVX512_BF16, NEON, Isa, Tile
+
+ISAS = {
+    "haswell": AVX2,
+    "znver3": AVX2,
+    "skylake-avx512": AVX512,
+    "sapphirerapids": AVX512_BF16,
+    "znver4": AVX512_BF16,
+    "znver5": AVX512_BF16,
+    "neoverse-n1": NEON,
+}
+LEAST = 4  # multiply-adds of a loop that counts
+
+# Stores that are spills, at most in one loop, by what the kernel's name begins with: Winograd's transforms of 4^2 vectors, and
+# SiLU of several vectors at a time, need more than sixteen registers.
+SPILLS = {(AVX2, "conv3d_winograd"): 12, (AVX2, "gather_gemm"): 2}
+
+
+class Inputs:
+    """The parameters of a module: inputs first, then weights."""
+
+    def __init__(self, dtype: str):
+        self.dtype, self.inputs, self.weights = dtype, [], []
+
+    def given(self, *shape, dtype=None):
+        return self._add(self.inputs, "x", shape, dtype)
+
+    def weight(self, *shape, dtype=None):
+        return self._add(self.weights, "w", shape, dtype)
+
+    def _add(self, to, letter, shape, dtype):
+        shape = [tvm.tirx.Var(size, "int64") if isinstance(size, str) else size for size in shape]
+        to.append(relax.Var(f"{letter}{len(to)}", relax.TensorType(shape, dtype or self.dtype)))
+        return to[-1]
+
+    def rows(self):
+        return tvm.tirx.Var("n", "int64")
+
+    def kernel_map(self):
+        pairs = [self.given("blocks", "slots", dtype="int32") for _ in range(2)]
+        return relax.Tuple([*pairs, self.given("blocks", "columns", dtype="int32"), self.given(2, dtype="int64")])
+
+
+def sparse(i: Inputs, cin, cout, has_residual=False, **options):
+    rows = i.rows()
+    residual = i.given(rows, cout) if has_residual else None
+    x, weight, coords = i.given("n", cin), i.weight(cout, 3, 3, 3, cin), i.given(rows, 4, dtype="int32")
+    return sparse_conv(x, weight, i.kernel_map(), coords, residual=residual, **options)
+
+
+def plain_linear(i: Inputs, cin, cout):
+    return linear(i.given("n", cin), i.weight(cout, cin))
+
+
+def full_linear(i: Inputs, cin, cout, activation):
+    rows = i.rows()
+    gate, index = i.given("b", cout, dtype="float32"), i.given(rows, dtype="int32")
+    bias = i.weight(cout, dtype="float32")
+    return linear(i.given(rows, cin), i.weight(cout, cin), bias, i.given(rows, cout), activation, gate, index)
+
+
+def attend(i: Inputs, heads, depth):
+    q, k, batch = i.given("n", heads, depth), i.rows(), tvm.tirx.Var("b", "int64")
+    offsets = [i.given(batch, dtype="int32") for _ in range(2)]
+    return attention(q, i.given(k, heads, depth), i.given(k, heads, depth), *offsets)
+
+
+def convolve(i: Inputs, cin, cout, kernel, **options):
+    return conv3d(i.given("b", cin, "d", "h", "w"), i.weight(cout, cin, *(kernel,) * 3), **options)
+
+
+def upsampled(i: Inputs, cin, cout):
+    return upsampled_conv(i.given("m", cin), i.weight(cout, 1, 3, 3, cin), i.kernel_map(), i.given("n", dtype="int32"))
+
+
+def product(i: Inputs, depth, columns):
+    """A matrix product of two inputs, which no kernel of ours takes: `ScheduleRest` puts it into register tiles."""
+    batch = i.rows()
+    return relax.op.matmul(i.given(batch, "n", depth), i.given(batch, depth, columns))
+
+
+# What is built together: wide and narrow, odd, in a whole panel of columns and more.
+FEW = {
+    "float32": (lambda i: sparse(i, 128, 128), lambda i: full_linear(i, 1024, 512, "gelu_tanh")),
+    "bfloat16": (lambda i: sparse(i, 100, 24), lambda i: plain_linear(i, 433, 70)),
+}
+MANY = {
+    "float32": (
+        *FEW["float32"],
+        lambda i: sparse(i, 33, 70, has_residual=True, activation="silu"),
+        lambda i: plain_linear(i, 33, 20),
+        lambda i: attend(i, 2, 64),
+        lambda i: convolve(i, 33, 40, 3, stride=2, padding=1),
+        lambda i: convolve(i, 32, 40, 3, padding=1),  # by Winograd's algorithm
+        lambda i: upsampled(i, 33, 40),
+        lambda i: product(i, 50, 128),
+    ),
+    "bfloat16": (
+        *FEW["bfloat16"],
+        lambda i: attend(i, 3, 40),
+        lambda i: convolve(i, 17, 64, 1),
+        lambda i: upsampled(i, 33, 40),
+    ),
+}
+FAMILIES = {
+    "float32": {"gather_gemm": 2, "linear": 3, "attention": 1, "conv3d": 1, "conv3d_winograd": 1},
+    "bfloat16": {"gather_gemm": 1, "linear": 2, "attention": 1, "conv3d": 1},
+}
+# Every instruction set has all families, but for those that widen bfloat16 to what they do in float32; what is left of the CPUs
+# has the two that run longest.
+CASES = [(cpu, "float32", MANY) for cpu in ("haswell", "skylake-avx512", "neoverse-n1")]
+CASES += [(cpu, "bfloat16", MANY) for cpu in ("haswell", "sapphirerapids")]
+CASES += [(cpu, "bfloat16", FEW) for cpu in ("skylake-avx512", "znver4", "znver5", "neoverse-n1")]
+CASES += [(cpu, "float32", FEW) for cpu in ("znver3", "znver4")]
+
+
+def module(dtype: str, calls) -> tvm.IRModule:
+    """One function that returns all calls, to be built with its weights lifted."""
+    inputs = Inputs(dtype)
+    values = [call(inputs) for call in calls]
+    builder = relax.BlockBuilder()
+    with builder.function("main", inputs.inputs + inputs.weights, attrs={"num_input": len(inputs.inputs)}):
+        with builder.dataflow():
+            result = builder.emit_output(relax.Tuple([builder.emit(value) for value in values]))
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def assembly(mod) -> str:
+    """The text of all code in a compiled module."""
+    own = [mod.inspect_source("asm")] if mod.kind == "llvm" else []
+    return "\n".join(own + [assembly(imported) for imported in mod.imports])
+
+
+def built_loops(cpu: str, dtype: str, calls) -> list[Loop]:
+    """The innermost loops of the calls, built together for a CPU."""
+    triple = f"{'aarch64' if ISAS[cpu] == NEON else 'x86_64'}-unknown-linux-gnu"
+    target = tvm.target.Target({"kind": "llvm", "mcpu": cpu, "mtriple": triple})
+    assert Isa.of(target) == ISAS[cpu]
+    text = assembly(build(module(dtype, calls), target, lift_params=True).mod)
+    return loops(text, AArch64 if ISAS[cpu] == NEON else X86)
+
+
+@pytest.mark.parametrize(("cpu", "dtype", "ops"), CASES, ids=[f"{cpu}-{dtype}" for cpu, dtype, _ in CASES])
+def test_sums_are_registers(cpu, dtype, ops):
+    isa, widest, bad, products = ISAS[cpu], {}, [], [0]
+    for loop in built_loops(cpu, dtype, ops[dtype]):
+        kernel = loop.function.removeprefix("__tvm_ffi_")
+        tile = re.search(r"(\w+?)_b?f\d\d_(\d+)x(\d+)__" + isa.name, kernel)
+        if tile:
+            widest.setdefault((kernel, *tile.groups()), []).append(loop.multiply_adds)
+        if kernel.startswith("matmul"):
+            products.append(loop.multiply_adds)
+        if loop.multiply_adds >= LEAST:
+            stores, spills = loop.fixed_stores(), SPILLS.get((isa, tile and tile[1]), 0)
+            if len(stores) > spills or loop.calls:
+                bad += [f"{kernel} {loop.label}, {loop.multiply_adds} multiply-adds: {i}" for i in (*stores, *loop.calls)]
+    assert not bad, "\n".join(bad)
+    for (kernel, _, rows, cols), found in widest.items():
+        assert max(found) >= int(rows) * int(cols) // isa.lanes, f"{kernel}: no loop over a whole tile, {sorted(found)}"
+    if ops is MANY:
+        assert Counter(family for _, family, _, _ in widest) == FAMILIES[dtype]
+        tile = Tile.of(isa, 128).in_one_buffer()
+        assert dtype == "bfloat16" or max(products) >= tile.rows * tile.vectors

@@ -1,0 +1,217 @@
+"""Which kernel runs where: for every family its implementations, best first, and the first that accepts is taken.
+
+    kernel_for(SparseConv(64, 64, (3, 3, 3)), target) -> Kernel: function, weight layout, map layout
+
+All choices between kernels are made here, by what `accepts` says; nothing above asks what a target is. An implementation for
+another kind of target is one more row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import tvm
+
+from .cpu import (
+    attention,
+    batch_offsets,
+    channel_layer_norm,
+    conv,
+    coordinate_index,
+    dense,
+    dense_group_norm,
+    elementwise,
+    gather_gemm,
+    gather_rows,
+    group_norm,
+    kernel_map,
+    layer_norm,
+    linear,
+    modulated_add,
+    pool,
+    rms_norm_heads,
+    segment_pool,
+    serialize,
+    sites,
+    softmax,
+    subdivide,
+    unique,
+    upsampled_conv,
+    windows,
+    winograd,
+)
+from .cpu.isa import Isa, forced, host_target
+from .layout import MapLayout, PairsByBlock, WeightLayout
+from .spec import Spec
+from .spec.kernel_map import InverseMap
+
+Target = tvm.target.Target
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """What an implementation makes: `function` takes the buffers that its `Spec` lists.
+
+    `weight`: how it reads its weight, None where there is none to pack. `map`: how it reads or writes kernel maps, None where
+    it has none. `name`: that of the implementation.
+    """
+
+    name: str
+    function: tvm.tirx.PrimFunc
+    weight: WeightLayout | None = None
+    map: MapLayout | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Implementation:
+    """One way to compute a family.
+
+    accepts(spec, target) -> None, or the reason why not. make(spec, target) -> Kernel, for what it accepts.
+    """
+
+    name: str
+    accepts: Callable[[Spec, Target], str | None]
+    make: Callable[[Spec, Target], Kernel]
+
+
+def on_cpu(
+    build: Callable[[Spec, Isa], tvm.tirx.PrimFunc],
+    name: str | None = None,
+    *,
+    dot: bool | None = None,
+    refuses: Callable[[Spec, Isa], str | None] | None = None,
+    weight: Callable[[Spec, Isa], WeightLayout] | None = None,
+    map_layout: MapLayout | None = None,
+    shared: Callable[[Spec, Isa], Spec] | None = None,
+) -> Implementation:
+    """A row for CPUs.
+
+    `dot`: True for the kernel that multiplies pairs of bfloat16, False for the one that does without, None where there is no
+    difference. `refuses`: why an instruction set does not serve. `shared`: one description for all that have the same kernel.
+    """
+    name = name or build.__name__
+
+    def isa_of(target: Target) -> Isa:
+        isa = Isa.of(target)
+        return replace(isa, bf16_dot=False, emulate_dot=False) if dot is False else isa
+
+    def accepts(spec: Spec, target: Target) -> str | None:
+        if target.kind.name != "llvm":
+            return f"expected a CPU target of kind 'llvm', given kind {target.kind.name!r}"
+        isa = isa_of(target)
+        if dot and spec.dtype != "bfloat16":
+            return f"dtype: expected bfloat16, given {spec.dtype}"
+        if dot and not isa.bf16_dot:
+            return f"expected an instruction that multiplies pairs of bfloat16, which {isa.name} has not"
+        return refuses(spec, isa) if refuses else None
+
+    def make(spec: Spec, target: Target) -> Kernel:
+        isa = isa_of(target)
+        function = build(shared(spec, isa) if shared else spec, isa)
+        return Kernel(name, function, weight(spec, isa) if weight else None, map_layout)
+
+    return Implementation(name, accepts, make)
+
+
+def with_and_without_dot(build: Callable[[Spec, Isa], tvm.tirx.PrimFunc], **options) -> tuple[Implementation, ...]:
+    """The rows of a kernel for CPUs that has a way with the bfloat16 dot instruction."""
+    name = build.__name__
+    return on_cpu(build, f"{name}_dot", dot=True, **options), on_cpu(build, name, dot=False, **options)
+
+
+PAIRS = PairsByBlock()
+
+KERNELS: dict[str, tuple[Implementation, ...]] = {
+    "activation": (on_cpu(elementwise.elementwise),),
+    "add_taps": (on_cpu(upsampled_conv.add_taps, map_layout=PAIRS),),
+    "attention": with_and_without_dot(attention.attention),
+    "batch_offsets": (on_cpu(batch_offsets.batch_offsets),),
+    "build_index": (on_cpu(coordinate_index.build_index),),
+    "channel_layer_norm": (on_cpu(channel_layer_norm.channel_layer_norm),),
+    "conv3d": (
+        on_cpu(winograd.winograd, dot=False, refuses=winograd.refuses, weight=winograd.weight_layout, shared=winograd.shared),
+        *with_and_without_dot(conv.conv3d, weight=conv.weight_layout, shared=conv.shared),
+    ),
+    "copy_sites": (on_cpu(sites.copy_sites),),
+    "count_cuts": (on_cpu(serialize.count_cuts),),
+    "cut_sequence": (on_cpu(serialize.cut_sequence),),
+    "dense_group_norm": (on_cpu(dense_group_norm.dense_group_norm),),
+    "fill_unique": (on_cpu(unique.fill_unique),),
+    "find_sites": (on_cpu(sites.find_sites),),
+    "from_dense": (on_cpu(dense.from_dense),),
+    "gather_rows": (on_cpu(gather_rows.gather_rows),),
+    "group_norm": (on_cpu(group_norm.group_norm),),
+    "group_rows": (on_cpu(windows.group_rows),),
+    "inverse_map": (on_cpu(kernel_map.inverse_map, map_layout=PAIRS),),
+    "layer_norm": (on_cpu(layer_norm.layer_norm),),
+    "linear": with_and_without_dot(linear.linear, weight=linear.weight_layout, shared=linear.shared),
+    "lookup": (on_cpu(coordinate_index.lookup),),
+    "modulated_add": (on_cpu(modulated_add.modulated_add),),
+    "plan_index": (on_cpu(coordinate_index.plan_index),),
+    "plan_sites": (on_cpu(sites.plan_sites),),
+    "plan_unique": (on_cpu(unique.plan_unique),),
+    "pool": (on_cpu(pool.pool, map_layout=PAIRS),),
+    "probe_map": (on_cpu(kernel_map.probe_map, map_layout=PAIRS),),
+    "rank_unique": (on_cpu(unique.rank_unique),),
+    "rms_norm_heads": (on_cpu(rms_norm_heads.rms_norm_heads),),
+    "segment_pool": (on_cpu(segment_pool.segment_pool),),
+    "serial_keys": (on_cpu(serialize.serial_keys),),
+    "serialize": (on_cpu(serialize.serialize),),
+    "softmax": (on_cpu(softmax.softmax),),
+    "sparse_conv": with_and_without_dot(
+        gather_gemm.gather_gemm, weight=gather_gemm.weight_layout, map_layout=PAIRS, shared=gather_gemm.shared
+    ),
+    "subdivide": (on_cpu(subdivide.subdivide),),
+    "submanifold_map": (on_cpu(kernel_map.submanifold_map, map_layout=PAIRS),),
+    "to_dense": (on_cpu(dense.to_dense),),
+    "window_coords": (on_cpu(windows.window_coords),),
+}
+
+# The kinds of targets that have kernels: their name, and what decides compiled code besides descriptions.
+KINDS: dict[str, tuple[str, Callable[[Target], str]]] = {"llvm": ("CPU", lambda target: str(Isa.of(target)))}
+
+
+def current_target(target: Target | None = None) -> Target:
+    """`target`, else that of the current target scope, else the host's CPU."""
+    return target or Target.current(allow_none=True) or host_target()
+
+
+def kernel_for(spec: Spec, target: Target | None = None) -> Kernel:
+    """The kernel of the first implementation that accepts, for `target` (see `current_target`).
+
+    Raises ValueError, with every implementation's reason, when none does.
+    """
+    target = current_target(target)
+    reasons = []
+    for implementation in KERNELS[spec.family]:
+        reason = implementation.accepts(spec, target)
+        if reason is None:
+            return implementation.make(spec, target)
+        reasons.append(f"{implementation.name}: {reason}")
+    raise ValueError(f"{spec.family}: no kernel for {spec} on target {target}: {'; '.join(reasons)}")
+
+
+def map_layout(target: Target | None = None) -> MapLayout:
+    """The layout of every kernel map on `target`, for what reads maps without a kernel. Raises ValueError as `kernel_for`."""
+    return kernel_for(InverseMap(), target).map
+
+
+def check_target(target: Target) -> None:
+    """ValueError unless there are kernels for targets of the kind of `target`."""
+    if target.kind.name not in KINDS:
+        expected = " or ".join(f"a {name} target of kind {kind!r}" for kind, (name, _) in KINDS.items())
+        raise ValueError(f"target: expected {expected}, given kind {target.kind.name!r}")
+
+
+def fingerprint(target: Target | None = None) -> str:
+    """What decides compiled code on `target` besides descriptions: equal where the same kernels are chosen and made.
+
+    Raises ValueError when there are no kernels for targets of that kind.
+    """
+    target = current_target(target)
+    check_target(target)
+    return KINDS[target.kind.name][1](target)
+
+
+def choice() -> object:
+    """What, besides the target in scope, the choice of kernels depends on here and now: for keys of caches, at no cost."""
+    return forced()

@@ -1,0 +1,93 @@
+"""How kernels read what is prepared for them once: packed weights and kernel maps. Each layout can be undone in numpy.
+
+A layout of maps depends on the target alone and not on the layer, since one map serves many layers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+
+
+@dataclass(frozen=True, eq=False)
+class WeightLayout:
+    """A weight as a kernel reads it: `shape` and `dtype` once packed.
+
+    `pack`: PrimFunc (weight, packed). `unpack`: packed array -> float32 array that equals the weight, its inverse in numpy.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    pack: tvm.tirx.PrimFunc
+    unpack: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a kernel map; dimensions are ints or TIR expressions."""
+
+    name: str
+    shape: tuple
+    dtype: str
+
+
+class MapLayout(ABC):
+    """The arrays of a kernel map, in the order in which kernels take them.
+
+    Whatever the layout, they are three int32 matrices and `rows` int64 [2], the numbers of input and output rows, which every
+    use checks: so type inference, which knows no target, can tell what is a map.
+    """
+
+    NAMES: tuple[str, ...]
+
+    @abstractmethod
+    def arrays(self, taps, rows) -> tuple[Array, ...]:
+        """The arrays of a map of `taps` taps and `rows` output rows: ints or TIR expressions."""
+
+    @abstractmethod
+    def unpack(self, *arrays: np.ndarray) -> np.ndarray:
+        """The neighbour table int32 [taps, M] of a map: the input row of every (tap, output row), or -1."""
+
+
+class PairsByBlock(MapLayout):
+    """The pairs (input row, output row) that meet, grouped by (block of output rows, tap).
+
+    A block belongs to one thread and no other thread adds into its rows.
+
+        pair_in   int32 [blocks, taps * block_rows]  input row of every pair of a block, tap by tap from the front
+        pair_out  int32 [blocks, taps * block_rows]  output row within the block; entries past the last pair are undefined
+        segment   int32 [blocks, taps + 1]           where each tap starts
+        rows      int64 [2]                          input and output rows
+    """
+
+    NAMES = ("pair_in", "pair_out", "segment", "rows")
+
+    @staticmethod
+    def block_rows(rows):
+        """Output rows of one block, for `rows` in all: an int or a TIR expression.
+
+        About 64 blocks, so that threads share the work evenly, of 64 to 512 rows: fewer would leave many half-filled register
+        tiles, more would not stay in the L2 cache. No bit of a result depends on it.
+        """
+        if isinstance(rows, int):
+            return max(64, min(512, -(-rows // 64)))
+        return tvm.tirx.max(tvm.tirx.min((rows + 63) // 64, tvm.tirx.IntImm("int64", 512)), tvm.tirx.IntImm("int64", 64))
+
+    def arrays(self, taps, rows) -> tuple[Array, ...]:
+        block_rows = self.block_rows(rows)
+        blocks = (rows + block_rows - 1) // block_rows
+        shapes = ((blocks, taps * block_rows), (blocks, taps * block_rows), (blocks, taps + 1), (2,))
+        dtypes = ("int32", "int32", "int32", "int64")
+        return tuple(Array(*of_one) for of_one in zip(self.NAMES, shapes, dtypes, strict=True))
+
+    def unpack(self, pair_in, pair_out, segment, rows) -> np.ndarray:
+        blocks, taps = len(segment), segment.shape[1] - 1
+        block_rows = pair_in.shape[1] // taps
+        table = np.full((taps, int(rows[1])), -1, "int32")
+        for block in range(blocks):
+            for tap in range(taps):
+                pairs = slice(segment[block, tap], segment[block, tap + 1])
+                table[tap, block * block_rows + pair_out[block, pairs]] = pair_in[block, pairs]
+        return table

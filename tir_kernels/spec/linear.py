@@ -1,0 +1,44 @@
+"""The linear layer over rows: `out = act(gate[b] * (x @ weight.T + bias) + residual)`.
+
+b is 0, or the batch element that a row belongs to. Sums are float32.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from . import Spec
+from .activation import ACTIVATIONS
+
+
+def naive(x, weight, bias=None, residual=None, activation="none", gate=None, batch_index=None):
+    """Oracle, in float64. x [N, Cin], weight [Cout, Cin], bias [Cout], residual [N, Cout], gate [B, Cout] -> [N, Cout]."""
+    out = x.astype(np.float64) @ weight.astype(np.float64).T
+    if bias is not None:
+        out = out + bias.astype(np.float64)
+    if gate is not None:
+        out = out * gate.astype(np.float64)[np.zeros(len(x), int) if batch_index is None else batch_index]
+    if residual is not None:
+        out = out + residual.astype(np.float64)
+    return ACTIVATIONS[activation](out)
+
+
+@dataclass(frozen=True)
+class Linear(Spec):
+    """(x, weight, bias, [residual,] [gate,] [batch_index,] out).
+
+    x `dtype` [N, cin]; weight `dtype` [cout, cin], packed; bias float32 [cout]; residual `dtype` [N, cout]; gate float32
+    [B, cout], of which a row takes the first, or that of batch_index int32 [N]: ValueError for an index outside of 0 .. B - 1;
+    out [N, cout] of `out_dtype`, by default `dtype`; `activation`: one of `ACTIVATIONS`.
+    """
+
+    family: ClassVar[str] = "linear"
+    cin: int
+    cout: int
+    dtype: str = "float32"
+    has_residual: bool = False
+    activation: str = "none"
+    has_gate: bool = False
+    has_index: bool = False
+    out_dtype: str | None = None

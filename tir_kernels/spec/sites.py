@@ -1,0 +1,71 @@
+"""Output sites of strided and transposed sparse convolutions, in spconv's order.
+
+A site is active when any tap meets an active input (strided), or is any input's image under any tap (transposed). Rows are
+grouped by batch element, ascending; within one they come in order of first touch: taps outside, the last axis fastest,
+input rows inside. That is the order of spconv's CPU code, which golden data of one batch element records.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from . import Spec
+from .geometry import Geometry
+
+
+def out_extent(shape, geometry: Geometry) -> tuple[int, ...]:
+    """Extent of the output grid along each axis, as spconv computes it.
+
+    Strided: floor((n + 2p - d(k - 1) - 1) / s) + 1. Transposed: (n - 1) s - 2p + k, without the dilation.
+    """
+    axes = zip(shape, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True)
+    if geometry.transposed:
+        return tuple((n - 1) * s - 2 * p + k for n, k, s, p, _ in axes)
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+
+
+def naive(coords, geometry: Geometry, extent=None):
+    """Oracle. coords int32 [N, 4] -> sites int32 [M, 4]; `extent`: keep sites within [0, extent), None: keep all."""
+    sites = {}
+    for tap in geometry.offsets():
+        for row in np.asarray(coords).tolist():
+            if geometry.transposed:
+                site = np.array(row[1:]) * geometry.stride + tap
+            else:
+                site, rest = np.divmod(np.array(row[1:]) - tap, geometry.stride)
+                if rest.any():
+                    continue
+            if extent is None or ((site >= 0) & (site < extent)).all():
+                sites[(row[0], *site.tolist())] = None
+    return np.array(sorted(sites, key=lambda site: site[0]), "int32").reshape(-1, 4)
+
+
+@dataclass(frozen=True)
+class PlanSites(Spec):
+    """(coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [3]): the box of the sites, and scratch sizes.
+
+    `shape`: extent of the input grid, "infer" for one more than the largest coordinate along each axis (upstream's rule), or
+    None for an unbounded lattice. In the first two cases coordinates must not be negative, and sites outside of
+    [0, `out_extent`) are dropped. size = (slots, keys, rows of the list). Raises ValueError for the first row outside.
+    """
+
+    family: ClassVar[str] = "plan_sites"
+    geometry: Geometry
+    shape: tuple[int, int, int] | str | None
+    method: str = "auto"
+
+
+@dataclass(frozen=True)
+class FindSites(Spec):
+    """(coords, plan, slots int32 [S], keys int64 [T], list int32 [L, 4], count int64 [1]): sites in order of first touch."""
+
+    family: ClassVar[str] = "find_sites"
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class CopySites(Spec):
+    """(list int32 [L, 4], plan, out int32 [M, 4]): the first M rows of the list, grouped by batch element."""
+
+    family: ClassVar[str] = "copy_sites"

@@ -1,0 +1,44 @@
+"""Sparse convolution through a kernel map.
+
+    out[o, :] = act(bias + residual[o, :] + sum over taps k, pairs (i, o) of k:  x[i, :] @ weight[:, k].T)
+
+Sums are float32: bias and residual first, then taps in order.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from . import Spec
+from .activation import ACTIVATIONS
+
+
+def naive(feats, weight, table, bias=None, residual=None, activation="none"):
+    """Oracle, in float64. feats [N, Cin], weight [K, Cin, Cout], table int32 [K, M] (-1: no input) -> [M, Cout]."""
+    out = np.zeros((table.shape[1], weight.shape[2]))
+    if bias is not None:
+        out += bias.astype(np.float64)
+    if residual is not None:
+        out += residual.astype(np.float64)
+    for tap, rows in zip(weight.astype(np.float64), table, strict=True):
+        hit = rows >= 0
+        out[hit] += feats[rows[hit]].astype(np.float64) @ tap
+    return ACTIVATIONS[activation](out)
+
+
+@dataclass(frozen=True)
+class SparseConv(Spec):
+    """(x, weight, bias, [residual,] the map's arrays, out), for any number of rows.
+
+    x `dtype` [N, cin]; weight `dtype` [cout, *kernel, cin], packed; bias float32 [cout]; residual, out `dtype` [M, cout];
+    `activation`: one of `ACTIVATIONS`. Raises ValueError when the map does not fit the features or the taps.
+    """
+
+    family: ClassVar[str] = "sparse_conv"
+    cin: int
+    cout: int
+    kernel: tuple[int, int, int]
+    dtype: str = "float32"
+    has_residual: bool = False
+    activation: str = "none"
