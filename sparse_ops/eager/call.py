@@ -128,7 +128,7 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
     found = {}
     for name, kind, optional, dtypes, shape, fixed, table in _plan(signature):
         array = arrays.get(name)
-        if array is None and optional:
+        if kind is Kind.SHAPE or (array is None and optional):  # a shape is an option of an eager call
             continue
         if kind is Kind.MAP:
             found[name] = (list(array.arrays), ())
