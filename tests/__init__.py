@@ -3,3 +3,5 @@
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
+# Begins the script of a process that needs no torch, which takes seconds to import and TVM would.
+NO_TORCH = "import sys; sys.modules['torch'] = None\n"

@@ -26,20 +26,24 @@ settings.load_profile("default-project")
 LONGEST = (
     "test_golden.py",
     "test_registry.py",
-    "test_structure_flow.py",
-    "test_condition_embedder.py",
-    "test_cli.py",
-    "test_component.py",
-    "test_sparse_conv.py",
-    "test_schedule_rest.py",
-    "test_upsampled_conv.py",
-    "test_slat_generator.py",
     "test_pipeline.py",
-    "test_nn.py",
-    "test_eager.py",
-    "test_attention.py",
-    "test_kernel_map.py",
+    "test_cli.py",
+    "test_schedule_rest.py",
+    "test_structure_flow.py",
     "test_assembly.py",
+    "test_slat_backends.py",
+    "test_eager.py",
+    "test_slat_generator.py",
+    "test_linear.py",
+    "test_kernel_map.py",
+    "test_pipeline_benchmark.py",
+    "test_attention.py",
+    "test_mesh_decoder.py",
+    "test_upsampled_conv.py",
+    "test_dispatch.py",
+    "test_gaussian_decoder.py",
+    "test_readme.py",
+    "test_descriptors.py",
 )
 
 
@@ -61,6 +65,13 @@ def pytest_configure(config):
         scope = forced_isa(ISAS[name])
         scope.__enter__()
         config.add_cleanup(lambda: scope.__exit__(None, None, None))
+
+
+@pytest.fixture(params=[isa for isa in ISAS.values() if not isa.bf16_dot], ids=lambda isa: isa.name)
+def isa_of_float32(request) -> Iterator[Isa]:
+    """Each instruction set that differs where nothing is bfloat16."""
+    with forced_isa(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=ISAS.values(), ids=ISAS)

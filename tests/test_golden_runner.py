@@ -168,6 +168,8 @@ def test_the_pipeline_is_that_of_the_file():
 
 def test_command_line():
     good = str(DATA / "golden" / "sampler.safetensors")
-    for args, status in [([good], 0), ([good, "absent.safetensors"], 1), ([], 2)]:
-        command = [sys.executable, "-m", "tests.golden", *args]
-        assert subprocess.run(command, cwd=DATA.parents[1], capture_output=True).returncode == status
+    assert (runner.main([good]), runner.main([good, "absent.safetensors"])) == (0, 1)
+    with pytest.raises(SystemExit, match="2"):
+        runner.main([])
+    command = [sys.executable, "-m", "tests.golden", good, "absent.safetensors"]
+    assert subprocess.run(command, cwd=DATA.parents[1], capture_output=True).returncode == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import NO_TORCH
 from tir_kernels.cpu.threads import available_cores, set_threads
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +18,7 @@ def run(script: str, **environment: str) -> str:
     """What `script` prints, run with none of TVM's settings but those given."""
     inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env={**inherited, **environment}
+        [sys.executable, "-c", NO_TORCH + script], capture_output=True, text=True, cwd=ROOT, env={**inherited, **environment}
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

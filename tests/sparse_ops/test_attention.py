@@ -50,7 +50,7 @@ def test_oracle_is_dense_attention():
         np.testing.assert_allclose(out[rows], expected.transpose(0, 1).numpy(), atol=1e-12)
 
 
-def test_lengths_around_the_tiles(isa):
+def test_lengths_around_the_tiles(isa_of_float32):
     """Tiles are of 480 queries, in blocks of 24, and 128 keys; groups within them of 3 or 6 queries and 4 to 64 keys."""
     for q_lengths, k_lengths in (
         ([479, 480, 481], [127, 128, 129]),

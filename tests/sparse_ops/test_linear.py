@@ -45,7 +45,7 @@ def test_oracle_is_linear():
     ("cin", "cout"),
     [(1, 1), (BLOCK_DEPTH + 1, 17), (3 * BLOCK_DEPTH, 8), (5, CHUNK_COLUMNS + 9), (BLOCK_DEPTH - 1, 2 * CHUNK_COLUMNS)],
 )
-def test_sizes_around_the_blocks(cin, cout, isa):
+def test_sizes_around_the_blocks(cin, cout, isa_of_float32):
     given = {name: array for name, array in arguments(1, cin, cout).items() if name in ("x", "weight", "bias")}
     executable = build(module_of(op.linear, list(given.values()), [("n", cin), (cout, cin), (cout,)]))
     for rows in (0, 1, 2, 5, 7, 13, BLOCK_ROWS - 1, BLOCK_ROWS + 1, 2 * BLOCK_ROWS + 13):

@@ -77,7 +77,7 @@ def inputs(batch: int, *size: int) -> np.ndarray:
         (1, (2 * BLOCK - 2, 4, 28)),  # several tasks; the last one is not full
     ],
 )
-def test_sizes(batch, size, isa):
+def test_sizes(batch, size, isa_of_float32):
     x = inputs(batch, *size)
     check(convolve(x), x, *parameters(), padding=PADDING)
 
