@@ -7,6 +7,7 @@ every kernel, for classes around it, which ours have not.
 """
 
 import sys
+import threading
 from collections.abc import Callable
 from types import CodeType
 
@@ -17,6 +18,7 @@ from tvm.script.parser.core.diagnostics import Source
 from tvm.script.parser.core.parser import ScriptMacro
 from tvm.tirx.script.parser.entry import TIRInline
 
+_parsing = threading.RLock()  # the parser marks the syntax tree of a macro while it reads it, and all kernels share it
 _texts: dict[CodeType, tuple[Source, doc.FunctionDef]] = {}  # kernels define the same macros again for every shape
 
 
@@ -51,7 +53,8 @@ def prim_func(s_tir: bool) -> Callable[[Callable], tvm.tirx.PrimFunc]:
     """Decorator: `T.prim_func`, which looks at the whole Python stack as well, twice for each kernel."""
 
     def parse_kernel(func: Callable) -> tvm.tirx.PrimFunc:
-        return parse(func, utils.inspect_function_capture(func))
+        with _parsing:
+            return parse(func, utils.inspect_function_capture(func))
 
     parse_kernel.dispatch_token = "tirx"  # by which the parser knows a kernel; it reads `s_tir` from the source
     return parse_kernel

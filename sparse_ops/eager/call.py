@@ -198,17 +198,16 @@ def module(
         dtype, *known = fixed
         dims = [n if n is not None else _dim_name(name, place, argument.shape) for place, n in enumerate(known)]
         variables[name] = [relax.Var(name, relax.TensorType([size(dim) for dim in dims], dtype))]
-    builder = relax.BlockBuilder()
     order = [name for name in variables if not (packs and name in PACKED)]
     inputs = [variable for name in order for variable in variables[name]]
     parameters = [variables[name][0] for name in PACKED if packs and name in variables]
     arguments = {name: relax.Tuple(group) if len(group) > 1 else group[0] for name, group in variables.items()}
-    result = builder.normalize(make(**arguments, **options))  # raises here, before the builder has opened a scope
-    with builder.function("main", [*inputs, *parameters], attrs={"num_input": len(inputs)}):
-        with builder.dataflow():
-            result = builder.emit_output(result)
-        builder.emit_func_output(result)
-    return builder.get()
+    result = relax.BlockBuilder().normalize(make(**arguments, **options))
+    # Put together by hand: the scopes of a builder are one stack for all threads.
+    variable = relax.Var("result", result.ty)
+    body = relax.SeqExpr([relax.DataflowBlock([relax.VarBinding(variable, result)])], variable)
+    attributes = tvm.ir.make_node("ir.DictAttrs", num_input=len(inputs), global_symbol="main")
+    return tvm.IRModule({"main": relax.Function([*inputs, *parameters], body, result.ty, True, attributes)})
 
 
 def _dim_name(argument: str, place: int, shape: tuple) -> str:
