@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sam3d_tvm.mesh.mesh import Mesh, save_mesh
-from sam3d_tvm.photo.pictures import overview
+from sam3d_tvm.overview import overview
 from sam3d_tvm.png import save_png
 from sam3d_tvm.pose import Pose
 from sam3d_tvm.splat.gaussians import Gaussians, save_splat

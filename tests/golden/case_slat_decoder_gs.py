@@ -12,7 +12,7 @@ from tvm.relax.frontend.nn import spec
 from sam3d_tvm.models.gaussian_decoder import GaussianDecoderConfig, GaussianModel
 from sam3d_tvm.models.slat_decoder import SlatDecoderConfig
 from sam3d_tvm.splat.gaussians import Gaussians, offset_perturbation, raw_attributes
-from sparse_ops.deploy.from_nn import component_from_nn as native_component
+from sparse_ops.deploy.from_nn import component_from_nn
 from sparse_ops.nn import Module
 from tests.golden import depths
 from tests.golden.case import Case, Tensors
@@ -39,7 +39,7 @@ def run_tapped(
     state = {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")}
     state.pop(BUFFER, None)
     functions = {"forward": spec.MethodSpec(function, list(names), list(types), "plain", "none")}
-    result, recorded = native_component(model, functions, "golden", state)(*given)
+    result, recorded = component_from_nn(model, functions, "golden", state)(*given)
     return result, {f"mid.{name}": value for name, value in zip(taps, recorded, strict=True)}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sam3d_tvm.models.structure_decoder import StructureDecoderConfig
-from sam3d_tvm.models.structure_decoder.network_torch import StructureDecoderModel as StructureDecoder
+from sam3d_tvm.models.structure_decoder.network_torch import StructureDecoderModel
 from sam3d_tvm.models.structure_decoder.voxels import occupied_coords
 from sparse_ops.deploy.from_torch import port_component
 from tests.golden import depths
@@ -27,7 +27,7 @@ def config_of(config: dict) -> StructureDecoderConfig:
 def module_of(tensors: Tensors, config: dict) -> StructureDecoder:
     """The PyTorch module with the parameters of the file."""
     with torch.device("meta"):
-        module = StructureDecoder(config_of(config))
+        module = StructureDecoderModel(config_of(config))
     state = {name.removeprefix("state."): torch.from_numpy(v) for name, v in tensors.items() if name.startswith("state.")}
     module.load_state_dict(state, assign=True)
     return module.requires_grad_(False).eval()
