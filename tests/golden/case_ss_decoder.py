@@ -24,7 +24,7 @@ def config_of(config: dict) -> StructureDecoderConfig:
     return StructureDecoderConfig(**{name: config[name] for name in names if name in config}, resolution=config["grid"])
 
 
-def module_of(tensors: Tensors, config: dict) -> StructureDecoder:
+def module_of(tensors: Tensors, config: dict) -> StructureDecoderModel:
     """The PyTorch module with the parameters of the file."""
     with torch.device("meta"):
         module = StructureDecoderModel(config_of(config))
