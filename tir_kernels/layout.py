@@ -41,6 +41,8 @@ class MapLayout(ABC):
     """
 
     NAMES: tuple[str, ...]
+    DTYPES = ("int32", "int32", "int32", "int64")
+    RANKS = (2, 2, 2, 1)
 
     @abstractmethod
     def arrays(self, taps, rows) -> tuple[Array, ...]:
@@ -79,8 +81,7 @@ class PairsByBlock(MapLayout):
         block_rows = self.block_rows(rows)
         blocks = (rows + block_rows - 1) // block_rows
         shapes = ((blocks, taps * block_rows), (blocks, taps * block_rows), (blocks, taps + 1), (2,))
-        dtypes = ("int32", "int32", "int32", "int64")
-        return tuple(Array(*of_one) for of_one in zip(self.NAMES, shapes, dtypes, strict=True))
+        return tuple(Array(*of_one) for of_one in zip(self.NAMES, shapes, self.DTYPES, strict=True))
 
     def unpack(self, pair_in, pair_out, segment, rows) -> np.ndarray:
         blocks, taps = len(segment), segment.shape[1] - 1

@@ -11,7 +11,7 @@ from tir_kernels.spec.coordinate_index import METHODS, PLAN_SIZE, BuildIndex, Pl
 from tir_kernels.spec.geometry import Geometry
 
 from .register import call_spec, check_choice
-from .signature import MAP_DTYPES, MAP_RANKS
+from .signature import MAP_DTYPES
 
 _fresh = itertools.count()
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "transposed")  # options of a call
@@ -82,7 +82,7 @@ def emit_index(bb: relax.BlockBuilder, coords: relax.Expr, pad: tuple[int, int, 
 
 
 MAP_TYPE = relax.TupleType(
-    [relax.TensorType(dtype=dtype, ndim=ndim) for dtype, ndim in zip(MAP_DTYPES.values(), MAP_RANKS, strict=True)]
+    [relax.TensorType(dtype=dtype, ndim=ndim) for dtype, ndim in zip(MAP_DTYPES.values(), MapLayout.RANKS, strict=True)]
 )
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from tir_kernels.layout import MapLayout, PairsByBlock
+
 FLOATS = ("float32", "bfloat16")  # what features may be
 GIVEN = "given"  # the attribute of a call that lists the optional arguments it has
-MAP_DTYPES = {"pair_in": "int32", "pair_out": "int32", "segment": "int32", "rows": "int64"}
-MAP_RANKS = (2, 2, 2, 1)
+MAP_DTYPES = dict(zip(PairsByBlock.NAMES, MapLayout.DTYPES, strict=True))  # of a kernel map's arrays
 
 
 class Kind(Enum):
@@ -313,7 +314,7 @@ def _check_map(bound: Bound, argument: Argument, ty: relax.Type) -> None:
     fields = list(ty.fields) if isinstance(ty, relax.TupleType) else []
     good = len(fields) == len(MAP_DTYPES) and all(
         isinstance(field, relax.TensorType) and str(field.dtype) == dtype and field.ndim == ndim
-        for field, dtype, ndim in zip(fields, MAP_DTYPES.values(), MAP_RANKS, strict=True)
+        for field, dtype, ndim in zip(fields, MAP_DTYPES.values(), MapLayout.RANKS, strict=True)
     )
     if not good:
         bound.refuse(f"{argument.name}: expected ({', '.join(MAP_DTYPES)}) of a map op, given {ty}")
