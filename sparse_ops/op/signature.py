@@ -251,17 +251,21 @@ def _check(bound: Bound, argument: Argument) -> None:
     if argument.kind is Kind.ROWS:
         if not isinstance(ty.shape, relax.ShapeExpr) or not len(ty.shape.values):
             bound.refuse(f"{argument.name}: expected a tensor with a known number of rows, given {ty}")
-        _unify(bound, argument, argument.shape, ty.shape.values[:1], lambda: "", ty)
+        wanted = _expected(bound, argument.shape)
+        words = f"{argument.name}: expected {wanted[0]} rows, given {ty}"
+        _unify(bound, argument.shape, wanted, ty.shape.values[:1], lambda: bound.refuse(words))
         return
-    dtypes = dtypes_of(argument, lambda name: str(bound.arguments[name].ty.dtype))
+    same = argument.dtype  # as that of another argument, or those allowed
+    dtypes = (str(bound.arguments[same].ty.dtype),) if isinstance(same, str) else same
     shape = argument.shape[:-1] if ... in argument.shape else argument.shape
     open_ended = len(shape) < len(argument.shape)
+    wanted = _expected(bound, shape)
 
     def expected() -> str:
         if open_ended:
             rank = f" of at least {len(shape)} dimensions" if shape else ""
             return f"a tensor of {' or '.join(dtypes)} with a known shape{rank}"
-        sizes = ", ".join("any" if size is None else str(getattr(size, "value", size)) for size in _expected(bound, shape))
+        sizes = ", ".join("any" if size is None else str(getattr(size, "value", size)) for size in wanted)
         return f"[{sizes}] of {' or '.join(dtypes)}"
 
     if str(ty.dtype) not in dtypes or (ty.ndim >= 0 and not open_ended and ty.ndim != len(shape)):
@@ -272,35 +276,28 @@ def _check(bound: Bound, argument: Argument) -> None:
     dims = list(ty.shape.values)
     if len(dims) < len(shape):
         bound.refuse(f"{argument.name}: expected {expected()}, given {ty}")
-    _unify(bound, argument, shape, dims, expected, ty)
+    _unify(bound, shape, wanted, dims, lambda: bound.refuse(f"{argument.name}: expected {expected()}, given {ty}"))
     if open_ended:
         bound.dims[...] = dims[len(shape) :]
 
 
-def dtypes_of(argument: Argument, dtype_of: Callable[[str], str]) -> tuple[str, ...]:
-    """The dtypes that an argument may have, where `dtype_of` tells those of the ones before it."""
-    return (dtype_of(argument.dtype),) if isinstance(argument.dtype, str) else argument.dtype
-
-
 def _expected(bound: Bound, shape: Shape) -> list:
     """Sizes that are known already of a shape, None for the others."""
-    return [resolve(dim, bound.dims, bound.arguments) for dim in shape]
+
+    def size(dim: Dim):
+        if isinstance(dim, Table):
+            return bound.dims.get(dim.name) if bound.has(dim.index) else 1
+        return bound.dims.get(dim) if isinstance(dim, str) else dim
+
+    return [size(dim) for dim in shape]
 
 
-def resolve(dim: Dim, dims: Mapping[str, Any], given: Mapping[str, Any]):
-    """The size that a dimension must have; None for any. `given`: the arguments that a call has."""
-    if isinstance(dim, Table):
-        return dims.get(dim.name) if dim.index in given else 1
-    return dims.get(dim) if isinstance(dim, str) else dim
-
-
-def _unify(bound: Bound, argument: Argument, shape: Shape, sizes, expected: Callable[[], str], ty) -> None:
-    """Give names to sizes, and compare those that have one."""
-    wanted, text = _expected(bound, shape), expected()
+def _unify(bound: Bound, shape: Shape, wanted: list, sizes, refuse: Callable[[], None]) -> None:
+    """Give names to sizes, and compare those that have one: `wanted`."""
     analyzer = tvm.sym.Analyzer()
     for dim, want, have in zip(shape, wanted, sizes, strict=False):
         if want is not None and analyzer.can_prove(have != want):
-            bound.refuse(f"{argument.name}: expected {text}, given {ty}")
+            refuse()
         name = dim.name if isinstance(dim, Table) else dim
         if not isinstance(name, str):
             continue

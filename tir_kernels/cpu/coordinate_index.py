@@ -268,6 +268,15 @@ def choose(method, rows, cells_per_row, plan, size):
         size[0] = size[1] * BUCKET
 
 
+@inline
+def begin_plan(plan, coords, rows, lowest, highest, low, high):
+    """An empty plan, and the extremes of the coordinates; raise for the first row outside of [low, high]."""
+    extremes(coords, rows, lowest, highest)
+    check_range(coords, rows, lowest, highest, low, high)
+    for entry in range(PLAN_SIZE):
+        plan.entries[entry] = T.int64(0)
+
+
 @cache
 def plan_index(spec: PlanIndex, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `PlanIndex`. ValueError for `method="grid"` when the box has more than GRID_CELLS_MOST cells."""
@@ -282,10 +291,7 @@ def plan_index(spec: PlanIndex, isa: Isa) -> tvm.tirx.PrimFunc:
         size = match_buffer(size_, (2,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
-        extremes(coords, rows, lowest, highest)
-        check_range(coords, rows, lowest, highest, low, high)
-        for entry in range(PLAN_SIZE):
-            plan.entries[entry] = T.int64(0)
+        begin_plan(plan, coords, rows, lowest, highest, low, high)
         plan.entries[PLAN_ROWS] = rows
         plan_box(plan, lowest, highest, pad)
         choose(method, rows, GRID_CELLS_PER_ROW, plan, size)

@@ -1,5 +1,7 @@
 """Loops that look for what a kernel refuses, emitted at its start; the words are in `tir_kernels.guards`."""
 
+from collections.abc import Callable
+
 from tvm.script import tirx as T
 
 from ..guards import (
@@ -88,20 +90,42 @@ def check_offsets(argument: str, offsets, batch, rows):
     check(offsets, batch, rows)
 
 
-@inline
-def check_index(index, count, rows):
-    """Raise for the first of the `count` entries of `index` that is neither a row, from 0 to rows - 1, nor -1."""
-    lowest = T.alloc_buffer((1,), "int32")
-    highest = T.alloc_buffer((1,), "int32")
-    lowest[0] = T.int32(0)
-    highest[0] = T.int32(-1)
-    for i in range(count):
-        lowest[0] = T.min(lowest[0], index[i])
-        highest[0] = T.max(highest[0], index[i])
-    if T.Or(lowest[0] < -1, T.Cast("int64", highest[0]) >= rows):
+def check_entries(values, count, least: int, rows, refuse: Callable):
+    """Emit: raise for the first of the `count` entries of `values` that is not in least .. rows - 1.
+
+    `refuse(place, entry)` is the call that raises. Extremes are found first, which vectorizes, then the entry if there is one.
+    """
+
+    @inline
+    def check(values, count, rows):
+        lowest = T.alloc_buffer((1,), "int32")
+        highest = T.alloc_buffer((1,), "int32")
+        lowest[0] = T.int32(0)
+        highest[0] = T.int32(-1)
         for i in range(count):
-            if T.Or(index[i] < -1, T.Cast("int64", index[i]) >= rows):
-                T.evaluate(T.call_packed(RAISE_INDEX, i, index[i], rows))
+            lowest[0] = T.min(lowest[0], values[i])
+            highest[0] = T.max(highest[0], values[i])
+        if T.Or(lowest[0] < least, T.Cast("int64", highest[0]) >= rows):
+            for i in range(count):
+                if T.Or(values[i] < least, T.Cast("int64", values[i]) >= rows):
+                    T.evaluate(refuse(i, values[i]))
+
+    check(values, count, rows)
+
+
+def check_index(index, count, rows):
+    """Emit: raise for the first of the `count` entries of `index` that is neither a row, from 0 to rows - 1, nor -1."""
+    check_entries(index, count, -1, rows, lambda i, entry: T.call_packed(RAISE_INDEX, i, entry, rows))
+
+
+def check_batch_index(batch_index, count, batch):
+    """Emit: raise for the first of the `count` entries of `batch_index` outside of 0 to batch - 1."""
+    check_entries(batch_index, count, 0, batch, lambda i, entry: T.call_packed(RAISE_BATCH_INDEX, i, entry, batch))
+
+
+def check_rows(argument: str, order, count, rows):
+    """Emit: raise for the first of the `count` entries of `order` that is not in 0 .. rows - 1."""
+    check_entries(order, count, 0, rows, lambda i, entry: T.call_packed(RAISE_ROW, argument, i, entry, rows))
 
 
 @inline
@@ -110,42 +134,6 @@ def check_parent(parent, count, rows):
     for i in range(count):
         if T.Or(parent[i] < -1, T.Cast("int64", parent[i]) >= rows):
             T.evaluate(T.call_packed(RAISE_PARENT, i, parent[i], rows))
-
-
-@inline
-def check_batch_index(batch_index, count, batch):
-    """Raise for the first of the `count` entries of `batch_index` outside of 0 to batch - 1."""
-    lowest = T.alloc_buffer((1,), "int32")
-    highest = T.alloc_buffer((1,), "int32")
-    lowest[0] = T.int32(0)
-    highest[0] = T.int32(-1)
-    for i in range(count):
-        lowest[0] = T.min(lowest[0], batch_index[i])
-        highest[0] = T.max(highest[0], batch_index[i])
-    if T.Or(lowest[0] < 0, T.Cast("int64", highest[0]) >= batch):
-        for i in range(count):
-            if T.Or(batch_index[i] < 0, T.Cast("int64", batch_index[i]) >= batch):
-                T.evaluate(T.call_packed(RAISE_BATCH_INDEX, i, batch_index[i], batch))
-
-
-def check_rows(argument: str, order, count, rows):
-    """Emit: raise for the first of the `count` entries of `order` that is not in 0 .. rows - 1."""
-
-    @inline
-    def check(order, count, rows):
-        lowest = T.alloc_buffer((1,), "int32")
-        highest = T.alloc_buffer((1,), "int32")
-        lowest[0] = T.int32(0)
-        highest[0] = T.int32(-1)
-        for i in range(count):
-            lowest[0] = T.min(lowest[0], order[i])
-            highest[0] = T.max(highest[0], order[i])
-        if T.Or(lowest[0] < 0, T.Cast("int64", highest[0]) >= rows):
-            for i in range(count):
-                if T.Or(order[i] < 0, T.Cast("int64", order[i]) >= rows):
-                    T.evaluate(T.call_packed(RAISE_ROW, argument, i, order[i], rows))
-
-    check(order, count, rows)
 
 
 def check_repeats(argument: str, order, rows):

@@ -22,8 +22,17 @@ from ..spec.coordinate_index import (
 )
 from ..spec.geometry import Geometry
 from ..spec.sites import CopySites, FindSites, PlanSites, out_extent
-from .coordinate_index import GRID_CELLS_PER_SITE, SPARE, choose, fill, index_bounds, key_of, match_index, match_plan
-from .guards import check_range, extremes
+from .coordinate_index import (
+    GRID_CELLS_PER_SITE,
+    SPARE,
+    begin_plan,
+    choose,
+    fill,
+    index_bounds,
+    key_of,
+    match_index,
+    match_plan,
+)
 from .isa import Isa
 from .unique import divide
 
@@ -100,10 +109,7 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
         size = match_buffer(size_, (3,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
-        extremes(coords, rows, lowest, highest)
-        check_range(coords, rows, lowest, highest, low, high)
-        for entry in range(PLAN_SIZE):
-            plan.entries[entry] = T.int64(0)
+        begin_plan(plan, coords, rows, lowest, highest, low, high)
         plan.entries[PLAN_ORIGIN] = T.Cast("int64", lowest[0])
         plan.entries[PLAN_EXTENT] = T.Cast("int64", highest[0] - lowest[0] + 1)
         if rows > 0:

@@ -13,7 +13,7 @@ from .. import script
 from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
 from ..script import inline
-from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_ORIGIN, PLAN_SIZE
+from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_ORIGIN
 from ..spec.unique import FillUnique, PlanUnique, RankUnique
 from .caches import L1
 from .coordinate_index import (
@@ -24,13 +24,13 @@ from .coordinate_index import (
     SPARE,
     Parts,
     RowCells,
+    begin_plan,
     check_grid,
     count_cells,
     grid_bound,
     grid_limit,
     match_plan,
 )
-from .guards import check_range, extremes
 from .isa import Isa
 
 SORT = HASH  # the method where no grid fits
@@ -73,10 +73,7 @@ def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
         cells = T.alloc_buffer((1,), "int64")
-        extremes(coords, rows, lowest, highest)
-        check_range(coords, rows, lowest, highest, low, high)
-        for entry in range(PLAN_SIZE):
-            plan.entries[entry] = T.int64(0)
+        begin_plan(plan, coords, rows, lowest, highest, low, high)
         all_axes(plan, lowest, highest)
         count_cells(plan, cells, grid_limit(rows) if method == "auto" else T.int64(GRID_CELLS_MOST))
         check_grid(method, plan, cells)
