@@ -20,7 +20,7 @@ import numpy as np
 
 from sam3d_tvm.checks import check_finite
 
-State: TypeAlias = np.ndarray | dict[str, np.ndarray]
+Sample: TypeAlias = np.ndarray | dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Step:
     steps: int
     start: float
     stop: float
-    x: State
+    x: Sample
 
 
 def flow_schedule(steps: int, rescale_t: float = 1.0, dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
@@ -86,8 +86,8 @@ def flow_schedule(steps: int, rescale_t: float = 1.0, dtype: np.typing.DTypeLike
 
 
 def sample_flow(
-    velocity: Callable[[State, np.float32, bool], State],
-    x0: State,
+    velocity: Callable[[Sample, np.float32, bool], Sample],
+    x0: Sample,
     steps: int,
     *,
     rescale_t: float = 1.0,
@@ -95,7 +95,7 @@ def sample_flow(
     solver: str = "euler",
     time_scale: float = 1000.0,
     on_step: Callable[[Step], None] | None = None,
-) -> State:
+) -> Sample:
     """Flow matching: the state at t = 1, of the shapes and dtypes of `x0`, the state at t = 0.
 
     `velocity(x, time, conditional)` returns dx/dt in the form of `x`, at `time` = float32(t * time_scale); with
@@ -111,8 +111,8 @@ def sample_flow(
 
 
 def sample_shortcut(
-    velocity: Callable[[State, np.float32, np.float32, bool], State],
-    x0: State,
+    velocity: Callable[[Sample, np.float32, np.float32, bool], Sample],
+    x0: Sample,
     steps: int,
     *,
     rescale_t: float = 1.0,
@@ -121,7 +121,7 @@ def sample_shortcut(
     solver: str = "euler",
     time_scale: float = 1000.0,
     on_step: Callable[[Step], None] | None = None,
-) -> State:
+) -> Sample:
     """Shortcut model: as `sample_flow`, but `velocity(x, time, d, conditional)` also takes the length of a step.
 
     `d` = float32(time_scale / steps), whatever `rescale_t`; 0 with `no_shortcut`, which makes it a plain flow.
@@ -131,7 +131,7 @@ def sample_shortcut(
     _positive("time_scale", time_scale)
     d = np.float32(0.0 if no_shortcut else 1.0 / steps * time_scale)
 
-    def at_d(x: State, time: np.float32, conditional: bool) -> State:
+    def at_d(x: Sample, time: np.float32, conditional: bool) -> Sample:
         return velocity(x, time, d, conditional)
 
     return _integrate(at_d, x0, times, guidance, solver, time_scale, on_step)
@@ -139,19 +139,19 @@ def sample_shortcut(
 
 # A solver goes from x at t to the state at t + dt. `v(x, t)` is the velocity; t and dt are scalars of the schedule's
 # dtype, in which the times of inner stages are computed too.
-_Velocity: TypeAlias = Callable[[State, np.floating], State]
+_Velocity: TypeAlias = Callable[[Sample, np.floating], Sample]
 
 
-def _euler(v: _Velocity, x: State, t: np.floating, dt: np.floating) -> State:
+def _euler(v: _Velocity, x: Sample, t: np.floating, dt: np.floating) -> Sample:
     return _axpy(dt, v(x, t), x)
 
 
-def _midpoint(v: _Velocity, x: State, t: np.floating, dt: np.floating) -> State:
+def _midpoint(v: _Velocity, x: Sample, t: np.floating, dt: np.floating) -> Sample:
     half = dt * type(dt)(0.5)
     return _axpy(dt, v(_axpy(half, v(x, t), x), t + half), x)
 
 
-def _rk4(v: _Velocity, x: State, t: np.floating, dt: np.floating) -> State:
+def _rk4(v: _Velocity, x: Sample, t: np.floating, dt: np.floating) -> Sample:
     half = dt * type(dt)(0.5)
     k1 = v(x, t)
     k2 = v(_axpy(half, k1, x), t + half)
@@ -164,7 +164,7 @@ def _rk4(v: _Velocity, x: State, t: np.floating, dt: np.floating) -> State:
 SOLVERS = {"euler": _euler, "midpoint": _midpoint, "rk4": _rk4}
 
 
-def _integrate(velocity, x0, times, guidance, solver, time_scale, on_step) -> State:
+def _integrate(velocity, x0, times, guidance, solver, time_scale, on_step) -> Sample:
     """Walks `times` [steps + 1] with one solver; `velocity(x, time, conditional)`."""
     _positive("time_scale", time_scale)
     if solver not in SOLVERS:
@@ -173,7 +173,7 @@ def _integrate(velocity, x0, times, guidance, solver, time_scale, on_step) -> St
         raise ValueError(f"guidance: expected a Guidance or None, given {type(guidance).__name__}")
     x = _checked_state(x0)
 
-    def guided(x: State, t: np.floating) -> State:
+    def guided(x: Sample, t: np.floating) -> Sample:
         time = np.float32(t * type(t)(time_scale))
         v = _checked_velocity(velocity(x, time, True), x, time)
         if guidance is None or not guidance.applies(time):
@@ -201,19 +201,19 @@ def _linspace_float32(steps: int) -> np.ndarray:
     return np.where(i < (steps + 1) // 2, left, right)
 
 
-def _map(f: Callable[..., np.ndarray], *states: State) -> State:
+def _map(f: Callable[..., np.ndarray], *states: Sample) -> Sample:
     """Applies `f` to arrays of equal key."""
     if isinstance(states[0], dict):
         return {key: f(*(state[key] for state in states)) for key in states[0]}
     return f(*states)
 
 
-def _axpy(a: np.floating, v: State, x: State) -> State:
+def _axpy(a: np.floating, v: Sample, x: Sample) -> Sample:
     """x + a * v in the dtype of x; a float64 time step must not widen a float32 state."""
     return _map(lambda v, x: x + x.dtype.type(a) * v, v, x)
 
 
-def _checked_state(x0: State) -> State:
+def _checked_state(x0: Sample) -> Sample:
     """The state as plain arrays, or ValueError. A dict is copied, its arrays are not."""
     if isinstance(x0, Mapping):
         if not x0:
@@ -230,7 +230,7 @@ def _checked_array(name: str, x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _checked_velocity(v: State, x: State, time: np.float32) -> State:
+def _checked_velocity(v: Sample, x: Sample, time: np.float32) -> Sample:
     """The velocity if it has the form of `x` and is finite, or ValueError."""
     if isinstance(x, dict):
         if not isinstance(v, Mapping) or v.keys() != x.keys():

@@ -15,7 +15,7 @@ import tvm
 
 from sam3d_tvm.checks import check_finite, check_size
 from sam3d_tvm.models.structure_flow.config import StructureFlowConfig
-from sam3d_tvm.sampler import Guidance, State, Step, sample_shortcut
+from sam3d_tvm.sampler import Guidance, Sample, Step, sample_shortcut
 from sparse_ops.deploy.component import Component
 from sparse_ops.eager.arrays import as_tensor
 
@@ -113,7 +113,7 @@ class StructureFlow:
             guidance = GUIDANCE
         unconditional = []  # the velocity that came with the last conditional one
 
-        def velocity(x: State, time: np.float32, d: np.float32, conditional: bool) -> State:
+        def velocity(x: Sample, time: np.float32, d: np.float32, conditional: bool) -> Sample:
             if not conditional:  # called right after the conditional one
                 return unconditional.pop()
             if guidance is None or not guidance.applies(time):
