@@ -12,6 +12,18 @@ from .eager import functional
 from .eager import layers as modules
 from .eager.call import KernelMap, Weights
 from .eager.layers import *  # noqa: F403
+from .eager.points import devoxelize, voxelize
 from .eager.tensor import SparseTensor, sparse_add
 
-__all__ = ["KernelMap", "SparseTensor", "Weights", "functional", "set_threads", "sparse_add", "threads", *modules.__all__]
+__all__ = [
+    "KernelMap",
+    "SparseTensor",
+    "Weights",
+    "devoxelize",
+    "functional",
+    "set_threads",
+    "sparse_add",
+    "threads",
+    "voxelize",
+    *modules.__all__,
+]

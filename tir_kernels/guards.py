@@ -9,6 +9,7 @@ without importing it gets TVM's "function not found" with the same name instead 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 
 import tvm
 
@@ -26,9 +27,20 @@ RAISE_PARENT = "tir_kernels.raise_parent_error"
 RAISE_ROW = "tir_kernels.raise_row_error"
 RAISE_REPEATED_ROW = "tir_kernels.raise_repeated_row_error"
 RAISE_KERNEL_SIZE = "tir_kernels.raise_kernel_size_error"
+RAISE_POINT = "tir_kernels.raise_point_error"
+RAISE_GRID_NUMBER = "tir_kernels.raise_grid_number_error"
+RAISE_TERM = "tir_kernels.raise_term_error"
 
 COLUMNS = ("batch index", "x", "y", "z")
-ARGUMENTS = ("batch_offsets", "q_offsets", "k_offsets", "q_order", "k_order")  # that share words; a number where no name fits
+ARGUMENTS = (  # that share words; a number where no name fits
+    "batch_offsets",
+    "q_offsets",
+    "k_offsets",
+    "q_order",
+    "k_order",
+    "voxel_size",
+    "origin",
+)
 
 
 def range_words(row: int, column: int, value: int, low: int, high: int) -> str:
@@ -120,6 +132,25 @@ def taps_words(given: int, taps: int) -> str:
     return f"kernel_map: expected a map of {taps} taps, as the weight has, given one of {given}"
 
 
+def point_words(row: int, axis: int, value: float, position: float) -> str:
+    """A point lies in no voxel that has coordinates."""
+    place = f"points: row {row} has {COLUMNS[1 + axis]} {value:.9g}"
+    if not isfinite(value):
+        return f"{place}, expected a finite number"
+    return f"{place}, which is {position:.9g} voxels from the origin, expected voxels -32768 to 32767"
+
+
+def grid_number_words(argument: str | int, axis: int, value: float) -> str:
+    """A voxel size or an origin is no number to divide by or to subtract."""
+    kind = "a finite number above 0" if _argument(argument) == "voxel_size" else "a finite number"
+    return f"{_argument(argument)}: expected {kind} along {COLUMNS[1 + axis]}, given {value:.9g}"
+
+
+def term_words(row: int, term: int, value: int, rows: int) -> str:
+    """One of the rows that a weighted sum takes is not there."""
+    return f"index: entry {term} of row {row} is {value}, expected {_row_or_none(rows)}"
+
+
 @dataclass(frozen=True)
 class Refusal:
     """`function`: the packed function that raises ValueError with what `words` makes of the arguments."""
@@ -144,6 +175,9 @@ REFUSALS: dict[int, Refusal] = {
     12: Refusal(RAISE_REPEATED_ROW, repeated_row_words),
     13: Refusal(RAISE_KERNEL_SIZE, kernel_size_words),
     14: Refusal(RAISE_GRID, grid_words),
+    21: Refusal(RAISE_POINT, point_words),
+    22: Refusal(RAISE_GRID_NUMBER, grid_number_words),
+    23: Refusal(RAISE_TERM, term_words),
 }
 
 

@@ -11,6 +11,7 @@ from tir_kernels.spec.geometry import Geometry
 
 from .. import op
 from ..op.index import triple
+from ..op.quantize import origins, voxel_sizes
 from ..op.windows import LEAST_SHIFT, window_axes
 from .arrays import Checked, as_kind, as_tensor, kind_of
 from .call import KernelMap, Weights, run
@@ -24,10 +25,12 @@ __all__ = [
     "from_dense",
     "gather_rows",
     "group_norm",
+    "interpolate",
     "inverse_map",
     "linear",
     "lookup",
     "pool",
+    "quantize",
     "segment_pool",
     "serialize",
     "serialized_partition",
@@ -36,6 +39,7 @@ __all__ = [
     "subdivide",
     "submanifold_map",
     "to_dense",
+    "trilinear",
     "unique",
     "upsampled_conv",
     "window_partition",
@@ -71,6 +75,32 @@ def subdivide(coords, factor=2):
 def lookup(coords, queries, method: str = "auto"):
     """Row of each query int32 [M, 4] in coords int32 [N, 4], or -1: int32 [M]."""
     return run("lookup", op.lookup, kind_of(coords), {"coords": coords, "queries": queries}, {"method": method})
+
+
+def quantize(points, voxel_size, batch_index=None, origin=None, stride=1):
+    """The voxel of each point float32 [P, 3], with its batch index int32 [P] or 0: int32 [P, 4]; see `op.quantize`.
+
+    voxel_size and origin, a number or three, may differ from call to call: nothing is compiled anew.
+    """
+    arrays, options = _grid("quantize", points, voxel_size, batch_index, origin, stride)
+    return run("quantize", op.quantize, kind_of(points), arrays, options)
+
+
+def trilinear(
+    coords, points, voxel_size, batch_index=None, origin=None, stride=1, normalize: bool = True, method: str = "auto"
+):
+    """The eight voxels of coords int32 [N, 4] around each point and their weights: (int32 [P, 8], float32 [P, 8]).
+
+    Points and grid as in `quantize`; see `op.trilinear`. Results are of the kind of the points.
+    """
+    arrays, options = _grid("trilinear", points, voxel_size, batch_index, origin, stride)
+    options |= {"normalize": bool(normalize), "method": method}
+    return _all_as(kind_of(points), run("trilinear", op.trilinear, "tvm", {"coords": coords, **arrays}, options))
+
+
+def interpolate(x, index, weight):
+    """Weighted sums of rows: x [N, C], index int32 [P, K] (-1: none), weight float32 [P, K] -> [P, C]; see `op.interpolate`."""
+    return run("interpolate", op.interpolate, kind_of(x), {"x": x, "index": index, "weight": weight}, {})
 
 
 def window_partition(coords, window, shift=0):
@@ -173,7 +203,7 @@ def pool(x, kernel_map: KernelMap, mode: str = "mean", count_bias: int = 0, max_
 
 
 def segment_pool(x, index, rows: int, mode: str = "mean", count_bias: int = 0, max_from_zero: bool = False):
-    """Sum, mean or maximum of the rows with the same index: x [N, C], index int32 [N] -> [rows, C]; see `op.segment_pool`.
+    """Sum, mean, maximum or first of the rows with the same index: x [N, C], index int32 [N] -> [rows, C]; `op.segment_pool`.
 
     With the inverse of `downsample` this pools voxels, with the batch column of the coordinates batch elements.
     """
@@ -226,6 +256,17 @@ def attention(q, k, v, q_offsets, k_offsets, scale: float | None = None, q_order
         "k_order": k_order,
     }
     return run("attention", op.attention, kind_of(q), arrays, {"scale": scale})
+
+
+def _grid(name: str, points, voxel_size, batch_index, origin, stride) -> tuple[dict, dict]:
+    """Arguments and options of ops on points; numbers become arrays, which a compiled function takes."""
+    arrays = {
+        "points": points,
+        "voxel_size": voxel_sizes(name, voxel_size),
+        "batch_index": batch_index,
+        "origin": None if origin is None else origins(name, origin),
+    }
+    return arrays, {"stride": triple(name, "stride", stride, 1)}
 
 
 def _all_as(kind: str, tensors) -> tuple:

@@ -23,6 +23,7 @@ from .attention import CrossAttention, SelfAttention, SerializedSelfAttention, W
 from .carrier import Link, Partition, Sites, SymbolicKernelMap, SymbolicSparseTensor
 from .conv import SparseConv3d, SparseConvTranspose3d, SparseInverseConv3d, SubMConv3d
 from .norm import GroupNorm, LayerNorm, MultiHeadRMSNorm
+from .points import devoxelize, voxelize
 from .pool import BatchPool, Downsample, SparseAvgPool3d, SparseMaxPool3d, Subdivide, Upsample
 from .rows import Activation, Linear, concat, modulated_add
 
@@ -57,5 +58,7 @@ __all__ = [
     "WindowedSelfAttention",
     "attention",
     "concat",
+    "devoxelize",
     "modulated_add",
+    "voxelize",
 ]

@@ -3,7 +3,7 @@
 from tvm import relax
 from tvm.relax.frontend import nn
 
-from tir_kernels.spec.pool import MODES
+from tir_kernels.spec.pool import MODES, SEGMENT_MODES
 
 from .. import op
 from ..op.index import triple
@@ -15,13 +15,13 @@ from .conv import linked
 class Downsample(nn.Module):
     """Voxels of `factor` per axis become one: floor(coordinate / factor), sites ascending; features by `mode`.
 
-    mode "mean", "sum" or "max". `count_bias` is added to the number of rows that a mean divides by: SAM-3D-Objects and
+    mode "mean", "sum", "max" or "first". `count_bias` is added to the number of rows that a mean divides by: SAM-3D-Objects and
     TRELLIS average into a zero buffer that is itself counted, which is 1.
     """
 
     def __init__(self, factor=2, mode: str = "mean", count_bias: int = 0):
         self.factor = triple("nn.Downsample", "factor", factor, 1)
-        check_choice("nn.Downsample", "mode", mode, MODES)
+        check_choice("nn.Downsample", "mode", mode, SEGMENT_MODES)
         self.mode = mode
         self.count_bias = count_bias
 

@@ -15,11 +15,13 @@ from .linear import linear
 from .lookup import lookup
 from .modulated_add import modulated_add
 from .pool import pool, segment_pool
+from .quantize import quantize
 from .rms_norm_heads import rms_norm_heads
 from .serialize import serialize, serialized_partition
 from .softmax import softmax
 from .sparse_conv import sparse_conv
 from .subdivide import subdivide
+from .trilinear import interpolate, trilinear
 from .unique import downsample, unique
 from .upsampled_conv import upsampled_conv
 from .windows import window_partition
@@ -35,12 +37,14 @@ __all__ = [
     "from_dense",
     "gather_rows",
     "group_norm",
+    "interpolate",
     "inverse_map",
     "layer_norm",
     "linear",
     "lookup",
     "modulated_add",
     "pool",
+    "quantize",
     "rms_norm_heads",
     "segment_pool",
     "serialize",
@@ -51,6 +55,7 @@ __all__ = [
     "subdivide",
     "submanifold_map",
     "to_dense",
+    "trilinear",
     "unique",
     "upsampled_conv",
     "window_partition",

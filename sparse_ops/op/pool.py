@@ -2,7 +2,7 @@
 
 from tvm import relax
 
-from tir_kernels.spec.pool import MODES, Pool, Reduction
+from tir_kernels.spec.pool import MODES, SEGMENT_MODES, Pool, Reduction
 from tir_kernels.spec.segment_pool import SegmentPool
 
 from .index import map_fields
@@ -48,7 +48,7 @@ def pool(
     Raises ValueError naming the argument or option that does not fit and, from the running module, when the map was
     built for another number of rows.
     """
-    return _pool(x=x, kernel_map=kernel_map, like=like, **_options("pool", mode, count_bias, max_from_zero))
+    return _pool(x=x, kernel_map=kernel_map, like=like, **_options("pool", MODES, mode, count_bias, max_from_zero))
 
 
 def segment_pool(
@@ -59,21 +59,21 @@ def segment_pool(
     count_bias: int = 0,
     max_from_zero: bool = False,
 ) -> relax.Call:
-    """Sum, mean or maximum of the rows that `index` sends to an output row: row i of x goes to out[index[i]].
+    """Sum, mean, maximum or first of the rows that `index` sends to an output row: row i of x goes to out[index[i]].
 
     With the inverse of `downsample` it pools the features of a voxel; with the batch index, those of a batch element.
     x float32 or bfloat16 [N, C]; index int32 [N], entries 0 to M - 1, or -1 for a row that goes nowhere; like [M, ...],
-    of any dtype, for its number of rows; options as in `pool`. A row that nothing goes to is 0. Rows are summed in
-    their order, in float32. Returns dtype of x, [M, C].
+    of any dtype, for its number of rows; options as in `pool`, and mode "first" takes the row with the lowest
+    number. A row that nothing goes to is 0. Rows are summed in their order, in float32. Returns dtype of x, [M, C].
 
     Raises ValueError naming the argument or option that does not fit and, from the running module, for the first entry
     of the index that is out of range.
     """
-    return _segment(x=x, index=index, like=like, **_options("segment_pool", mode, count_bias, max_from_zero))
+    return _segment(x=x, index=index, like=like, **_options("segment_pool", SEGMENT_MODES, mode, count_bias, max_from_zero))
 
 
-def _options(op: str, mode: str, count_bias: int, max_from_zero: bool) -> dict:
-    check_choice(op, "mode", mode, MODES)
+def _options(op: str, modes: tuple[str, ...], mode: str, count_bias: int, max_from_zero: bool) -> dict:
+    check_choice(op, "mode", mode, modes)
     if check_int(op, "count_bias", count_bias, 0) and mode != "mean":
         raise ValueError(f"sparse_ops.{op}: count_bias: expected 0 with mode {mode!r}, given {count_bias}")
     if max_from_zero and mode != "max":

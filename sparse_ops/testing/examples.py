@@ -332,6 +332,82 @@ def _segment_pool(rng, rows, dtype):
     )
 
 
+def _first_of_segment(rng, rows, dtype):
+    from tir_kernels.spec.pool import Reduction
+    from tir_kernels.spec.segment_pool import naive
+
+    from ..op import segment_pool
+
+    x, like = features(rng, rows, 67, dtype=dtype), np.zeros((rows // 3 + 2, 4), "int32")
+    index = rng.integers(-1, len(like), rows).astype("int32")
+    return Example(
+        [x, index, like],
+        [("n", 67), ("n",), ("m", 4)],
+        lambda x, index, like: segment_pool(x, index, like, "first"),
+        [naive(x, index, len(like), Reduction("first"))],
+    )
+
+
+def _cloud(rng, points):
+    """Points float32 [points, 3] of any sign, some of them on borders of voxels, batch index, voxel size and origin."""
+    cloud = rng.standard_normal((points, 3)).astype("float32")
+    cloud[::4] = np.round(cloud[::4] * 2) / 2
+    batch = rng.integers(0, 3, points).astype("int32")
+    return cloud, batch, np.array([0.25, 0.1, 0.5], "float32"), np.array([0.5, -0.3, 0], "float32")
+
+
+def _quantize(rng, rows, dtype):
+    from tir_kernels.spec.quantize import naive
+
+    from ..op import quantize
+
+    points, batch, size, origin = _cloud(rng, rows)
+    return Example(
+        [points, size, batch, origin],
+        [("p", 3), (3,), ("p",), (3,)],
+        lambda p, size, b, o: quantize(p, size, b, o, (1, 2, 3)),
+        [naive(points, size, batch, origin, (1, 2, 3))],
+    )
+
+
+def _trilinear(rng, rows, dtype):
+    """Around each point there are voxels with a chance of a half."""
+    from tir_kernels.spec import quantize
+    from tir_kernels.spec.trilinear import naive
+
+    from ..op import trilinear
+
+    points, batch, size, origin = _cloud(rng, rows)
+    stride = (2, 4, 1)
+    near = quantize.naive(points, size, batch, origin, stride)[:, None] + [[0, *corner] for corner in np.ndindex(2, 2, 2)]
+    coords = np.unique(near.reshape(-1, 4), axis=0).astype("int32")
+    coords = coords[rng.permutation(len(coords))[: len(coords) // 2]]
+    return Example(
+        [coords, points, size, batch, origin],
+        [("n", 4), ("p", 3), (3,), ("p",), (3,)],
+        lambda c, p, size, b, o: trilinear(c, p, size, b, o, stride),
+        list(naive(coords, points, size, batch, origin, stride)),
+        depth=3 + 8,  # products, and the sum that they are divided by
+    )
+
+
+def _interpolate(rng, rows, dtype):
+    from tir_kernels.spec.interpolate import naive
+
+    from ..op import interpolate
+
+    x, weight = features(rng, rows, 67, dtype=dtype), features(rng, 2 * rows + 1, 8)
+    index = rng.integers(-1, rows, weight.shape).astype("int32")
+    return Example(
+        [x, index, weight],
+        [("n", 67), ("m", 8), ("m", 8)],
+        interpolate,
+        [naive(x, index, weight)],
+        depth=8,
+        flops=2.0 * (index >= 0).sum() * 67,
+    )
+
+
 def _batches(rng, rows, batch):
     """Ascending batch index int32 [rows] and its offsets int32 [batch + 1]; the second element has no rows."""
     index = np.sort(rng.choice([b for b in range(batch) if b != 1], rows)).astype("int32")
@@ -531,6 +607,10 @@ OPS = [
     OpRow("gather_rows", _gather_rows),
     OpRow("pool", _pool),
     OpRow("segment_pool", _segment_pool),
+    OpRow("first_of_segment", _first_of_segment),
+    OpRow("quantize", _quantize, COORDINATES),
+    OpRow("trilinear", _trilinear, COORDINATES),
+    OpRow("interpolate", _interpolate),
     OpRow("batch_offsets", _batch_offsets, COORDINATES),
     OpRow("group_norm", _group_norm),
     OpRow("layer_norm", _layer_norm),

@@ -127,7 +127,7 @@ def test_an_index_beyond_the_output_is_named():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"mode": "median"}, "mode: expected one of 'sum', 'mean', 'max', given 'median'"),
+        ({"mode": "median"}, "mode: expected one of 'sum', 'mean', 'max', 'first', given 'median'"),
         ({"mode": "sum", "count_bias": 1}, "count_bias: expected 0 with mode 'sum', given 1"),
         ({"count_bias": -1}, "count_bias: expected an int of at least 0, given -1"),
         ({"max_from_zero": True}, "max_from_zero: expected False with mode 'mean', given True"),

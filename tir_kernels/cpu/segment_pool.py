@@ -42,6 +42,7 @@ def segment_pool(spec: SegmentPool, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `SegmentPool`."""
     channels, reduction, dtype = spec.channels, spec.reduction, spec.dtype
     panels = -(-channels // PANEL)
+    first_only = reduction.mode == "first"
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, index_: T.handle, out_: T.handle):
@@ -65,10 +66,11 @@ def segment_pool(spec: SegmentPool, isa: Isa) -> tvm.tirx.PrimFunc:
                 count: T.let = start[first + row + 1] - begin
                 for c in range(width):
                     value[c] = initial(reduction)
-                for i in range(count):
+                for i in range(T.min(count, 1) if first_only else count):
                     source: T.let = T.Cast("int64", order[begin + i])
                     for c in range(width):
-                        value[c] = add(reduction, value[c], T.Cast("float32", x[source, column + c]))
+                        given = T.meta_var(T.Cast("float32", x[source, column + c]))
+                        value[c] = given if first_only else add(reduction, value[c], given)
                 for c in range(width):
                     out[first + row, column + c] = T.Cast(dtype, finish(reduction, value[c], count))
 

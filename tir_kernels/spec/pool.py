@@ -13,14 +13,16 @@ import numpy as np
 from . import Spec
 
 MODES = ("sum", "mean", "max")
+SEGMENT_MODES = (*MODES, "first")  # where rows that meet have an order
 
 
 @dataclass(frozen=True)
 class Reduction:
     """How the rows that meet in one output row become one; a row that meets none is 0.
 
-    `mode`: one of `MODES`. `count_bias` is added to the number of rows that a mean divides by. TRELLIS-like models take 1: they
-    average into a zero buffer that is itself counted. `max_from_zero`: a maximum starts from 0, as in spconv's CPU pooling.
+    `mode`: one of `SEGMENT_MODES`. `count_bias` is added to the number of rows that a mean divides by. TRELLIS-like models take
+    1: they average into a zero buffer that is itself counted. `max_from_zero`: a maximum starts from 0, as in spconv's CPU
+    pooling.
     """
 
     mode: str
@@ -32,6 +34,8 @@ class Reduction:
         if len(rows) == 0:
             return np.zeros(rows.shape[1])
         rows = rows.astype(np.float64)
+        if self.mode == "first":
+            return rows[0]
         if self.mode == "max":
             return np.maximum(rows.max(0), 0) if self.max_from_zero else rows.max(0)
         return rows.sum(0) / (len(rows) + self.count_bias if self.mode == "mean" else 1)

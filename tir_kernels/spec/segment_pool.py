@@ -1,4 +1,4 @@
-"""Pooling over an index: sum, mean or maximum of the rows that the index sends to an output row.
+"""Pooling over an index: sum, mean, maximum or first of the rows that the index sends to an output row.
 
     out[o, :] = reduction over the rows i with index[i] == o, in ascending order of i, of x[i, :]
 
