@@ -14,6 +14,7 @@ import tvm
 from .cpu import (
     attention,
     batch_offsets,
+    channel_affine,
     channel_layer_norm,
     conv,
     coordinate_index,
@@ -126,6 +127,7 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "attention": with_and_without_dot(attention.attention),
     "batch_offsets": (on_cpu(batch_offsets.batch_offsets),),
     "build_index": (on_cpu(coordinate_index.build_index),),
+    "channel_affine": (on_cpu(channel_affine.channel_affine),),
     "channel_layer_norm": (on_cpu(channel_layer_norm.channel_layer_norm),),
     "conv3d": (
         on_cpu(winograd.winograd, dot=False, refuses=winograd.refuses, weight=winograd.weight_layout, shared=winograd.shared),
