@@ -1,4 +1,4 @@
-"""`RecognizeBatchNorm` and `FoldBatchNorm`: what becomes part of the layer before, what does not, and the numbers either way."""
+"""`RecognizeBatchNorm` and `FoldBatchNorm`: what joins the layer before, what does not, and the numbers either way."""
 
 import numpy as np
 import pytest
