@@ -8,10 +8,22 @@
 
 from tir_kernels.cpu.threads import set_threads, threads  # the package also sets up the thread pool before its first use
 
-from .eager import functional
+from .eager import containers, functional
 from .eager import layers as modules
 from .eager.call import KernelMap, Weights
+from .eager.containers import *  # noqa: F403
 from .eager.layers import *  # noqa: F403
-from .eager.tensor import SparseTensor, sparse_add
+from .eager.tensor import SparseTensor, cat, sparse_add
 
-__all__ = ["KernelMap", "SparseTensor", "Weights", "functional", "set_threads", "sparse_add", "threads", *modules.__all__]
+__all__ = [
+    "KernelMap",
+    "SparseTensor",
+    "Weights",
+    "cat",
+    "functional",
+    "set_threads",
+    "sparse_add",
+    "threads",
+    *containers.__all__,
+    *modules.__all__,
+]

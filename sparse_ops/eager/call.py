@@ -18,7 +18,7 @@ from tir_kernels.spec.geometry import Geometry
 
 from ..op.register import OPS
 from ..op.signature import MAP_DTYPES, Kind, Signature, Table
-from .arrays import Checked, as_kind, as_tensor, describe, dtype_of
+from .arrays import Checked, Portable, Travelling, as_kind, as_tensor, describe, dtype_of
 from .cache import Compiled, compiled
 
 MAP_DIMS = (("blocks", "slots"), ("blocks", "slots"), ("blocks", "columns"), (2,))  # of a kernel map's arrays
@@ -27,7 +27,7 @@ PACKED = ("weight", "bias")  # what `Weights` holds
 
 
 @dataclass(eq=False)
-class KernelMap:
+class KernelMap(Portable):
     """Which input row meets which output row at each tap: built once, used by every layer on the same coordinates.
 
     `coords_in` int32 [N, 4] and `coords_out` int32 [M, 4] (TVM tensors), the geometry, and the four arrays of the map.
@@ -60,11 +60,19 @@ class Weights:
     bias: object = None
     _packed: dict[Compiled, list] = field(default_factory=dict, repr=False)
 
+    def __reduce__(self):
+        """Copies and pickles hold the arrays, and pack anew."""
+        return _weights, tuple(Travelling.of(array) for array in (self.weight, self.bias))
+
     def packed(self, function: Compiled, parameters: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
         """What a compiled function takes in place of the parameters."""
         if function not in self._packed:
             self._packed[function] = function.pack(parameters)
         return self._packed[function]
+
+
+def _weights(*arrays) -> Weights:
+    return Weights(*map(Travelling.back, arrays))
 
 
 def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[str, Any], options: Mapping[str, Any]):
@@ -74,6 +82,7 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
     call returns stays four tensors. Raises ValueError for the first argument or option that does not fit.
     """
     signature = OPS[name].signature
+    options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     weights = arrays.get("weight")
     if "weight" in signature.by_name and signature.by_name["weight"].kind is Kind.WEIGHT:
         weights = weights if isinstance(weights, Weights) else Weights(weights, arrays.get("bias"))
@@ -142,6 +151,8 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
             wanted = [known.get(dim) if isinstance(dim, str) else dim for dim in shape]
             if table is not None and arrays.get(table.index) is None:
                 wanted[0] = 1
+            if kind is Kind.WEIGHT:
+                _check_channels(signature, array, shape, dims)
             tensor = as_tensor(array, name, dtypes, tuple(wanted))
             dtype = dtypes[0] if len(dtypes) == 1 else dtype_of(array)
         sizes = tensor.shape
@@ -152,6 +163,14 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
                     _refuse_map(name, kind, sizes, kernel_map, of_map[dim])
         found[name] = ([tensor], (dtype, *[n if is_fixed else None for n, is_fixed in zip_longest(sizes, fixed)]))
     return found
+
+
+def _check_channels(signature: Signature, weight, shape: tuple, dims: Mapping[str, int]) -> None:
+    """ValueError that names the features where they have other channels than the weight, of the right rank, takes."""
+    given, channels = getattr(weight, "shape", ()), dims.get(shape[-1])
+    if len(given) == len(shape) and channels not in (None, given[-1]):
+        features = next(argument.name for argument in signature.arguments if shape[-1] in argument.shape)
+        raise ValueError(f"{features}: expected {given[-1]} channels, as weight {list(given)} takes, given {channels}")
 
 
 def _dims_of_map(signature: Signature, kernel_map) -> dict[str, int]:
