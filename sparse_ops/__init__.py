@@ -8,11 +8,12 @@
 
 from tir_kernels.cpu.threads import set_threads, threads  # the package also sets up the thread pool before its first use
 
-from .eager import containers, functional
+from .eager import containers, functional, norm
 from .eager import layers as modules
 from .eager.call import KernelMap, Weights
 from .eager.containers import *  # noqa: F403
 from .eager.layers import *  # noqa: F403
+from .eager.norm import *  # noqa: F403
 from .eager.tensor import SparseTensor, cat, sparse_add
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "threads",
     *containers.__all__,
     *modules.__all__,
+    *norm.__all__,
 ]

@@ -117,7 +117,7 @@ def _plan(signature: Signature) -> list[tuple]:
     each dimension, whether that is fixed, and whether `Table` decides one."""
     rows = []
     for argument in signature.arguments:
-        shape = tuple(dim.name if isinstance(dim, Table) else dim for dim in argument.shape)
+        shape = tuple(dim.name if isinstance(dim, Table) else dim for dim in argument.shape if dim is not ...)
         fixed = tuple(isinstance(dim, int) or dim in signature.known for dim in shape)
         table = next((dim for dim in argument.shape if isinstance(dim, Table)), None)
         rows.append((argument.name, argument.kind, argument.optional, argument.dtype or ("int32",), shape, fixed, table))

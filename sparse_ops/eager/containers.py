@@ -6,13 +6,14 @@ Names and argument order are spconv's and torch's. `name` is accepted and ignore
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from ..op.numbers import shown
 from ..op.register import check_choice
 from . import functional
 from .arrays import as_kind, as_tensor, describe, dtype_of, kind_of
 from .module import SparseModule, is_module
+from .norm import folded, has_hooks
 from .tensor import SparseTensor, cat
 
 
@@ -25,8 +26,11 @@ def _sparse(x) -> SparseTensor:
 class _Modules(SparseModule):
     """Modules under names: numbers where none are given, as in torch."""
 
+    _rebuilt: ClassVar[dict] = {"_folded": dict}
+
     def __init__(self, *modules, **named):
         self._modules: dict[str, Any] = {}
+        self._folded: dict[int, Any] = {}  # layers that do the work of several modules, by the place of the first
         if len(modules) == 1 and isinstance(modules[0], OrderedDict):
             named, modules = dict(modules[0]) | named, ()
         for module in modules:
@@ -75,15 +79,33 @@ class SparseSequential(_Modules):
 
     What is no `SparseModule`, such as a module of torch or a function of arrays, is applied to the features [N, C] of a tensor.
     A module of torch is given torch tensors, over the same memory, also where the features are no such.
+
+    A batch norm directly behind a convolution, `BatchNorm1d` or torch's in evaluation, becomes part of its weights, with an
+    activation behind both: they run as one convolution, which is made anew when an array of theirs changes.
     """
 
     def forward(self, x):
-        for module in self._modules.values():
+        modules, place = list(self._modules.values()), 0
+        while place < len(modules):
+            module, taken = folded(self._folded, modules, place, x, _activation_of)
+            place += taken
             if isinstance(module, SparseModule) or not isinstance(x, SparseTensor):
                 x = module(x)
             else:
                 x = x.replace_feature(_on_features(module, x.feats))
         return x
+
+
+def _activation_of(module) -> str | None:
+    """Which activation a module is, ours or torch's, if it is one and no more."""
+    if isinstance(module, _Activation):
+        return module.activation if type(module) in (ReLU, SiLU, GELU) else None
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(module, torch.nn.Module) or has_hooks(module):
+        return None
+    if type(module) is torch.nn.GELU:
+        return "gelu" if module.approximate == "none" else "gelu_tanh"
+    return {torch.nn.ReLU: "relu", torch.nn.SiLU: "silu"}.get(type(module))
 
 
 def _on_features(module, feats):

@@ -7,13 +7,15 @@ names the argument, what was given and what was expected: arguments by the op's 
 
 from math import prod
 
+import numpy as np
 import tvm
 
+from tir_kernels.spec.channel_affine import of_batch_norm
 from tir_kernels.spec.geometry import Geometry
 
 from .. import op
 from ..op.index import triple
-from ..op.numbers import check_int
+from ..op.numbers import check_int, check_positive
 from ..op.signature import FLOATS
 from ..op.windows import LEAST_SHIFT, window_axes
 from .arrays import Checked, as_kind, as_tensor, dtype_of, kind_of
@@ -24,7 +26,9 @@ __all__ = [
     "Weights",
     "activation",
     "attention",
+    "batch_norm",
     "batch_offsets",
+    "channel_affine",
     "downsample",
     "from_dense",
     "gather_rows",
@@ -223,6 +227,34 @@ def group_norm(x, offsets, weight, bias, groups: int, eps: float = 1e-5, activat
     arrays = {"x": x, "batch_offsets": offsets, "weight": weight, "bias": bias}
     options = {"groups": groups, "eps": eps, "activation": activation}
     return run("group_norm", op.group_norm, kind_of(x), arrays, options)
+
+
+def channel_affine(x, scale, shift, activation: str = "none"):
+    """`activation(x * scale + shift)` by channel: x [N, C] or [B, C, *spatial], scale, shift [C]; see `op.channel_affine`."""
+    (channels,) = as_tensor(scale, "scale", ("float32",), (None,)).shape
+    spatial = (None,) * (len(getattr(x, "shape", ())) - 2)
+    features = Checked(as_tensor(x, "x", FLOATS, (None, channels, *spatial)), dtype_of(x))
+    arrays = {"x": features, "scale": scale, "shift": shift}
+    return run("channel_affine", op.channel_affine, kind_of(x), arrays, {"activation": activation})
+
+
+def batch_norm(x, running_mean, running_var, weight=None, bias=None, *, eps: float = 1e-5, activation: str = "none"):
+    """`activation((x - running_mean) / sqrt(running_var + eps) * weight + bias)`: x [N, C] or [B, C, *spatial], others
+    float32 [C]."""
+    affine = affine_of_batch_norm(running_mean, running_var, weight, bias, eps)
+    return channel_affine(x, *(vector.astype("float32") for vector in affine), activation)
+
+
+def affine_of_batch_norm(running_mean, running_var, weight, bias, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, shift), float64 [C], of the batch norm of arrays float32 [C]; weight and bias may be None."""
+    eps, channels, vectors = check_positive("batch_norm", "eps", eps), None, []
+    given = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, array in given.items():
+        if array is not None or not vectors[1:]:  # statistics must be there
+            tensor = as_tensor(array, name, ("float32",), (channels,))
+            array, channels = as_kind(tensor, "numpy"), tensor.shape[0]
+        vectors.append(array)
+    return of_batch_norm(*vectors, eps)
 
 
 def attention(q, k, v, q_offsets, k_offsets, scale: float | None = None, q_order=None, k_order=None):

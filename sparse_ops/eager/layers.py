@@ -117,6 +117,7 @@ class _Convolution(SparseModule):
     """What the convolutions share: parameters, and the call through a kernel map."""
 
     ndim = 3
+    activation = "none"  # behind the sums, of a layer that `with_affine` made
     _rebuilt: ClassVar[dict] = {"_kept": type(None)}  # packed parameters
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size, groups: int, bias: bool):
@@ -143,6 +144,27 @@ class _Convolution(SparseModule):
         bias = {} if self.bias is None else {"bias": Entry((self.out_channels,), ("float32",))}
         return {"weight": Entry(self.weight_shape, FLOATS)} | bias
 
+    @property
+    def _is_pointwise(self) -> bool:
+        return max(self.kernel_size) == 1
+
+    def with_affine(self, scale: np.ndarray, shift: np.ndarray, activation: str = "none") -> "_Convolution":
+        """This layer with `activation(y * scale + shift)` behind it, as one layer with arrays of its own.
+
+        scale, shift float64 [Cout]. The weight is rounded once more to its dtype.
+        """
+        weight = as_kind(as_tensor(self.weight, "weight", FLOATS, self.weight_shape), "numpy")
+        by_output = (-1, self.out_channels) if self._is_pointwise else (self.out_channels, -1)  # see `pointwise_weight`
+        factors = scale if self._is_pointwise else scale[:, None]
+        layer = object.__new__(type(self))
+        vars(layer).update({name: value for name, value in vars(self).items() if name not in self._rebuilt})
+        layer.weight = (weight.reshape(by_output) * factors).astype(weight.dtype).reshape(self.weight_shape)
+        if self.bias is not None:
+            bias = as_kind(as_tensor(self.bias, "bias", ("float32",), (self.out_channels,)), "numpy")
+            shift = bias * scale + shift
+        layer.bias, layer.activation = shift.astype("float32"), activation
+        return layer
+
     def _weights(self, make) -> Weights:
         """Packed parameters, kept until a parameter is replaced; `make(weight)` brings the weight to kernel layout."""
         current = (self.weight, self.bias)
@@ -168,10 +190,13 @@ class _Convolution(SparseModule):
 
     def _pointwise(self, x: SparseTensor) -> SparseTensor:
         x.coordinates.check_distinct()
-        return x.with_result(functional.linear(x.feats, self._weights(self.pointwise_weight)), x.coordinates)
+        weights = self._weights(self.pointwise_weight)
+        return x.with_result(functional.linear(x.feats, weights, activation=self.activation), x.coordinates)
 
     def _convolve(self, x: SparseTensor, kernel_map, coordinates: CoordinateSet) -> SparseTensor:
-        return x.with_result(functional.sparse_conv(x.feats, self._weights(self._wide_weight), kernel_map), coordinates)
+        weights = self._weights(self._wide_weight)
+        feats = functional.sparse_conv(x.feats, weights, kernel_map, activation=self.activation)
+        return x.with_result(feats, coordinates)
 
     def __call__(self, x: SparseTensor) -> SparseTensor:
         _check_input(self, x)
@@ -213,7 +238,7 @@ class SubMConv3d(_Convolution):
         self.indice_key = indice_key
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        if max(self.kernel_size) == 1:
+        if self._is_pointwise:
             return self._pointwise(x)
         geometry = _submanifold(self.kernel_size, self.dilation)
         layer = _recorded(x, self.indice_key, "submanifold", geometry)
@@ -306,7 +331,7 @@ class SparseInverseConv3d(_Convolution):
         self.indice_key = indice_key
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        if max(self.kernel_size) == 1:
+        if self._is_pointwise:
             return self._pointwise(x)
         layer = x.indice_dict.get(self.indice_key)
         if layer is None or layer.kind != "strided":

@@ -92,7 +92,7 @@ class BatchNorm(nn.Module):
         affine: bool = True,
         track_running_stats: bool = True,
     ):
-        check_count("BatchNorm", num_features=num_features)
+        (num_features,) = check_count("BatchNorm", num_features=num_features)
         if not track_running_stats:
             raise ValueError(
                 "BatchNorm: track_running_stats: expected True, as inference normalises by running statistics, "
