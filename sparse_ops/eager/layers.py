@@ -15,6 +15,7 @@ from ..op.signature import FLOATS
 from . import functional
 from .arrays import as_kind, as_tensor
 from .call import Weights
+from .checksum import checksum
 from .tensor import CoordinateSet, Layer, SparseTensor
 
 
@@ -115,14 +116,20 @@ class _Convolution:
         self.weight, self.bias = state["weight"], state.get("bias")
 
     def _weights(self, make) -> Weights:
-        """Packed parameters, kept until a parameter is replaced; `make(weight)` brings the weight to kernel layout."""
-        current = (self.weight, self.bias)
-        kept = getattr(self, "_kept", None)
-        if kept is None or any(old is not new for old, new in zip(kept[0], current, strict=True)):
-            if tuple(self.weight.shape) != self.weight_shape:
-                raise ValueError(f"weight: expected shape {list(self.weight_shape)}, given {list(self.weight.shape)}")
-            self._kept = kept = current, Weights(make(self.weight), self.bias)
-        return kept[1]
+        """The parameters as they are now; `make(weight)` brings the weight to kernel layout, by a view or by a copy."""
+        if tuple(self.weight.shape) != self.weight_shape:
+            raise ValueError(f"weight: expected shape {list(self.weight_shape)}, given {list(self.weight.shape)}")
+        of, kept = getattr(self, "_kept", (None, None))
+        if make == self.pointwise_weight:
+            holds = checksum(as_tensor(self.weight, "weight", FLOATS, self.weight_shape))
+            if of != holds:
+                of, kept = holds, Weights(make(self.weight), fixed=True)
+        else:
+            kept = kept or Weights(None)
+            kept.weight = make(self.weight)
+        kept.bias = self.bias
+        self._kept = of, kept
+        return kept
 
     def _wide_weight(self, weight):
         """[Cout, *kernel, Cin] with leading unit axes."""
