@@ -18,8 +18,10 @@ from tir_kernels.spec.geometry import Geometry
 
 from ..op.register import OPS
 from ..op.signature import MAP_DTYPES, Kind, Signature, Table
+from ..program import Function
 from .arrays import Checked, Portable, Travelling, as_kind, as_tensor, describe, dtype_of
-from .cache import Compiled, compiled
+from .cache import compiled
+from .checksum import checksum
 
 MAP_DIMS = (("blocks", "slots"), ("blocks", "slots"), ("blocks", "columns"), (2,))  # of a kernel map's arrays
 KERNEL = ("kx", "ky", "kz")  # a kernel's size in signatures
@@ -51,24 +53,37 @@ class KernelMap(Portable):
 
 @dataclass(eq=False)
 class Weights:
-    """A layer's weight and bias, packed for this machine's kernels on first use and then kept.
+    """A layer's weight and bias, packed for this machine's kernels on first use and again when they hold something else.
 
-    Pass it in place of the `weight` array to `sparse_conv` or `linear` when a layer is called more than once.
+    Pass it in place of the `weight` array to `sparse_conv` or `linear` when a layer is called more than once, in any thread.
+    Every call sums up what the arrays hold (`checksum`), so what is written into them counts, and so do other arrays in their
+    place. `fixed`: a weight that nobody writes into, which is not looked at again.
     """
 
     weight: object
     bias: object = None
-    _packed: dict[Compiled, list] = field(default_factory=dict, repr=False)
+    fixed: bool = False
+    _packed: tuple[tuple | None, dict[Function, list]] = field(default_factory=lambda: (None, {}), init=False, repr=False)
 
     def __reduce__(self):
         """Copies and pickles hold the arrays, and pack anew."""
-        return _weights, tuple(Travelling.of(array) for array in (self.weight, self.bias))
+        return _weights, tuple(Travelling.of(value) for value in (self.weight, self.bias, self.fixed))
 
-    def packed(self, function: Compiled, parameters: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
+    def packed(self, function: Function, parameters: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
         """What a compiled function takes in place of the parameters."""
-        if function not in self._packed:
-            self._packed[function] = function.pack(parameters)
-        return self._packed[function]
+        sums = tuple([checksum(tensor) for tensor in parameters[self.fixed :]])
+        of, kept = self._packed
+        packed = kept.get(function) if of == sums else None
+        if packed is None:
+            # Others may write meanwhile: what is packed and what is summed up are one copy.
+            copies = [*parameters[: self.fixed], *[tensor.copyto(tvm.cpu()) for tensor in parameters[self.fixed :]]]
+            sums = tuple([checksum(tensor) for tensor in copies[self.fixed :]])
+            packed = function.pack(copies.__getitem__)
+            of, kept = self._packed
+            if of != sums:
+                self._packed = sums, kept = sums, {}
+            packed = kept.setdefault(function, packed)
+        return packed
 
 
 def _weights(*arrays) -> Weights:
@@ -96,7 +111,7 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
         tuple([(key, type(value).__name__, value) for key, value in options.items()]),
     )
     try:
-        function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))
+        function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))["main"]
     except TypeError as error:  # an option that cannot be hashed is none that the op takes
         if "unhashable" not in str(error):
             raise
@@ -107,7 +122,7 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
             inputs += tensors
     if weights is not None:
         packed = weights.packed(function, [tensor for name in PACKED if name in given for tensor in given[name][0]])
-    out = function.main(*inputs, *packed)
+    out = function(*inputs, *packed)
     return as_kind(out, kind) if isinstance(out, tvm.runtime.Tensor) else out
 
 

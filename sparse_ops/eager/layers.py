@@ -23,6 +23,7 @@ from ..op.signature import FLOATS
 from . import functional
 from .arrays import as_kind, as_tensor
 from .call import Weights
+from .checksum import checksum
 from .module import Entry, SparseModule
 from .tensor import CoordinateSet, Layer, SparseTensor
 
@@ -117,7 +118,7 @@ class _Convolution(SparseModule):
     """What the convolutions share: parameters, and the call through a kernel map."""
 
     ndim = 3
-    activation = "none"  # behind the sums, of a layer that `with_affine` made
+    activation, _is_made = "none", False  # behind the sums, of a layer that `with_affine` made; whether this is one
     _rebuilt: ClassVar[dict] = {"_kept": type(None)}  # packed parameters
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size, groups: int, bias: bool):
@@ -162,18 +163,24 @@ class _Convolution(SparseModule):
         if self.bias is not None:
             bias = as_kind(as_tensor(self.bias, "bias", ("float32",), (self.out_channels,)), "numpy")
             shift = bias * scale + shift
-        layer.bias, layer.activation = shift.astype("float32"), activation
+        layer.bias, layer.activation, layer._is_made = shift.astype("float32"), activation, True
         return layer
 
     def _weights(self, make) -> Weights:
-        """Packed parameters, kept until a parameter is replaced; `make(weight)` brings the weight to kernel layout."""
-        current = (self.weight, self.bias)
-        kept = getattr(self, "_kept", None)
-        if kept is None or any(old is not new for old, new in zip(kept[0], current, strict=True)):
-            if tuple(self.weight.shape) != self.weight_shape:
-                raise ValueError(f"weight: expected shape {list(self.weight_shape)}, given {list(self.weight.shape)}")
-            self._kept = kept = current, Weights(make(self.weight), self.bias)
-        return kept[1]
+        """The parameters as they are now; `make(weight)` brings the weight to kernel layout, by a view or by a copy."""
+        if tuple(self.weight.shape) != self.weight_shape:
+            raise ValueError(f"weight: expected shape {list(self.weight_shape)}, given {list(self.weight.shape)}")
+        of, kept = getattr(self, "_kept", None) or (None, None)
+        if make == self.pointwise_weight:
+            holds = checksum(as_tensor(self.weight, "weight", FLOATS, self.weight_shape))
+            if of != holds:
+                of, kept = holds, Weights(make(self.weight), fixed=True)
+        else:
+            kept = kept or Weights(None, fixed=self._is_made)
+            kept.weight = make(self.weight)
+        kept.bias = self.bias
+        self._kept = of, kept
+        return kept
 
     def _wide_weight(self, weight):
         """[Cout, *kernel, Cin] with leading unit axes."""

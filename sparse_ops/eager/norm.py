@@ -5,7 +5,6 @@ activation behind both run as one convolution with other weights, made again whe
 """
 
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from ..op.numbers import as_int, check_positive, shown
 from ..op.signature import FLOATS
 from . import functional
 from .arrays import as_kind, as_tensor, dtype_of, kind_of
+from .checksum import checksum
 from .layers import _Convolution
 from .module import Entry, SparseModule
 from .tensor import SparseTensor
@@ -88,14 +88,19 @@ class Folded:
     def layer(self) -> _Convolution:
         """The layer for what both hold now."""
         convolution, norm, activation = self.parts
-        sources = [convolution.weight, convolution.bias, *(getattr(norm, name) for name in VECTORS), norm.eps]
-        held = [_checksum(source) for source in sources]
+        vectors = {name: _detached(getattr(norm, name)) for name in VECTORS}
+        held = [
+            _checksum("weight", convolution.weight, FLOATS, convolution.weight_shape),
+            *(_checksum(name, array, ("float32",), (convolution.out_channels,)) for name, array in vectors.items()),
+            _checksum("bias", convolution.bias, ("float32",), (convolution.out_channels,)),
+            norm.eps,
+        ]
         more = {name: value for name, value in vars(convolution).items() if name not in ("weight", "bias", "_kept")}
         made = self._made
         if made is None or made[0] != held or made[1].keys() != more.keys() or any(made[1][n] is not more[n] for n in more):
-            vectors = [None if array is None else _detached(array) for array in sources[2:-1]]
-            layer = convolution.with_affine(*functional.affine_of_batch_norm(*vectors, norm.eps), activation)
-            self._made = made = held, more, layer  # another one: threads may be using the one before
+            affine = functional.affine_of_batch_norm(*vectors.values(), norm.eps)
+            # Another one, as threads may be using the one before; what is written meanwhile is seen at the next call.
+            self._made = made = held, more, convolution.with_affine(*affine, activation)
         return made[2]
 
 
@@ -148,12 +153,9 @@ def _detached(array):
     return array.detach() if kind_of(array) == "torch" else array
 
 
-def _checksum(array):
-    """What stands for the elements of an array, or for no array."""
-    if array is None or isinstance(array, int | float):
-        return array
-    tensor = as_tensor(_detached(array), "array", (dtype_of(array),), (None,) * len(array.shape))
-    return dtype_of(array), tuple(array.shape), zlib.crc32(np.ascontiguousarray(as_kind(tensor, "numpy")).view(np.uint8))
+def _checksum(name: str, array, dtypes: tuple[str, ...], shape: tuple[int, ...]):
+    """What stands for the elements of an array; None for none. ValueError for another dtype or shape."""
+    return None if array is None else (dtype_of(array), checksum(as_tensor(array, name, dtypes, shape)))
 
 
 BatchNorm = SparseBatchNorm = BatchNorm1d

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 
 import sparse_ops
 from sparse_ops import functional
-from sparse_ops.eager import norm as eager_norm
 from tests.tolerance import assert_close
 from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.channel_affine import naive, of_batch_norm
@@ -288,6 +288,22 @@ def test_copies_and_pickles():
     assert sorted(network.state_dict()) == sorted(["0.weight", "0.bias", *(f"1.{name}" for name in VECTORS)])
 
 
-def test_checksums_tell_arrays_from_none():
-    zeros = np.zeros(3, "float32")
-    assert len({eager_norm._checksum(a) for a in (None, zeros, zeros + 1, zeros[:2], np.zeros(3, "int32"))}) == 5
+def test_wrong_arrays_of_the_convolution_are_named():
+    network = sparse_ops.SparseSequential(sparse_ops.SubMConv3d(CIN, COUT, 3), ours(trained()))
+    network[0].weight = network[0].weight.astype("float64")
+    with pytest.raises(ValueError, match=r"weight: expected float32 or bfloat16 \[8, 3, 3, 3, 5\], given float64"):
+        network(tensor())
+    network[0].weight = network[0].weight.astype("float32")
+    network[1].running_var = network[1].running_var[:4]
+    with pytest.raises(ValueError, match=r"running_var: expected float32 \[8\], given float32 \[4\]"):
+        network(tensor())
+
+
+def test_threads_share_what_is_folded():
+    network = sparse_ops.SparseSequential(sparse_ops.SubMConv3d(CIN, COUT, 3), ours(trained()), sparse_ops.ReLU())
+    clouds = [tensor(rows) for rows in (60, 61, 62, 63)]
+    expected = [copy.deepcopy(network)(x).feats for x in clouds]
+    with ThreadPoolExecutor(4) as executor:
+        for found in (executor.map(lambda i: network(clouds[i % 4]).feats, range(80)), map(lambda x: network(x).feats, clouds)):
+            for i, feats in enumerate(found):
+                np.testing.assert_array_equal(feats, expected[i % 4])
