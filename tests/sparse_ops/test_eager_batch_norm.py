@@ -304,6 +304,6 @@ def test_threads_share_what_is_folded():
     clouds = [tensor(rows) for rows in (60, 61, 62, 63)]
     expected = [copy.deepcopy(network)(x).feats for x in clouds]
     with ThreadPoolExecutor(4) as executor:
-        for found in (executor.map(lambda i: network(clouds[i % 4]).feats, range(80)), map(lambda x: network(x).feats, clouds)):
+        for found in (executor.map(lambda i: network(clouds[i % 4]).feats, range(80)), (network(x).feats for x in clouds)):
             for i, feats in enumerate(found):
                 np.testing.assert_array_equal(feats, expected[i % 4])
