@@ -8,22 +8,27 @@
 
 from tir_kernels.cpu.threads import set_threads, threads  # the package also sets up the thread pool before its first use
 
-from .eager import functional
+from .eager import containers, functional, norm
 from .eager import layers as modules
 from .eager.call import KernelMap, Weights
+from .eager.containers import *  # noqa: F403
 from .eager.layers import *  # noqa: F403
+from .eager.norm import *  # noqa: F403
 from .eager.points import devoxelize, voxelize
-from .eager.tensor import SparseTensor, sparse_add
+from .eager.tensor import SparseTensor, cat, sparse_add
 
 __all__ = [
     "KernelMap",
     "SparseTensor",
     "Weights",
+    "cat",
     "devoxelize",
     "functional",
     "set_threads",
     "sparse_add",
     "threads",
     "voxelize",
+    *containers.__all__,
     *modules.__all__,
+    *norm.__all__,
 ]

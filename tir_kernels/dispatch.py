@@ -14,7 +14,9 @@ import tvm
 from .cpu import (
     attention,
     batch_offsets,
+    channel_affine,
     channel_layer_norm,
+    checksum,
     conv,
     coordinate_index,
     dense,
@@ -43,6 +45,7 @@ from .cpu import (
     winograd,
 )
 from .cpu.isa import Isa, forced, host_target
+from .cpu.threads import note_use
 from .layout import MapLayout, PairsByBlock, WeightLayout
 from .spec import Spec
 from .spec.kernel_map import InverseMap
@@ -129,7 +132,9 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "attention": with_and_without_dot(attention.attention),
     "batch_offsets": (on_cpu(batch_offsets.batch_offsets),),
     "build_index": (on_cpu(coordinate_index.build_index),),
+    "channel_affine": (on_cpu(channel_affine.channel_affine),),
     "channel_layer_norm": (on_cpu(channel_layer_norm.channel_layer_norm),),
+    "checksum": (on_cpu(checksum.checksum),),
     "conv3d": (
         on_cpu(winograd.winograd, dot=False, refuses=winograd.refuses, weight=winograd.weight_layout, shared=winograd.shared),
         *with_and_without_dot(conv.conv3d, weight=conv.weight_layout, shared=conv.shared),
@@ -187,6 +192,7 @@ def kernel_for(spec: Spec, target: Target | None = None) -> Kernel:
     Raises ValueError, with every implementation's reason, when none does.
     """
     target = current_target(target)
+    note_use()
     reasons = []
     for implementation in KERNELS[spec.family]:
         reason = implementation.accepts(spec, target)

@@ -6,6 +6,7 @@ kernel has hundreds. Walking the frames themselves finds the same parser in micr
 every kernel, for classes around it, which ours have not.
 """
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -20,6 +21,16 @@ from tvm.tirx.script.parser.entry import TIRInline
 
 _parsing = threading.RLock()  # the parser marks the syntax tree of a macro while it reads it, and all kernels share it
 _texts: dict[CodeType, tuple[Source, doc.FunctionDef]] = {}  # kernels define the same macros again for every shape
+
+
+def _forget_lock() -> None:
+    """In the child of a fork: who held the lock is not there to give it back."""
+    global _parsing
+    _parsing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
 
 
 class _Inline(TIRInline):

@@ -23,13 +23,13 @@ import numpy as np
 import safetensors
 import tvm
 import tvm_ffi
-from tvm import relax
 
 from sparse_ops.build import unchecked
 from sparse_ops.deploy.files import DTYPES, save_safetensors, write_bytes
 from sparse_ops.deploy.manifest import FunctionSpec, Manifest, TensorSpec, build, leaves
 from sparse_ops.deploy.weights import State, check_arrays
 from sparse_ops.eager.arrays import as_kind, as_tensor, kind_of
+from sparse_ops.program import Program
 from sparse_ops.transform.lift_params import TRANSFORM_PARAMS
 
 MANIFEST, LIBRARY, MODULE, PARAMETERS = "manifest.json", "library.so", "module.json", "parameters.safetensors"
@@ -44,7 +44,8 @@ class Component:
         code = component["encode"](image)      # another one
 
     Arguments are numpy, torch or TVM tensors, named or by position, in lists and dicts where the module took such. Results are
-    built as the module built them, of tensors of the kind of the first argument, without copies.
+    built as the module built them, of tensors of the kind of the first argument, without copies. Threads may share it. Its
+    parameters are packed copies: what is written into the originals afterwards does not count.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Component:
         returns the name of its file."""
         self.manifest = manifest
         self._code, self._packed, self._write = code, packed, write
-        self._machine = code and machine_of(code)
+        self._program = code and Program(code)
         self._functions = {name: Function(self, name) for name in manifest.functions} if code else {}
 
     @property
@@ -77,12 +78,12 @@ class Component:
         return self["forward"](*args, **kwargs)
 
     @property
-    def machine(self) -> relax.VirtualMachine:
+    def program(self) -> Program:
         """What runs the code, for callers that check and pass arguments themselves, see `Function.packed`. ValueError if the
         component is for another CPU."""
         if self._code is None:
             self.manifest.check_runs_here()
-        return self._machine
+        return self._program
 
     @property
     def packed_bytes(self) -> int:
@@ -97,7 +98,7 @@ class Component:
         """
         self.manifest.check_runs_here()
         check_arrays({spec.name: spec.shape for spec in self.manifest.parameters}, state)
-        return Component(self.manifest, self._code, pack(self._machine, self.manifest, state), self._write)
+        return Component(self.manifest, self._code, pack(self._program, self.manifest, state), self._write)
 
     def save(self, folder: str | os.PathLike, form: str | None = None) -> Path:
         """Write the artifact folder, whole or not at all; an artifact that is there already is replaced.
@@ -148,7 +149,7 @@ class Function:
     def __init__(self, component: Component, name: str):
         self.name = name
         self.spec: FunctionSpec = component.manifest.functions[name]
-        self._call = component._machine[self.spec.code or name]
+        self._call = component._program[self.spec.code or name]
         self.packed = [component._packed[i] for i in self.spec.packed]
 
     def __call__(self, *args, **kwargs):
@@ -180,7 +181,7 @@ def _flat(result) -> list[tvm.runtime.Tensor]:
     return [result] if isinstance(result, tvm.runtime.Tensor) else [tensor for field in result for tensor in _flat(field)]
 
 
-def pack(machine: relax.VirtualMachine, manifest: Manifest, state: State) -> list[tvm.runtime.Tensor]:
+def pack(program: Program, manifest: Manifest, state: State) -> list[tvm.runtime.Tensor]:
     """The packed parameters in the order of the manifest; what several functions read is kept once."""
     packed: dict[int, tvm.runtime.Tensor] = {}
     for name, function in manifest.functions.items():
@@ -196,13 +197,8 @@ def pack(machine: relax.VirtualMachine, manifest: Manifest, state: State) -> lis
             if function.packed[index] not in packed:
                 packed[function.packed[index]] = value.copyto(tvm.cpu())  # its memory is used again by the next ones
 
-        machine[(function.code or name) + TRANSFORM_PARAMS](tvm_ffi.convert(read), tvm_ffi.convert(store))
+        program[(function.code or name) + TRANSFORM_PARAMS](tvm_ffi.convert(read), tvm_ffi.convert(store))
     return [packed[i] for i in range(len(manifest.packed))]
-
-
-def machine_of(code: tvm.runtime.Module) -> relax.VirtualMachine:
-    """What a call took goes back to the system: what is loaded next may need it."""
-    return relax.VirtualMachine(code, tvm.cpu(), memory_cfg="naive")
 
 
 def compile_lowered(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executable:

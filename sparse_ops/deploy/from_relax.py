@@ -15,10 +15,11 @@ import tvm.support.cc
 import tvm_ffi
 from tvm import relax
 
-from sparse_ops.deploy.component import LIBRARY, MODULE, Component, compile_lowered, machine_of, pack
+from sparse_ops.deploy.component import LIBRARY, MODULE, Component, compile_lowered, pack
 from sparse_ops.deploy.files import write_bytes
 from sparse_ops.deploy.manifest import FunctionSpec, Manifest, TensorSpec
 from sparse_ops.deploy.weights import State
+from sparse_ops.program import Program
 from sparse_ops.transform import pipeline_for
 from sparse_ops.transform.lift_params import PACKED_NAMES, TRANSFORM_PARAMS
 from tir_kernels.dispatch import host_target
@@ -59,7 +60,7 @@ def component_from_relax(
 
     code = (library.load() if library else executable) if runs_here else None
     packing = code or compile_lowered(_packing_alone(lowered), host_target())
-    return Component(manifest, code, pack(machine_of(packing), manifest, state), write)
+    return Component(manifest, code, pack(Program(packing), manifest, state), write)
 
 
 class _Library:

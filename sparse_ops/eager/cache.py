@@ -8,24 +8,27 @@ the process and not kept.
 The folder is `sparse_ops` in $SPARSE_OPS_CACHE, else in the user's cache folder; SPARSE_OPS_CACHE=off keeps nothing on disk.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import relax
 
 import tir_kernels
-from tir_kernels.dispatch import choice, current_target, fingerprint
+from tir_kernels.dispatch import choice, current_target, fingerprint, kernel_for
+from tir_kernels.spec import Spec
 
-from ..build import build, pack_params, unchecked
+from ..build import build, unchecked
+from ..program import Program
 
 
 def cache_folder(package: str = "sparse_ops") -> Path | None:
@@ -55,34 +58,48 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-class Compiled:
-    """A compiled function of one signature, `main`, and what packs its parameters; or a machine of functions of other names."""
-
-    def __init__(self, executable: tvm.runtime.Module | tvm.runtime.Executable):
-        self.machine = relax.VirtualMachine(executable, tvm.cpu())
-
-    @cached_property
-    def main(self) -> tvm_ffi.Function:
-        return self.machine["main"]
-
-    def pack(self, parameters: Sequence[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
-        """What `main` takes in place of `parameters`, which follow its inputs."""
-        return pack_params(self.machine, "main", parameters.__getitem__)
-
-
 _lock = threading.Lock()  # of the next line
 _one_at_a_time: dict[tuple, threading.Lock] = {}  # for each function that is being compiled
-_compiled: dict[tuple, Compiled] = {}
+_compiled: dict[tuple, Any] = {}  # programs and kernels
 
 
-def compiled(identity: tuple, make_module: Callable[[], tvm.IRModule], precision: str = "float32") -> Compiled:
+def _forget_locks() -> None:
+    """In the child of a fork: who held them is not there to give them back."""
+    global _lock, _one_at_a_time
+    _lock, _one_at_a_time = threading.Lock(), {}
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
+def compiled(identity: tuple, make_module: Callable[[], tvm.IRModule], precision: str = "float32") -> Program:
     """The compiled function of a module. `identity`, nested tuples of numbers, strings and None, must determine what
     `make_module` returns; `precision` as in `build`. Callers check arguments, see `build.unchecked`.
 
     Threads may call it at once: a function is compiled by the first that asks for it, and others go on.
     """
+
+    def make(target: tvm.target.Target) -> Program:
+        return build(make_module(), target, lift_params=True, precision=precision)
+
+    return _kept(identity, precision, lambda target: Program(_load_or_build(identity, make, target, precision)))
+
+
+def kernel(spec: Spec) -> Callable:
+    """The kernel of a description as a function of TVM tensors: it takes a microsecond less than a program does."""
+
+    def make(target: tvm.target.Target) -> tvm.runtime.Executable:
+        return tvm.compile(tvm.IRModule({spec.family: kernel_for(spec, target).function}), target)
+
+    identity = (spec.family, *dataclasses.astuple(spec))
+    return _kept(identity, "kernel", lambda target: _load_or_build(identity, make, target, "kernel")[spec.family])
+
+
+def _kept(identity: tuple, form: str, make: Callable[[tvm.target.Target], Any]):
+    """What `make` returned for these the first time."""
     target = tvm.target.Target.current(allow_none=True)
-    key = (identity, precision, None if target is None else str(target), choice())
+    key = (identity, form, None if target is None else str(target), choice())
     found = _compiled.get(key)
     if found is None:
         with _lock:
@@ -90,17 +107,17 @@ def compiled(identity: tuple, make_module: Callable[[], tvm.IRModule], precision
         with one:
             found = _compiled.get(key)
             if found is None:
-                found = _compiled[key] = Compiled(_load_or_build(identity, make_module, current_target(target), precision))
+                found = _compiled[key] = make(current_target(target))
         with _lock:
             _one_at_a_time.pop(key, None)
     return found
 
 
-def _file_name(identity: tuple, target: tvm.target.Target, precision: str) -> str:
+def _file_name(identity: tuple, target: tvm.target.Target, form: str) -> str:
     """A hash over all that decides what is compiled."""
     everything = {
         "identity": identity,
-        "precision": precision,
+        "form": form,
         "target": str(target),
         "kernels": fingerprint(target),
         "tvm": tvm.__version__,
@@ -110,16 +127,19 @@ def _file_name(identity: tuple, target: tvm.target.Target, precision: str) -> st
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
-def _load_or_build(identity: tuple, make_module: Callable[[], tvm.IRModule], target: tvm.target.Target, precision: str):
+def _load_or_build(
+    identity: tuple, make: Callable[[tvm.target.Target], tvm.runtime.Executable], target: tvm.target.Target, form: str
+) -> tvm.runtime.Module | tvm.runtime.Executable:
+    """What `make` makes, from the folder if it is there."""
     folder = cache_folder()
-    file = folder / f"{_file_name(identity, target, precision)}.so" if folder else None
+    file = folder / f"{_file_name(identity, target, form)}.so" if folder else None
     if file is not None and file.exists():
         try:
             return tvm.runtime.load_module(str(file))
         except Exception:  # a damaged file, or one of another machine: build it anew
             file.unlink(missing_ok=True)
     with unchecked():
-        executable = build(make_module(), target, lift_params=True, precision=precision)
+        executable = make(target)
     if file is not None and _keep(executable, file):
         return tvm.runtime.load_module(str(file))  # what is linked already, to generate its code a second time takes long
     return executable

@@ -18,8 +18,10 @@ from tir_kernels.spec.geometry import Geometry
 
 from ..op.register import OPS
 from ..op.signature import MAP_DTYPES, Kind, Signature, Table
-from .arrays import Checked, as_kind, as_tensor, describe, dtype_of
-from .cache import Compiled, compiled
+from ..program import Function
+from .arrays import Checked, Portable, Travelling, as_kind, as_tensor, describe, dtype_of
+from .cache import compiled
+from .checksum import checksum
 
 MAP_DIMS = (("blocks", "slots"), ("blocks", "slots"), ("blocks", "columns"), (2,))  # of a kernel map's arrays
 KERNEL = ("kx", "ky", "kz")  # a kernel's size in signatures
@@ -27,7 +29,7 @@ PACKED = ("weight", "bias")  # what `Weights` holds
 
 
 @dataclass(eq=False)
-class KernelMap:
+class KernelMap(Portable):
     """Which input row meets which output row at each tap: built once, used by every layer on the same coordinates.
 
     `coords_in` int32 [N, 4] and `coords_out` int32 [M, 4] (TVM tensors), the geometry, and the four arrays of the map.
@@ -51,20 +53,41 @@ class KernelMap:
 
 @dataclass(eq=False)
 class Weights:
-    """A layer's weight and bias, packed for this machine's kernels on first use and then kept.
+    """A layer's weight and bias, packed for this machine's kernels on first use and again when they hold something else.
 
-    Pass it in place of the `weight` array to `sparse_conv` or `linear` when a layer is called more than once.
+    Pass it in place of the `weight` array to `sparse_conv` or `linear` when a layer is called more than once, in any thread.
+    Every call sums up what the arrays hold (`checksum`), so what is written into them counts, and so do other arrays in their
+    place. `fixed`: a weight that nobody writes into, which is not looked at again.
     """
 
     weight: object
     bias: object = None
-    _packed: dict[Compiled, list] = field(default_factory=dict, repr=False)
+    fixed: bool = False
+    _packed: tuple[tuple | None, dict[Function, list]] = field(default_factory=lambda: (None, {}), init=False, repr=False)
 
-    def packed(self, function: Compiled, parameters: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
+    def __reduce__(self):
+        """Copies and pickles hold the arrays, and pack anew."""
+        return _weights, tuple(Travelling.of(value) for value in (self.weight, self.bias, self.fixed))
+
+    def packed(self, function: Function, parameters: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
         """What a compiled function takes in place of the parameters."""
-        if function not in self._packed:
-            self._packed[function] = function.pack(parameters)
-        return self._packed[function]
+        sums = tuple([checksum(tensor) for tensor in parameters[self.fixed :]])
+        of, kept = self._packed
+        packed = kept.get(function) if of == sums else None
+        if packed is None:
+            # Others may write meanwhile: what is packed and what is summed up are one copy.
+            copies = [*parameters[: self.fixed], *[tensor.copyto(tvm.cpu()) for tensor in parameters[self.fixed :]]]
+            sums = tuple([checksum(tensor) for tensor in copies[self.fixed :]])
+            packed = function.pack(copies.__getitem__)
+            of, kept = self._packed
+            if of != sums:
+                self._packed = sums, kept = sums, {}
+            packed = kept.setdefault(function, packed)
+        return packed
+
+
+def _weights(*arrays) -> Weights:
+    return Weights(*map(Travelling.back, arrays))
 
 
 def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[str, Any], options: Mapping[str, Any]):
@@ -74,6 +97,7 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
     call returns stays four tensors. Raises ValueError for the first argument or option that does not fit.
     """
     signature = OPS[name].signature
+    options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     weights = arrays.get("weight")
     if "weight" in signature.by_name and signature.by_name["weight"].kind is Kind.WEIGHT:
         weights = weights if isinstance(weights, Weights) else Weights(weights, arrays.get("bias"))
@@ -87,7 +111,7 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
         tuple([(key, type(value).__name__, value) for key, value in options.items()]),
     )
     try:
-        function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))
+        function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))["main"]
     except TypeError as error:  # an option that cannot be hashed is none that the op takes
         if "unhashable" not in str(error):
             raise
@@ -98,7 +122,7 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
             inputs += tensors
     if weights is not None:
         packed = weights.packed(function, [tensor for name in PACKED if name in given for tensor in given[name][0]])
-    out = function.main(*inputs, *packed)
+    out = function(*inputs, *packed)
     return as_kind(out, kind) if isinstance(out, tvm.runtime.Tensor) else out
 
 
@@ -108,7 +132,7 @@ def _plan(signature: Signature) -> list[tuple]:
     each dimension, whether that is fixed, and whether `Table` decides one."""
     rows = []
     for argument in signature.arguments:
-        shape = tuple(dim.name if isinstance(dim, Table) else dim for dim in argument.shape)
+        shape = tuple(dim.name if isinstance(dim, Table) else dim for dim in argument.shape if dim is not ...)
         fixed = tuple(isinstance(dim, int) or dim in signature.known for dim in shape)
         table = next((dim for dim in argument.shape if isinstance(dim, Table)), None)
         rows.append((argument.name, argument.kind, argument.optional, argument.dtype or ("int32",), shape, fixed, table))
@@ -142,6 +166,8 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
             wanted = [known.get(dim) if isinstance(dim, str) else dim for dim in shape]
             if table is not None and arrays.get(table.index) is None:
                 wanted[0] = 1
+            if kind is Kind.WEIGHT:
+                _check_channels(signature, array, shape, dims)
             tensor = as_tensor(array, name, dtypes, tuple(wanted))
             dtype = dtypes[0] if len(dtypes) == 1 else dtype_of(array)
         sizes = tensor.shape
@@ -152,6 +178,14 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
                     _refuse_map(name, kind, sizes, kernel_map, of_map[dim])
         found[name] = ([tensor], (dtype, *[n if is_fixed else None for n, is_fixed in zip_longest(sizes, fixed)]))
     return found
+
+
+def _check_channels(signature: Signature, weight, shape: tuple, dims: Mapping[str, int]) -> None:
+    """ValueError that names the features where they have other channels than the weight, of the right rank, takes."""
+    given, channels = getattr(weight, "shape", ()), dims.get(shape[-1])
+    if len(given) == len(shape) and channels not in (None, given[-1]):
+        features = next(argument.name for argument in signature.arguments if shape[-1] in argument.shape)
+        raise ValueError(f"{features}: expected {given[-1]} channels, as weight {list(given)} takes, given {channels}")
 
 
 def _dims_of_map(signature: Signature, kernel_map) -> dict[str, int]:

@@ -5,22 +5,31 @@ Every function compiles the op once per configuration (channels, dtype, options;
 names the argument, what was given and what was expected: arguments by the op's signature, options by its constructor.
 """
 
+from math import prod
+
+import numpy as np
 import tvm
 
+from tir_kernels.spec.channel_affine import of_batch_norm
 from tir_kernels.spec.geometry import Geometry
 
 from .. import op
 from ..op.index import triple
+from ..op.numbers import check_int, check_positive
 from ..op.quantize import origins, voxel_sizes
+from ..op.signature import FLOATS
 from ..op.windows import LEAST_SHIFT, window_axes
-from .arrays import Checked, as_kind, as_tensor, kind_of
+from .arrays import Checked, as_kind, as_tensor, dtype_of, kind_of
 from .call import KernelMap, Weights, run
 
 __all__ = [
     "KernelMap",
     "Weights",
+    "activation",
     "attention",
+    "batch_norm",
     "batch_offsets",
+    "channel_affine",
     "downsample",
     "from_dense",
     "gather_rows",
@@ -195,6 +204,14 @@ def linear(x, weight, bias=None, residual=None, activation: str = "none"):
     return run("linear", op.linear, kind_of(x), arrays, {"activation": activation})
 
 
+def activation(x, name: str):
+    """The activation `name` of every element of x, of any shape: "relu", "silu", "gelu" or "gelu_tanh"; see `op.activation`."""
+    tensor = as_tensor(x, "x", FLOATS, (None,) * len(getattr(x, "shape", ())))
+    flat = tensor._create_view((prod(tensor.shape),), tensor.dtype)  # one function serves all shapes
+    out = run("activation", op.activation, "tvm", {"x": Checked(flat, dtype_of(x))}, {"name": name})
+    return as_kind(out._create_view(tensor.shape, tensor.dtype), kind_of(x))
+
+
 def pool(x, kernel_map: KernelMap, mode: str = "mean", count_bias: int = 0, max_from_zero: bool = False):
     """Sum, mean or maximum of the input rows of each output row of a map: x [N, C] -> [M, C]; see `op.pool`."""
     arrays = {"x": x, "kernel_map": kernel_map, "like": _side(kernel_map, "out")}
@@ -207,7 +224,8 @@ def segment_pool(x, index, rows: int, mode: str = "mean", count_bias: int = 0, m
 
     With the inverse of `downsample` this pools voxels, with the batch column of the coordinates batch elements.
     """
-    arrays = {"x": x, "index": index, "like": Checked(tvm.runtime.empty((rows,), "int32"), "int32")}
+    like = tvm.runtime.empty((check_int("segment_pool", "rows", rows, 0),), "int32")
+    arrays = {"x": x, "index": index, "like": Checked(like, "int32")}
     options = {"mode": mode, "count_bias": count_bias, "max_from_zero": max_from_zero}
     return run("segment_pool", op.segment_pool, kind_of(x), arrays, options)
 
@@ -239,6 +257,34 @@ def group_norm(x, offsets, weight, bias, groups: int, eps: float = 1e-5, activat
     arrays = {"x": x, "batch_offsets": offsets, "weight": weight, "bias": bias}
     options = {"groups": groups, "eps": eps, "activation": activation}
     return run("group_norm", op.group_norm, kind_of(x), arrays, options)
+
+
+def channel_affine(x, scale, shift, activation: str = "none"):
+    """`activation(x * scale + shift)` by channel: x [N, C] or [B, C, *spatial], scale, shift [C]; see `op.channel_affine`."""
+    (channels,) = as_tensor(scale, "scale", ("float32",), (None,)).shape
+    spatial = (None,) * (len(getattr(x, "shape", ())) - 2)
+    features = Checked(as_tensor(x, "x", FLOATS, (None, channels, *spatial)), dtype_of(x))
+    arrays = {"x": features, "scale": scale, "shift": shift}
+    return run("channel_affine", op.channel_affine, kind_of(x), arrays, {"activation": activation})
+
+
+def batch_norm(x, running_mean, running_var, weight=None, bias=None, *, eps: float = 1e-5, activation: str = "none"):
+    """`activation((x - running_mean) / sqrt(running_var + eps) * weight + bias)`: x [N, C] or [B, C, *spatial], others
+    float32 [C]."""
+    affine = affine_of_batch_norm(running_mean, running_var, weight, bias, eps)
+    return channel_affine(x, *(vector.astype("float32") for vector in affine), activation)
+
+
+def affine_of_batch_norm(running_mean, running_var, weight, bias, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, shift), float64 [C], of the batch norm of arrays float32 [C]; weight and bias may be None."""
+    eps, channels, vectors = check_positive("batch_norm", "eps", eps), None, []
+    given = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, array in given.items():
+        if array is not None or not vectors[1:]:  # statistics must be there
+            tensor = as_tensor(array, name, ("float32",), (channels,))
+            array, channels = as_kind(tensor, "numpy"), tensor.shape[0]
+        vectors.append(array)
+    return of_batch_norm(*vectors, eps)
 
 
 def attention(q, k, v, q_offsets, k_offsets, scale: float | None = None, q_order=None, k_order=None):

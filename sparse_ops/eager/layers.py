@@ -1,28 +1,38 @@
 """Eager face, layers: spconv's names and argument order on `SparseTensor`, in one to three dimensions.
 
 `weight` [Cout, *kernel, Cin] and `bias` [Cout] are arrays of any kind; new layers hold random numpy arrays. Layers of
-kernel 1 and stride 1 follow spconv, see `_Convolution.pointwise_weight`. `algo` and `name` are accepted and ignored.
+kernel 1 and stride 1 follow spconv, see `_Convolution.pointwise_weight`.
+
+Arguments have spconv's order. `algo`, `fp32_accum`, `record_voxel_count`, `large_kernel_fast_algo` and `name` are accepted and
+ignored: there is one algorithm, which sums in float32. Arguments that spconv lacks go by name only.
+
+A tensor whose coordinates are negative and that has no spatial_shape lies on a lattice without bounds: then strided and
+transposed layers drop no voxel for lying outside of a grid.
 """
 
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 
 from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.sites import out_extent
 
+from ..op.numbers import as_axes, as_int, shown
 from ..op.signature import FLOATS
 from . import functional
 from .arrays import as_kind, as_tensor
 from .call import Weights
+from .checksum import checksum
+from .module import Entry, SparseModule
 from .tensor import CoordinateSet, Layer, SparseTensor
 
 
 def _axes(argument: str, value, dimensions: int, least: int) -> tuple[int, ...]:
     """An int or one for each axis, at least `least`."""
-    axes = (value,) * dimensions if isinstance(value, int) else tuple(value)
-    if len(axes) != dimensions or not all(isinstance(a, int) and a >= least for a in axes):
-        raise ValueError(f"{argument}: expected an int or {dimensions} of at least {least}, given {value!r}")
+    axes = as_axes(value, dimensions)
+    if axes is None or min(axes) < least:
+        raise ValueError(f"{argument}: expected an int or {dimensions} of at least {least}, given {shown(value)}")
     return axes
 
 
@@ -52,10 +62,8 @@ def _recorded(x: SparseTensor, key: str | None, kind: str, geometry: Geometry) -
         raise ValueError(
             f"indice_key: {key!r} belongs to a {layer.kind} map of {layer.kernel_map.geometry}, expected {kind} of {geometry}"
         )
-    if layer.source is not x.coordinates:
-        same = np.array_equal(layer.source.coords.numpy(), x.coordinates.coords.numpy())
-        if not same or layer.source.extent() != x.coordinates.extent():
-            raise ValueError(f"indice_key: the map of {key!r} was built for another coordinate set")
+    if not layer.source.same_voxels(x.coordinates):
+        raise ValueError(f"indice_key: the map of {key!r} was built for another coordinate set")
     return layer
 
 
@@ -63,33 +71,62 @@ def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
     """Output sites and map of a strided or transposed geometry, from the key, the coordinates' cache, or built."""
     layer = _recorded(x, key, "strided", geometry) or x.coordinates.maps.get(geometry)
     if layer is None:
-        shape = _widen(tuple(x.spatial_shape), 1)
+        extent, shape = x.coordinates.lattice(), None
+        if extent is not None:
+            shape = _widen(extent, 1)
+            extent = _out_extent(shape, geometry, x.coordinates.dimensions)
+            shape = shape if min(shape) > 0 else "infer"  # no voxels and no shape given
         kernel_map = functional.strided_map(
             x.coordinates.coords,
             geometry.kernel,
             geometry.stride,
             geometry.padding,
             geometry.dilation,
-            shape if min(shape) > 0 else "infer",  # no voxels and no shape given
+            shape,
             geometry.transposed,
         )
-        extent = tuple(max(n, 0) for n in out_extent(shape, geometry)[3 - x.coordinates.dimensions :])
-        target = CoordinateSet(kernel_map.coords_out, x.coordinates.dimensions, extent, x.batch_size)
+        x.coordinates.distinct = True
+        target = CoordinateSet(
+            kernel_map.coords_out,
+            x.coordinates.dimensions,
+            extent,
+            x.batch_size,
+            unbounded=extent is None,
+            distinct=True,
+        )
         layer = x.coordinates.maps[geometry] = Layer(kernel_map, x.coordinates, target, "strided")
     if key is not None:
         x.indice_dict[key] = layer
     return layer
 
 
-class _Convolution:
+def _out_extent(shape: tuple[int, int, int], geometry: Geometry, dimensions: int) -> tuple[int, ...]:
+    """The output grid along the axes; ValueError if the kernel is larger than the padded grid, so that there is none."""
+    extent = out_extent(shape, geometry)
+    if min(extent) < 1 <= min(shape):
+        kernel, padding, dilation = (
+            list(axes[3 - dimensions :]) for axes in (geometry.kernel, geometry.padding, geometry.dilation)
+        )
+        raise ValueError(
+            f"kernel_size: expected a kernel that the padded grid has room for, given {kernel} with padding {padding} "
+            f"and dilation {dilation} on a grid of {list(shape[3 - dimensions :])}"
+        )
+    return tuple(max(n, 0) for n in extent[3 - dimensions :])
+
+
+class _Convolution(SparseModule):
     """What the convolutions share: parameters, and the call through a kernel map."""
 
     ndim = 3
+    activation, _is_made = "none", False  # behind the sums, of a layer that `with_affine` made; whether this is one
+    _rebuilt: ClassVar[dict] = {"_kept": type(None)}  # packed parameters
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size, groups: int, bias: bool):
+        super().__init__()
         for argument, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{argument}: expected a positive int, given {value!r}")
+            if as_int(value) is None or as_int(value) < 1:
+                raise ValueError(f"{argument}: expected a positive int, given {shown(value)}")
+        in_channels, out_channels = as_int(in_channels), as_int(out_channels)
         if groups != 1:
             raise ValueError(f"groups: expected 1, given {groups!r}")
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -104,25 +141,46 @@ class _Convolution:
     def weight_shape(self) -> tuple[int, ...]:
         return (self.out_channels, *self.kernel_size, self.in_channels)
 
-    def load_state_dict(self, state: dict) -> None:
-        """Take `weight` and, if the layer has one, `bias`; ValueError for missing, extra or misshapen entries."""
-        expected = {"weight": self.weight_shape} | ({"bias": (self.out_channels,)} if self.bias is not None else {})
-        if set(state) != set(expected):
-            raise ValueError(f"state: expected the entries {sorted(expected)}, given {sorted(state)}")
-        for name, shape in expected.items():
-            if tuple(state[name].shape) != shape:
-                raise ValueError(f"{name}: expected shape {list(shape)}, given {list(state[name].shape)}")
-        self.weight, self.bias = state["weight"], state.get("bias")
+    def entries(self) -> dict[str, Entry]:
+        bias = {} if self.bias is None else {"bias": Entry((self.out_channels,), ("float32",))}
+        return {"weight": Entry(self.weight_shape, FLOATS)} | bias
+
+    @property
+    def _is_pointwise(self) -> bool:
+        return max(self.kernel_size) == 1
+
+    def with_affine(self, scale: np.ndarray, shift: np.ndarray, activation: str = "none") -> "_Convolution":
+        """This layer with `activation(y * scale + shift)` behind it, as one layer with arrays of its own.
+
+        scale, shift float64 [Cout]. The weight is rounded once more to its dtype.
+        """
+        weight = as_kind(as_tensor(self.weight, "weight", FLOATS, self.weight_shape), "numpy")
+        by_output = (-1, self.out_channels) if self._is_pointwise else (self.out_channels, -1)  # see `pointwise_weight`
+        factors = scale if self._is_pointwise else scale[:, None]
+        layer = object.__new__(type(self))
+        vars(layer).update({name: value for name, value in vars(self).items() if name not in self._rebuilt})
+        layer.weight = (weight.reshape(by_output) * factors).astype(weight.dtype).reshape(self.weight_shape)
+        if self.bias is not None:
+            bias = as_kind(as_tensor(self.bias, "bias", ("float32",), (self.out_channels,)), "numpy")
+            shift = bias * scale + shift
+        layer.bias, layer.activation, layer._is_made = shift.astype("float32"), activation, True
+        return layer
 
     def _weights(self, make) -> Weights:
-        """Packed parameters, kept until a parameter is replaced; `make(weight)` brings the weight to kernel layout."""
-        current = (self.weight, self.bias)
-        kept = getattr(self, "_kept", None)
-        if kept is None or any(old is not new for old, new in zip(kept[0], current, strict=True)):
-            if tuple(self.weight.shape) != self.weight_shape:
-                raise ValueError(f"weight: expected shape {list(self.weight_shape)}, given {list(self.weight.shape)}")
-            self._kept = kept = current, Weights(make(self.weight), self.bias)
-        return kept[1]
+        """The parameters as they are now; `make(weight)` brings the weight to kernel layout, by a view or by a copy."""
+        if tuple(self.weight.shape) != self.weight_shape:
+            raise ValueError(f"weight: expected shape {list(self.weight_shape)}, given {list(self.weight.shape)}")
+        of, kept = getattr(self, "_kept", None) or (None, None)
+        if make == self.pointwise_weight:
+            holds = checksum(as_tensor(self.weight, "weight", FLOATS, self.weight_shape))
+            if of != holds:
+                of, kept = holds, Weights(make(self.weight), fixed=True)
+        else:
+            kept = kept or Weights(None, fixed=self._is_made)
+            kept.weight = make(self.weight)
+        kept.bias = self.bias
+        self._kept = of, kept
+        return kept
 
     def _wide_weight(self, weight):
         """[Cout, *kernel, Cin] with leading unit axes."""
@@ -138,13 +196,19 @@ class _Convolution:
         return np.ascontiguousarray(as_kind(matrix, "numpy").T)
 
     def _pointwise(self, x: SparseTensor) -> SparseTensor:
-        return x.with_result(functional.linear(x.feats, self._weights(self.pointwise_weight)), x.coordinates)
+        x.coordinates.check_distinct()
+        weights = self._weights(self.pointwise_weight)
+        return x.with_result(functional.linear(x.feats, weights, activation=self.activation), x.coordinates)
 
     def _convolve(self, x: SparseTensor, kernel_map, coordinates: CoordinateSet) -> SparseTensor:
-        return x.with_result(functional.sparse_conv(x.feats, self._weights(self._wide_weight), kernel_map), coordinates)
+        weights = self._weights(self._wide_weight)
+        feats = functional.sparse_conv(x.feats, weights, kernel_map, activation=self.activation)
+        return x.with_result(feats, coordinates)
 
     def __call__(self, x: SparseTensor) -> SparseTensor:
         _check_input(self, x)
+        if x.feats.shape[1] != self.in_channels:
+            raise ValueError(f"input: expected {self.in_channels} channels, given {x.feats.shape[1]}")
         return self.forward(x)
 
     def __repr__(self) -> str:
@@ -170,6 +234,8 @@ class SubMConv3d(_Convolution):
         bias: bool = True,
         indice_key: str | None = None,
         algo=None,
+        fp32_accum: bool | None = None,
+        large_kernel_fast_algo: bool = False,
         name=None,
     ):
         super().__init__(in_channels, out_channels, kernel_size, groups, bias)
@@ -179,7 +245,7 @@ class SubMConv3d(_Convolution):
         self.indice_key = indice_key
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        if max(self.kernel_size) == 1:
+        if self._is_pointwise:
             return self._pointwise(x)
         geometry = _submanifold(self.kernel_size, self.dilation)
         layer = _recorded(x, self.indice_key, "submanifold", geometry)
@@ -209,6 +275,9 @@ class SparseConv3d(_Convolution):
         bias: bool = True,
         indice_key: str | None = None,
         algo=None,
+        fp32_accum: bool | None = None,
+        record_voxel_count: bool = False,
+        large_kernel_fast_algo: bool = False,
         name=None,
     ):
         super().__init__(in_channels, out_channels, kernel_size, groups, bias)
@@ -261,13 +330,15 @@ class SparseInverseConv3d(_Convolution):
         indice_key: str,
         bias: bool = True,
         algo=None,
+        fp32_accum: bool | None = None,
+        large_kernel_fast_algo: bool = False,
         name=None,
     ):
         super().__init__(in_channels, out_channels, kernel_size, 1, bias)
         self.indice_key = indice_key
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        if max(self.kernel_size) == 1:
+        if self._is_pointwise:
             return self._pointwise(x)
         layer = x.indice_dict.get(self.indice_key)
         if layer is None or layer.kind != "strided":
@@ -278,14 +349,14 @@ class SparseInverseConv3d(_Convolution):
                 f"kernel_size: expected {layer.kernel_map.geometry.kernel} of the layer {self.indice_key!r}, "
                 f"given {self.kernel_size}"
             )
-        if layer.target is not x.coordinates and not np.array_equal(layer.target.coords.numpy(), x.coordinates.coords.numpy()):
+        if not layer.target.same_voxels(x.coordinates):
             raise ValueError(f"input: expected the voxels that the layer {self.indice_key!r} put out")
         if "inverse" not in layer.target.maps or layer.target.maps["inverse"][0] is not layer.kernel_map:
             layer.target.maps["inverse"] = layer.kernel_map, functional.inverse_map(layer.kernel_map)
         return self._convolve(x, layer.target.maps["inverse"][1], layer.source)
 
 
-class SparseMaxPool3d:
+class SparseMaxPool3d(SparseModule):
     """Maximum over the voxels of each window.
 
     `from_zero`: start from 0 instead of from the first voxel, so that negative maxima come out as 0, as spconv does on a
@@ -302,10 +373,12 @@ class SparseMaxPool3d:
         dilation=1,
         indice_key: str | None = None,
         algo=None,
+        record_voxel_count: bool = False,
         name=None,
         *,
         from_zero: bool = False,
     ):
+        super().__init__()
         self.kernel_size = _axes("kernel_size", kernel_size, self.ndim, 1)
         self.stride = self.kernel_size if stride is None else _axes("stride", stride, self.ndim, 1)
         self.padding = _axes("padding", padding, self.ndim, 0)
@@ -316,7 +389,7 @@ class SparseMaxPool3d:
     def _pool(self, feats, kernel_map):
         return functional.pool(feats, kernel_map, "max", max_from_zero=self.from_zero)
 
-    def __call__(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: SparseTensor) -> SparseTensor:
         _check_input(self, x)
         geometry = Geometry(
             _widen(self.kernel_size, 1), _widen(self.stride, 1), _widen(self.padding, 0), _widen(self.dilation, 1)

@@ -22,13 +22,14 @@ from tvm.relax.frontend.nn import Module, ModuleList, Parameter, Tensor
 from .attention import CrossAttention, SelfAttention, SerializedSelfAttention, WindowedSelfAttention, attention
 from .carrier import Link, Partition, Sites, SymbolicKernelMap, SymbolicSparseTensor
 from .conv import SparseConv3d, SparseConvTranspose3d, SparseInverseConv3d, SubMConv3d
-from .norm import GroupNorm, LayerNorm, MultiHeadRMSNorm
+from .norm import BatchNorm, GroupNorm, LayerNorm, MultiHeadRMSNorm
 from .points import devoxelize, voxelize
 from .pool import BatchPool, Downsample, SparseAvgPool3d, SparseMaxPool3d, Subdivide, Upsample
 from .rows import Activation, Linear, concat, modulated_add
 
 __all__ = [
     "Activation",
+    "BatchNorm",
     "BatchPool",
     "CrossAttention",
     "Downsample",

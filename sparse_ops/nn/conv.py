@@ -19,7 +19,7 @@ class _SparseConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size, bias: bool, dtype: str):
         self._owner = type(self).__name__
-        check_count(self._owner, in_channels=in_channels, out_channels=out_channels)
+        in_channels, out_channels = check_count(self._owner, in_channels=in_channels, out_channels=out_channels)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = triple(f"nn.{self._owner}", "kernel_size", kernel_size, 1)

@@ -3,6 +3,7 @@
 from .activation import activation
 from .attention import attention
 from .batch_offsets import batch_offsets
+from .channel_affine import channel_affine
 from .channel_layer_norm import channel_layer_norm
 from .conv import conv3d
 from .dense import from_dense, to_dense
@@ -30,6 +31,7 @@ __all__ = [
     "activation",
     "attention",
     "batch_offsets",
+    "channel_affine",
     "channel_layer_norm",
     "conv3d",
     "dense_group_norm",

@@ -10,6 +10,7 @@ from tir_kernels.layout import MapLayout
 from tir_kernels.spec.coordinate_index import METHODS, PLAN_SIZE, BuildIndex, PlanIndex
 from tir_kernels.spec.geometry import Geometry
 
+from .numbers import as_axes, shown
 from .register import call_spec, check_choice
 from .signature import MAP_DTYPES
 
@@ -32,9 +33,9 @@ def int32_of_rank(ndim: int) -> relax.TensorType:
 
 def triple(op: str, argument: str, value, least: int) -> tuple[int, int, int]:
     """An int or three of them, each at least `least`, as a tuple along x, y, z; ValueError otherwise."""
-    axes = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(axes) != 3 or not all(isinstance(axis, int) and axis >= least for axis in axes):
-        raise ValueError(f"sparse_ops.{op}: {argument}: expected an int or three of at least {least}, given {value!r}")
+    axes = as_axes(value, 3)
+    if axes is None or min(axes) < least:
+        raise ValueError(f"sparse_ops.{op}: {argument}: expected an int or three of at least {least}, given {shown(value)}")
     return axes
 
 

@@ -470,6 +470,21 @@ def _dense_group_norm(rng, rows, dtype):
     )
 
 
+def _channel_affine(rng, rows, dtype):
+    from tir_kernels.spec.channel_affine import naive
+
+    from ..op import channel_affine
+
+    x, scale, shift = features(rng, rows, 67, dtype=dtype), features(rng, 67), features(rng, 67)
+    return Example(
+        [x, scale, shift],
+        [("n", 67), (67,), (67,)],
+        lambda x, scale, shift: channel_affine(x, scale, shift, activation="silu"),
+        [naive(x, scale, shift, "silu")],
+        depth=2,
+    )
+
+
 def _channel_layer_norm(rng, rows, dtype):
     from tir_kernels.spec.channel_layer_norm import naive
 
@@ -615,6 +630,7 @@ OPS = [
     OpRow("group_norm", _group_norm),
     OpRow("layer_norm", _layer_norm),
     OpRow("dense_group_norm", _dense_group_norm),
+    OpRow("channel_affine", _channel_affine),
     OpRow("channel_layer_norm", _channel_layer_norm),
     OpRow("softmax", _softmax),
     OpRow("rms_norm_heads", _rms_norm_heads),

@@ -2,6 +2,7 @@
 
 from .activation import RecognizeActivation
 from .attention import RecognizeAttention
+from .batch_norm import FoldBatchNorm, RecognizeBatchNorm
 from .channel_layer_norm import RecognizeChannelLayerNorm
 from .conv import RecognizeConv
 from .cpu.pipeline import cpu_pipeline
@@ -23,10 +24,12 @@ from .take import BoundTakes
 __all__ = [
     "PIPELINES",
     "BoundTakes",
+    "FoldBatchNorm",
     "FoldConstants",
     "LiftParams",
     "RecognizeActivation",
     "RecognizeAttention",
+    "RecognizeBatchNorm",
     "RecognizeChannelLayerNorm",
     "RecognizeConv",
     "RecognizeGroupNorm",

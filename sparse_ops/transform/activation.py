@@ -13,6 +13,8 @@ ACTIVATIONS = {"nn.relu": "relu", "nn.silu": "silu", "nn.gelu": "gelu", "nn.gelu
 
 def activation_of(call: relax.Call) -> str | None:
     """Which activation of our ops a call is, if it is one."""
+    if op_is(call, "sparse_ops.activation"):
+        return str(call.attrs["name"])
     return ACTIVATIONS.get(call.op.name.removeprefix("relax."))
 
 

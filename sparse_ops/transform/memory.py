@@ -12,9 +12,9 @@ after its last use.
 Sizes that the data decide, such as those of an index of coordinates and of what `unique` keeps, are known while running only.
 They count with the most that they can be, which the kernel that chooses them tells, see `tir_kernels.bounds`.
 
-To whom it is given back is the choice of whoever runs the module. `relax.VirtualMachine(executable, device)` keeps every
-buffer in a pool, by its exact size, and returns none: right where all calls have the same sizes, but with sizes that vary
-memory grows with every new one. `memory_cfg="naive"` returns buffers to the C library at once: take that for symbolic sizes.
+To whom it is given back is the choice of whoever runs the module. A `Program`, as `build` returns it, gives buffers back to
+the C library at once, as does `relax.VirtualMachine(executable, device, memory_cfg="naive")`. Without that setting a machine
+keeps every buffer in a pool, by its exact size, and returns none: with sizes that vary memory grows with every new one.
 With glibc set MALLOC_MMAP_THRESHOLD_=1048576 beside it, or it keeps a few of the freed buffers. Forty sizes of a chain of
 softmaxes, 23 MB for a call, took 696 MB pooled, 103 MB naive, 35 MB with the setting as well.
 """

@@ -5,6 +5,7 @@ from tvm import relax
 
 from .activation import RecognizeActivation
 from .attention import RecognizeAttention
+from .batch_norm import FoldBatchNorm, RecognizeBatchNorm
 from .channel_layer_norm import RecognizeChannelLayerNorm
 from .conv import RecognizeConv
 from .group_norm import RecognizeGroupNorm
@@ -28,6 +29,8 @@ def recognize() -> tvm.transform.Pass:
             RecognizeChannelLayerNorm(),
             RecognizeLayerNorm(),
             RecognizeConv(),
+            RecognizeBatchNorm(),
+            FoldBatchNorm(),
             RecognizeGroupNorm(),
             RecognizeSoftmax(),
             SimplifyLayout(),

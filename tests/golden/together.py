@@ -10,24 +10,17 @@ from typing import Any
 
 import pytest
 import tvm
-from tvm import relax
 
-from sparse_ops.build import build, pack_params, unchecked
+from sparse_ops.build import build, unchecked
 from sparse_ops.eager import call
+from sparse_ops.program import Function
 
 
 class NotCompiled(Exception):
     """A job came to a function that is not there yet."""
 
 
-class Part:
-    """One function of a module, as `eager.cache.Compiled` is."""
-
-    def __init__(self, machine: relax.VirtualMachine, name: str):
-        self.machine, self.name, self.main = machine, name, machine[name]
-
-    def pack(self, parameters: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
-        return pack_params(self.machine, self.name, parameters.__getitem__)
+Part = dict[str, Function]  # of a program, its `main`
 
 
 def run_together(jobs: Mapping[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
@@ -74,6 +67,5 @@ def _compiled(wanted: dict[tuple, Callable[[], tvm.IRModule]]) -> dict[tuple, Pa
         names[identity] = name = f"main{number}"
         functions[tvm.ir.GlobalVar(name)] = make_module()["main"].with_attr("global_symbol", name)
     with unchecked():
-        executable = build(tvm.IRModule(functions), lift_params=True)
-    machine = relax.VirtualMachine(executable, tvm.cpu())
-    return {identity: Part(machine, name) for identity, name in names.items()}
+        program = build(tvm.IRModule(functions), lift_params=True)
+    return {identity: {"main": program[name]} for identity, name in names.items()}

@@ -3,15 +3,15 @@
 import functools
 
 import numpy as np
-from tvm import relax
 
 from sam3d_tvm.models.slat_generator import PRESETS, SlatGenerator, compile_model
+from sparse_ops.program import Program
 
 CONFIG = PRESETS["tiny"]
 
 
 @functools.cache
-def compiled() -> relax.VirtualMachine:
+def compiled() -> Program:
     return compile_model(CONFIG)
 
 

@@ -2,15 +2,22 @@
 
 TVM keeps a pool of workers for each thread that calls kernels. A pool starts at the first call, with TVM_NUM_THREADS workers;
 without it TVM takes half of the cores that the machine has, whichever of them the process may use.
+
+A fork copies the calling thread alone: in the child that thread's workers are gone, and a kernel would wait for them for ever.
+So there it runs kernels by itself, with the same bits; threads that the child starts have pools of their own, of all cores.
 """
 
+import operator
 import os
+import threading
 from pathlib import Path
 
 import tvm
 
 VARIABLE = "TVM_NUM_THREADS"
+BINDING = "TVM_BIND_THREADS"
 BIG_CORES = 1  # TVM's affinity mode `kBig`, its default
+SHARED_CORES = -3  # and `kSpecifyThreadShareAllCore`, whose list of cores also says how many threads there are
 ALL = 1 << 20  # more workers than a pool can have: TVM takes as many as there are
 
 
@@ -21,7 +28,7 @@ def use_available_cores() -> None:
     process may have others, and which every process would choose. `TVM_BIND_THREADS` wins if it is set.
     """
     os.environ.setdefault(VARIABLE, str(available_cores()))
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    os.environ.setdefault(BINDING, "0")
 
 
 def available_cores(membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
@@ -51,8 +58,39 @@ def _quotas(membership: Path, mount: Path) -> list[int]:
     return quotas
 
 
+_configure = tvm.get_global_func("runtime.config_threadpool")
+_used = False  # whether pools may have started in this process
+_alone: int | None = None  # the thread that a fork left without its workers
+
+
+def note_use() -> None:
+    """Kernels are compiled or called in this process: from now on a fork may find a pool."""
+    global _used
+    _used = True
+
+
+def _leave_workers() -> None:
+    """In the child of a fork: this thread's workers did not survive, so it does without."""
+    global _alone
+    if not _used:
+        return
+    _alone = threading.get_ident()
+    bound = os.environ.get(BINDING)
+    os.environ[BINDING] = "0"  # or TVM would bind the threads that are gone
+    _configure(SHARED_CORES, 1, ["0"])
+    if bound is None:
+        del os.environ[BINDING]
+    else:
+        os.environ[BINDING] = bound
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_workers)
+
+
 def threads() -> int:
     """Threads that kernels called from this thread use."""
+    note_use()
     return int(tvm.get_global_func("runtime.NumThreads")())
 
 
@@ -60,18 +98,31 @@ def set_threads(count: int) -> None:
     """Use `count` threads for kernels called from this thread, and from threads that call their first kernel later.
 
     Raises ValueError unless `count` is an int from 1 to the number of workers that this thread's pool started with: that of the
-    available cores, or `TVM_NUM_THREADS`, or the count of an earlier call in another thread.
+    available cores, or `TVM_NUM_THREADS`, or the count of an earlier call in another thread; and for more than 1 in a process
+    forked from one that used kernels, in the thread that goes on there.
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    try:
+        number = 0 if isinstance(count, bool) else operator.index(count)
+    except TypeError:
+        number = 0
+    if number < 1:
         raise ValueError(f"count: expected an int of at least 1, given {count!r}")
-    configure = tvm.get_global_func("runtime.config_threadpool")
-    before = threads()
-    configure(BIG_CORES, ALL)
-    most = threads()
-    configure(BIG_CORES, count if count <= most else before)
-    if count > most:
-        raise ValueError(
-            f"count: expected at most {most}, the threads that the pool started with, given {count}; "
-            f"set {VARIABLE}={count} in the environment before the process starts"
-        )
+    count = number
+    note_use()
+    if threading.get_ident() == _alone:
+        if count > 1:
+            raise ValueError(
+                f"count: expected 1, as the workers did not survive the fork that this process began with, given {count}; "
+                "start processes by multiprocessing's 'spawn', or call kernels from a new thread"
+            )
+    else:
+        before = threads()
+        _configure(BIG_CORES, ALL)
+        most = threads()
+        _configure(BIG_CORES, count if count <= most else before)
+        if count > most:
+            raise ValueError(
+                f"count: expected at most {most}, the threads that the pool started with, given {count}; "
+                f"set {VARIABLE}={count} in the environment before the process starts"
+            )
     os.environ[VARIABLE] = str(count)

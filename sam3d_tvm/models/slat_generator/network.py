@@ -53,6 +53,7 @@ from sparse_ops.nn import (
     concat,
 )
 from sparse_ops.nn.carrier import emit
+from sparse_ops.program import Program
 from sparse_ops.transform.precision import PRECISIONS
 from tir_kernels.dispatch import host_target
 
@@ -68,7 +69,7 @@ def compile_model(
     precision: str = "float32",
     savings: Savings = ALL_SAVINGS,
     sparse_backend: str = "native",
-) -> relax.VirtualMachine:
+) -> Program:
     """Compile the parts for `target`, by default this CPU, and load them. Weights are not part of the result.
 
     `precision`: "float32" or "bfloat16", see `sparse_ops.transform.precision.to_precision`; x, times, tokens and velocities
@@ -85,7 +86,7 @@ def compile_model(
     configuration = {"slat": dataclasses.asdict(one_block), **options, "source": fingerprint(__package__)}
     with target or host_target():
         identity = json.dumps(configuration, sort_keys=True)
-        return compiled(("slat", identity), lambda: model.export_tvm(model.specs())[0], precision).machine
+        return compiled(("slat", identity), lambda: model.export_tvm(model.specs())[0], precision)
 
 
 def slat_component(

@@ -13,7 +13,6 @@ from functools import lru_cache, partial
 
 import numpy as np
 import tvm
-from tvm import relax
 
 from sam3d_tvm.checks import check_coords, check_finite
 from sam3d_tvm.models.slat_generator.config import ALL_SAVINGS, Savings, SlatConfig, preset
@@ -23,6 +22,7 @@ from sam3d_tvm.sampler import Guidance, Step, sample_flow
 from sparse_ops.build import pack_params
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.weights import State, load_state
+from sparse_ops.program import Program
 
 MODULATION = "_modulation"
 TIME_SCALE = 1000.0  # the model sees t in 0..1 times this
@@ -122,7 +122,7 @@ class SlatGenerator:
         self,
         config: SlatConfig,
         state: State | Component,
-        vm: relax.VirtualMachine | None = None,
+        vm: Program | None = None,
         taps: Sequence[str] = (),
         *,
         precision: str = "float32",
@@ -137,7 +137,7 @@ class SlatGenerator:
         self.tapped: dict[str, np.ndarray] = {}
         _check_taps(config, taps)
         if isinstance(state, Component):
-            self._vm, self._params = state.machine, self._packed_by(state)
+            self._vm, self._params = state.program, self._packed_by(state)
         else:
             check_state(config, state)
             self._vm = vm or compile_model(config, precision=precision, savings=savings, sparse_backend=sparse_backend)
@@ -186,9 +186,7 @@ class SlatGenerator:
         ]
 
     @classmethod
-    def from_preset(
-        cls, name: str = "small", seed: int = 0, vm: relax.VirtualMachine | None = None, **options
-    ) -> "SlatGenerator":
+    def from_preset(cls, name: str = "small", seed: int = 0, vm: Program | None = None, **options) -> "SlatGenerator":
         """A model of `PRESETS` with seeded random weights. ValueError for another name or a negative seed."""
         config = preset(name)
         return cls(config, seeded_state(config, seed), vm, **options)
@@ -199,7 +197,7 @@ class SlatGenerator:
         config: SlatConfig | Mapping,
         state: State | str | os.PathLike,
         prefix: str = "",
-        vm: relax.VirtualMachine | None = None,
+        vm: Program | None = None,
         **options,
     ) -> "SlatGenerator":
         """A model of given weights: arrays by upstream's parameter names, or a .safetensors file of them.

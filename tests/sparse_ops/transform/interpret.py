@@ -8,11 +8,23 @@ import tvm
 from tvm import relax
 
 from sparse_ops.op.signature import GIVEN
-from tir_kernels.spec import attention, channel_layer_norm, conv3d, dense_group_norm, layer_norm, linear, softmax
+from tir_kernels.spec import activation as activations
+from tir_kernels.spec import (
+    attention,
+    channel_affine,
+    channel_layer_norm,
+    conv3d,
+    dense_group_norm,
+    layer_norm,
+    linear,
+    softmax,
+)
 
 UNARY = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "tanh": np.tanh,
+    "sqrt": np.sqrt,
+    "negative": np.negative,
     "erf": lambda x: torch.erf(torch.from_numpy(x)).numpy(),
     "logical_not": np.logical_not,
     "nn.relu": lambda x: np.maximum(x, 0),
@@ -90,6 +102,8 @@ def _value(mod: tvm.IRModule, values: dict, expr: relax.Expr):
             return args[0].max(-1, keepdims=True)
         case "where":
             return np.where(*args)
+    if name == "nn.batch_norm":
+        return [F.batch_norm(*map(torch.from_numpy, (args[0], *args[3:], *args[1:3])), eps=attrs.epsilon).numpy(), *args[3:]]
     tensors = [torch.from_numpy(arg) for arg in args if isinstance(arg, np.ndarray)]
     if name.startswith("nn."):
         return _torch(name, attrs, *tensors).numpy()
@@ -111,6 +125,10 @@ def _value(mod: tvm.IRModule, values: dict, expr: relax.Expr):
             return _rounded(conv3d.naive(*args[:2], **given, **geometry, **activation), dtype)
         case "dense_group_norm":
             return _rounded(dense_group_norm.naive(*args, attrs["groups"], attrs["eps"], **activation), dtype)
+        case "activation":
+            return _rounded(activations.naive(args[0], str(attrs["name"])), dtype)
+        case "channel_affine":
+            return _rounded(channel_affine.naive(*args, **activation), dtype)
         case "channel_layer_norm":
             return _rounded(channel_layer_norm.naive(*args, attrs["eps"], **activation), dtype)
         case "softmax":

@@ -1,0 +1,144 @@
+"""A compiled module that any number of threads may call at once.
+
+A `relax.VirtualMachine` keeps the state of a call in itself: entered by two threads it ends the process. One costs 40 us and
+2 KB beside the code that all of them share, so a call takes one that is idle, or makes one. Results go back to the system when
+they are dropped ("naive"): TVM's pool would keep a buffer of every size that was ever asked for.
+"""
+
+from collections.abc import Callable
+
+import tvm
+import tvm_ffi
+from tvm import relax
+from tvm.relax.vm_build import VMExecutable
+
+from tir_kernels.cpu.threads import note_use
+
+from .transform.lift_params import TRANSFORM_PARAMS
+
+IDLE = 8  # machines that are kept, each with the last result that it returned; more calls than that at once make theirs anew
+
+Packed = list[tvm.runtime.Tensor]  # parameters in the layout of this machine's kernels
+
+
+class Program(VMExecutable):
+    """What `build` returns: compiled functions by name, as `tvm.compile` returns them, that threads may share.
+
+        program = build(module)
+        out = program["main"](x)
+
+    Results lie in memory of their own and go back to the system when they are dropped. Weights are the caller's: `pack_params`
+    makes packed copies of them, which do not follow what is written into the originals afterwards.
+    """
+
+    def __init__(self, code: tvm.runtime.Module | tvm.runtime.Executable):
+        """`code`: what `tvm.compile` returned for a Relax module, or what was loaded from a library made of it."""
+        super().__init__(code.mod if isinstance(code, tvm.runtime.Executable) else code)
+        self._machines = _Machines(tvm.runtime.Executable(self.mod).jit)
+
+    def __getitem__(self, name: str) -> "Function":
+        """The function of that name. Raises ValueError if there is none."""
+        return self._machines[name]
+
+    def __call__(self, *args):
+        """Call the function `main`."""
+        return self["main"](*args)
+
+    def jit(self, **options) -> tvm.runtime.Module:
+        """The code, for a `relax.VirtualMachine` of one's own, which is for one thread at a time."""
+        note_use()
+        return super().jit(**options)
+
+    def pack_params(self, name: str, read: Callable[[int], tvm.runtime.Tensor]) -> Packed:
+        """See `pack_params`."""
+        return pack_params(self, name, read)
+
+    def __copy__(self) -> "Program":
+        """Itself, as nothing in it changes."""
+        return self
+
+    def __deepcopy__(self, memo: dict) -> "Program":
+        return self
+
+    def __reduce__(self):
+        raise TypeError("a Program cannot be pickled: write it by `export_library` and load it in the other process")
+
+
+class Function:
+    """A function of a program. It takes and returns TVM tensors, or tuples of them, and may be called from any thread."""
+
+    def __init__(self, machines: "_Machines", name: str):
+        self.name = name
+        self._machines, self._idle = machines, machines.idle
+
+    def __call__(self, *args):
+        idle = self._idle
+        try:
+            machine = idle.pop()
+        except IndexError:
+            machine = self._machines.another()
+        result = machine[self.name](*args)  # a machine whose call fails is dropped
+        if len(idle) < IDLE:
+            idle.append(machine)
+        return result
+
+    def pack(self, read: Callable[[int], tvm.runtime.Tensor]) -> Packed:
+        """See `pack_params`."""
+        return pack_params(self._machines, self.name, read)
+
+    def __repr__(self) -> str:
+        return f"Function({self.name!r})"
+
+
+class _Machine(dict):
+    """Functions of one virtual machine by name, for one call at a time."""
+
+    def __init__(self, code: tvm.runtime.Module):
+        super().__init__()
+        self.machine = relax.VirtualMachine(code, tvm.cpu(), memory_cfg="naive")
+
+    def __missing__(self, name: str) -> tvm_ffi.Function:
+        function = self[name] = self.machine[name]
+        return function
+
+
+class _Machines:
+    """The virtual machines of one module, those that are idle, and the functions that they all have."""
+
+    def __init__(self, load: Callable[[], tvm.runtime.Module]):
+        self.load, self.idle = load, []
+        self.functions: dict[str, Function] = {}
+
+    def another(self) -> _Machine:
+        note_use()
+        return _Machine(self.load())
+
+    def __getitem__(self, name: str) -> Function:
+        function = self.functions.get(name)
+        if function is None:
+            machine = self.another()
+            try:
+                machine[name]
+            except AttributeError:
+                raise ValueError(f"name: expected that of a function of this program, given {name!r}") from None
+            self.idle.append(machine)
+            function = self.functions.setdefault(name, Function(self, name))
+        return function
+
+
+def pack_params(
+    program: Program | _Machines | relax.VirtualMachine, name: str, read: Callable[[int], tvm.runtime.Tensor]
+) -> Packed:
+    """The packed parameters of function `name` of a module built with `lift_params=True`, to be passed after its inputs.
+
+    `read(i)` returns parameter i in the order of `export_tvm`. It is called once for each parameter that the function
+    uses, and the result dropped after its last use: weights of any size never lie in memory twice. What is packed is a copy:
+    after the original has changed, pack again.
+    """
+    packed = {}
+
+    def store(index: int, value: tvm.runtime.Tensor) -> None:
+        packed[index] = value.copyto(tvm.cpu())  # its memory is used again by the next ones
+
+    program[name + TRANSFORM_PARAMS](tvm_ffi.convert(read), tvm_ffi.convert(store))
+    return [packed[i] for i in range(len(packed))]

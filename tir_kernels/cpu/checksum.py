@@ -1,0 +1,75 @@
+"""A checksum over the bits of an array: chunks in parallel, each as lanes that are mixed side by side."""
+
+from functools import cache
+
+import tvm
+from tvm.script import tirx as T
+
+from .. import script
+from ..buffers import match_buffer
+from ..script import inline
+from ..spec.checksum import CHUNK, LANES, ODD, ODD_64, Checksum
+from .isa import Isa
+
+FEW = 4  # chunks that one thread has read before others are awake
+
+
+@inline
+def fold(total, value):
+    """total[0] goes on with `value`."""
+    total[0] = (total[0] ^ value) * T.uint64(ODD_64)
+    total[0] = total[0] ^ (total[0] >> T.uint64(32))
+
+
+@inline
+def mix(h, lane, word):
+    """Lane `lane` goes on with `word`."""
+    h[lane] = (h[lane] ^ word) * T.uint32(ODD)
+    h[lane] = h[lane] ^ (h[lane] >> T.uint32(15))
+
+
+@inline
+def sum_chunk(words, n, chunk, sums):
+    """sums[chunk] = what chunk `chunk` of the `n` words comes to."""
+    h = T.alloc_buffer((LANES,), "uint32")
+    sum_ = T.alloc_buffer((1,), "uint64")
+    for lane in T.vectorized(LANES):
+        h[lane] = T.Cast("uint32", lane)
+    first: T.let = chunk * CHUNK
+    count: T.let = T.min(n - first, T.int64(CHUNK))
+    for step in range(count // LANES):
+        for lane in T.vectorized(LANES):
+            mix(h, lane, T.Cast("uint32", words[first + step * LANES + lane]))
+    for lane in range(count % LANES):
+        mix(h, lane, T.Cast("uint32", words[first + count // LANES * LANES + lane]))
+    sum_[0] = T.Cast("uint64", chunk)
+    for lane in range(LANES):
+        fold(sum_, T.Cast("uint64", h[lane]))
+    sums[chunk] = sum_[0]
+
+
+@cache
+def checksum(spec: Checksum, isa: Isa) -> tvm.tirx.PrimFunc:
+    """See `Checksum`."""
+
+    @script.prim_func(s_tir=True)
+    def kernel(words_: T.handle, sum_: T.handle):
+        T.func_attr({"tirx.noalias": True, "global_symbol": "checksum"})
+        n = T.int64()
+        words = match_buffer(words_, (n,), spec.dtype)
+        result = match_buffer(sum_, (1,), "uint64")
+        chunks: T.let = (n + CHUNK - 1) // CHUNK
+        sums = T.alloc_buffer((chunks,), "uint64")
+        total = T.alloc_buffer((1,), "uint64")
+        if chunks <= FEW:
+            for chunk in range(chunks):
+                sum_chunk(words, n, chunk, sums)
+        else:
+            for chunk in T.parallel(chunks):
+                sum_chunk(words, n, chunk, sums)
+        total[0] = T.Cast("uint64", n)
+        for chunk in range(chunks):
+            fold(total, sums[chunk])
+        result[0] = total[0]
+
+    return kernel
