@@ -3,11 +3,12 @@
 - `sparse_ops.op`: constructors of Relax ops, for graphs; `sparse_ops.nn`: modules in the style of `relax.frontend.nn`;
   `sparse_ops.build.build` compiles a module for a CPU.
 - `SparseTensor` and the layers below, with spconv's names and argument order: eager calls on numpy, torch or TVM arrays;
-  `sparse_ops.functional` has the functions under them.
+  `sparse_ops.functional` has the functions under them, `sparse_ops.weights` the layouts of other libraries.
 """
 
 from tir_kernels.cpu.threads import set_threads, threads  # the package also sets up the thread pool before its first use
 
+from . import weights
 from .eager import containers, functional, norm
 from .eager import layers as modules
 from .eager.call import KernelMap, Weights
@@ -28,6 +29,7 @@ __all__ = [
     "sparse_add",
     "threads",
     "voxelize",
+    "weights",
     *containers.__all__,
     *modules.__all__,
     *norm.__all__,

@@ -13,6 +13,7 @@ from math import prod
 import numpy as np
 
 from .eager.arrays import describe, kind_of
+from .op.numbers import as_axes, shown
 
 MOST_AXES = 3
 NEVER, ALWAYS, ODD = "never", "always", "if odd in number"
@@ -139,9 +140,9 @@ def _permuted(array, order: list[int]):
 
 def _axes(argument: str, value, ndim: int) -> tuple[int, ...]:
     """An int or one for each of `ndim` axes, at least 1."""
-    axes = (value,) * ndim if isinstance(value, int) else tuple(value)
-    if len(axes) != ndim or not all(isinstance(axis, int) and axis >= 1 for axis in axes):
-        raise ValueError(f"{argument}: expected an int or {ndim} of at least 1, given {value!r}")
+    axes = as_axes(value, ndim)
+    if axes is None or min(axes) < 1:
+        raise ValueError(f"{argument}: expected an int or {ndim} of at least 1, given {shown(value)}")
     return axes
 
 
