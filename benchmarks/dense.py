@@ -21,7 +21,7 @@ from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
 from sparse_ops import op
-from sparse_ops.build import build
+from sparse_ops.build import Program, build
 from sparse_ops.transform import cpu_pipeline
 from tests.tolerance import compare
 from tir_kernels.dispatch import host_target
@@ -73,7 +73,7 @@ def compiled(call: Callable[..., relax.Expr], *values: np.ndarray, constants: in
         with builder.dataflow():
             result = builder.emit_output(call(*variables, *(relax.const(value) for value in given[inputs:])))
         builder.emit_func_output(result)
-    main = relax.VirtualMachine(build(builder.get()), tvm.cpu())["main"]
+    main = build(builder.get())["main"]
     return lambda: main(*given[:inputs])
 
 
@@ -132,7 +132,7 @@ def block_case(dtype: str) -> Case:
         program = torch.export.export(block, (x,))
     mod = from_exported_program(program, unwrap_unit_return_tuple=True)
     executable = tvm.compile(mod, target=host_target(), relax_pipeline=cpu_pipeline(precision=dtype))
-    main, given = relax.VirtualMachine(executable, tvm.cpu())["main"], tvm.runtime.tensor(x.numpy())
+    main, given = Program(executable)["main"], tvm.runtime.tensor(x.numpy())
     theirs = block.to(torch.bfloat16) if dtype == "bfloat16" else block
     there = x.to(torch.bfloat16) if dtype == "bfloat16" else x
 

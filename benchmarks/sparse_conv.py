@@ -107,7 +107,7 @@ def compiled(bb: relax.BlockBuilder):
     with host_target():
         # `tvm.compile` folds no constants on a CPU: without this, every call would pack the weights again
         mod = relax.transform.FoldConstant()(relax.transform.LegalizeOps()(bb.get()))
-    return relax.VirtualMachine(build(mod), tvm.cpu())["main"]
+    return build(mod)["main"]
 
 
 @functools.cache

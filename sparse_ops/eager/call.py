@@ -63,21 +63,22 @@ class Weights:
     weight: object
     bias: object = None
     fixed: bool = False
-    _packed: tuple[tuple | None, dict[Function, list]] = field(default_factory=lambda: (None, {}), init=False, repr=False)
+    _packed: tuple[list | None, dict[Function, list]] = field(default_factory=lambda: (None, {}), init=False, repr=False)
 
     def __reduce__(self):
         """Copies and pickles hold the arrays, and pack anew."""
         return _weights, tuple(Travelling.of(value) for value in (self.weight, self.bias, self.fixed))
 
-    def packed(self, function: Function, parameters: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
+    def packed(self, function: Function, parameters: list[tvm.runtime.Tensor], dtypes: list[str]) -> list[tvm.runtime.Tensor]:
         """What a compiled function takes in place of the parameters."""
-        sums = tuple([checksum(tensor) for tensor in parameters[self.fixed :]])
+        looked_at = range(self.fixed, len(parameters))
+        sums = [checksum(parameters[i], dtypes[i]) for i in looked_at]
         of, kept = self._packed
         packed = kept.get(function) if of == sums else None
         if packed is None:
             # Others may write meanwhile: what is packed and what is summed up are one copy.
-            copies = [*parameters[: self.fixed], *[tensor.copyto(tvm.cpu()) for tensor in parameters[self.fixed :]]]
-            sums = tuple([checksum(tensor) for tensor in copies[self.fixed :]])
+            copies = [tensor.copyto(tvm.cpu()) for tensor in parameters]
+            sums = [checksum(copies[i], dtypes[i]) for i in looked_at]
             packed = function.pack(copies.__getitem__)
             of, kept = self._packed
             if of != sums:
@@ -121,7 +122,8 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
         if weights is None or argument not in PACKED:
             inputs += tensors
     if weights is not None:
-        packed = weights.packed(function, [tensor for name in PACKED if name in given for tensor in given[name][0]])
+        parameters = [given[name] for name in PACKED if name in given]
+        packed = weights.packed(function, [tensors[0] for tensors, _ in parameters], [fixed[0] for _, fixed in parameters])
     out = function(*inputs, *packed)
     return as_kind(out, kind) if isinstance(out, tvm.runtime.Tensor) else out
 

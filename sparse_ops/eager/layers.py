@@ -21,7 +21,7 @@ from tir_kernels.spec.sites import out_extent
 from ..op.numbers import as_axes, as_int, shown
 from ..op.signature import FLOATS
 from . import functional
-from .arrays import as_kind, as_tensor
+from .arrays import as_kind, as_tensor, dtype_of
 from .call import Weights
 from .checksum import checksum
 from .module import Entry, SparseModule
@@ -172,7 +172,7 @@ class _Convolution(SparseModule):
             raise ValueError(f"weight: expected shape {list(self.weight_shape)}, given {list(self.weight.shape)}")
         of, kept = getattr(self, "_kept", None) or (None, None)
         if make == self.pointwise_weight:
-            holds = checksum(as_tensor(self.weight, "weight", FLOATS, self.weight_shape))
+            holds = checksum(as_tensor(self.weight, "weight", FLOATS, self.weight_shape), dtype_of(self.weight))
             if of != holds:
                 of, kept = holds, Weights(make(self.weight), fixed=True)
         else:
