@@ -14,6 +14,7 @@ import tvm
 
 RAISE_RANGE = "tir_kernels.raise_range_error"
 RAISE_DUPLICATE = "tir_kernels.raise_duplicate_error"
+RAISE_SET_DUPLICATE = "tir_kernels.raise_set_duplicate_error"
 RAISE_ORDER = "tir_kernels.raise_order_error"
 RAISE_INDEX = "tir_kernels.raise_index_error"
 RAISE_BATCH_INDEX = "tir_kernels.raise_batch_index_error"
@@ -28,17 +29,25 @@ RAISE_REPEATED_ROW = "tir_kernels.raise_repeated_row_error"
 RAISE_KERNEL_SIZE = "tir_kernels.raise_kernel_size_error"
 
 COLUMNS = ("batch index", "x", "y", "z")
-ARGUMENTS = ("batch_offsets", "q_offsets", "k_offsets", "q_order", "k_order")  # that share words; a number where no name fits
+ARGUMENTS = ("batch_offsets", "q_offsets", "k_offsets", "q_order", "k_order", "coords", "coords_in", "coords_out")  # that share words; a number where no name fits
 
 
-def range_words(row: int, column: int, value: int, low: int, high: int) -> str:
+def range_words(row: int, column: int, value: int, low: int, high: int, argument: str | int = "coords") -> str:
     """A coordinate or batch index lies outside its range."""
-    return f"coords: row {row} has {COLUMNS[column]} {value}, expected {low} to {high}"
+    return f"{_argument(argument)}: row {row} has {COLUMNS[column]} {value}, expected {low} to {high}"
 
 
-def duplicate_words(row: int, earlier: int) -> str:
+def duplicate_words(row: int, earlier: int, argument: str | int = "coords") -> str:
     """Two rows hold the same coordinates."""
-    return f"coords: row {row} repeats the coordinates of row {earlier}, expected every row to be different"
+    return f"{_argument(argument)}: row {row} repeats the coordinates of row {earlier}, expected every row to be different"
+
+
+def set_duplicate_words(row: int, earlier: int, place: int) -> str:
+    """Two rows of one set of several hold the same coordinates."""
+    return (
+        f"coords: row {row} of set {place} repeats the coordinates of row {earlier} of it, "
+        "expected every row of a set to be different"
+    )
 
 
 def order_words(row: int, value: int, previous: int) -> str:
@@ -144,6 +153,7 @@ REFUSALS: dict[int, Refusal] = {
     12: Refusal(RAISE_REPEATED_ROW, repeated_row_words),
     13: Refusal(RAISE_KERNEL_SIZE, kernel_size_words),
     14: Refusal(RAISE_GRID, grid_words),
+    20: Refusal(RAISE_SET_DUPLICATE, set_duplicate_words),
 }
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "gather_rows",
     "group_norm",
     "inverse_map",
+    "kernel_map",
     "linear",
     "lookup",
     "pool",
@@ -103,22 +104,58 @@ def submanifold_map(coords, kernel_size=3, dilation=1, method: str = "auto") -> 
     return KernelMap(tensor, tensor, Geometry.submanifold(kernel, dilation), tuple(arrays))
 
 
+def _geometry_options(name: str, kernel_size, stride, padding, dilation, transposed: bool) -> dict:
+    return {
+        "kernel_size": triple(name, "kernel_size", kernel_size, 1),
+        "stride": triple(name, "stride", stride, 1),
+        "padding": triple(name, "padding", padding, 0),
+        "dilation": triple(name, "dilation", dilation, 1),
+        "transposed": transposed,
+    }
+
+
 def strided_map(
-    coords, kernel_size, stride=1, padding=0, dilation=1, shape="infer", transposed: bool = False, method: str = "auto"
+    coords,
+    kernel_size,
+    stride=1,
+    padding=0,
+    dilation=1,
+    shape="infer",
+    transposed: bool = False,
+    method: str = "auto",
+    *,
+    output_padding=0,
+    ceil_mode: bool = False,
 ) -> KernelMap:
     """Output sites (`coords_out`) and kernel map of a strided or transposed convolution; see `op.strided_map`."""
     tensor = _coords(coords)
-    axes = {
-        "kernel_size": triple("strided_map", "kernel_size", kernel_size, 1),
-        "stride": triple("strided_map", "stride", stride, 1),
-        "padding": triple("strided_map", "padding", padding, 0),
-        "dilation": triple("strided_map", "dilation", dilation, 1),
-        "transposed": transposed,
-    }
+    axes = _geometry_options("strided_map", kernel_size, stride, padding, dilation, transposed)
+    axes |= {"output_padding": triple("strided_map", "output_padding", output_padding, 0), "ceil_mode": ceil_mode}
     shape = shape if shape is None or isinstance(shape, str) else triple("strided_map", "shape", shape, 1)
     options = {**axes, "shape": shape, "method": method}
     out, arrays = run("strided_map", op.strided_map, "tvm", {"coords": Checked(tensor, "int32")}, options)
     return KernelMap(tensor, out, Geometry(*axes.values()), tuple(arrays))
+
+
+def kernel_map(
+    coords_in,
+    coords_out,
+    kernel_size,
+    stride=1,
+    padding=0,
+    dilation=1,
+    transposed: bool = False,
+    method: str = "auto",
+) -> KernelMap:
+    """The kernel map from coords_in int32 [N, 4] to chosen coords_out int32 [M, 4]; see `op.kernel_map`."""
+    sides = {
+        name: side.tensor if type(side) is Checked else as_tensor(side, name, ("int32",), (None, 4))
+        for name, side in (("coords_in", coords_in), ("coords_out", coords_out))
+    }
+    axes = _geometry_options("kernel_map", kernel_size, stride, padding, dilation, transposed)
+    arrays = {name: Checked(tensor, "int32") for name, tensor in sides.items()}
+    out = run("kernel_map", op.kernel_map, "tvm", arrays, {**axes, "method": method})
+    return KernelMap(*sides.values(), Geometry(*axes.values()), tuple(out))
 
 
 def inverse_map(kernel_map: KernelMap) -> KernelMap:

@@ -9,7 +9,7 @@ from .dense import from_dense, to_dense
 from .dense_group_norm import dense_group_norm
 from .gather_rows import gather_rows
 from .group_norm import group_norm
-from .kernel_map import inverse_map, strided_map, submanifold_map
+from .kernel_map import inverse_map, kernel_map, strided_map, submanifold_map
 from .layer_norm import layer_norm
 from .linear import linear
 from .lookup import lookup
@@ -36,6 +36,7 @@ __all__ = [
     "gather_rows",
     "group_norm",
     "inverse_map",
+    "kernel_map",
     "layer_norm",
     "linear",
     "lookup",

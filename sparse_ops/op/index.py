@@ -49,6 +49,33 @@ def geometry_of(options: Mapping) -> Geometry:
     return Geometry(*(options[name] for name in GEOMETRY))
 
 
+def output_padding_of(op: str, value, stride, dilation, transposed: bool = True) -> tuple[int, int, int]:
+    """An output padding as a tuple along x, y, z.
+
+    ValueError unless it is 0 where a convolution is not transposed, and elsewhere below the stride or the dilation along its
+    axis, as in PyTorch: more would add nothing but empty layers.
+    """
+    axes = triple(op, "output_padding", value, 0)
+    if any(axes) and not transposed:
+        raise ValueError(f"sparse_ops.{op}: output_padding: expected 0 unless the map is transposed, given {value!r}")
+    most = tuple(max(s, d) - 1 for s, d in zip(stride, dilation, strict=True))
+    if any(axis > limit for axis, limit in zip(axes, most, strict=True)):
+        raise ValueError(
+            f"sparse_ops.{op}: output_padding: expected at most {most}, which is below the larger of stride and dilation, "
+            f"given {value!r}"
+        )
+    return axes
+
+
+def check_ceil_mode(op: str, ceil_mode: bool, transposed: bool = False) -> bool:
+    """ValueError unless `ceil_mode` is a bool, and False where a map is transposed."""
+    if not isinstance(ceil_mode, bool):
+        raise ValueError(f"sparse_ops.{op}: ceil_mode: expected True or False, given {ceil_mode!r}")
+    if ceil_mode and transposed:
+        raise ValueError(f"sparse_ops.{op}: ceil_mode: expected False where the map is transposed, given True")
+    return ceil_mode
+
+
 def check_method(op: str, method: str, methods=METHODS):
     check_choice(op, "method", method, methods)
 
@@ -74,11 +101,14 @@ def emit_tuple(bb: relax.BlockBuilder, call: relax.Call, count: int) -> list[rel
     return [bb.emit(relax.TupleGetItem(result, i)) for i in range(count)]
 
 
-def emit_index(bb: relax.BlockBuilder, coords: relax.Expr, pad: tuple[int, int, int], method: str) -> list[relax.Expr]:
-    """Plan and build the index of `coords`: (plan, slots, keys)."""
-    plan, size = emit_tuple(bb, call_spec(bb, PlanIndex(pad, method), [coords], [int64(PLAN_SIZE), int64(2)]), 2)
+def emit_index(
+    bb: relax.BlockBuilder, coords: relax.Expr, pad: tuple[int, int, int], method: str, argument: str = "coords"
+) -> list[relax.Expr]:
+    """Plan and build the index of `coords`, which messages call `argument`: (plan, slots, keys)."""
+    plan_of = PlanIndex(pad, method, argument=argument)
+    plan, size = emit_tuple(bb, call_spec(bb, plan_of, [coords], [int64(PLAN_SIZE), int64(2)]), 2)
     slots, keys = emit_sizes(bb, size, 2)
-    return [plan, *emit_tuple(bb, call_spec(bb, BuildIndex(), [coords, plan], [int32(slots), int64(keys)]), 2)]
+    return [plan, *emit_tuple(bb, call_spec(bb, BuildIndex(argument), [coords, plan], [int32(slots), int64(keys)]), 2)]
 
 
 MAP_TYPE = relax.TupleType(

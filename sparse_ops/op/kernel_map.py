@@ -1,8 +1,10 @@
-"""Kernel maps: `R.sparse_ops.submanifold_map`, `strided_map` and `inverse_map`.
+"""Kernel maps: `R.sparse_ops.submanifold_map`, `strided_map`, `kernel_map` and `inverse_map`.
 
 A map is a tuple of four tensors (pair_in, pair_out, segment, rows), built once per coordinate set and geometry and used by
 every layer on it. Its law, for every tap: coordinate_in = stride * coordinate_out + dilation * k - padding.
 """
+
+from dataclasses import replace
 
 from tvm import relax
 
@@ -15,6 +17,7 @@ from tir_kernels.spec.sites import CopySites, FindSites, PlanSites
 from .index import (
     GEOMETRY,
     MAP_TYPE,
+    check_ceil_mode,
     check_method,
     emit_index,
     emit_shape,
@@ -27,6 +30,7 @@ from .index import (
     int64,
     map_fields,
     map_shapes,
+    output_padding_of,
     triple,
 )
 from .register import call_kernel, call_spec, register_op
@@ -34,7 +38,10 @@ from .signature import Bound, Signature, coordinates
 from .signature import kernel_map as map_argument
 
 SUBMANIFOLD = Signature("submanifold_map", (coordinates(),), options=(*GEOMETRY, "method"))
-STRIDED = Signature("strided_map", (coordinates(),), options=(*GEOMETRY, "shape", "method"))
+STRIDED = Signature("strided_map", (coordinates(),), options=(*GEOMETRY, "output_padding", "ceil_mode", "shape", "method"))
+CHOSEN = Signature(
+    "kernel_map", (coordinates("coords_in", "n"), coordinates("coords_out", "m")), options=(*GEOMETRY, "method")
+)
 INVERSE = Signature("inverse_map", (map_argument("n", "m"), coordinates("coords", "n")))
 
 
@@ -81,6 +88,9 @@ def strided_map(
     shape: tuple[int, int, int] | str | None = "infer",
     transposed: bool = False,
     method: str = "auto",
+    *,
+    output_padding=0,
+    ceil_mode: bool = False,
 ) -> relax.Call:
     """Output sites and map of a strided (or, with `transposed`, a transposed) sparse convolution.
 
@@ -88,6 +98,9 @@ def strided_map(
     x, y, z. A site is active when any tap meets an active input. `shape` is the extent of the input grid, which bounds the
     sites as in spconv: floor((n + 2p - d(k - 1) - 1) / s) + 1, or (n - 1) s - 2p + k transposed; "infer" takes one more
     than the largest coordinate along each axis, as SAM-3D-Objects does; None bounds nothing and allows negative coordinates.
+    `output_padding` (transposed only): layers that the output grid has more at the end of x, y, z, below the larger of stride
+    and dilation. `ceil_mode` (not transposed): round the quotient up, unless the last window would start behind the input, as
+    PyTorch's pooling does.
 
     Returns (coords int32 [M, 4], kernel map), with M known only at run time: `match_cast` the coordinates to name it.
     Sites are grouped by batch element, ascending, and within one in order of first touch: taps outside (last axis fastest),
@@ -97,13 +110,9 @@ def strided_map(
     another or lies outside of `shape` or of the range.
     """
     name = "strided_map"
-    geometry = Geometry(
-        triple(name, "kernel_size", kernel_size, 1),
-        triple(name, "stride", stride, 1),
-        triple(name, "padding", padding, 0),
-        triple(name, "dilation", dilation, 1),
-        transposed,
-    )
+    geometry = _geometry(name, kernel_size, stride, padding, dilation, transposed)
+    output_padding = output_padding_of(name, output_padding, geometry.stride, geometry.dilation, transposed)
+    check_ceil_mode(name, ceil_mode, transposed)
     check_method(name, method)
     if shape is None:
         bounds = "none"
@@ -113,7 +122,18 @@ def strided_map(
         bounds = "infer"
     else:
         bounds = triple(name, "shape", shape, 1)
-    return _strided(coords=coords, **geometry_options(geometry), shape=bounds, method=method)
+    options = geometry_options(geometry) | {"output_padding": output_padding, "ceil_mode": ceil_mode}
+    return _strided(coords=coords, **options, shape=bounds, method=method)
+
+
+def _geometry(name: str, kernel_size, stride, padding, dilation, transposed: bool) -> Geometry:
+    return Geometry(
+        triple(name, "kernel_size", kernel_size, 1),
+        triple(name, "stride", stride, 1),
+        triple(name, "padding", padding, 0),
+        triple(name, "dilation", dilation, 1),
+        transposed,
+    )
 
 
 def _infer_strided(bound: Bound) -> relax.TupleType:
@@ -123,7 +143,8 @@ def _infer_strided(bound: Bound) -> relax.TupleType:
 def _legalize_strided(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     coords, geometry, method = bound["coords"], geometry_of(bound.options), bound.options["method"]
     shape = None if bound.options["shape"] == "none" else bound.options["shape"]
-    plan, size = emit_tuple(bb, call_spec(bb, PlanSites(geometry, shape, method), [coords], [int64(PLAN_SIZE), int64(3)]), 2)
+    bounded = replace(geometry, output_padding=bound.options["output_padding"], ceil_mode=bound.options["ceil_mode"])
+    plan, size = emit_tuple(bb, call_spec(bb, PlanSites(bounded, shape, method), [coords], [int64(PLAN_SIZE), int64(3)]), 2)
     slots, keys, most = emit_sizes(bb, size, 3)
     found = call_spec(bb, FindSites(geometry), [coords, plan], [int32(slots), int64(keys), int32(most, 4), int64(1)])
     _, _, sites, count = emit_tuple(bb, found, 4)
@@ -136,6 +157,49 @@ def _legalize_strided(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
 
 
 _strided = register_op(STRIDED, _legalize_strided, _infer_strided)
+
+
+def kernel_map(
+    coords_in: relax.Expr,
+    coords_out: relax.Expr,
+    kernel_size,
+    stride=1,
+    padding=0,
+    dilation=1,
+    transposed: bool = False,
+    method: str = "auto",
+) -> relax.Call:
+    """The kernel map between two given coordinate sets: a convolution onto output sites that the caller chose.
+
+    coords_in int32 [N, 4] and coords_out int32 [M, 4], each as in `submanifold_map`; kernel_size, stride, padding, dilation,
+    transposed as in `strided_map`, whose output sites would give its map: an even or an odd kernel, of which nothing is centred
+    that no padding centres (kernel_size // 2 * dilation does). An output site that no tap leads to an input from keeps its row,
+    which gets nothing but the bias. `method` chooses how input rows are found, all give the same bits. Returns a kernel map of
+    N input and M output rows.
+
+    Raises ValueError for other shapes, dtypes and geometries, and, from the running module, for the first row of either set that
+    repeats another of it or is out of range.
+    """
+    geometry = _geometry("kernel_map", kernel_size, stride, padding, dilation, transposed)
+    check_method("kernel_map", method)
+    return _chosen(coords_in=coords_in, coords_out=coords_out, **geometry_options(geometry), method=method)
+
+
+def _infer_chosen(bound: Bound) -> relax.TupleType:
+    return MAP_TYPE
+
+
+def _legalize_chosen(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    geometry, coords_out = geometry_of(bound.options), bound["coords_out"]
+    index = emit_index(bb, bound["coords_in"], (0, 0, 0), bound.options["method"], "coords_in")
+    _, slots, _ = emit_index(bb, coords_out, (0, 0, 0), "auto", "coords_out")  # finds rows that repeat another
+    kernel = kernel_for(ProbeMap(geometry, chosen=True))
+    return call_kernel(
+        bb, kernel.function, [coords_out, *index, slots], map_shapes(kernel.map, geometry.taps, bound.dims["m"])
+    )
+
+
+_chosen = register_op(CHOSEN, _legalize_chosen, _infer_chosen)
 
 
 def inverse_map(kernel_map: relax.Expr, coords: relax.Expr) -> relax.Call:

@@ -35,8 +35,11 @@ def extremes(coords, rows, lowest, highest):
             highest[c] = T.max(highest[c], coords[row, c])
 
 
-def check_range(coords, rows, lowest, highest, low, high):
-    """Emit: raise for the first row of `coords` outside [low, high], if the extremes say that there is one."""
+def check_range(coords, rows, lowest, highest, low, high, argument: str = "coords"):
+    """Emit: raise for the first row of `coords` outside [low, high], if the extremes say that there is one.
+
+    `argument` names the coordinates in the message.
+    """
 
     @inline
     def check_column(column, low, high):
@@ -51,6 +54,7 @@ def check_range(coords, rows, lowest, highest, low, high):
                             coords[row, column],
                             T.int32(low),
                             T.int32(high),
+                            argument,
                         )
                     )
 

@@ -21,7 +21,7 @@ from ..spec.coordinate_index import (
     PLAN_SIZE,
 )
 from ..spec.geometry import Geometry
-from ..spec.sites import CopySites, FindSites, PlanSites, out_extent
+from ..spec.sites import CopySites, FindSites, PlanSites, extent_along, out_extent
 from .coordinate_index import (
     GRID_CELLS_PER_SITE,
     SPARE,
@@ -59,10 +59,7 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
         if isinstance(shape, tuple):
             return T.int64(out_extent(shape, geometry)[axis] - 1)
         n = T.Cast("int64", highest[axis + 1]) + 1
-        k, s, p, d = (getattr(geometry, field)[axis] for field in ("kernel", "stride", "padding", "dilation"))
-        if geometry.transposed:
-            return (n - 1) * s - 2 * p + k - 1
-        return T.floordiv(n + (2 * p - d * (k - 1) - 1), T.int64(s))
+        return extent_along(n, geometry, axis, T.min) - 1
 
     @inline
     def set_range(axis, first, last, plan, highest):
