@@ -29,7 +29,8 @@ RAISE_REPEATED_ROW = "tir_kernels.raise_repeated_row_error"
 RAISE_KERNEL_SIZE = "tir_kernels.raise_kernel_size_error"
 
 COLUMNS = ("batch index", "x", "y", "z")
-ARGUMENTS = ("batch_offsets", "q_offsets", "k_offsets", "q_order", "k_order", "coords", "coords_in", "coords_out")  # that share words; a number where no name fits
+# Arguments that share words; a number where no name fits.
+ARGUMENTS = ("batch_offsets", "q_offsets", "k_offsets", "q_order", "k_order", "coords", "coords_in", "coords_out", "offsets")
 
 
 def range_words(row: int, column: int, value: int, low: int, high: int, argument: str | int = "coords") -> str:

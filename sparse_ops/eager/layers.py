@@ -4,16 +4,19 @@
 kernel 1 and stride 1 follow spconv, see `_Convolution.pointwise_weight`. `algo` and `name` are accepted and ignored.
 """
 
+from dataclasses import replace
 from functools import cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.sites import out_extent
 
+from ..op.index import check_ceil_mode, output_padding_of
 from ..op.signature import FLOATS
 from . import functional
-from .arrays import as_kind, as_tensor
+from .arrays import Checked, as_kind, as_tensor, describe
 from .call import Weights
 from .tensor import CoordinateSet, Layer, SparseTensor
 
@@ -72,6 +75,8 @@ def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
             geometry.dilation,
             shape if min(shape) > 0 else "infer",  # no voxels and no shape given
             geometry.transposed,
+            output_padding=geometry.output_padding,
+            ceil_mode=geometry.ceil_mode,
         )
         extent = tuple(max(n, 0) for n in out_extent(shape, geometry)[3 - x.coordinates.dimensions :])
         target = CoordinateSet(kernel_map.coords_out, x.coordinates.dimensions, extent, x.batch_size)
@@ -79,6 +84,54 @@ def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
     if key is not None:
         x.indice_dict[key] = layer
     return layer
+
+
+def _chosen(x: SparseTensor, geometry: Geometry, key: str | None, coordinates) -> Layer:
+    """The map of a geometry onto output voxels that the caller chose, from the key, from an earlier call, or built."""
+    target = _chosen_set(x, coordinates)
+    geometry = replace(geometry, output_padding=(0, 0, 0), ceil_mode=False)  # no grid bounds what was chosen
+    layer = _recorded(x, key, "chosen-output", geometry)
+    if layer is not None:
+        if layer.target is not target and not np.array_equal(layer.target.coords.numpy(), target.coords.numpy()):
+            raise ValueError(f"indice_key: the map of {key!r} was built for other output coordinates")
+        return layer
+    # Kept as long as both sets are there: a map holds the coordinates of its target, not the set.
+    maps = x.coordinates.maps.setdefault("chosen", WeakKeyDictionary()).setdefault(target, {})
+    if geometry not in maps:
+        odd = all(k % 2 for k in geometry.kernel)
+        if target is x.coordinates and odd and geometry == Geometry.submanifold(geometry.kernel, geometry.dilation):
+            maps[geometry] = x.kernel_map(geometry.kernel, geometry.dilation)
+        else:
+            maps[geometry] = functional.kernel_map(
+                Checked(x.coordinates.coords, "int32"),
+                Checked(target.coords, "int32"),
+                *(geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, geometry.transposed),
+            )
+    layer = Layer(maps[geometry], x.coordinates, target, "chosen-output")
+    if key is not None:
+        x.indice_dict[key] = layer
+    return layer
+
+
+def _chosen_set(x: SparseTensor, coordinates) -> CoordinateSet:
+    """What a layer takes as `coordinates`, as a set: that of a tensor, or a new one of an array int32 [M, 1 + d]."""
+    if isinstance(coordinates, SparseTensor):
+        coordinates = coordinates.coordinates
+    if not isinstance(coordinates, CoordinateSet):
+        shape = getattr(coordinates, "shape", ())
+        if len(shape) != 2:
+            raise ValueError(
+                "coordinates: expected a SparseTensor, its `coordinates`, or an int32 array [M, 1 + axes], "
+                f"given {describe(coordinates)}"
+            )
+        try:
+            made = SparseTensor(np.zeros((shape[0], 1), "float32"), coordinates).coordinates
+        except ValueError as error:
+            raise ValueError(str(error).replace("coords", "coordinates", 1)) from None
+        coordinates = replace(made, batch_size=max(made.batch_size, x.batch_size))
+    if coordinates.dimensions != x.coordinates.dimensions:
+        raise ValueError(f"coordinates: expected {x.coordinates.dimensions} axes, given {coordinates.dimensions}")
+    return coordinates
 
 
 class _Convolution:
@@ -143,9 +196,25 @@ class _Convolution:
     def _convolve(self, x: SparseTensor, kernel_map, coordinates: CoordinateSet) -> SparseTensor:
         return x.with_result(functional.sparse_conv(x.feats, self._weights(self._wide_weight), kernel_map), coordinates)
 
-    def __call__(self, x: SparseTensor) -> SparseTensor:
+    def __call__(self, x: SparseTensor, coordinates=None) -> SparseTensor:
+        """`coordinates`: output voxels that the caller chose, in their order, in place of those that the layer would find.
+
+        A SparseTensor, the `coordinates` of one, or an int32 array [M, 1 + axes], no row twice. A voxel that no tap leads to
+        an input from gets the bias. The map is kept while `x` and a tensor given here have their coordinates.
+        """
         _check_input(self, x)
-        return self.forward(x)
+        return self.forward(x) if coordinates is None else self._onto(x, coordinates)
+
+    def _onto(self, x: SparseTensor, coordinates) -> SparseTensor:
+        geometry = self._geometry()
+        layer = _chosen(x, geometry, self.indice_key, coordinates)
+        if geometry.taps > 1 or max(geometry.stride) > 1:
+            return self._convolve(x, layer.kernel_map, layer.target)
+        rows = functional.pool(x.feats, layer.kernel_map, "sum")  # of one row, or of none
+        return x.with_result(functional.linear(rows, self._weights(self.pointwise_weight)), layer.target)
+
+    def _geometry(self) -> Geometry:
+        raise ValueError(f"coordinates: expected None for {type(self).__name__}, which goes back to voxels that it knows")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size})"
@@ -178,10 +247,13 @@ class SubMConv3d(_Convolution):
         self.dilation = _axes("dilation", dilation, self.ndim, 1)
         self.indice_key = indice_key
 
+    def _geometry(self) -> Geometry:
+        return _submanifold(self.kernel_size, self.dilation)
+
     def forward(self, x: SparseTensor) -> SparseTensor:
         if max(self.kernel_size) == 1:
             return self._pointwise(x)
-        geometry = _submanifold(self.kernel_size, self.dilation)
+        geometry = self._geometry()
         layer = _recorded(x, self.indice_key, "submanifold", geometry)
         kernel_map = layer.kernel_map if layer else x.kernel_map(geometry.kernel, geometry.dilation)
         if self.indice_key is not None and layer is None:
@@ -196,6 +268,7 @@ class SparseConv3d(_Convolution):
     """
 
     transposed = False
+    output_padding: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -223,28 +296,39 @@ class SparseConv3d(_Convolution):
     def _is_pointwise(self) -> bool:
         return max(self.kernel_size) == 1 and max(self.stride) == 1
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        if self._is_pointwise:
-            return self._pointwise(x)
-        geometry = Geometry(
+    def _geometry(self) -> Geometry:
+        return Geometry(
             _widen(self.kernel_size, 1),
             _widen(self.stride, 1),
             _widen(self.padding, 0),
             _widen(self.dilation, 1),
             self.transposed,
+            _widen(self.output_padding or (), 0),
         )
-        layer = _strided(x, geometry, self.indice_key)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        if self._is_pointwise:
+            return self._pointwise(x)
+        layer = _strided(x, self._geometry(), self.indice_key)
         return self._convolve(x, layer.kernel_map, layer.target)
 
 
 class SparseConvTranspose3d(SparseConv3d):
     """Transposed sparse convolution: every voxel spreads to i * stride - padding + k * dilation.
 
-    The output grid has (n - 1) stride - 2 padding + k voxels along each axis, as in spconv: with a dilation the farthest
-    taps are cut off.
+    The output grid has (n - 1) stride - 2 padding + k + output_padding voxels along each axis, as in spconv, which has no
+    `output_padding`: with a dilation the farthest taps are cut off. As in PyTorch it is below the larger of stride and
+    dilation.
     """
 
     transposed = True
+
+    def __init__(self, *args, output_padding=0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.output_padding = _axes("output_padding", output_padding, self.ndim, 0)
+        output_padding_of(type(self).__name__, _widen(self.output_padding, 0), _widen(self.stride, 1), _widen(self.dilation, 1))
+        if self._is_pointwise and any(self.output_padding):
+            raise ValueError(f"output_padding: expected 0 with kernel size 1 and stride 1, given {output_padding!r}")
 
 
 class SparseInverseConv3d(_Convolution):
@@ -270,8 +354,8 @@ class SparseInverseConv3d(_Convolution):
         if max(self.kernel_size) == 1:
             return self._pointwise(x)
         layer = x.indice_dict.get(self.indice_key)
-        if layer is None or layer.kind != "strided":
-            known = sorted(key for key, value in x.indice_dict.items() if value.kind == "strided")
+        if layer is None or layer.kind == "submanifold":
+            known = sorted(key for key, value in x.indice_dict.items() if value.kind != "submanifold")
             raise ValueError(f"indice_key: expected the key of a strided layer, one of {known}, given {self.indice_key!r}")
         if layer.kernel_map.geometry.kernel != _widen(self.kernel_size, 1):
             raise ValueError(
@@ -289,7 +373,7 @@ class SparseMaxPool3d:
     """Maximum over the voxels of each window.
 
     `from_zero`: start from 0 instead of from the first voxel, so that negative maxima come out as 0, as spconv does on a
-    CPU.
+    CPU. `ceil_mode`: windows that begin within the grid and end behind it count too, as in PyTorch.
     """
 
     ndim = 3
@@ -305,6 +389,7 @@ class SparseMaxPool3d:
         name=None,
         *,
         from_zero: bool = False,
+        ceil_mode: bool = False,
     ):
         self.kernel_size = _axes("kernel_size", kernel_size, self.ndim, 1)
         self.stride = self.kernel_size if stride is None else _axes("stride", stride, self.ndim, 1)
@@ -312,16 +397,25 @@ class SparseMaxPool3d:
         self.dilation = _axes("dilation", dilation, self.ndim, 1)
         self.indice_key = indice_key
         self.from_zero = from_zero
+        self.ceil_mode = check_ceil_mode(type(self).__name__, ceil_mode)
 
     def _pool(self, feats, kernel_map):
         return functional.pool(feats, kernel_map, "max", max_from_zero=self.from_zero)
 
-    def __call__(self, x: SparseTensor) -> SparseTensor:
+    def __call__(self, x: SparseTensor, coordinates=None) -> SparseTensor:
+        """`coordinates`: output voxels that the caller chose, as for a convolution; one that meets no voxel gets 0."""
         _check_input(self, x)
         geometry = Geometry(
-            _widen(self.kernel_size, 1), _widen(self.stride, 1), _widen(self.padding, 0), _widen(self.dilation, 1)
+            _widen(self.kernel_size, 1),
+            _widen(self.stride, 1),
+            _widen(self.padding, 0),
+            _widen(self.dilation, 1),
+            ceil_mode=self.ceil_mode,
         )
-        layer = _strided(x, geometry, self.indice_key)
+        if coordinates is None:
+            layer = _strided(x, geometry, self.indice_key)
+        else:
+            layer = _chosen(x, geometry, self.indice_key, coordinates)
         return x.moved_to(self._pool(x.feats, layer.kernel_map), layer.target)
 
 

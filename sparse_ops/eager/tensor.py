@@ -44,7 +44,7 @@ class Layer:
     kernel_map: KernelMap
     source: CoordinateSet
     target: CoordinateSet
-    kind: str  # "submanifold" or "strided"
+    kind: str  # "submanifold", "strided", or "chosen-output"
 
 
 class SparseTensor:

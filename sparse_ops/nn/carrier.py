@@ -148,21 +148,46 @@ class Sites:
         self._built["submanifold", _axes("kernel_size", kernel_size), _axes("dilation", dilation)] = kernel_map
 
     def strided(
-        self, kernel_size, stride=1, padding=0, dilation=1, shape="infer", transposed=False, method: str = "auto"
+        self,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        shape="infer",
+        transposed=False,
+        method: str = "auto",
+        *,
+        output_padding=0,
+        ceil_mode: bool = False,
     ) -> tuple["Sites", SymbolicKernelMap]:
         """Output sites, in a number known at run time, and map of a strided or transposed convolution: `op.strided_map`."""
-        axes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
-        axes = {name: _axes(name, value) for name, value in axes.items()} | {"padding": _axes("padding", padding, 0)}
+        axes = _geometry_axes(kernel_size, stride, padding, dilation)
+        border = {"output_padding": _axes("output_padding", output_padding, 0), "ceil_mode": ceil_mode}
         shape = shape if shape is None or isinstance(shape, str) else tuple(shape)
 
         def build():
-            call = op.strided_map(self.coords._expr, **axes, shape=shape, transposed=transposed, method=method)
+            call = op.strided_map(self.coords._expr, **axes, shape=shape, transposed=transposed, method=method, **border)
             coords, kernel_map = emit_fields(call)
             bb = relax.BlockBuilder.current()
             fields = [bb.emit(relax.TupleGetItem(kernel_map, i)) for i in range(4)]
             return Sites(cast_shape(coords, (dimension("rows"), 4)), self.batch), SymbolicKernelMap.of(fields)
 
-        return self._once(("strided", *axes.values(), shape, transposed), build)
+        return self._once(("strided", *axes.values(), shape, transposed, *border.values()), build)
+
+    def map_to(
+        self, target: "Sites", kernel_size, stride=1, padding=0, dilation=1, transposed=False, method: str = "auto"
+    ) -> SymbolicKernelMap:
+        """The map from these sites to others, which the caller chose, see `op.kernel_map`."""
+        check_sites("map_to", target)
+        axes = _geometry_axes(kernel_size, stride, padding, dilation)
+        if target is self and not transposed and axes == _centred(axes["kernel_size"], axes["dilation"]):
+            return self.submanifold_map(axes["kernel_size"], axes["dilation"], method)
+
+        def build():
+            call = op.kernel_map(self.coords._expr, target.coords._expr, **axes, transposed=transposed, method=method)
+            return SymbolicKernelMap.of(emit_fields(call))
+
+        return self._once(("to", target, *axes.values(), transposed), build)
 
     def inverse_map(self, kernel_map: SymbolicKernelMap) -> SymbolicKernelMap:
         """The inverse of a map that reads from these sites, see `op.inverse_map`."""
@@ -307,6 +332,25 @@ def check_sparse(owner: str, x) -> None:
     """ValueError unless `x` is a `SymbolicSparseTensor`."""
     if not isinstance(x, SymbolicSparseTensor):
         raise ValueError(f"{owner}: x: expected a SymbolicSparseTensor, given {x!r}")
+
+
+def check_sites(owner: str, sites) -> None:
+    """ValueError unless `sites` is a `Sites`."""
+    if not isinstance(sites, Sites):
+        raise ValueError(f"{owner}: sites: expected a Sites, given {sites!r}")
+
+
+def _geometry_axes(kernel_size, stride, padding, dilation) -> dict[str, tuple[int, int, int]]:
+    axes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+    return {name: _axes(name, value) for name, value in axes.items()} | {"padding": _axes("padding", padding, 0)}
+
+
+def _centred(kernel: tuple[int, int, int], dilation: tuple[int, int, int]) -> dict | None:
+    """The geometry of a submanifold convolution; None for an even kernel, which has no centre."""
+    if any(k % 2 == 0 for k in kernel):
+        return None
+    padding = tuple(k // 2 * d for k, d in zip(kernel, dilation, strict=True))
+    return _geometry_axes(kernel, 1, padding, dilation)
 
 
 def _axes(name: str, value, least: int = 1) -> tuple[int, int, int]:

@@ -6,9 +6,9 @@ from tvm.relax.frontend import nn
 from tir_kernels.spec.pool import MODES
 
 from .. import op
-from ..op.index import triple
+from ..op.index import check_ceil_mode, triple
 from ..op.register import check_choice
-from .carrier import SymbolicSparseTensor, check_sparse, emit
+from .carrier import Sites, SymbolicSparseTensor, check_sparse, emit
 from .conv import linked
 
 
@@ -59,7 +59,10 @@ class Subdivide(nn.Module):
 
 
 class _SparsePool(nn.Module):
-    """Pooling over the window of a strided convolution."""
+    """Pooling over the window of a strided convolution.
+
+    `ceil_mode`: windows that begin within the grid and end behind it count too, as in PyTorch.
+    """
 
     mode = ""
 
@@ -72,6 +75,7 @@ class _SparsePool(nn.Module):
         indice_key: str | None = None,
         shape="infer",
         method: str = "auto",
+        ceil_mode: bool = False,
     ):
         name = f"nn.{type(self).__name__}"
         self.kernel_size = triple(name, "kernel_size", kernel_size, 1)
@@ -81,14 +85,20 @@ class _SparsePool(nn.Module):
         self.indice_key = indice_key
         self.shape = shape
         self.method = method
+        self.ceil_mode = check_ceil_mode(name, ceil_mode)
         self.options: dict = {}
 
-    def forward(self, x: SymbolicSparseTensor) -> SymbolicSparseTensor:
-        """x [N, C] -> [M, C] on the output sites, M known at run time; dtype of x."""
+    def forward(self, x: SymbolicSparseTensor, sites: Sites | None = None) -> SymbolicSparseTensor:
+        """x [N, C] -> [M, C] on the output sites, M known at run time; dtype of x.
+
+        `sites`: where to go instead of the sites that the layer would find, see `op.kernel_map`; one that meets none gets 0.
+        """
         check_sparse(type(self).__name__, x)
-        sites, kernel_map = x.sites.strided(
-            self.kernel_size, self.stride, self.padding, self.dilation, self.shape, method=self.method
-        )
+        geometry = self.kernel_size, self.stride, self.padding, self.dilation
+        if sites is not None:
+            kernel_map = x.sites.map_to(sites, *geometry, method=self.method)
+        else:
+            sites, kernel_map = x.sites.strided(*geometry, self.shape, method=self.method, ceil_mode=self.ceil_mode)
         call = op.pool(x.feats._expr, kernel_map.expr, sites.coords._expr, mode=self.mode, **self.options)
         return linked(x, emit(call, "pooled"), sites, kernel_map, self.indice_key)
 

@@ -39,9 +39,7 @@ from .signature import kernel_map as map_argument
 
 SUBMANIFOLD = Signature("submanifold_map", (coordinates(),), options=(*GEOMETRY, "method"))
 STRIDED = Signature("strided_map", (coordinates(),), options=(*GEOMETRY, "output_padding", "ceil_mode", "shape", "method"))
-CHOSEN = Signature(
-    "kernel_map", (coordinates("coords_in", "n"), coordinates("coords_out", "m")), options=(*GEOMETRY, "method")
-)
+CHOSEN = Signature("kernel_map", (coordinates("coords_in", "n"), coordinates("coords_out", "m")), options=(*GEOMETRY, "method"))
 INVERSE = Signature("inverse_map", (map_argument("n", "m"), coordinates("coords", "n")))
 
 
@@ -177,8 +175,8 @@ def kernel_map(
     which gets nothing but the bias. `method` chooses how input rows are found, all give the same bits. Returns a kernel map of
     N input and M output rows.
 
-    Raises ValueError for other shapes, dtypes and geometries, and, from the running module, for the first row of either set that
-    repeats another of it or is out of range.
+    Raises ValueError for other shapes, dtypes and geometries, and, from the running module, for the first row of either set
+    that repeats another of it or is out of range.
     """
     geometry = _geometry("kernel_map", kernel_size, stride, padding, dilation, transposed)
     check_method("kernel_map", method)
@@ -194,9 +192,7 @@ def _legalize_chosen(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     index = emit_index(bb, bound["coords_in"], (0, 0, 0), bound.options["method"], "coords_in")
     _, slots, _ = emit_index(bb, coords_out, (0, 0, 0), "auto", "coords_out")  # finds rows that repeat another
     kernel = kernel_for(ProbeMap(geometry, chosen=True))
-    return call_kernel(
-        bb, kernel.function, [coords_out, *index, slots], map_shapes(kernel.map, geometry.taps, bound.dims["m"])
-    )
+    return call_kernel(bb, kernel.function, [coords_out, *index, slots], map_shapes(kernel.map, geometry.taps, bound.dims["m"]))
 
 
 _chosen = register_op(CHOSEN, _legalize_chosen, _infer_chosen)

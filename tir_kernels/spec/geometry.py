@@ -10,7 +10,7 @@ import numpy as np
 class Geometry:
     """Kernel size, stride, padding and dilation of a convolution along x, y, z.
 
-    `output_padding` (transposed only) and `ceil_mode` change nothing but how far the output grid reaches, see `sites.out_extent`.
+    `output_padding` (transposed only) and `ceil_mode` change only how far the output grid reaches, see `sites.out_extent`.
     """
 
     kernel: tuple[int, int, int]
