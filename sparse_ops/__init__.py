@@ -13,5 +13,18 @@ from .eager import layers as modules
 from .eager.call import KernelMap, Weights
 from .eager.layers import *  # noqa: F403
 from .eager.tensor import SparseTensor, sparse_add
+from .eager.voxels import intersection, prune, sparse_cat
 
-__all__ = ["KernelMap", "SparseTensor", "Weights", "functional", "set_threads", "sparse_add", "threads", *modules.__all__]
+__all__ = [
+    "KernelMap",
+    "SparseTensor",
+    "Weights",
+    "functional",
+    "intersection",
+    "prune",
+    "set_threads",
+    "sparse_add",
+    "sparse_cat",
+    "threads",
+    *modules.__all__,
+]

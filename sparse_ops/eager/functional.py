@@ -21,6 +21,7 @@ __all__ = [
     "attention",
     "batch_offsets",
     "downsample",
+    "flatnonzero",
     "from_dense",
     "gather_rows",
     "group_norm",
@@ -37,6 +38,7 @@ __all__ = [
     "subdivide",
     "submanifold_map",
     "to_dense",
+    "union",
     "unique",
     "upsampled_conv",
     "window_partition",
@@ -61,6 +63,17 @@ def downsample(coords, factor=2, method: str = "auto"):
     """Distinct voxels after floor division by `factor`: (coords int32 [M, 4] ascending, inverse int32 [N])."""
     options = {"factor": triple("downsample", "factor", factor, 1), "method": method}
     return _all_as(kind_of(coords), run("unique", op.downsample, "tvm", {"coords": coords}, options))
+
+
+def union(coords, offsets, method: str = "auto"):
+    """Distinct voxels of sets that lie one after the other: (coords [M, 4], inverse [N], rows [P, M]); see `op.union`."""
+    arrays = {"coords": coords, "offsets": offsets}
+    return _all_as(kind_of(coords), run("union", op.union, "tvm", arrays, {"method": method}))
+
+
+def flatnonzero(mask):
+    """The rows that a mask bool, int8, uint8 or int32 [N] keeps, ascending: int32 [M]; see `op.flatnonzero`."""
+    return run("flatnonzero", op.flatnonzero, kind_of(mask), {"mask": mask}, {})
 
 
 def subdivide(coords, factor=2):

@@ -25,6 +25,7 @@ from .conv import SparseConv3d, SparseConvTranspose3d, SparseInverseConv3d, SubM
 from .norm import GroupNorm, LayerNorm, MultiHeadRMSNorm
 from .pool import BatchPool, Downsample, SparseAvgPool3d, SparseMaxPool3d, Subdivide, Upsample
 from .rows import Activation, Linear, concat, modulated_add
+from .voxels import intersection, prune, sparse_add, sparse_cat
 
 __all__ = [
     "Activation",
@@ -57,5 +58,9 @@ __all__ = [
     "WindowedSelfAttention",
     "attention",
     "concat",
+    "intersection",
     "modulated_add",
+    "prune",
+    "sparse_add",
+    "sparse_cat",
 ]

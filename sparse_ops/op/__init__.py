@@ -7,6 +7,7 @@ from .channel_layer_norm import channel_layer_norm
 from .conv import conv3d
 from .dense import from_dense, to_dense
 from .dense_group_norm import dense_group_norm
+from .flatnonzero import flatnonzero
 from .gather_rows import gather_rows
 from .group_norm import group_norm
 from .kernel_map import inverse_map, kernel_map, strided_map, submanifold_map
@@ -20,6 +21,7 @@ from .serialize import serialize, serialized_partition
 from .softmax import softmax
 from .sparse_conv import sparse_conv
 from .subdivide import subdivide
+from .union import union
 from .unique import downsample, unique
 from .upsampled_conv import upsampled_conv
 from .windows import window_partition
@@ -32,6 +34,7 @@ __all__ = [
     "conv3d",
     "dense_group_norm",
     "downsample",
+    "flatnonzero",
     "from_dense",
     "gather_rows",
     "group_norm",
@@ -52,6 +55,7 @@ __all__ = [
     "subdivide",
     "submanifold_map",
     "to_dense",
+    "union",
     "unique",
     "upsampled_conv",
     "window_partition",
