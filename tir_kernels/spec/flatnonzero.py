@@ -21,7 +21,7 @@ def naive(mask):
 
 @dataclass(frozen=True)
 class CountNonzero(Spec):
-    """(mask `dtype` [N], before int64 [ceil(N / CHUNK)], count int64 [1]): entries that are not zero, in all and before a chunk."""
+    """(mask `dtype` [N], before int64 [ceil(N / CHUNK)], count int64 [1]): entries not zero, in all and before a chunk."""
 
     family: ClassVar[str] = "count_nonzero"
     dtype: str = "bool"
