@@ -156,17 +156,13 @@ def test_extents_are_those_of_pytorch():
 
 @pytest.mark.parametrize("method", ["grid", "hash"])
 def test_chosen_sites_far_away_meet_nothing(method):
-    """Their taps lie beyond what a key holds: 3 * 32767 would come out as another voxel."""
-    coords = np.array([[0, 0, 0, z] for z in (-32768, -3, 0, 32765)], "int32")
-    far = np.array([[0, 0, 0, 10923], [0, 32767, -32768, 32767], [0, 0, 0, -1], [0, -1, 0, 0], [0, 0, 1, 32767]], "int32")
-    if method == "grid":
-        coords = coords[1:3]
-    table = table_of(F.kernel_map(coords, far, (1, 1, 2), (3, 3, 3), method=method))
-    np.testing.assert_array_equal(table, naive_table(coords, far, Geometry((1, 1, 2), (3, 3, 3))))
-    one = Geometry((1, 1, 1), (1, 1, 64), padding=(0, 0, 0))
-    queries = np.array([[0, 0, -1, 2048], [0, 0, 0, 0]], "int32")  # -1 * 2^17 + 64 * 2048 is 0
-    table = table_of(F.kernel_map(coords, queries, *axes_of(one), method=method))
-    np.testing.assert_array_equal(table, naive_table(coords, queries, one))
+    """Their taps lie beyond what a key holds: 64 * 2048 along z would come out as the next y."""
+    coords = np.array([[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 5]], "int32")
+    chosen = np.array([[0, 0, 0, 2048], [0, 32767, -32768, 32767], [0, 0, 1, 0], [0, -1, 0, 0]], "int32")
+    geometry = Geometry((1, 1, 2), (1, 1, 64), (0, 0, 0), (1, 1, 5))
+    table = table_of(F.kernel_map(coords, chosen, *axes_of(geometry), method=method))
+    np.testing.assert_array_equal(table, naive_table(coords, chosen, geometry))
+    assert (table >= 0).sum(axis=1).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("method", ["grid", "hash"])
