@@ -17,13 +17,13 @@ def prune(x: SymbolicSparseTensor, mask: nn.Tensor) -> SymbolicSparseTensor:
         x = prune(x, keep.reshape(x.sites.rows))
 
     M is known at run time, and may be 0; the new sites have as many batch elements. ValueError for another shape or dtype of
-    the mask; one of another length whose size is symbolic is refused by the running module.
+    the mask, whose length must have the name of the rows of x.
     """
     check_sparse("prune", x)
     rows = x.sites.rows
-    if not isinstance(mask, nn.Tensor) or mask.ndim != 1 or tvm.sym.Analyzer().can_prove(mask.shape[0] != rows):
+    if not isinstance(mask, nn.Tensor) or mask.ndim != 1 or not tvm.sym.Analyzer().can_prove(mask.shape[0] == rows):
         raise ValueError(f"prune: mask: expected a tensor [{rows}], one entry for each row of x, given {mask!r}")
-    index = emit_rows(op.flatnonzero(cast_shape(mask._expr, (rows,))._expr))
+    index = emit_rows(op.flatnonzero(mask._expr))
     sites = Sites(_gather(x.coords, index), x.sites.batch)
     return x.moved(_gather(x.feats, index), sites)
 
