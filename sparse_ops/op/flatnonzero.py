@@ -8,7 +8,7 @@ from .index import emit_sizes, emit_tuple, int32, int32_of_rank, int64
 from .register import call_spec, register_op
 from .signature import Argument, Bound, Kind, Signature
 
-SIGNATURE = Signature("flatnonzero", (Argument("mask", Kind.INDEX, ("n",), DTYPES),))
+SIGNATURE = Signature("flatnonzero", (Argument("mask", Kind.MASK, ("n",), DTYPES),))
 
 
 def flatnonzero(mask: relax.Expr) -> relax.Call:

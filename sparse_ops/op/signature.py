@@ -29,6 +29,7 @@ class Kind(Enum):
     PARAMETER = "parameter"  # float32 whatever the features are: biases, weights of norms, modulation
     COORDINATES = "coordinates"  # int32 [N, 4] as (batch, x, y, z)
     INDEX = "index"  # int32 [N]: a row, or a batch element, to each row
+    MASK = "mask"  # [N]: not 0 for each row that is kept
     OFFSETS = "offsets"  # int32 [B + 1]: where segments begin
     MAP = "map"  # a kernel map
     ROWS = "rows"  # a tensor of which only the number of rows counts
