@@ -152,7 +152,7 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
             if table is not None and arrays.get(table.index) is None:
                 wanted[0] = 1
             if kind is Kind.WEIGHT:
-                _check_channels(signature, array, shape, dims)
+                _check_channels(signature, name, array, shape, dims)
             tensor = as_tensor(array, name, dtypes, tuple(wanted))
             dtype = dtypes[0] if len(dtypes) == 1 else dtype_of(array)
         sizes = tensor.shape
@@ -165,12 +165,13 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
     return found
 
 
-def _check_channels(signature: Signature, weight, shape: tuple, dims: Mapping[str, int]) -> None:
+def _check_channels(signature: Signature, name: str, weight, shape: tuple, dims: Mapping[str, int]) -> None:
     """ValueError that names the features where they have other channels than the weight, of the right rank, takes."""
-    given, channels = getattr(weight, "shape", ()), dims.get(shape[-1])
-    if len(given) == len(shape) and channels not in (None, given[-1]):
-        features = next(argument.name for argument in signature.arguments if shape[-1] in argument.shape)
-        raise ValueError(f"{features}: expected {given[-1]} channels, as weight {list(given)} takes, given {channels}")
+    given = getattr(weight, "shape", ())
+    if len(given) == len(shape):
+        for dim, size in zip(shape, given, strict=True):
+            if dims.get(dim, size) != size and (features := signature.features_of(dim)):
+                raise ValueError(f"{features}: expected {size} channels, as {name} {list(given)} takes, given {dims[dim]}")
 
 
 def _dims_of_map(signature: Signature, kernel_map) -> dict[str, int]:

@@ -12,7 +12,7 @@ import tvm
 from tir_kernels.spec.geometry import Geometry
 
 from .. import op
-from ..op.index import triple
+from ..op.index import fitting_extent, triple
 from ..op.numbers import check_int
 from ..op.signature import FLOATS
 from ..op.windows import LEAST_SHIFT, window_axes
@@ -120,7 +120,9 @@ def strided_map(
         "dilation": triple("strided_map", "dilation", dilation, 1),
         "transposed": transposed,
     }
-    shape = shape if shape is None or isinstance(shape, str) else triple("strided_map", "shape", shape, 1)
+    if shape is not None and not isinstance(shape, str):
+        shape = triple("strided_map", "shape", shape, 1)
+        fitting_extent("", shape, Geometry(*axes.values()))
     options = {**axes, "shape": shape, "method": method}
     out, arrays = run("strided_map", op.strided_map, "tvm", {"coords": Checked(tensor, "int32")}, options)
     return KernelMap(tensor, out, Geometry(*axes.values()), tuple(arrays))

@@ -16,8 +16,8 @@ from typing import ClassVar
 import numpy as np
 
 from tir_kernels.spec.geometry import Geometry
-from tir_kernels.spec.sites import out_extent
 
+from ..op.index import fitting_extent
 from ..op.numbers import as_axes, as_int, shown
 from ..op.signature import FLOATS
 from . import functional
@@ -73,8 +73,10 @@ def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
         extent, shape = x.coordinates.lattice(), None
         if extent is not None:
             shape = _widen(extent, 1)
-            extent = _out_extent(shape, geometry, x.coordinates.dimensions)
-            shape = shape if min(shape) > 0 else "infer"  # no voxels and no shape given
+            if min(shape) > 0:
+                extent = fitting_extent("", shape, geometry, x.coordinates.dimensions)
+            else:  # no voxels and no shape given
+                extent, shape = (0,) * x.coordinates.dimensions, "infer"
         kernel_map = functional.strided_map(
             x.coordinates.coords,
             geometry.kernel,
@@ -97,20 +99,6 @@ def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
     if key is not None:
         x.indice_dict[key] = layer
     return layer
-
-
-def _out_extent(shape: tuple[int, int, int], geometry: Geometry, dimensions: int) -> tuple[int, ...]:
-    """The output grid along the axes; ValueError if the kernel is larger than the padded grid, so that there is none."""
-    extent = out_extent(shape, geometry)
-    if min(extent) < 1 <= min(shape):
-        kernel, padding, dilation = (
-            list(axes[3 - dimensions :]) for axes in (geometry.kernel, geometry.padding, geometry.dilation)
-        )
-        raise ValueError(
-            f"kernel_size: expected a kernel that the padded grid has room for, given {kernel} with padding {padding} "
-            f"and dilation {dilation} on a grid of {list(shape[3 - dimensions :])}"
-        )
-    return tuple(max(n, 0) for n in extent[3 - dimensions :])
 
 
 class _Convolution(SparseModule):

@@ -9,6 +9,7 @@ from tvm import relax
 from tir_kernels.layout import MapLayout
 from tir_kernels.spec.coordinate_index import METHODS, PLAN_SIZE, BuildIndex, PlanIndex
 from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.sites import out_extent
 
 from .numbers import as_axes, shown
 from .register import call_spec, check_choice
@@ -37,6 +38,22 @@ def triple(op: str, argument: str, value, least: int) -> tuple[int, int, int]:
     if axes is None or min(axes) < least:
         raise ValueError(f"sparse_ops.{op}: {argument}: expected an int or three of at least {least}, given {shown(value)}")
     return axes
+
+
+def fitting_extent(where: str, shape: tuple[int, int, int], geometry: Geometry, dimensions: int = 3) -> tuple[int, ...]:
+    """The output grid along the last axes of a grid of `shape`, whose first axes are 1 where it has fewer dimensions.
+
+    ValueError if the kernel is larger than the padded grid, so that there is none; `where` begins its words.
+    """
+    extent = out_extent(shape, geometry)
+    if min(extent) < 1:
+        axes = (geometry.kernel, geometry.padding, geometry.dilation, shape)
+        kernel, padding, dilation, grid = (list(values[3 - dimensions :]) for values in axes)
+        raise ValueError(
+            f"{where}kernel_size: expected a kernel that the padded grid has room for, given {kernel} with padding {padding} "
+            f"and dilation {dilation} on a grid of {grid}"
+        )
+    return extent[3 - dimensions :]
 
 
 def geometry_options(geometry: Geometry) -> dict:

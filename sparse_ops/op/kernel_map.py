@@ -20,6 +20,7 @@ from .index import (
     emit_shape,
     emit_sizes,
     emit_tuple,
+    fitting_extent,
     geometry_of,
     geometry_options,
     int32,
@@ -113,6 +114,7 @@ def strided_map(
         bounds = "infer"
     else:
         bounds = triple(name, "shape", shape, 1)
+        fitting_extent(f"sparse_ops.{name}: ", bounds, geometry)
     return _strided(coords=coords, **geometry_options(geometry), shape=bounds, method=method)
 
 
