@@ -17,7 +17,7 @@ from tir_kernels.spec.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
 from ..op.numbers import as_axes, as_int, shown
 from ..op.signature import FLOATS
 from . import functional
-from .arrays import Checked, Portable, as_kind, as_tensor, describe, dtype_of, kind_of
+from .arrays import Checked, Portable, as_kind, as_tensor, describe, dtype_of, kind_of, reshape
 from .call import KernelMap
 
 MAX_DIMENSIONS = 3
@@ -192,7 +192,7 @@ class SparseTensor(Portable):
         dense = functional.to_dense(self.feats, coords, self.batch_size, shape, not channels_first)
         sizes = list(dense.shape)
         start = 2 if channels_first else 1
-        return _reshape(dense, sizes[:start] + sizes[start + 3 - d :])
+        return reshape(dense, sizes[:start] + sizes[start + 3 - d :])
 
     def find_indice_pair(self, key):
         """What a layer left under its `indice_key`, or None, as spconv has it."""
@@ -307,11 +307,6 @@ def _columns_by_columns(library, arrays):
 def _to_kind(feats, kind: str):
     """Features [N, C] as an array of another kind."""
     return feats if kind_of(feats) == kind else as_kind(as_tensor(feats, "feats", FLOATS, (None, None)), kind)
-
-
-def _reshape(array, shape: list[int]):
-    """Another shape of an array of any kind, over the same memory."""
-    return array._create_view(shape, array.dtype) if isinstance(array, tvm.runtime.Tensor) else array.reshape(shape)
 
 
 def _as_coords(coords) -> tuple[tvm.runtime.Tensor, int]:
