@@ -16,6 +16,7 @@ from tvm import relax
 
 from tir_kernels.spec.geometry import Geometry
 
+from ..op.numbers import shown
 from ..op.register import OPS
 from ..op.signature import MAP_DTYPES, Kind, Signature, Table
 from .arrays import Checked, Portable, Travelling, as_kind, as_tensor, describe, dtype_of
@@ -82,7 +83,7 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
     call returns stays four tensors. Raises ValueError for the first argument or option that does not fit.
     """
     signature = OPS[name].signature
-    options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
+    options = {key: _option(signature, key, value) for key, value in options.items()}
     weights = arrays.get("weight")
     if "weight" in signature.by_name and signature.by_name["weight"].kind is Kind.WEIGHT:
         weights = weights if isinstance(weights, Weights) else Weights(weights, arrays.get("bias"))
@@ -95,12 +96,7 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
         tuple([(argument, fixed) for argument, (_, fixed) in given.items()]),
         tuple([(key, type(value).__name__, value) for key, value in options.items()]),
     )
-    try:
-        function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))
-    except TypeError as error:  # an option that cannot be hashed is none that the op takes
-        if "unhashable" not in str(error):
-            raise
-        raise ValueError(f"{signature.qualified}: expected options that are numbers or strings, given {options!r}") from error
+    function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))
     inputs, packed = [], []
     for argument, (tensors, _) in given.items():
         if weights is None or argument not in PACKED:
@@ -109,6 +105,15 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
         packed = weights.packed(function, [tensor for name in PACKED if name in given for tensor in given[name][0]])
     out = function.main(*inputs, *packed)
     return as_kind(out, kind) if isinstance(out, tvm.runtime.Tensor) else out
+
+
+def _option(signature: Signature, name: str, value):
+    """An option as what is part of a function's identity; ValueError for what can be none."""
+    if value is None or isinstance(value, int | float | str | tuple):
+        return value
+    if getattr(value, "ndim", None) == 0:  # a number of numpy or torch
+        return value.item()
+    raise ValueError(f"{signature.qualified}: {name}: expected a number or a string, given {shown(value)}")
 
 
 @cache

@@ -18,7 +18,7 @@ import numpy as np
 from tir_kernels.spec.geometry import Geometry
 
 from ..op.index import fitting_extent
-from ..op.numbers import as_axes, as_int, shown
+from ..op.numbers import as_axes, as_int, check_int, shown
 from ..op.signature import FLOATS
 from . import functional
 from .arrays import as_kind, as_tensor, reshape
@@ -357,9 +357,21 @@ class SparseMaxPool3d(SparseModule):
 class SparseAvgPool3d(SparseMaxPool3d):
     """Mean over the voxels of each window; `count_bias` is added to their number before dividing."""
 
-    def __init__(self, *args, count_bias: int = 0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.count_bias = count_bias
+    def __init__(
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        indice_key: str | None = None,
+        algo=None,
+        record_voxel_count: bool = False,
+        name=None,
+        *,
+        count_bias: int = 0,
+    ):
+        super().__init__(kernel_size, stride, padding, dilation, indice_key)
+        self.count_bias = check_int(type(self).__name__, "count_bias", count_bias, 0)
 
     def _pool(self, feats, kernel_map):
         return functional.pool(feats, kernel_map, "mean", count_bias=self.count_bias)

@@ -285,8 +285,9 @@ def _check(bound: Bound, argument: Argument) -> None:
         bound.refuse(f"{argument.name}: expected {expected()}, given {ty}")
     if argument.kind is Kind.WEIGHT:
         analyzer = tvm.sym.Analyzer()
-        given = ", ".join(map(str, dims))
-        for dim, want, have in zip(shape, wanted, dims, strict=False):
+        sizes = [getattr(size, "value", size) for size in dims]
+        given = ", ".join(map(str, sizes))
+        for dim, want, have in zip(shape, wanted, sizes, strict=False):
             features = bound.signature.features_of(dim)
             if features and want is not None and analyzer.can_prove(have != want):
                 bound.refuse(f"{features}: expected {have} channels, as {argument.name} [{given}] takes, given {want}")
