@@ -8,17 +8,19 @@
 
 from tir_kernels.cpu.threads import set_threads, threads  # the package also sets up the thread pool before its first use
 
-from .eager import functional
+from .eager import containers, functional
 from .eager import layers as modules
 from .eager.call import KernelMap, Weights
+from .eager.containers import *  # noqa: F403
 from .eager.layers import *  # noqa: F403
-from .eager.tensor import SparseTensor, sparse_add
-from .eager.voxels import intersection, prune, sparse_cat
+from .eager.tensor import SparseTensor, cat, sparse_add, sparse_cat
+from .eager.voxels import intersection, prune
 
 __all__ = [
     "KernelMap",
     "SparseTensor",
     "Weights",
+    "cat",
     "functional",
     "intersection",
     "prune",
@@ -26,5 +28,6 @@ __all__ = [
     "sparse_add",
     "sparse_cat",
     "threads",
+    *containers.__all__,
     *modules.__all__,
 ]

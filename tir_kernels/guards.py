@@ -27,7 +27,9 @@ RAISE_PARENT = "tir_kernels.raise_parent_error"
 RAISE_ROW = "tir_kernels.raise_row_error"
 RAISE_REPEATED_ROW = "tir_kernels.raise_repeated_row_error"
 RAISE_KERNEL_SIZE = "tir_kernels.raise_kernel_size_error"
+RAISE_SIZE = "tir_kernels.raise_size_error"
 
+LARGEST = 32767  # of coordinates
 COLUMNS = ("batch index", "x", "y", "z")
 # Arguments that share words; a number where no name fits.
 ARGUMENTS = ("batch_offsets", "q_offsets", "k_offsets", "q_order", "k_order", "coords", "coords_in", "coords_out", "offsets")
@@ -35,7 +37,9 @@ ARGUMENTS = ("batch_offsets", "q_offsets", "k_offsets", "q_order", "k_order", "c
 
 def range_words(row: int, column: int, value: int, low: int, high: int, argument: str | int = "coords") -> str:
     """A coordinate or batch index lies outside its range."""
-    return f"{_argument(argument)}: row {row} has {COLUMNS[column]} {value}, expected {low} to {high}"
+    unbounded = column and value < low == 0 and high == LARGEST  # a grid whose extent is inferred
+    hint = ", or any with shape=None, which bounds nothing" if unbounded else ""
+    return f"{_argument(argument)}: row {row} has {COLUMNS[column]} {value}, expected {low} to {high}{hint}"
 
 
 def duplicate_words(row: int, earlier: int, argument: str | int = "coords") -> str:
@@ -130,6 +134,12 @@ def taps_words(given: int, taps: int) -> str:
     return f"kernel_map: expected a map of {taps} taps, as the weight has, given one of {given}"
 
 
+def size_words(argument: str | int, axis: int, given: int, expected: int, other: str | int) -> str:
+    """An argument of a compiled function has another size than it declares, or than another argument, if that has a name."""
+    along = "rows" if axis == 0 else f"along axis {axis}"
+    return f"{_argument(argument)}: expected {expected} {along}{f', as {_argument(other)} has' * bool(other)}, given {given}"
+
+
 @dataclass(frozen=True)
 class Refusal:
     """`function`: the packed function that raises ValueError with what `words` makes of the arguments."""
@@ -154,6 +164,7 @@ REFUSALS: dict[int, Refusal] = {
     12: Refusal(RAISE_REPEATED_ROW, repeated_row_words),
     13: Refusal(RAISE_KERNEL_SIZE, kernel_size_words),
     14: Refusal(RAISE_GRID, grid_words),
+    15: Refusal(RAISE_SIZE, size_words),
     20: Refusal(RAISE_SET_DUPLICATE, set_duplicate_words),
 }
 

@@ -1,7 +1,11 @@
-"""Arrays of three kinds, numpy, torch and TVM, crossing into compiled functions and back without copies, by DLPack."""
+"""Arrays of three kinds, numpy, torch and TVM, crossing into compiled functions and back without copies, by DLPack.
+
+`Portable`: what holds TVM tensors, which can be neither copied nor pickled, and can be both.
+"""
 
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -44,6 +48,14 @@ def dtype_of(array) -> str:
     return _names[dtype]
 
 
+def cast_hint(array, dtypes: tuple[str, ...]) -> str:
+    """How to bring an array to the first of the dtypes, for messages; nothing where it has one of them."""
+    given, wanted = dtype_of(array), dtypes[0]
+    if given in dtypes or not any(given.startswith(kind) for kind in ("float", "bfloat", "int", "uint")):
+        return ""
+    return f": pass {f'tensor.to(torch.{wanted})' if kind_of(array) == 'torch' else f'array.astype({wanted!r})'}"
+
+
 def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tvm.runtime.Tensor:
     """A TVM tensor over the memory of `array`.
 
@@ -62,7 +74,7 @@ def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tv
         refuse(": neither a numpy array nor a torch or TVM tensor")
     given = tuple(array.shape)
     if dtype_of(array) not in dtypes or len(given) != len(shape):
-        refuse()
+        refuse(cast_hint(array, dtypes))
     for want, have in zip(shape, given, strict=True):
         if isinstance(want, int) and have != want:
             refuse()
@@ -103,3 +115,44 @@ def as_kind(tensor: tvm.runtime.Tensor, kind: str):
     if tensor.dtype == "bfloat16":
         return np.from_dlpack(tensor._create_view(tensor.shape, "uint16")).view(BFLOAT16)
     return np.from_dlpack(tensor)
+
+
+def reshape(array, shape):
+    """Another shape of a contiguous array of any kind, over the same memory."""
+    return array._create_view(tuple(shape), array.dtype) if isinstance(array, tvm.runtime.Tensor) else array.reshape(shape)
+
+
+class Travelling(NamedTuple):
+    """A TVM tensor as the numpy array in which it travels."""
+
+    array: np.ndarray
+
+    @classmethod
+    def of(cls, value):
+        """What travels in place of a tensor, or of a tuple of such; anything else as it is."""
+        if isinstance(value, tvm.runtime.Tensor):
+            return cls(as_kind(value, "numpy"))
+        return tuple(map(cls.of, value)) if type(value) is tuple else value
+
+    @classmethod
+    def back(cls, value):
+        """What `of` was given."""
+        if type(value) is not cls:
+            return tuple(map(cls.back, value)) if type(value) is tuple else value
+        return as_tensor(value.array, "array", (dtype_of(value.array),), value.array.shape)
+
+
+class Portable:
+    """Base of what holds TVM tensors and may be copied and pickled: they travel as numpy arrays and come back as they were.
+
+    What stands under the names in `_rebuilt` stays behind, and comes back as these make it.
+    """
+
+    _rebuilt: ClassVar[dict[str, Callable[[], object]]] = {}
+
+    def __getstate__(self) -> dict:
+        return {name: Travelling.of(value) for name, value in vars(self).items() if name not in self._rebuilt}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update({name: Travelling.back(value) for name, value in state.items()})
+        vars(self).update({name: make() for name, make in self._rebuilt.items()})

@@ -16,9 +16,10 @@ from tvm import relax
 
 from tir_kernels.spec.geometry import Geometry
 
+from ..op.numbers import shown
 from ..op.register import OPS
 from ..op.signature import MAP_DTYPES, Kind, Signature, Table
-from .arrays import Checked, as_kind, as_tensor, describe, dtype_of
+from .arrays import Checked, Portable, Travelling, as_kind, as_tensor, describe, dtype_of
 from .cache import Compiled, compiled
 
 MAP_DIMS = (("blocks", "slots"), ("blocks", "slots"), ("blocks", "columns"), (2,))  # of a kernel map's arrays
@@ -27,7 +28,7 @@ PACKED = ("weight", "bias")  # what `Weights` holds
 
 
 @dataclass(eq=False)
-class KernelMap:
+class KernelMap(Portable):
     """Which input row meets which output row at each tap: built once, used by every layer on the same coordinates.
 
     `coords_in` int32 [N, 4] and `coords_out` int32 [M, 4] (TVM tensors), the geometry, and the four arrays of the map.
@@ -60,11 +61,19 @@ class Weights:
     bias: object = None
     _packed: dict[Compiled, list] = field(default_factory=dict, repr=False)
 
+    def __reduce__(self):
+        """Copies and pickles hold the arrays, and pack anew."""
+        return _weights, tuple(Travelling.of(array) for array in (self.weight, self.bias))
+
     def packed(self, function: Compiled, parameters: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
         """What a compiled function takes in place of the parameters."""
         if function not in self._packed:
             self._packed[function] = function.pack(parameters)
         return self._packed[function]
+
+
+def _weights(*arrays) -> Weights:
+    return Weights(*map(Travelling.back, arrays))
 
 
 def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[str, Any], options: Mapping[str, Any]):
@@ -74,6 +83,7 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
     call returns stays four tensors. Raises ValueError for the first argument or option that does not fit.
     """
     signature = OPS[name].signature
+    options = {key: _option(signature, key, value) for key, value in options.items()}
     weights = arrays.get("weight")
     if "weight" in signature.by_name and signature.by_name["weight"].kind is Kind.WEIGHT:
         weights = weights if isinstance(weights, Weights) else Weights(weights, arrays.get("bias"))
@@ -86,12 +96,7 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
         tuple([(argument, fixed) for argument, (_, fixed) in given.items()]),
         tuple([(key, type(value).__name__, value) for key, value in options.items()]),
     )
-    try:
-        function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))
-    except TypeError as error:  # an option that cannot be hashed is none that the op takes
-        if "unhashable" not in str(error):
-            raise
-        raise ValueError(f"{signature.qualified}: expected options that are numbers or strings, given {options!r}") from error
+    function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))
     inputs, packed = [], []
     for argument, (tensors, _) in given.items():
         if weights is None or argument not in PACKED:
@@ -100,6 +105,15 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
         packed = weights.packed(function, [tensor for name in PACKED if name in given for tensor in given[name][0]])
     out = function.main(*inputs, *packed)
     return as_kind(out, kind) if isinstance(out, tvm.runtime.Tensor) else out
+
+
+def _option(signature: Signature, name: str, value):
+    """An option as what is part of a function's identity; ValueError for what can be none."""
+    if value is None or isinstance(value, int | float | str | tuple):
+        return value
+    if getattr(value, "ndim", None) == 0:  # a number of numpy or torch
+        return value.item()
+    raise ValueError(f"{signature.qualified}: {name}: expected a number or a string, given {shown(value)}")
 
 
 @cache
@@ -142,6 +156,8 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
             wanted = [known.get(dim) if isinstance(dim, str) else dim for dim in shape]
             if table is not None and arrays.get(table.index) is None:
                 wanted[0] = 1
+            if kind is Kind.WEIGHT:
+                _check_channels(signature, name, array, shape, dims)
             tensor = as_tensor(array, name, dtypes, tuple(wanted))
             dtype = dtypes[0] if len(dtypes) == 1 else dtype_of(array)
         sizes = tensor.shape
@@ -152,6 +168,15 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
                     _refuse_map(name, kind, sizes, kernel_map, of_map[dim])
         found[name] = ([tensor], (dtype, *[n if is_fixed else None for n, is_fixed in zip_longest(sizes, fixed)]))
     return found
+
+
+def _check_channels(signature: Signature, name: str, weight, shape: tuple, dims: Mapping[str, int]) -> None:
+    """ValueError that names the features where they have other channels than the weight, of the right rank, takes."""
+    given = getattr(weight, "shape", ())
+    if len(given) == len(shape):
+        for dim, size in zip(shape, given, strict=True):
+            if dims.get(dim, size) != size and (features := signature.features_of(dim)):
+                raise ValueError(f"{features}: expected {size} channels, as {name} {list(given)} takes, given {dims[dim]}")
 
 
 def _dims_of_map(signature: Signature, kernel_map) -> dict[str, int]:

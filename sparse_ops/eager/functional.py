@@ -5,19 +5,24 @@ Every function compiles the op once per configuration (channels, dtype, options;
 names the argument, what was given and what was expected: arguments by the op's signature, options by its constructor.
 """
 
+from math import prod
+
 import tvm
 
 from tir_kernels.spec.geometry import Geometry
 
 from .. import op
-from ..op.index import triple
+from ..op.index import fitting_extent, triple
+from ..op.numbers import check_int
+from ..op.signature import FLOATS
 from ..op.windows import LEAST_SHIFT, window_axes
-from .arrays import Checked, as_kind, as_tensor, kind_of
+from .arrays import Checked, as_kind, as_tensor, dtype_of, kind_of
 from .call import KernelMap, Weights, run
 
 __all__ = [
     "KernelMap",
     "Weights",
+    "activation",
     "attention",
     "batch_offsets",
     "downsample",
@@ -144,7 +149,9 @@ def strided_map(
     tensor = _coords(coords)
     axes = _geometry_options("strided_map", kernel_size, stride, padding, dilation, transposed)
     axes |= {"output_padding": triple("strided_map", "output_padding", output_padding, 0), "ceil_mode": ceil_mode}
-    shape = shape if shape is None or isinstance(shape, str) else triple("strided_map", "shape", shape, 1)
+    if shape is not None and not isinstance(shape, str):
+        shape = triple("strided_map", "shape", shape, 1)
+        fitting_extent("", shape, Geometry(*axes.values()))
     options = {**axes, "shape": shape, "method": method}
     out, arrays = run("strided_map", op.strided_map, "tvm", {"coords": Checked(tensor, "int32")}, options)
     return KernelMap(tensor, out, Geometry(*axes.values()), tuple(arrays))
@@ -215,6 +222,14 @@ def linear(x, weight, bias=None, residual=None, activation: str = "none"):
     return run("linear", op.linear, kind_of(x), arrays, {"activation": activation})
 
 
+def activation(x, name: str):
+    """The activation `name` of every element of x, of any shape: "relu", "silu", "gelu" or "gelu_tanh"; see `op.activation`."""
+    tensor = as_tensor(x, "x", FLOATS, (None,) * len(getattr(x, "shape", ())))
+    flat = tensor._create_view((prod(tensor.shape),), tensor.dtype)  # one function serves all shapes
+    out = run("activation", op.activation, "tvm", {"x": Checked(flat, dtype_of(x))}, {"name": name})
+    return as_kind(out._create_view(tensor.shape, tensor.dtype), kind_of(x))
+
+
 def pool(x, kernel_map: KernelMap, mode: str = "mean", count_bias: int = 0, max_from_zero: bool = False):
     """Sum, mean or maximum of the input rows of each output row of a map: x [N, C] -> [M, C]; see `op.pool`."""
     arrays = {"x": x, "kernel_map": kernel_map, "like": _side(kernel_map, "out")}
@@ -227,7 +242,8 @@ def segment_pool(x, index, rows: int, mode: str = "mean", count_bias: int = 0, m
 
     With the inverse of `downsample` this pools voxels, with the batch column of the coordinates batch elements.
     """
-    arrays = {"x": x, "index": index, "like": Checked(tvm.runtime.empty((rows,), "int32"), "int32")}
+    like = tvm.runtime.empty((check_int("segment_pool", "rows", rows, 0),), "int32")
+    arrays = {"x": x, "index": index, "like": Checked(like, "int32")}
     options = {"mode": mode, "count_bias": count_bias, "max_from_zero": max_from_zero}
     return run("segment_pool", op.segment_pool, kind_of(x), arrays, options)
 

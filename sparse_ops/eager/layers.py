@@ -1,31 +1,39 @@
 """Eager face, layers: spconv's names and argument order on `SparseTensor`, in one to three dimensions.
 
 `weight` [Cout, *kernel, Cin] and `bias` [Cout] are arrays of any kind; new layers hold random numpy arrays. Layers of
-kernel 1 and stride 1 follow spconv, see `_Convolution.pointwise_weight`. `algo` and `name` are accepted and ignored.
+kernel 1 and stride 1 follow spconv, see `_Convolution.pointwise_weight`.
+
+Arguments have spconv's order. `algo`, `fp32_accum`, `record_voxel_count`, `large_kernel_fast_algo` and `name` are accepted and
+ignored: there is one algorithm, which sums in float32. Arguments that spconv lacks go by name only.
+
+A tensor whose coordinates are negative and that has no spatial_shape lies on a lattice without bounds: then strided and
+transposed layers drop no voxel for lying outside of a grid.
 """
 
 from dataclasses import replace
 from functools import cache
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from tir_kernels.spec.geometry import Geometry
-from tir_kernels.spec.sites import out_extent
 
-from ..op.index import check_ceil_mode, output_padding_of
+from ..op.index import check_ceil_mode, fitting_extent, output_padding_of
+from ..op.numbers import as_axes, as_int, check_int, shown
 from ..op.signature import FLOATS
 from . import functional
-from .arrays import Checked, as_kind, as_tensor, describe
+from .arrays import Checked, as_kind, as_tensor, describe, reshape
 from .call import Weights
+from .module import Entry, SparseModule
 from .tensor import CoordinateSet, Layer, SparseTensor
 
 
 def _axes(argument: str, value, dimensions: int, least: int) -> tuple[int, ...]:
     """An int or one for each axis, at least `least`."""
-    axes = (value,) * dimensions if isinstance(value, int) else tuple(value)
-    if len(axes) != dimensions or not all(isinstance(a, int) and a >= least for a in axes):
-        raise ValueError(f"{argument}: expected an int or {dimensions} of at least {least}, given {value!r}")
+    axes = as_axes(value, dimensions)
+    if axes is None or min(axes) < least:
+        raise ValueError(f"{argument}: expected an int or {dimensions} of at least {least}, given {shown(value)}")
     return axes
 
 
@@ -55,10 +63,8 @@ def _recorded(x: SparseTensor, key: str | None, kind: str, geometry: Geometry) -
         raise ValueError(
             f"indice_key: {key!r} belongs to a {layer.kind} map of {layer.kernel_map.geometry}, expected {kind} of {geometry}"
         )
-    if layer.source is not x.coordinates:
-        same = np.array_equal(layer.source.coords.numpy(), x.coordinates.coords.numpy())
-        if not same or layer.source.extent() != x.coordinates.extent():
-            raise ValueError(f"indice_key: the map of {key!r} was built for another coordinate set")
+    if not layer.source.same_voxels(x.coordinates):
+        raise ValueError(f"indice_key: the map of {key!r} was built for another coordinate set")
     return layer
 
 
@@ -66,20 +72,33 @@ def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
     """Output sites and map of a strided or transposed geometry, from the key, the coordinates' cache, or built."""
     layer = _recorded(x, key, "strided", geometry) or x.coordinates.maps.get(geometry)
     if layer is None:
-        shape = _widen(tuple(x.spatial_shape), 1)
+        extent, shape = x.coordinates.lattice(), None
+        if extent is not None:
+            shape = _widen(extent, 1)
+            if min(shape) > 0:
+                extent = fitting_extent("", shape, geometry, x.coordinates.dimensions)
+            else:  # no voxels and no shape given
+                extent, shape = (0,) * x.coordinates.dimensions, "infer"
         kernel_map = functional.strided_map(
             x.coordinates.coords,
             geometry.kernel,
             geometry.stride,
             geometry.padding,
             geometry.dilation,
-            shape if min(shape) > 0 else "infer",  # no voxels and no shape given
+            shape,
             geometry.transposed,
             output_padding=geometry.output_padding,
             ceil_mode=geometry.ceil_mode,
         )
-        extent = tuple(max(n, 0) for n in out_extent(shape, geometry)[3 - x.coordinates.dimensions :])
-        target = CoordinateSet(kernel_map.coords_out, x.coordinates.dimensions, extent, x.batch_size)
+        x.coordinates.distinct = True
+        target = CoordinateSet(
+            kernel_map.coords_out,
+            x.coordinates.dimensions,
+            extent,
+            x.batch_size,
+            unbounded=extent is None,
+            distinct=True,
+        )
         layer = x.coordinates.maps[geometry] = Layer(kernel_map, x.coordinates, target, "strided")
     if key is not None:
         x.indice_dict[key] = layer
@@ -92,7 +111,7 @@ def _chosen(x: SparseTensor, geometry: Geometry, key: str | None, coordinates) -
     geometry = replace(geometry, output_padding=(0, 0, 0), ceil_mode=False)  # no grid bounds what was chosen
     layer = _recorded(x, key, "chosen-output", geometry)
     if layer is not None:
-        if layer.target is not target and not np.array_equal(layer.target.coords.numpy(), target.coords.numpy()):
+        if not layer.target.same_voxels(target):
             raise ValueError(f"indice_key: the map of {key!r} was built for other output coordinates")
         return layer
     # Kept as long as both sets are there: a map holds the coordinates of its target, not the set.
@@ -107,6 +126,7 @@ def _chosen(x: SparseTensor, geometry: Geometry, key: str | None, coordinates) -
                 Checked(target.coords, "int32"),
                 *(geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, geometry.transposed),
             )
+            x.coordinates.distinct = target.distinct = True
     layer = Layer(maps[geometry], x.coordinates, target, "chosen-output")
     if key is not None:
         x.indice_dict[key] = layer
@@ -134,15 +154,18 @@ def _chosen_set(x: SparseTensor, coordinates) -> CoordinateSet:
     return coordinates
 
 
-class _Convolution:
+class _Convolution(SparseModule):
     """What the convolutions share: parameters, and the call through a kernel map."""
 
     ndim = 3
+    _rebuilt: ClassVar[dict] = {"_kept": type(None)}  # packed parameters
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size, groups: int, bias: bool):
+        super().__init__()
         for argument, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{argument}: expected a positive int, given {value!r}")
+            if as_int(value) is None or as_int(value) < 1:
+                raise ValueError(f"{argument}: expected a positive int, given {shown(value)}")
+        in_channels, out_channels = as_int(in_channels), as_int(out_channels)
         if groups != 1:
             raise ValueError(f"groups: expected 1, given {groups!r}")
         self.in_channels, self.out_channels = in_channels, out_channels
@@ -157,15 +180,9 @@ class _Convolution:
     def weight_shape(self) -> tuple[int, ...]:
         return (self.out_channels, *self.kernel_size, self.in_channels)
 
-    def load_state_dict(self, state: dict) -> None:
-        """Take `weight` and, if the layer has one, `bias`; ValueError for missing, extra or misshapen entries."""
-        expected = {"weight": self.weight_shape} | ({"bias": (self.out_channels,)} if self.bias is not None else {})
-        if set(state) != set(expected):
-            raise ValueError(f"state: expected the entries {sorted(expected)}, given {sorted(state)}")
-        for name, shape in expected.items():
-            if tuple(state[name].shape) != shape:
-                raise ValueError(f"{name}: expected shape {list(shape)}, given {list(state[name].shape)}")
-        self.weight, self.bias = state["weight"], state.get("bias")
+    def entries(self) -> dict[str, Entry]:
+        bias = {} if self.bias is None else {"bias": Entry((self.out_channels,), ("float32",))}
+        return {"weight": Entry(self.weight_shape, FLOATS)} | bias
 
     def _weights(self, make) -> Weights:
         """Packed parameters, kept until a parameter is replaced; `make(weight)` brings the weight to kernel layout."""
@@ -179,7 +196,7 @@ class _Convolution:
 
     def _wide_weight(self, weight):
         """[Cout, *kernel, Cin] with leading unit axes."""
-        return weight.reshape((self.out_channels, *_widen(self.kernel_size, 1), self.in_channels))
+        return reshape(weight, (self.out_channels, *_widen(self.kernel_size, 1), self.in_channels))
 
     def pointwise_weight(self, weight):
         """The matrix [Cout, Cin] of a layer of kernel 1.
@@ -187,10 +204,11 @@ class _Convolution:
         spconv 2.3 reads the stored buffer [Cout, 1, 1, 1, Cin] of such layers as a row-major [Cin, Cout] matrix M and
         computes x @ M: a reinterpretation of memory, not a transpose. Checkpoints trained with it rely on that.
         """
-        matrix = as_tensor(weight.reshape((self.in_channels, self.out_channels)), "weight", FLOATS, (None, None))
+        matrix = as_tensor(reshape(weight, (self.in_channels, self.out_channels)), "weight", FLOATS, (None, None))
         return np.ascontiguousarray(as_kind(matrix, "numpy").T)
 
     def _pointwise(self, x: SparseTensor) -> SparseTensor:
+        x.coordinates.check_distinct()
         return x.with_result(functional.linear(x.feats, self._weights(self.pointwise_weight)), x.coordinates)
 
     def _convolve(self, x: SparseTensor, kernel_map, coordinates: CoordinateSet) -> SparseTensor:
@@ -203,6 +221,8 @@ class _Convolution:
         an input from gets the bias. The map is kept while `x` and a tensor given here have their coordinates.
         """
         _check_input(self, x)
+        if x.feats.shape[1] != self.in_channels:
+            raise ValueError(f"input: expected {self.in_channels} channels, given {x.feats.shape[1]}")
         return self.forward(x) if coordinates is None else self._onto(x, coordinates)
 
     def _onto(self, x: SparseTensor, coordinates) -> SparseTensor:
@@ -239,6 +259,8 @@ class SubMConv3d(_Convolution):
         bias: bool = True,
         indice_key: str | None = None,
         algo=None,
+        fp32_accum: bool | None = None,
+        large_kernel_fast_algo: bool = False,
         name=None,
     ):
         super().__init__(in_channels, out_channels, kernel_size, groups, bias)
@@ -282,6 +304,9 @@ class SparseConv3d(_Convolution):
         bias: bool = True,
         indice_key: str | None = None,
         algo=None,
+        fp32_accum: bool | None = None,
+        record_voxel_count: bool = False,
+        large_kernel_fast_algo: bool = False,
         name=None,
     ):
         super().__init__(in_channels, out_channels, kernel_size, groups, bias)
@@ -345,6 +370,8 @@ class SparseInverseConv3d(_Convolution):
         indice_key: str,
         bias: bool = True,
         algo=None,
+        fp32_accum: bool | None = None,
+        large_kernel_fast_algo: bool = False,
         name=None,
     ):
         super().__init__(in_channels, out_channels, kernel_size, 1, bias)
@@ -362,14 +389,14 @@ class SparseInverseConv3d(_Convolution):
                 f"kernel_size: expected {layer.kernel_map.geometry.kernel} of the layer {self.indice_key!r}, "
                 f"given {self.kernel_size}"
             )
-        if layer.target is not x.coordinates and not np.array_equal(layer.target.coords.numpy(), x.coordinates.coords.numpy()):
+        if not layer.target.same_voxels(x.coordinates):
             raise ValueError(f"input: expected the voxels that the layer {self.indice_key!r} put out")
         if "inverse" not in layer.target.maps or layer.target.maps["inverse"][0] is not layer.kernel_map:
             layer.target.maps["inverse"] = layer.kernel_map, functional.inverse_map(layer.kernel_map)
         return self._convolve(x, layer.target.maps["inverse"][1], layer.source)
 
 
-class SparseMaxPool3d:
+class SparseMaxPool3d(SparseModule):
     """Maximum over the voxels of each window.
 
     `from_zero`: start from 0 instead of from the first voxel, so that negative maxima come out as 0, as spconv does on a
@@ -386,11 +413,13 @@ class SparseMaxPool3d:
         dilation=1,
         indice_key: str | None = None,
         algo=None,
+        record_voxel_count: bool = False,
         name=None,
         *,
         from_zero: bool = False,
         ceil_mode: bool = False,
     ):
+        super().__init__()
         self.kernel_size = _axes("kernel_size", kernel_size, self.ndim, 1)
         self.stride = self.kernel_size if stride is None else _axes("stride", stride, self.ndim, 1)
         self.padding = _axes("padding", padding, self.ndim, 0)
@@ -402,7 +431,7 @@ class SparseMaxPool3d:
     def _pool(self, feats, kernel_map):
         return functional.pool(feats, kernel_map, "max", max_from_zero=self.from_zero)
 
-    def __call__(self, x: SparseTensor, coordinates=None) -> SparseTensor:
+    def forward(self, x: SparseTensor, coordinates=None) -> SparseTensor:
         """`coordinates`: output voxels that the caller chose, as for a convolution; one that meets no voxel gets 0."""
         _check_input(self, x)
         geometry = Geometry(
@@ -422,9 +451,22 @@ class SparseMaxPool3d:
 class SparseAvgPool3d(SparseMaxPool3d):
     """Mean over the voxels of each window; `count_bias` is added to their number before dividing."""
 
-    def __init__(self, *args, count_bias: int = 0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.count_bias = count_bias
+    def __init__(
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        indice_key: str | None = None,
+        algo=None,
+        record_voxel_count: bool = False,
+        name=None,
+        *,
+        count_bias: int = 0,
+        ceil_mode: bool = False,
+    ):
+        super().__init__(kernel_size, stride, padding, dilation, indice_key, ceil_mode=ceil_mode)
+        self.count_bias = check_int(type(self).__name__, "count_bias", count_bias, 0)
 
     def _pool(self, feats, kernel_map):
         return functional.pool(feats, kernel_map, "mean", count_bias=self.count_bias)

@@ -1,40 +1,83 @@
-"""`SparseTensor`: features and coordinates, with the kernel maps of the coordinates built once and shared."""
+"""`SparseTensor`: features and coordinates, with the kernel maps of the coordinates built once and shared.
 
+What is here may be copied and pickled: voxels, features and what layers left under their keys travel as numpy arrays (features
+that are torch tensors as these); maps that are kept by geometry are built again.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from typing import ClassVar
 
 import numpy as np
 import tvm
 
 from tir_kernels.spec.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
 
+from ..op.numbers import as_axes, as_int, shown
 from ..op.signature import FLOATS
 from . import functional
-from .arrays import Checked, as_kind, as_tensor, kind_of
+from .arrays import Checked, Portable, as_kind, as_tensor, describe, dtype_of, kind_of, reshape
 from .call import KernelMap
 
 MAX_DIMENSIONS = 3
 
 
 @dataclass(eq=False)
-class CoordinateSet:
+class CoordinateSet(Portable):
     """Voxel coordinates and what was built from them. Tensors with the same voxels share one.
 
     `coords` int32 [N, 4] as (batch, x, y, z); in fewer dimensions the leading axes are 0. `spatial_shape`: extent along
-    each of the `dimensions` axes, or None for one more than the largest coordinate. `maps`: kernel maps by geometry.
+    each of the `dimensions` axes, or None for one more than the largest coordinate. `unbounded`: a lattice without a shape, on
+    which coordinates may be negative. `distinct`: whether it is known that no row repeats another. `maps`: kernel maps by
+    geometry, and what else is found once.
     """
 
     coords: tvm.runtime.Tensor
     dimensions: int
     spatial_shape: tuple[int, ...] | None
     batch_size: int
+    unbounded: bool = False
+    distinct: bool = False
     maps: dict = field(default_factory=dict, repr=False)
+    _rebuilt: ClassVar[dict] = {"maps": dict}
 
     def extent(self) -> tuple[int, ...]:
-        """`spatial_shape`, or what is inferred for it."""
-        if self.spatial_shape is None:
+        """`spatial_shape`, or what is inferred for it. ValueError on an unbounded lattice."""
+        if self.unbounded:
+            raise ValueError(
+                "spatial_shape: voxels at negative coordinates lie on a lattice that has none: take the smallest coordinate of "
+                "each axis off and give a spatial_shape"
+            )
+        if self.spatial_shape is not None:
+            return self.spatial_shape
+        if "extent" not in self.maps:
             axes = np.from_dlpack(self.coords)[:, 4 - self.dimensions :]
-            self.spatial_shape = tuple(int(n) for n in axes.max(axis=0, initial=-1) + 1)
-        return self.spatial_shape
+            self.maps["extent"] = tuple(int(n) for n in axes.max(axis=0, initial=-1) + 1)
+        return self.maps["extent"]
+
+    def lattice(self) -> tuple[int, ...] | None:
+        """The extent, None where there is none."""
+        return None if self.unbounded else self.extent()
+
+    def check_distinct(self) -> None:
+        """ValueError for the first row that repeats another one; what was found right is not looked at again."""
+        if not self.distinct:
+            functional.lookup(Checked(self.coords, "int32"), np.zeros((0, 4), "int32"))  # building the index finds it
+            self.distinct = True
+
+    def batch_index(self) -> np.ndarray:
+        """The batch element of every row, int32 [N]."""
+        if "batch_index" not in self.maps:
+            self.maps["batch_index"] = np.ascontiguousarray(np.from_dlpack(self.coords)[:, 0])
+        return self.maps["batch_index"]
+
+    def same_voxels(self, other: "CoordinateSet") -> bool:
+        """Whether rows lie at the same places of the same grid."""
+        return self is other or (
+            (self.dimensions, self.batch_size, self.lattice()) == (other.dimensions, other.batch_size, other.lattice())
+            and np.array_equal(np.from_dlpack(self.coords), np.from_dlpack(other.coords))
+        )
 
 
 @dataclass(eq=False)
@@ -47,29 +90,41 @@ class Layer:
     kind: str  # "submanifold", "strided", or "chosen-output"
 
 
-class SparseTensor:
+class SparseTensor(Portable):
     """Features on voxels.
 
     feats: float32 or bfloat16 [N, C]; coords: int32 [N, 1 + d], d = 1 to 3, as (batch, x, y, z), one row a voxel, in any
     order. Both are numpy, torch or TVM arrays and are not copied; results are of the kind of `feats`.
 
-    spatial_shape: extent of the grid along the d axes; None infers one more than the largest coordinate where an op needs
-    it. batch_size: number of batch elements; None infers it. `indice_dict` maps the `indice_key` of layers to their maps,
-    and is shared by all tensors made from this one.
+    spatial_shape: extent of the grid along the d axes, or an int for a grid with equal sides; None infers one more than the
+    largest coordinate where an op needs it. Without a shape coordinates may be negative, and the voxels then lie on a lattice
+    without bounds: strided and transposed layers keep every voxel that they reach, at negative coordinates too, and
+    `spatial_shape` and `dense()` are refused. batch_size: number of batch elements; None infers it. `indice_dict` maps the
+    `indice_key` of layers to their maps, and is shared by all tensors made from this one; give that of another tensor to share
+    its maps.
 
     Raises ValueError naming the argument for a wrong kind, dtype or shape, for lengths that differ, and for the first row
     whose coordinates lie outside of spatial_shape, batch_size or the range (batch 0 to 4095, axes -32768 to 32767).
-    Duplicate rows are found when a kernel map is built.
+    Duplicate rows are found by the first layer or sum that looks at the voxels.
     """
 
-    def __init__(self, feats, coords, spatial_shape=None, batch_size: int | None = None, *, _shared=None):
+    __array_ufunc__ = None  # numpy arrays leave `array + tensor` to the tensor
+
+    def __init__(
+        self,
+        feats,
+        coords,
+        spatial_shape=None,
+        batch_size: int | None = None,
+        *,
+        indice_dict: dict | None = None,
+        _shared=None,
+    ):
         self._kind = kind_of(feats)
         features = as_tensor(feats, "feats", FLOATS, (None, None))
         if _shared is None:
-            points, dimensions = _as_coords(coords)
-            batch_size = _check_range(np.from_dlpack(points), dimensions, spatial_shape, batch_size)
-            shape = None if spatial_shape is None else tuple(int(n) for n in spatial_shape)
-            _shared = CoordinateSet(points, dimensions, shape, batch_size), {}
+            coordinates = _coordinate_set(coords, spatial_shape, batch_size)
+            _shared = coordinates, {} if indice_dict is None else indice_dict
         self.coordinates, self.indice_dict = _shared
         if features.shape[0] != self.coordinates.coords.shape[0]:
             raise ValueError(
@@ -89,7 +144,7 @@ class SparseTensor:
 
     @property
     def spatial_shape(self) -> tuple[int, ...]:
-        """Extent of the grid along each axis."""
+        """Extent of the grid along each axis. ValueError for voxels that lie on a lattice without bounds."""
         return self.coordinates.extent()
 
     @property
@@ -121,17 +176,43 @@ class SparseTensor:
             self.coordinates.maps[key] = functional.submanifold_map(
                 Checked(self.coordinates.coords, "int32"), tuple(kernel_size), tuple(dilation), method
             )
+            self.coordinates.distinct = True
         return self.coordinates.maps[key]
 
-    def dense(self, channels_last: bool = False):
-        """[B, C, *spatial_shape] (or [B, *spatial_shape, C]) with zeros where there is no voxel."""
+    def dense(self, channels_first: bool = True):
+        """[B, C, *spatial_shape], or [B, *spatial_shape, C] if not `channels_first`, with zeros where there is no voxel.
+
+        ValueError for voxels that lie on a lattice without bounds, and for the first row that repeats another.
+        """
+        if not isinstance(channels_first, bool):
+            raise ValueError(f"channels_first: expected True or False, given {shown(channels_first)}")
         d = self.coordinates.dimensions
         shape = (1,) * (3 - d) + tuple(self.spatial_shape)
         coords = as_kind(self.coordinates.coords, self._kind)
-        dense = functional.to_dense(self.feats, coords, self.batch_size, shape, channels_last)
+        dense = functional.to_dense(self.feats, coords, self.batch_size, shape, not channels_first)
         sizes = list(dense.shape)
-        start = 1 if channels_last else 2
-        return dense.reshape(sizes[:start] + sizes[start + 3 - d :])
+        start = 2 if channels_first else 1
+        return reshape(dense, sizes[:start] + sizes[start + 3 - d :])
+
+    def find_indice_pair(self, key):
+        """What a layer left under its `indice_key`, or None, as spconv has it."""
+        return self.indice_dict.get(key)
+
+    def __add__(self, other: "SparseTensor") -> "SparseTensor":
+        """The sum of features on the same voxels: `a + b`, and `sum` of a list of tensors.
+
+        Features are of the kind of `a`. Raises ValueError for other channels, dtypes or voxels, where `sparse_add` may serve,
+        and for anything but a SparseTensor, to which `replace_feature` may lead.
+        """
+        if not isinstance(other, SparseTensor):
+            raise ValueError(f"+: expected a SparseTensor on the same voxels, given {describe(other)}: use replace_feature")
+        _check_alike("+", [self, other])
+        if self.feats.shape[1] != other.feats.shape[1]:
+            raise ValueError(f"+: expected equal channels, given {self.feats.shape[1]} and {other.feats.shape[1]}")
+        return self.replace_feature(_combine(self._kind, [self, other], lambda _, arrays: reduce(lambda a, b: a + b, arrays)))
+
+    def __radd__(self, other) -> "SparseTensor":
+        return self if as_int(other) == 0 else self + other  # `sum` begins with 0
 
     def __repr__(self) -> str:
         rows, channels = self.feats.shape
@@ -140,31 +221,123 @@ class SparseTensor:
 
 
 def sparse_add(*tensors: SparseTensor) -> SparseTensor:
-    """The sum of tensors over the union of their voxels, which ascend in (batch, axes...).
+    """The sum of tensors, given one by one or in a list, over the union of their voxels, which ascend in (batch, axes...).
 
-    Raises ValueError where channels, dtype, axes or given spatial shapes differ.
+    Features may be of different kinds; those of the sum are of the kind of the first. Raises ValueError for none, where
+    channels, dtype, axes or given spatial shapes differ, and for the first row of a tensor that repeats another of its rows.
     """
+    tensors = _tensors_of(tensors)
     first = tensors[0]
     for other in tensors[1:]:
         for name, mine, theirs in (
             ("channels", first.feats.shape[1], other.feats.shape[1]),
-            ("dtype", first.feats.dtype, other.feats.dtype),
+            ("dtype", dtype_of(first.feats), dtype_of(other.feats)),
             ("axes", first.coordinates.dimensions, other.coordinates.dimensions),
             ("spatial_shape", first.coordinates.spatial_shape, other.coordinates.spatial_shape),
         ):
             if mine != theirs:
                 raise ValueError(f"tensors: expected equal {name}, given {mine} and {theirs}")
+    for tensor in tensors:
+        tensor.coordinates.check_distinct()
     every = np.concatenate([tensor.coordinates.coords.numpy() for tensor in tensors])
     coords, inverse = functional.unique(every)
-    feats = np.concatenate([as_kind(as_tensor(t.feats, "feats", FLOATS, (None, None)), "numpy") for t in tensors])
-    summed = functional.segment_pool(feats, inverse, len(coords), "sum")
+    summed = functional.segment_pool(_combine("numpy", tensors, _rows_after_rows), inverse, len(coords), "sum")
     coordinates = CoordinateSet(
         as_tensor(coords, "coords", ("int32",), (None, 4)),
         first.coordinates.dimensions,
         first.coordinates.spatial_shape,
         max(tensor.batch_size for tensor in tensors),
+        unbounded=any(tensor.coordinates.unbounded for tensor in tensors),
+        distinct=True,
     )
-    return first.moved_to(as_kind(as_tensor(summed, "feats", FLOATS, (None, None)), first._kind), coordinates)
+    return first.moved_to(_to_kind(summed, first._kind), coordinates)
+
+
+def sparse_cat(*tensors: SparseTensor) -> SparseTensor:
+    """Features side by side on the union of the voxels, which ascend in (batch, axes...), zeros where a tensor has none.
+
+    Of tensors given one by one or in a list: [N1, C1], [N2, C2], ... -> [M, C1 + C2 + ...], of the kind of the first. Raises
+    ValueError for none, where dtype, axes or given shapes differ, and for the first row of a tensor that repeats another
+    of its rows. On the same voxels `cat` needs no search.
+    """
+    tensors = _tensors_of(tensors)
+    first = tensors[0]
+    for other in tensors[1:]:
+        for name, mine, theirs in (
+            ("dtype", dtype_of(first.feats), dtype_of(other.feats)),
+            ("axes", first.coordinates.dimensions, other.coordinates.dimensions),
+            ("spatial_shape", first.coordinates.spatial_shape, other.coordinates.spatial_shape),
+        ):
+            if mine != theirs:
+                raise ValueError(f"tensors: expected equal {name}, given {mine} and {theirs}")
+    sets = [np.from_dlpack(tensor.coordinates.coords) for tensor in tensors]
+    coords, _, rows = functional.union(np.concatenate(sets), np.cumsum([0, *map(len, sets)]).astype("int32"))
+    parts = [_to_kind(functional.gather_rows(x.feats, own), "numpy") for x, own in zip(tensors, rows, strict=True)]
+    coordinates = CoordinateSet(
+        as_tensor(coords, "coords", ("int32",), (None, 4)),
+        first.coordinates.dimensions,
+        first.coordinates.spatial_shape,
+        max(tensor.batch_size for tensor in tensors),
+        unbounded=any(tensor.coordinates.unbounded for tensor in tensors),
+        distinct=True,
+    )
+    return first.moved_to(_to_kind(_columns_by_columns(np, parts), first._kind), coordinates)
+
+
+def cat(*tensors: SparseTensor) -> SparseTensor:
+    """Features side by side on the same voxels, of tensors given one by one or in a list: [N, C1], [N, C2], ... ->
+    [N, C1 + C2 + ...], of the kind of the first.
+
+    Raises ValueError for no tensor, and for other voxels or dtypes than those of the first.
+    """
+    tensors = _tensors_of(tensors)
+    _check_alike("tensors", tensors)
+    return tensors[0].replace_feature(_combine(tensors[0]._kind, tensors, _columns_by_columns))
+
+
+def _tensors_of(given: tuple) -> Sequence[SparseTensor]:
+    """Tensors given one by one or in a list."""
+    tensors = given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given
+    if not tensors:
+        raise ValueError("tensors: expected at least one SparseTensor, given none")
+    for i, tensor in enumerate(tensors):
+        if not isinstance(tensor, SparseTensor):
+            raise ValueError(f"tensors[{i}]: expected a SparseTensor, given {describe(tensor)}")
+    return tensors
+
+
+def _check_alike(argument: str, tensors: Sequence[SparseTensor]) -> None:
+    """ValueError unless all have the voxels and the dtype of the first."""
+    first = tensors[0]
+    for other in tensors[1:]:
+        if not first.coordinates.same_voxels(other.coordinates):
+            raise ValueError(f"{argument}: expected features on the same voxels, given {first} and {other}; see sparse_add")
+        if dtype_of(first.feats) != dtype_of(other.feats):
+            raise ValueError(f"{argument}: expected equal dtypes, given {dtype_of(first.feats)} and {dtype_of(other.feats)}")
+
+
+def _combine(kind: str, tensors: Sequence[SparseTensor], how):
+    """`how(library, arrays)` of the features of tensors, as arrays of one kind; library: numpy, or torch for torch's."""
+    used = "torch" if kind == "torch" else "numpy"
+    arrays = [t.feats if t._kind == used else _to_kind(t.feats, used) for t in tensors]
+    if used == "torch":
+        import torch
+
+        return how(torch, arrays)
+    return _to_kind(how(np, arrays), kind)
+
+
+def _rows_after_rows(library, arrays):
+    return library.concatenate(arrays, 0)
+
+
+def _columns_by_columns(library, arrays):
+    return library.concatenate(arrays, 1)
+
+
+def _to_kind(feats, kind: str):
+    """Features [N, C] as an array of another kind."""
+    return feats if kind_of(feats) == kind else as_kind(as_tensor(feats, "feats", FLOATS, (None, None)), kind)
 
 
 def _as_coords(coords) -> tuple[tvm.runtime.Tensor, int]:
@@ -180,27 +353,30 @@ def _as_coords(coords) -> tuple[tvm.runtime.Tensor, int]:
     return as_tensor(coords, "coords", ("int32",), (None, 4)), MAX_DIMENSIONS
 
 
-def _check_range(coords: np.ndarray, dimensions: int, spatial_shape, batch_size: int | None) -> int:
-    """Check coords [N, 4] against the extents; returns the number of batch elements."""
+def _coordinate_set(coords, spatial_shape, batch_size: int | None) -> CoordinateSet:
+    """Coordinates checked against the extents, which are inferred where they are not given."""
+    points, dimensions = _as_coords(coords)
+    rows, shape, elements = np.from_dlpack(points), None, None
     if spatial_shape is not None:
-        lengths = list(spatial_shape)
-        if len(lengths) != dimensions or not all(1 <= int(n) <= COORDINATE_LIMIT for n in lengths):
+        shape = as_axes(spatial_shape, dimensions)
+        if shape is None or not all(1 <= n <= COORDINATE_LIMIT for n in shape):
             raise ValueError(
-                f"spatial_shape: expected {dimensions} extents from 1 to {COORDINATE_LIMIT}, given {spatial_shape!r}"
+                f"spatial_shape: expected {dimensions} extents from 1 to {COORDINATE_LIMIT}, or an int for all of them, "
+                f"given {shown(spatial_shape)}"
             )
-    if batch_size is not None and not 1 <= batch_size <= BATCH_LIMIT:
-        raise ValueError(f"batch_size: expected 1 to {BATCH_LIMIT}, given {batch_size!r}")
-    ranges = [(0, (BATCH_LIMIT if batch_size is None else batch_size) - 1, "batch index", 0)]
+    if batch_size is not None:
+        elements = as_int(batch_size)
+        if elements is None or not 1 <= elements <= BATCH_LIMIT:
+            raise ValueError(f"batch_size: expected an int from 1 to {BATCH_LIMIT}, given {shown(batch_size)}")
+    ranges = [(0, (elements or BATCH_LIMIT) - 1, "batch index", 0)]
     for axis in range(dimensions):
-        low, high = -COORDINATE_LIMIT, COORDINATE_LIMIT - 1
-        if spatial_shape is not None:
-            low, high = 0, int(lengths[axis]) - 1
+        low, high = (-COORDINATE_LIMIT, COORDINATE_LIMIT - 1) if shape is None else (0, shape[axis] - 1)
         ranges.append((low, high, "xyz"[axis], 4 - dimensions + axis))
-    if not len(coords):
-        return 1 if batch_size is None else batch_size
-    lowest, highest = coords.min(0).tolist(), coords.max(0).tolist()
+    if not len(rows):
+        return CoordinateSet(points, dimensions, shape, elements or 1, distinct=True)
+    lowest, highest = rows.min(0).tolist(), rows.max(0).tolist()
     for low, high, name, column in ranges:
         if lowest[column] < low or highest[column] > high:
-            row = int(((coords[:, column] < low) | (coords[:, column] > high)).argmax())
-            raise ValueError(f"coords: row {row} has {name} {coords[row, column]}, expected {low} to {high}")
-    return highest[0] + 1 if batch_size is None else batch_size
+            row = int(((rows[:, column] < low) | (rows[:, column] > high)).argmax())
+            raise ValueError(f"coords: row {row} has {name} {rows[row, column]}, expected {low} to {high}")
+    return CoordinateSet(points, dimensions, shape, elements or highest[0] + 1, unbounded=min(lowest[1:]) < 0)

@@ -1,4 +1,4 @@
-"""Fewer voxels, or those of several tensors: pruning, intersection, and concatenation over a union."""
+"""Fewer voxels: pruning by a mask, and intersection."""
 
 from dataclasses import replace
 
@@ -6,9 +6,8 @@ import numpy as np
 
 from tir_kernels.spec.flatnonzero import DTYPES
 
-from ..op.signature import FLOATS
 from . import functional
-from .arrays import Checked, as_kind, as_tensor, describe, dtype_of
+from .arrays import Checked, as_tensor, describe
 from .tensor import CoordinateSet, SparseTensor
 
 
@@ -39,35 +38,6 @@ def intersection(x: SparseTensor, coordinates: SparseTensor | CoordinateSet) -> 
         raise ValueError(f"coordinates: expected {x.coordinates.dimensions} axes, given {other.dimensions}")
     found = functional.lookup(other.coords, x.coordinates.coords)
     return prune(x, np.from_dlpack(found) >= 0)
-
-
-def sparse_cat(*tensors: SparseTensor) -> SparseTensor:
-    """Features side by side on the union of the voxels, which ascend in (batch, axes...), zeros where a tensor has none.
-
-    [N1, C1], [N2, C2], ... -> [M, C1 + C2 + ...], of the kind of the first. Raises ValueError for no tensor, where dtypes, axes
-    or given spatial shapes differ, and for the first row of a tensor that repeats another of it.
-    """
-    if not tensors:
-        raise ValueError("tensors: expected at least one SparseTensor, given none")
-    first = tensors[0]
-    for i, x in enumerate(tensors):
-        _check(x, f"tensors[{i}]")
-        for name, mine, theirs in (
-            ("dtype", dtype_of(first.feats), dtype_of(x.feats)),
-            ("axes", first.coordinates.dimensions, x.coordinates.dimensions),
-            ("spatial_shape", first.coordinates.spatial_shape, x.coordinates.spatial_shape),
-        ):
-            if mine != theirs:
-                raise ValueError(f"tensors: expected equal {name}, given {mine} and {theirs}")
-    sets = [np.from_dlpack(x.coordinates.coords) for x in tensors]
-    offsets = np.cumsum([0, *map(len, sets)]).astype("int32")
-    coords, _, rows = functional.union(np.concatenate(sets), offsets)
-    parts = [functional.gather_rows(x.feats, index) for x, index in zip(tensors, rows, strict=True)]
-    parts = [as_kind(as_tensor(part, "feats", FLOATS, (None, None)), "numpy") for part in parts]
-    feats = as_kind(as_tensor(np.concatenate(parts, axis=1), "feats", FLOATS, (None, None)), first._kind)
-    batch_size = max(x.batch_size for x in tensors)
-    coords = as_tensor(coords, "coords", ("int32",), (None, 4))
-    return first.moved_to(feats, replace(first.coordinates, coords=coords, batch_size=batch_size, maps={}))
 
 
 def _check(x, argument: str) -> None:

@@ -21,9 +21,21 @@ from tvm.relax.frontend.nn import Module, ModuleList, Parameter, Tensor
 
 from .attention import CrossAttention, SelfAttention, SerializedSelfAttention, WindowedSelfAttention, attention
 from .carrier import Link, Partition, Sites, SymbolicKernelMap, SymbolicSparseTensor
+from .containers import SparseSequential
 from .conv import SparseConv3d, SparseConvTranspose3d, SparseInverseConv3d, SubMConv3d
 from .norm import GroupNorm, LayerNorm, MultiHeadRMSNorm
-from .pool import BatchPool, Downsample, SparseAvgPool3d, SparseMaxPool3d, Subdivide, Upsample
+from .pool import (
+    BatchPool,
+    Downsample,
+    SparseAvgPool3d,
+    SparseGlobalAvgPool,
+    SparseGlobalMaxPool,
+    SparseGlobalSumPool,
+    SparseMaxPool3d,
+    Subdivide,
+    ToDense,
+    Upsample,
+)
 from .rows import Activation, Linear, concat, modulated_add
 from .voxels import intersection, prune, sparse_add, sparse_cat
 
@@ -47,13 +59,18 @@ __all__ = [
     "SparseAvgPool3d",
     "SparseConv3d",
     "SparseConvTranspose3d",
+    "SparseGlobalAvgPool",
+    "SparseGlobalMaxPool",
+    "SparseGlobalSumPool",
     "SparseInverseConv3d",
     "SparseMaxPool3d",
+    "SparseSequential",
     "SubMConv3d",
     "Subdivide",
     "SymbolicKernelMap",
     "SymbolicSparseTensor",
     "Tensor",
+    "ToDense",
     "Upsample",
     "WindowedSelfAttention",
     "attention",

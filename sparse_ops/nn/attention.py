@@ -46,8 +46,8 @@ class SelfAttention(nn.Module):
     """
 
     def __init__(self, channels: int, num_heads: int, qk_rms_norm: bool = False, dtype: str = "float32"):
-        self.head_dim = _head_dim("SelfAttention", channels, num_heads)
-        self.num_heads = num_heads
+        channels, num_heads = _check_heads("SelfAttention", channels, num_heads)
+        self.head_dim, self.num_heads = channels // num_heads, num_heads
         self.to_qkv = Linear(channels, 3 * channels, dtype=dtype)
         self.to_out = Linear(channels, channels, dtype=dtype)
         self.q_rms_norm = MultiHeadRMSNorm(self.head_dim, num_heads) if qk_rms_norm else None
@@ -104,8 +104,8 @@ class SerializedSelfAttention(SelfAttention):
     ):
         super().__init__(channels, num_heads, qk_rms_norm, dtype)
         name = "nn.SerializedSelfAttention"
-        check_int(name, "window", window, 1)
-        check_int(name, "shift_sequence", shift_sequence, 0)
+        window = check_int(name, "window", window, 1)
+        shift_sequence = check_int(name, "shift_sequence", shift_sequence, 0)
         check_choice(name, "mode", mode, MODES)
         self.partition = window, shift_sequence, triple(name, "shift", shift, LEAST_SHIFT), mode
 
@@ -121,9 +121,9 @@ class CrossAttention(nn.Module):
     """
 
     def __init__(self, channels: int, context_channels: int, num_heads: int, dtype: str = "float32"):
-        check_count("CrossAttention", context_channels=context_channels)
-        self.head_dim = _head_dim("CrossAttention", channels, num_heads)
-        self.num_heads = num_heads
+        (context_channels,) = check_count("CrossAttention", context_channels=context_channels)
+        channels, num_heads = _check_heads("CrossAttention", channels, num_heads)
+        self.head_dim, self.num_heads = channels // num_heads, num_heads
         self.to_q = Linear(channels, channels, dtype=dtype)
         self.to_kv = Linear(context_channels, 2 * channels, dtype=dtype)
         self.to_out = Linear(channels, channels, dtype=dtype)
@@ -165,8 +165,9 @@ def rows_of(x: nn.Tensor) -> nn.Tensor:
     return emit(relax.op.reshape(x._expr, (rows, heads * depth)))
 
 
-def _head_dim(owner: str, channels: int, heads: int) -> int:
-    check_count(owner, channels=channels, num_heads=heads)
+def _check_heads(owner: str, channels: int, heads: int) -> tuple[int, int]:
+    """Channels and heads as ints, whose quotient is the depth of a head."""
+    channels, heads = check_count(owner, channels=channels, num_heads=heads)
     if channels % heads:
         raise ValueError(f"{owner}: num_heads: expected a divisor of {channels} channels, given {heads}")
-    return channels // heads
+    return channels, heads

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
+import tvm
 from tvm import relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec
 
 from .. import op
 from ..op.index import triple
+from ..op.numbers import as_axes
 from ..op.windows import LEAST_SHIFT, window_axes
 
 _fresh = itertools.count()
@@ -163,7 +165,7 @@ class Sites:
         """Output sites, in a number known at run time, and map of a strided or transposed convolution: `op.strided_map`."""
         axes = _geometry_axes(kernel_size, stride, padding, dilation)
         border = {"output_padding": _axes("output_padding", output_padding, 0), "ceil_mode": ceil_mode}
-        shape = shape if shape is None or isinstance(shape, str) else tuple(shape)
+        shape = shape if shape is None or isinstance(shape, str) else as_axes(shape, 3) or shape
 
         def build():
             call = op.strided_map(self.coords._expr, **axes, shape=shape, transposed=transposed, method=method, **border)
@@ -305,10 +307,18 @@ class SymbolicSparseTensor:
 
     @classmethod
     def of(cls, feats: nn.Tensor, coords: nn.Tensor, batch: Rows = 1) -> "SymbolicSparseTensor":
-        """From features [N, C] and coordinates int32 [N, 4] of `batch` elements. ValueError if they do not fit."""
+        """From features [N, C] and coordinates int32 [N, 4] of `batch` elements.
+
+        ValueError if they do not fit, and where they may be of unequal length: the rows of both must have one name.
+        """
         if not isinstance(feats, nn.Tensor) or feats.ndim != 2:
             raise ValueError(f"feats: expected a tensor [N, C], given {feats!r}")
         _check_coords("coords", coords)
+        if not tvm.sym.Analyzer().can_prove(feats.shape[0] == coords.shape[0]):
+            raise ValueError(
+                f"feats: expected as many rows as coords, {coords.shape[0]}, given {feats.shape[0]}; in the specification of a "
+                "function the rows of both have the same name"
+            )
         return cls(feats, Sites(coords, batch))
 
     @property
@@ -322,6 +332,17 @@ class SymbolicSparseTensor:
     def with_feats(self, feats: nn.Tensor) -> "SymbolicSparseTensor":
         """Other features on the same sites."""
         return replace(self, feats=feats)
+
+    def __add__(self, other: "SymbolicSparseTensor") -> "SymbolicSparseTensor":
+        """The sum of features on the same sites. ValueError for other sites, channels or dtypes."""
+        check_sparse("+", other)
+        if other.sites is not self.sites:
+            raise ValueError("+: expected features on the same sites, given others")
+        given = [(x.channels, str(x.feats.dtype)) for x in (self, other)]
+        if given[0] != given[1]:
+            raise ValueError(f"+: expected {given[0][0]} channels of {given[0][1]}, given {given[1][0]} of {given[1][1]}")
+        summed = emit(relax.op.add(self.feats._expr, other.feats._expr), "sum")
+        return replace(self, feats=summed, links=self.links | other.links)
 
     def moved(self, feats: nn.Tensor, sites: Sites) -> "SymbolicSparseTensor":
         """Features on other sites, which still know the layers that led there."""

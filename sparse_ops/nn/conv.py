@@ -19,7 +19,7 @@ class _SparseConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size, bias: bool, dtype: str):
         self._owner = type(self).__name__
-        check_count(self._owner, in_channels=in_channels, out_channels=out_channels)
+        in_channels, out_channels = check_count(self._owner, in_channels=in_channels, out_channels=out_channels)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = triple(f"nn.{self._owner}", "kernel_size", kernel_size, 1)
@@ -81,6 +81,7 @@ class SubMConv3d(_SparseConv):
         in_channels: int,
         out_channels: int,
         kernel_size=3,
+        *,
         dilation=1,
         bias: bool = True,
         dtype: str = "float32",
@@ -151,8 +152,9 @@ class SparseConv3d(_SparseConv):
     """Strided convolution: a site is active where any tap meets an active one. The number of rows is known at run time.
 
     kernel_size, stride, padding, dilation: ints or three along x, y, z. `indice_key`: the name under which
-    `SparseInverseConv3d` finds this layer to undo it. `shape`: extent of the input grid, "infer" or None, see
-    `op.strided_map`, which also tells the order of the rows.
+    `SparseInverseConv3d` finds this layer to undo it. `shape`: extent of the input grid, "infer" for one more than the largest
+    coordinate, or None for a lattice without bounds, on which coordinates may be negative: see `op.strided_map`, which also
+    tells the order of the rows.
     """
 
     transposed = False
@@ -166,6 +168,7 @@ class SparseConv3d(_SparseConv):
         stride=1,
         padding=0,
         dilation=1,
+        *,
         bias: bool = True,
         indice_key: str | None = None,
         shape="infer",
@@ -238,6 +241,7 @@ class SparseInverseConv3d(_SparseConv):
         kernel_size,
         indice_key: str,
         bias: bool = True,
+        *,
         dtype: str = "float32",
     ):
         super().__init__(in_channels, out_channels, kernel_size, bias, dtype)

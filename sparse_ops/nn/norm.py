@@ -14,7 +14,7 @@ class LayerNorm(nn.Module):
     """
 
     def __init__(self, channels: int, affine: bool = True, eps: float = 1e-6):
-        check_count("LayerNorm", channels=channels)
+        (channels,) = check_count("LayerNorm", channels=channels)
         self.eps = eps
         self.weight = nn.Parameter((channels,), "float32") if affine else None
         self.bias = nn.Parameter((channels,), "float32") if affine else None
@@ -51,7 +51,7 @@ class GroupNorm(nn.Module):
     """
 
     def __init__(self, num_groups: int, channels: int, eps: float = 1e-5):
-        check_count("GroupNorm", num_groups=num_groups, channels=channels)
+        num_groups, channels = check_count("GroupNorm", num_groups=num_groups, channels=channels)
         if channels % num_groups:
             raise ValueError(f"GroupNorm: num_groups: expected a divisor of {channels} channels, given {num_groups}")
         self.num_groups = num_groups
@@ -78,7 +78,7 @@ class MultiHeadRMSNorm(nn.Module):
     """`x / max(|x|, 1e-12) * gamma * sqrt(D)` over each attention head. Parameter: gamma, float32 [heads, D]."""
 
     def __init__(self, head_dim: int, heads: int):
-        check_count("MultiHeadRMSNorm", head_dim=head_dim, heads=heads)
+        head_dim, heads = check_count("MultiHeadRMSNorm", head_dim=head_dim, heads=heads)
         self.gamma = nn.Parameter((heads, head_dim), "float32")
 
     def forward(self, x: nn.Tensor) -> nn.Tensor:

@@ -59,7 +59,7 @@ class Subdivide(nn.Module):
 
 
 class _SparsePool(nn.Module):
-    """Pooling over the window of a strided convolution.
+    """Pooling over the window of a strided convolution; `shape` as that of `SparseConv3d`: None takes negative coordinates.
 
     `ceil_mode`: windows that begin within the grid and end behind it count too, as in PyTorch.
     """
@@ -73,6 +73,7 @@ class _SparsePool(nn.Module):
         padding=0,
         dilation=1,
         indice_key: str | None = None,
+        *,
         shape="infer",
         method: str = "auto",
         ceil_mode: bool = False,
@@ -111,8 +112,18 @@ class SparseMaxPool3d(_SparsePool):
 
     mode = "max"
 
-    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, *, max_from_zero: bool = False, **options):
-        super().__init__(kernel_size, stride, padding, dilation, **options)
+    def __init__(
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        indice_key: str | None = None,
+        *,
+        max_from_zero: bool = False,
+        **options,
+    ):
+        super().__init__(kernel_size, stride, padding, dilation, indice_key, **options)
         self.options = {"max_from_zero": max_from_zero}
 
 
@@ -124,8 +135,18 @@ class SparseAvgPool3d(_SparsePool):
 
     mode = "mean"
 
-    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, *, count_bias: int = 0, **options):
-        super().__init__(kernel_size, stride, padding, dilation, **options)
+    def __init__(
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        indice_key: str | None = None,
+        *,
+        count_bias: int = 0,
+        **options,
+    ):
+        super().__init__(kernel_size, stride, padding, dilation, indice_key, **options)
         self.options = {"count_bias": count_bias}
 
 
@@ -142,3 +163,41 @@ class BatchPool(nn.Module):
         batch = emit(relax.op.zeros((x.sites.batch, 1), "int32"))  # only its rows are asked for
         call = op.segment_pool(x.feats._expr, x.sites.batch_index()._expr, batch._expr, mode=self.mode)
         return emit(call, "pooled")
+
+
+class SparseGlobalMaxPool(BatchPool):
+    """The maximum over the voxels of each batch element: x [N, C] -> [B, C]; 0 for an element without voxels."""
+
+    def __init__(self):
+        super().__init__("max")
+
+
+class SparseGlobalAvgPool(BatchPool):
+    """The mean over the voxels of each batch element: x [N, C] -> [B, C]; 0 for an element without voxels."""
+
+    def __init__(self):
+        super().__init__("mean")
+
+
+class SparseGlobalSumPool(BatchPool):
+    """The sum over the voxels of each batch element: x [N, C] -> [B, C]; 0 for an element without voxels."""
+
+    def __init__(self):
+        super().__init__("sum")
+
+
+class ToDense(nn.Module):
+    """Features at their places in a grid of zeros.
+
+    shape: extent of the grid along x, y, z, an int or three; x lies on sites of a known number of batch elements.
+    """
+
+    def __init__(self, shape, channels_first: bool = True):
+        self.shape = triple("nn.ToDense", "shape", shape, 1)
+        self.channels_first = channels_first
+
+    def forward(self, x: SymbolicSparseTensor) -> nn.Tensor:
+        """x [N, C] -> [B, C, *shape], or [B, *shape, C] if not `channels_first`; dtype of x."""
+        check_sparse("ToDense", x)
+        call = op.to_dense(x.feats._expr, x.coords._expr, x.sites.batch, self.shape, channels_last=not self.channels_first)
+        return emit(call, "dense")

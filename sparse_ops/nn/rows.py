@@ -6,6 +6,7 @@ from tvm.relax.frontend import nn
 from tir_kernels.spec.activation import ACTIVATIONS
 
 from .. import op
+from ..op.numbers import as_int, shown
 from ..op.register import check_choice
 from .carrier import SymbolicSparseTensor, emit
 
@@ -30,11 +31,13 @@ def expr_of(x: Rowwise | None, name: str = "x") -> relax.Expr | None:
     return None if x is None else feats_of(x, name)._expr
 
 
-def check_count(owner: str, **counts: int) -> None:
-    """ValueError unless every argument is an int of at least 1."""
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{owner}: {name}: expected an int of at least 1, given {value!r}")
+def check_count(owner: str, **counts) -> tuple[int, ...]:
+    """The arguments as ints; ValueError unless every one is an integer of at least 1."""
+    numbers = tuple(map(as_int, counts.values()))
+    for (name, value), number in zip(counts.items(), numbers, strict=True):
+        if number is None or number < 1:
+            raise ValueError(f"{owner}: {name}: expected an int of at least 1, given {shown(value)}")
+    return numbers
 
 
 class Linear(nn.Module):
@@ -44,11 +47,10 @@ class Linear(nn.Module):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, dtype: str = "float32"):
-        check_count("Linear", in_features=in_features, out_features=out_features)
-        self.in_features = in_features
-        self.out_features = out_features
-        self.weight = nn.Parameter((out_features, in_features), dtype)
-        self.bias = nn.Parameter((out_features,), "float32") if bias else None
+        sizes = check_count("Linear", in_features=in_features, out_features=out_features)
+        self.in_features, self.out_features = sizes
+        self.weight = nn.Parameter((self.out_features, self.in_features), dtype)
+        self.bias = nn.Parameter((self.out_features,), "float32") if bias else None
 
     def forward(
         self,
@@ -62,6 +64,8 @@ class Linear(nn.Module):
 
         gate float32 [B, out_features], which a row takes by `batch_index` int32 [N]; a sparse tensor brings that of its sites.
         """
+        if feats_of(x).shape[1] != self.in_features:
+            raise ValueError(f"Linear: x: expected {self.in_features} channels, given {feats_of(x).shape[1]}")
         if batch_index is None and isinstance(x, SymbolicSparseTensor) and gate is not None:
             batch_index = x.sites.batch_index()
         bias, gate, index = (None if value is None else value._expr for value in (self.bias, gate, batch_index))
@@ -73,6 +77,7 @@ class Linear(nn.Module):
 
         The weight is cut instead, which happens once where parameters are packed once. ValueError if they do not divide.
         """
+        (count,) = check_count("Linear", count=count)
         if self.out_features % count:
             raise ValueError(f"Linear: count: expected a divisor of {self.out_features} columns, given {count}")
         width, result = self.out_features // count, []

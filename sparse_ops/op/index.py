@@ -9,7 +9,9 @@ from tvm import relax
 from tir_kernels.layout import MapLayout
 from tir_kernels.spec.coordinate_index import METHODS, PLAN_SIZE, BuildIndex, PlanIndex
 from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.sites import out_extent
 
+from .numbers import as_axes, shown
 from .register import call_spec, check_choice
 from .signature import MAP_DTYPES
 
@@ -32,10 +34,26 @@ def int32_of_rank(ndim: int) -> relax.TensorType:
 
 def triple(op: str, argument: str, value, least: int) -> tuple[int, int, int]:
     """An int or three of them, each at least `least`, as a tuple along x, y, z; ValueError otherwise."""
-    axes = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(axes) != 3 or not all(isinstance(axis, int) and axis >= least for axis in axes):
-        raise ValueError(f"sparse_ops.{op}: {argument}: expected an int or three of at least {least}, given {value!r}")
+    axes = as_axes(value, 3)
+    if axes is None or min(axes) < least:
+        raise ValueError(f"sparse_ops.{op}: {argument}: expected an int or three of at least {least}, given {shown(value)}")
     return axes
+
+
+def fitting_extent(where: str, shape: tuple[int, int, int], geometry: Geometry, dimensions: int = 3) -> tuple[int, ...]:
+    """The output grid along the last axes of a grid of `shape`, whose first axes are 1 where it has fewer dimensions.
+
+    ValueError if the kernel is larger than the padded grid, so that there is none; `where` begins its words.
+    """
+    extent = out_extent(shape, geometry)
+    if min(extent) < 1:
+        axes = (geometry.kernel, geometry.padding, geometry.dilation, shape)
+        kernel, padding, dilation, grid = (list(values[3 - dimensions :]) for values in axes)
+        raise ValueError(
+            f"{where}kernel_size: expected a kernel that the padded grid has room for, given {kernel} with padding {padding} "
+            f"and dilation {dilation} on a grid of {grid}"
+        )
+    return extent[3 - dimensions :]
 
 
 def geometry_options(geometry: Geometry) -> dict:

@@ -23,6 +23,7 @@ from .index import (
     emit_shape,
     emit_sizes,
     emit_tuple,
+    fitting_extent,
     geometry_of,
     geometry_options,
     int32,
@@ -120,6 +121,8 @@ def strided_map(
         bounds = "infer"
     else:
         bounds = triple(name, "shape", shape, 1)
+        bounded = replace(geometry, output_padding=output_padding, ceil_mode=ceil_mode)
+        fitting_extent(f"sparse_ops.{name}: ", bounds, bounded)
     options = geometry_options(geometry) | {"output_padding": output_padding, "ceil_mode": ceil_mode}
     return _strided(coords=coords, **options, shape=bounds, method=method)
 

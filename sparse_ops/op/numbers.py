@@ -1,15 +1,48 @@
-"""Checks of the numbers among the options of ops."""
+"""Checks of the numbers among the options of ops, layers and eager calls: integers and floats of any kind, numpy's too."""
+
+import operator
+from numbers import Real
+
+
+def as_int(value) -> int | None:
+    """`value` as an int if it is an integer of any kind, such as np.int64, but no bool; None for anything else."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or getattr(value, "ndim", 0) or "bool" in str(getattr(value, "dtype", "")):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def as_axes(value, count: int) -> tuple[int, ...] | None:
+    """An integer, or `count` of them in a tuple, list or array, as a tuple of `count`; None for anything else."""
+    one = as_int(value)
+    if one is not None:
+        return (one,) * count
+    try:
+        axes = tuple([as_int(axis) for axis in value])
+    except TypeError:  # nothing that can be iterated over
+        return None
+    return axes if len(axes) == count and None not in axes else None
+
+
+def shown(value) -> str:
+    """A wrong value, for messages: on one line and not long."""
+    return " ".join(repr(value).split())[:120]
 
 
 def check_int(op: str, argument: str, value, least: int) -> int:
-    """ValueError unless `value` is an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"sparse_ops.{op}: {argument}: expected an int of at least {least}, given {value!r}")
-    return value
+    """`value` as an int; ValueError unless it is one of at least `least`."""
+    number = as_int(value)
+    if number is None or number < least:
+        raise ValueError(f"sparse_ops.{op}: {argument}: expected an int of at least {least}, given {shown(value)}")
+    return number
 
 
 def check_positive(op: str, argument: str, value) -> float:
-    """ValueError unless `value` is a number above 0 and finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"sparse_ops.{op}: {argument}: expected a number above 0, given {value!r}")
+    """`value` as a float; ValueError unless it is a number above 0 and finite."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < float("inf"):
+        raise ValueError(f"sparse_ops.{op}: {argument}: expected a number above 0, given {shown(value)}")
     return float(value)

@@ -74,7 +74,8 @@ def segment_pool(
 
 def _options(op: str, mode: str, count_bias: int, max_from_zero: bool) -> dict:
     check_choice(op, "mode", mode, MODES)
-    if check_int(op, "count_bias", count_bias, 0) and mode != "mean":
+    count_bias = check_int(op, "count_bias", count_bias, 0)
+    if count_bias and mode != "mean":
         raise ValueError(f"sparse_ops.{op}: count_bias: expected 0 with mode {mode!r}, given {count_bias}")
     if max_from_zero and mode != "max":
         raise ValueError(f"sparse_ops.{op}: max_from_zero: expected False with mode {mode!r}, given True")

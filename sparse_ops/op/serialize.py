@@ -42,8 +42,8 @@ def serialized_partition(
     them; W and M are known only at run time. Raises ValueError as `serialize`, and for window below 1.
     """
     name = "serialized_partition"
-    check_int(name, "window", window, 1)
-    check_int(name, "shift_sequence", shift_sequence, 0)
+    window = check_int(name, "window", window, 1)
+    shift_sequence = check_int(name, "shift_sequence", shift_sequence, 0)
     return _partition(coords=coords, window=window, shift_sequence=shift_sequence, **_curve(name, mode, shift))
 
 

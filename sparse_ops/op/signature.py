@@ -156,6 +156,13 @@ class Signature:
         """The options of a call by name, lists as tuples; None for one that it lacks."""
         return {name: _python(call.attrs[name]) if name in call.attrs else None for name in self.options}
 
+    def features_of(self, dim: Dim) -> str | None:
+        """The features whose channels a dimension of the weight is, and which are to blame where the two differ."""
+        if not isinstance(dim, str):
+            return None
+        found = (a.name for a in self.arguments if a.kind is Kind.FEATURES and not a.optional and dim in a.shape)
+        return next(found, None)
+
     def narrow_arguments(self, call: relax.Call) -> set[str]:
         """The arguments that bfloat16 can take the place of float32 in."""
         kinds = (Kind.FEATURES, Kind.WEIGHT) if self.narrows else ()
@@ -277,6 +284,14 @@ def _check(bound: Bound, argument: Argument) -> None:
     dims = list(ty.shape.values)
     if len(dims) < len(shape):
         bound.refuse(f"{argument.name}: expected {expected()}, given {ty}")
+    if argument.kind is Kind.WEIGHT:
+        analyzer = tvm.sym.Analyzer()
+        sizes = [getattr(size, "value", size) for size in dims]
+        given = ", ".join(map(str, sizes))
+        for dim, want, have in zip(shape, wanted, sizes, strict=False):
+            features = bound.signature.features_of(dim)
+            if features and want is not None and analyzer.can_prove(have != want):
+                bound.refuse(f"{features}: expected {have} channels, as {argument.name} [{given}] takes, given {want}")
     _unify(bound, shape, wanted, dims, lambda: bound.refuse(f"{argument.name}: expected {expected()}, given {ty}"))
     if open_ended:
         bound.dims[...] = dims[len(shape) :]

@@ -4,6 +4,7 @@ TVM keeps a pool of workers for each thread that calls kernels. A pool starts at
 without it TVM takes half of the cores that the machine has, whichever of them the process may use.
 """
 
+import operator
 import os
 from pathlib import Path
 
@@ -62,8 +63,13 @@ def set_threads(count: int) -> None:
     Raises ValueError unless `count` is an int from 1 to the number of workers that this thread's pool started with: that of the
     available cores, or `TVM_NUM_THREADS`, or the count of an earlier call in another thread.
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    try:
+        number = 0 if isinstance(count, bool) else operator.index(count)
+    except TypeError:
+        number = 0
+    if number < 1:
         raise ValueError(f"count: expected an int of at least 1, given {count!r}")
+    count = number
     configure = tvm.get_global_func("runtime.config_threadpool")
     before = threads()
     configure(BIG_CORES, ALL)
