@@ -11,6 +11,7 @@ from tir_kernels.spec.geometry import Geometry
 
 from .. import op
 from ..op.index import triple
+from ..op.numbers import check_int
 from ..op.windows import LEAST_SHIFT, window_axes
 from .arrays import Checked, as_kind, as_tensor, kind_of
 from .call import KernelMap, Weights, run
@@ -115,9 +116,10 @@ def strided_map(
         "dilation": triple("strided_map", "dilation", dilation, 1),
         "transposed": transposed,
     }
-    shape = shape if shape is None or isinstance(shape, str) else triple("strided_map", "shape", shape, 1)
-    options = {**axes, "shape": shape, "method": method}
-    out, arrays = run("strided_map", op.strided_map, "tvm", {"coords": Checked(tensor, "int32")}, options)
+    extents = None if shape is None or isinstance(shape, str) else triple("strided_map", "shape", shape, 1)
+    options = {**axes, "method": method} | ({"shape": shape} if extents is None else {})
+    given = {"coords": Checked(tensor, "int32"), "shape": extents}
+    out, arrays = run("strided_map", op.strided_map, "tvm", given, options)
     return KernelMap(tensor, out, Geometry(*axes.values()), tuple(arrays))
 
 
@@ -177,7 +179,8 @@ def segment_pool(x, index, rows: int, mode: str = "mean", count_bias: int = 0, m
 
     With the inverse of `downsample` this pools voxels, with the batch column of the coordinates batch elements.
     """
-    arrays = {"x": x, "index": index, "like": Checked(tvm.runtime.empty((rows,), "int32"), "int32")}
+    check_int("segment_pool", "rows", rows, 0)
+    arrays = {"x": x, "index": index, "like": Checked(tvm.runtime.empty((rows, 0), "int32"), "int32")}
     options = {"mode": mode, "count_bias": count_bias, "max_from_zero": max_from_zero}
     return run("segment_pool", op.segment_pool, kind_of(x), arrays, options)
 
@@ -189,8 +192,9 @@ def gather_rows(x, index):
 
 def to_dense(x, coords, batch: int, shape: tuple[int, int, int], channels_last: bool = False):
     """Rows at their places in a grid of zeros: [batch, C, *shape], or [batch, *shape, C]; see `op.to_dense`."""
-    options = {"batch": batch, "shape": triple("to_dense", "shape", shape, 1), "channels_last": channels_last}
-    return run("to_dense", op.to_dense, kind_of(x), {"x": x, "coords": coords}, options)
+    extents = {"batch": (check_int("to_dense", "batch", batch, 1),), "shape": triple("to_dense", "shape", shape, 1)}
+    options = {"channels_last": channels_last}
+    return run("to_dense", op.to_dense, kind_of(x), {"x": x, "coords": coords, **extents}, options)
 
 
 def from_dense(dense, coords, channels_last: bool = False):
@@ -201,7 +205,8 @@ def from_dense(dense, coords, channels_last: bool = False):
 
 def batch_offsets(coords, batch: int):
     """Offsets int32 [batch + 1] of the batch elements in coords int32 [N, 4]; see `op.batch_offsets`."""
-    return run("batch_offsets", op.batch_offsets, kind_of(coords), {"coords": coords}, {"batch": batch})
+    given = {"coords": coords, "batch": (check_int("batch_offsets", "batch", batch, 1),)}
+    return run("batch_offsets", op.batch_offsets, kind_of(coords), given, {})
 
 
 def group_norm(x, offsets, weight, bias, groups: int, eps: float = 1e-5, activation: str = "none"):

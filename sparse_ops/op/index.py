@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from math import prod
 
 import tvm
 from tvm import relax
@@ -10,6 +11,7 @@ from tir_kernels.layout import MapLayout
 from tir_kernels.spec.coordinate_index import METHODS, PLAN_SIZE, BuildIndex, PlanIndex
 from tir_kernels.spec.geometry import Geometry
 
+from .numbers import check_int
 from .register import call_spec, check_choice
 from .signature import MAP_DTYPES
 
@@ -36,6 +38,29 @@ def triple(op: str, argument: str, value, least: int) -> tuple[int, int, int]:
     if len(axes) != 3 or not all(isinstance(axis, int) and axis >= least for axis in axes):
         raise ValueError(f"sparse_ops.{op}: {argument}: expected an int or three of at least {least}, given {value!r}")
     return axes
+
+
+def dimensions(op: str, argument: str, value, least: int, count: int = 3) -> relax.ShapeExpr:
+    """An int, or `count` of them, each at least `least`, or symbolic dimensions in their place, as a shape; itself if it is one.
+
+    Raises ValueError otherwise.
+    """
+    if isinstance(value, relax.ShapeExpr) and len(value.values) == count:
+        return value
+    axes = [value] * count if isinstance(value, int | tvm.ir.Expr) else list(value)
+    symbolic = [isinstance(axis, tvm.ir.Expr) for axis in axes]
+    numbers = [least if is_symbolic else axis for axis, is_symbolic in zip(axes, symbolic, strict=True)]
+    if count == 1:
+        check_int(op, argument, *numbers, least)
+    else:
+        triple(op, argument, value if not any(symbolic) else tuple(numbers), least)
+    return relax.ShapeExpr([axis if isinstance(axis, tvm.ir.Expr) else tvm.tirx.IntImm("int64", axis) for axis in axes])
+
+
+def check_taps(op: str, kernel: tuple[int, int, int]) -> None:
+    """ValueError for a kernel of more taps than maps have room for."""
+    if prod(kernel) > MapLayout.MOST_TAPS:
+        raise ValueError(f"sparse_ops.{op}: kernel_size: expected at most {MapLayout.MOST_TAPS} taps, given {kernel!r}")
 
 
 def geometry_options(geometry: Geometry) -> dict:

@@ -16,6 +16,8 @@ from .index import (
     GEOMETRY,
     MAP_TYPE,
     check_method,
+    check_taps,
+    dimensions,
     emit_index,
     emit_shape,
     emit_sizes,
@@ -29,13 +31,19 @@ from .index import (
     map_shapes,
     triple,
 )
-from .register import call_kernel, call_spec, register_op
-from .signature import Bound, Signature, coordinates
+from .memory import emit_grant, granted_call
+from .register import call_spec, register_op
+from .signature import Bound, Signature, coordinates, extents
 from .signature import kernel_map as map_argument
 
 SUBMANIFOLD = Signature("submanifold_map", (coordinates(),), options=(*GEOMETRY, "method"))
-STRIDED = Signature("strided_map", (coordinates(),), options=(*GEOMETRY, "shape", "method"))
+EXTENTS = ("size_x", "size_y", "size_z")
+STRIDED = Signature(
+    "strided_map", (coordinates(), extents("shape", *EXTENTS, optional=True)), options=(*GEOMETRY, "infer", "method")
+)
 INVERSE = Signature("inverse_map", (map_argument("n", "m"), coordinates("coords", "n")))
+
+MAP, MAP_AND_TABLE = 2, 3  # int32 that each pair of a tap and an output row takes: in a map, and in the table beside it
 
 
 def submanifold_map(coords: relax.Expr, kernel_size=3, dilation=1, method: str = "auto") -> relax.Call:
@@ -53,6 +61,7 @@ def submanifold_map(coords: relax.Expr, kernel_size=3, dilation=1, method: str =
     if any(k % 2 == 0 for k in kernel):
         raise ValueError(f"sparse_ops.submanifold_map: kernel_size: expected odd sizes, given {kernel_size!r}")
     check_method("submanifold_map", method)
+    check_taps("submanifold_map", kernel)
     geometry = Geometry.submanifold(kernel, triple("submanifold_map", "dilation", dilation, 1))
     return _submanifold(coords=coords, **geometry_options(geometry), method=method)
 
@@ -64,9 +73,10 @@ def _infer_submanifold(bound: Bound) -> relax.TupleType:
 def _legalize_submanifold(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     geometry = geometry_of(bound.options)
     index = emit_index(bb, bound["coords"], geometry.reach, bound.options["method"])
-    kernel = kernel_for(SubmanifoldMap(geometry))
-    shapes = map_shapes(kernel.map, geometry.taps, bound.dims["n"])
-    return call_kernel(bb, kernel.function, [bound["coords"], *index], shapes)
+    kernel, rows = kernel_for(SubmanifoldMap(geometry)), bound.dims["n"]
+    granted = emit_grant(bb, "submanifold_map", ("int32", [MAP_AND_TABLE, geometry.taps, rows]))
+    shapes = map_shapes(kernel.map, geometry.taps, rows)
+    return granted_call(bb, kernel.function, [bound["coords"], *index], granted, shapes)
 
 
 _submanifold = register_op(SUBMANIFOLD, _legalize_submanifold, _infer_submanifold)
@@ -78,23 +88,24 @@ def strided_map(
     stride=1,
     padding=0,
     dilation=1,
-    shape: tuple[int, int, int] | str | None = "infer",
+    shape="infer",
     transposed: bool = False,
     method: str = "auto",
 ) -> relax.Call:
     """Output sites and map of a strided (or, with `transposed`, a transposed) sparse convolution.
 
     coords as in `submanifold_map`; kernel_size, stride, dilation at least 1, padding at least 0: ints or three along
-    x, y, z. A site is active when any tap meets an active input. `shape` is the extent of the input grid, which bounds the
-    sites as in spconv: floor((n + 2p - d(k - 1) - 1) / s) + 1, or (n - 1) s - 2p + k transposed; "infer" takes one more
-    than the largest coordinate along each axis, as SAM-3D-Objects does; None bounds nothing and allows negative coordinates.
+    x, y, z. A site is active when any tap meets an active input. `shape` is the extent of the input grid, an int or
+    three of at least 1 or symbolic dimensions, which bounds the sites as in spconv: floor((n + 2p - d(k - 1) - 1) / s) + 1, or
+    (n - 1) s - 2p + k transposed; "infer" takes one more than the largest coordinate along each axis, as SAM-3D-Objects does;
+    None bounds nothing and allows negative coordinates.
 
     Returns (coords int32 [M, 4], kernel map), with M known only at run time: `match_cast` the coordinates to name it.
     Sites are grouped by batch element, ascending, and within one in order of first touch: taps outside (last axis fastest),
     input rows inside, which is spconv's order on a CPU.
 
     Raises ValueError for other shapes, dtypes and geometries, and, from the running module, for the first row that repeats
-    another or lies outside of `shape` or of the range.
+    another or lies outside of `shape` or of the range, and for sites and pairs that do not fit into memory.
     """
     name = "strided_map"
     geometry = Geometry(
@@ -105,15 +116,11 @@ def strided_map(
         transposed,
     )
     check_method(name, method)
-    if shape is None:
-        bounds = "none"
-    elif isinstance(shape, str):
-        if shape != "infer":
-            raise ValueError(f"sparse_ops.{name}: shape: expected three ints, 'infer' or None, given {shape!r}")
-        bounds = "infer"
-    else:
-        bounds = triple(name, "shape", shape, 1)
-    return _strided(coords=coords, **geometry_options(geometry), shape=bounds, method=method)
+    check_taps(name, geometry.kernel)
+    if isinstance(shape, str) and shape != "infer":
+        raise ValueError(f"sparse_ops.{name}: shape: expected three ints, 'infer' or None, given {shape!r}")
+    given = None if shape is None or isinstance(shape, str) else dimensions(name, "shape", shape, 1)
+    return _strided(coords=coords, shape=given, **geometry_options(geometry), infer=isinstance(shape, str), method=method)
 
 
 def _infer_strided(bound: Bound) -> relax.TupleType:
@@ -122,8 +129,11 @@ def _infer_strided(bound: Bound) -> relax.TupleType:
 
 def _legalize_strided(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     coords, geometry, method = bound["coords"], geometry_of(bound.options), bound.options["method"]
-    shape = None if bound.options["shape"] == "none" else bound.options["shape"]
-    plan, size = emit_tuple(bb, call_spec(bb, PlanSites(geometry, shape, method), [coords], [int64(PLAN_SIZE), int64(3)]), 2)
+    bounds, given = "infer" if bound.options["infer"] else None, []
+    if bound.has("shape"):
+        bounds, given = "given", bound.shape(EXTENTS)
+    planned = call_spec(bb, PlanSites(geometry, bounds, method), [coords, *given], [int64(PLAN_SIZE), int64(3)])
+    plan, size = emit_tuple(bb, planned, 2)
     slots, keys, most = emit_sizes(bb, size, 3)
     found = call_spec(bb, FindSites(geometry), [coords, plan], [int32(slots), int64(keys), int32(most, 4), int64(1)])
     _, _, sites, count = emit_tuple(bb, found, 4)
@@ -131,7 +141,9 @@ def _legalize_strided(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     out_coords = bb.emit(call_spec(bb, CopySites(), [sites, plan], int32(rows, 4)))
     index = emit_index(bb, coords, (0, 0, 0), method)
     kernel = kernel_for(ProbeMap(geometry))
-    kernel_map = call_kernel(bb, kernel.function, [out_coords, *index], map_shapes(kernel.map, geometry.taps, rows))
+    granted = emit_grant(bb, "strided_map", ("int32", [MAP, geometry.taps, rows]))
+    shapes = map_shapes(kernel.map, geometry.taps, rows)
+    kernel_map = granted_call(bb, kernel.function, [out_coords, *index], granted, shapes)
     return relax.Tuple([out_coords, bb.emit(kernel_map)])
 
 
@@ -158,8 +170,9 @@ def _legalize_inverse(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     *fields, rows = map_fields(bb, bound["kernel_map"])
     _, columns = emit_shape(bb, fields[2])
     kernel = kernel_for(InverseMap())
+    granted = emit_grant(bb, "inverse_map", ("int32", [MAP_AND_TABLE, columns, bound.dims["n"]]))
     shapes = map_shapes(kernel.map, columns - 1, bound.dims["n"])
-    return call_kernel(bb, kernel.function, [*fields, rows, bound["coords"]], shapes)
+    return granted_call(bb, kernel.function, [*fields, rows, bound["coords"]], granted, shapes)
 
 
 _inverse = register_op(INVERSE, _legalize_inverse, _infer_inverse)
