@@ -76,21 +76,23 @@ def lookup(coords, queries, method: str = "auto"):
 
 def window_partition(coords, window, shift=0):
     """Rows of int32 [N, 4] by window: (order int32 [N], offsets int32 [W + 1]); see `op.window_partition`."""
-    options = dict(zip(("window", "shift"), window_axes("window_partition", window, shift), strict=True))
-    return _all_as(kind_of(coords), run("window_partition", op.window_partition, "tvm", {"coords": coords}, options))
+    window, shift = window_axes("window_partition", window, shift)
+    given = {"coords": coords, "shift": shift}
+    return _all_as(kind_of(coords), run("window_partition", op.window_partition, "tvm", given, {"window": window}))
 
 
-def serialize(coords, mode: str = "z_order", shift=0):
-    """Place of every row of int32 [N, 4] along a space-filling curve: codes int32 [N]; see `op.serialize`."""
-    options = {"mode": mode, "shift": triple("serialize", "shift", shift, LEAST_SHIFT)}
-    return run("serialize", op.serialize, kind_of(coords), {"coords": coords}, options)
+def serialize(coords, mode: str = "z_order", shift=0, bits: int = 10):
+    """Place of every row of int32 [N, 4] along a space-filling curve: codes [N]; see `op.serialize`."""
+    given = {"coords": coords, "shift": triple("serialize", "shift", shift, LEAST_SHIFT)}
+    return run("serialize", op.serialize, kind_of(coords), given, {"mode": mode, "bits": bits})
 
 
-def serialized_partition(coords, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order"):
+def serialized_partition(coords, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order", bits: int = 10):
     """Overlapping windows along a curve: (q_order, q_offsets, k_order, k_offsets); see `op.serialized_partition`."""
-    shift = triple("serialized_partition", "shift", shift, LEAST_SHIFT)
-    options = {"window": window, "shift_sequence": shift_sequence, "shift": shift, "mode": mode}
-    out = run("serialized_partition", op.serialized_partition, "tvm", {"coords": coords}, options)
+    name = "serialized_partition"
+    moved = (check_int(name, "shift_sequence", shift_sequence, 0),)
+    given = {"coords": coords, "shift_sequence": moved, "shift": triple(name, "shift", shift, LEAST_SHIFT)}
+    out = run(name, op.serialized_partition, "tvm", given, {"window": window, "mode": mode, "bits": bits})
     return _all_as(kind_of(coords), out)
 
 

@@ -13,8 +13,10 @@ from tvm import relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec
 
+from tir_kernels.spec.serialize import BITS
+
 from .. import op
-from ..op.index import triple
+from ..op.index import dimensions, triple
 from ..op.windows import LEAST_SHIFT, window_axes
 
 _fresh = itertools.count()
@@ -153,7 +155,7 @@ class Sites:
         """Output sites, in a number known at run time, and map of a strided or transposed convolution: `op.strided_map`."""
         axes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
         axes = {name: _axes(name, value) for name, value in axes.items()} | {"padding": _axes("padding", padding, 0)}
-        shape = shape if shape is None or isinstance(shape, str) else tuple(shape)
+        shape = shape if shape is None or isinstance(shape, str) else _numbers("shape", shape, 1)
 
         def build():
             call = op.strided_map(self.coords._expr, **axes, shape=shape, transposed=transposed, method=method)
@@ -237,20 +239,27 @@ class Sites:
         window, shift = window_axes("nn", window, shift)
         self._built["windows", window, shift] = partition
 
-    def serialized(self, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order") -> Partition:
+    def serialized(
+        self, window: int, shift_sequence: Rows = 0, shift=0, mode: str = "z_order", bits: int = BITS
+    ) -> Partition:
         """The rows by overlapping windows along a curve, see `op.serialized_partition`."""
-        shift = _axes("shift", shift, LEAST_SHIFT)
-        arguments = window, shift_sequence, shift, mode
+        arguments = window, shift_sequence, _numbers("shift", shift, LEAST_SHIFT), mode, bits
         return self._once(
             ("serialized", *arguments),
             lambda: Partition.of(emit_fields(op.serialized_partition(self.coords._expr, *arguments))),
         )
 
     def put_serialized(
-        self, partition: Partition, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order"
+        self,
+        partition: Partition,
+        window: int,
+        shift_sequence: Rows = 0,
+        shift=0,
+        mode: str = "z_order",
+        bits: int = BITS,
     ) -> None:
         """Use a partition that was built earlier, by another function."""
-        self._built["serialized", window, shift_sequence, _axes("shift", shift, LEAST_SHIFT), mode] = partition
+        self._built["serialized", window, shift_sequence, _numbers("shift", shift, LEAST_SHIFT), mode, bits] = partition
 
     def _once(self, key, build):
         if key not in self._built:
@@ -311,6 +320,12 @@ def check_sparse(owner: str, x) -> None:
 
 def _axes(name: str, value, least: int = 1) -> tuple[int, int, int]:
     return triple("nn", name, value, least)
+
+
+def _numbers(name: str, value, least: int) -> tuple[Rows, ...]:
+    """An int or three, or symbolic dimensions in their place, as three."""
+    shape = dimensions("nn", name, value, least)
+    return tuple(int(axis) if isinstance(axis, tirx.IntImm) else axis for axis in shape.values)
 
 
 def _check_coords(name: str, coords: nn.Tensor) -> None:

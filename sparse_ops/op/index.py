@@ -47,13 +47,15 @@ def dimensions(op: str, argument: str, value, least: int, count: int = 3) -> rel
     """
     if isinstance(value, relax.ShapeExpr) and len(value.values) == count:
         return value
-    axes = [value] * count if isinstance(value, int | tvm.ir.Expr) else list(value)
-    symbolic = [isinstance(axis, tvm.ir.Expr) for axis in axes]
-    numbers = [least if is_symbolic else axis for axis, is_symbolic in zip(axes, symbolic, strict=True)]
     if count == 1:
-        check_int(op, argument, *numbers, least)
+        axes = [value if isinstance(value, tvm.ir.Expr) else check_int(op, argument, value, least)]
+    elif isinstance(value, tvm.ir.Expr):
+        axes = [value] * count
+    elif isinstance(value, list | tuple) and any(isinstance(axis, tvm.ir.Expr) for axis in value):
+        numbers = triple(op, argument, tuple(least if isinstance(axis, tvm.ir.Expr) else axis for axis in value), least)
+        axes = [axis if isinstance(axis, tvm.ir.Expr) else n for axis, n in zip(value, numbers, strict=True)]
     else:
-        triple(op, argument, value if not any(symbolic) else tuple(numbers), least)
+        axes = triple(op, argument, value, least)
     return relax.ShapeExpr([axis if isinstance(axis, tvm.ir.Expr) else tvm.tirx.IntImm("int64", axis) for axis in axes])
 
 
