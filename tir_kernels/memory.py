@@ -67,7 +67,7 @@ def _left_of_groups(membership: Path, mount: Path) -> list[int]:
 def check_memory(what: str, kinds: str, *dims: int) -> None:
     """ValueError unless some tensors fit into what is left together; `what` names who makes them.
 
-    `kinds`: dtype and number of dimensions of each, "float32 5 int32 1"; `dims`: their dimensions, those of the first one first.
+    `kinds`: dtype and number of dimensions of each, "float32 5 int32 1"; `dims`: the dimensions of all, one after the other.
     """
     words, sizes, shapes = kinds.split(), list(dims), []
     for dtype, rank in zip(words[::2], words[1::2], strict=True):

@@ -41,9 +41,9 @@ def triple(op: str, argument: str, value, least: int) -> tuple[int, int, int]:
 
 
 def dimensions(op: str, argument: str, value, least: int, count: int = 3) -> relax.ShapeExpr:
-    """An int, or `count` of them, each at least `least`, or symbolic dimensions in their place, as a shape; itself if it is one.
+    """An int, or `count` of them, each at least `least`, or symbolic dimensions in their place, as a shape.
 
-    Raises ValueError otherwise.
+    A shape of `count` dimensions is returned as it is. Raises ValueError otherwise.
     """
     if isinstance(value, relax.ShapeExpr) and len(value.values) == count:
         return value

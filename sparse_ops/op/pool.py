@@ -43,8 +43,8 @@ def pool(
     x float32 or bfloat16 [N, C]; kernel_map from `submanifold_map`, `strided_map` or `inverse_map`; like [M, ...], of
     any dtype, for its number of rows: the output coordinates. mode "sum", "mean" or "max". With "mean", `count_bias` is
     added to the number of rows that is divided by (1: as models do that average into a zero buffer which is itself
-    counted); with "max", `max_from_zero` starts from 0, as spconv does on a CPU. Returns dtype of x, [M, C], reduced in
-    float32.
+    counted); with "max", `max_from_zero` starts from 0, as spconv does on a CPU. A maximum over NaN is NaN, as in numpy, also
+    from 0. Returns dtype of x, [M, C], reduced in float32.
 
     Raises ValueError naming the argument or option that does not fit and, from the running module, when the map was
     built for another number of rows.

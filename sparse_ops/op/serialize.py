@@ -46,7 +46,8 @@ def serialized_partition(
     The L rows of each batch element of coords int32 [N, 4], in any order, are sorted by their codes (`serialize`; equal
     codes by row) and cut into n = ceil(L / window) windows. Window i has the queries at places s + floor(i L / n) to
     s + floor((i + 1) L / n), modulo L, and the `window` keys around their centre, from s + floor((i + 1/2) L / n -
-    window / 2). s is `shift_sequence`, an int of at least 0 or a symbolic dimension. A single window has all rows and is not shifted.
+    window / 2). s is `shift_sequence`, an int of at least 0 or a symbolic dimension. A single window has all rows and
+    is not shifted.
 
     Returns (q_order int32 [N], q_offsets int32 [W + 1], k_order int32 [M], k_offsets int32 [W + 1]), as `attention` takes
     them; W and M are known only at run time. Raises ValueError as `serialize`, and for window below 1.

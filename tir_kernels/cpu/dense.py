@@ -20,14 +20,17 @@ from .isa import Isa
 CHUNK = 64  # rows that one task of `from_dense` copies
 
 
-def sort_by_slab(coords, n, slabs, size_x, start, order):
-    """Emit: order[start[s] : start[s + 1]] = the rows in slab s, ascending; start [slabs + 2], order [n]."""
+def sort_by_slab(coords, n, slabs, size_x, size_z, start, order, cells):
+    """Emit: order[start[s] : start[s + 1]] = the rows in slab s, ascending, and `cells` their cells in it.
+
+    start [slabs + 2]; order, cells [n].
+    """
 
     def slab_of(row):
         return T.Cast("int64", coords[row, 0]) * size_x + T.Cast("int64", coords[row, 1])
 
     @inline
-    def sort(n, slabs, start, order):
+    def sort(coords, n, slabs, size_z, start, order, cells):
         for slab in range(slabs + 2):
             start[slab] = T.int32(0)
         for row in range(n):
@@ -35,10 +38,12 @@ def sort_by_slab(coords, n, slabs, size_x, start, order):
         for slab in range(slabs):
             start[slab + 2] += start[slab + 1]
         for row in range(n):  # start[s + 1] runs from the first place of slab s to its end
-            order[start[slab_of(row) + 1]] = T.Cast("int32", row)
+            place: T.let = T.Cast("int64", start[slab_of(row) + 1])
+            order[place] = T.Cast("int32", row)
+            cells[place] = T.Cast("int64", coords[row, 2]) * size_z + T.Cast("int64", coords[row, 3])
             start[slab_of(row) + 1] += 1
 
-    sort(n, slabs, start, order)
+    sort(coords, n, slabs, size_z, start, order, cells)
 
 
 @inline
@@ -79,32 +84,28 @@ def to_dense(spec: ToDense, isa: Isa) -> tvm.tirx.PrimFunc:
         return (b, i, cell * channels + c) if channels_last else (b, c, i, cell)
 
     @inline
-    def note_repeats(coords, order, begin, count, size_z, out, b, i, repeats, slab):
+    def note_repeats(order, cells, begin, count, out, b, i, repeats, slab):
         """repeats[slab], found by setting each row's cell to 1; the cells are clear"""
         repeats[slab] = T.int32(-1)
         for j in range(count):
-            row: T.let = T.Cast("int64", order[begin + j])
-            cell: T.let = T.Cast("int64", coords[row, 2]) * size_z + T.Cast("int64", coords[row, 3])
-            if T.And(T.Cast("float32", out[place(b, i, 0, cell)]) != T.float32(0), repeats[slab] < 0):
-                repeats[slab] = T.Cast("int32", row)
-            out[place(b, i, 0, cell)] = T.Cast(dtype, 1)
+            if T.And(T.Cast("float32", out[place(b, i, 0, cells[begin + j])]) != T.float32(0), repeats[slab] < 0):
+                repeats[slab] = order[begin + j]
+            out[place(b, i, 0, cells[begin + j])] = T.Cast(dtype, 1)
 
     @inline
-    def write_rows(x, coords, order, begin, count, size_z, out, b, i, layer):
+    def write_rows(x, order, cells, begin, count, out, b, i, layer):
         if channels_last:
             for j in range(count):
                 row: T.let = T.Cast("int64", order[begin + j])
-                cell: T.let = T.Cast("int64", coords[row, 2]) * size_z + T.Cast("int64", coords[row, 3])
+                cell: T.let = cells[begin + j]
                 for c in range(channels):
-                    out[b, i, cell * channels + c] = x[row, c]
+                    out[place(b, i, c, cell)] = x[row, c]
         else:
             for c in range(channels):
                 if c > 0:
                     clear(out, b, i, c, layer)
                 for j in range(count):
-                    row: T.let = T.Cast("int64", order[begin + j])
-                    cell: T.let = T.Cast("int64", coords[row, 2]) * size_z + T.Cast("int64", coords[row, 3])
-                    out[b, c, i, cell] = x[row, c]
+                    out[place(b, i, c, cells[begin + j])] = x[T.Cast("int64", order[begin + j]), c]
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, coords_: T.handle, out_: T.handle):
@@ -121,16 +122,17 @@ def to_dense(spec: ToDense, isa: Isa) -> tvm.tirx.PrimFunc:
         start = T.alloc_buffer((batch * size_x + 2,), "int32")
         repeats = T.alloc_buffer((batch * size_x,), "int32")
         order = T.alloc_buffer((n,), "int32")
+        cells = T.alloc_buffer((n,), "int64")
         check_inside(coords, n, batch, (size_x, size_y, size_z))
-        sort_by_slab(coords, n, batch * size_x, size_x, start, order)
+        sort_by_slab(coords, n, batch * size_x, size_x, size_z, start, order, cells)
         for slab in T.parallel(batch * size_x):
             b: T.let = slab // size_x
             i: T.let = slab % size_x
             begin: T.let = T.Cast("int64", start[slab])
             count: T.let = T.Cast("int64", start[slab + 1]) - begin
             clear(out, b, i, 0, size_y * size_z)
-            note_repeats(coords, order, begin, count, size_z, out, b, i, repeats, slab)
-            write_rows(x, coords, order, begin, count, size_z, out, b, i, size_y * size_z)
+            note_repeats(order, cells, begin, count, out, b, i, repeats, slab)
+            write_rows(x, order, cells, begin, count, out, b, i, size_y * size_z)
         report_duplicate(coords, n, repeats, batch * size_x)
 
     return kernel

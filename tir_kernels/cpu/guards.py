@@ -22,7 +22,6 @@ from ..script import inline
 from ..spec.conv3d import reach
 from ..spec.geometry import Geometry
 
-
 MOST = 2**31 - 1  # of an int32
 
 
