@@ -90,9 +90,13 @@ def serialize(coords, mode: str = "z_order", shift=0, bits: int = 10):
 def serialized_partition(coords, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order", bits: int = 10):
     """Overlapping windows along a curve: (q_order, q_offsets, k_order, k_offsets); see `op.serialized_partition`."""
     name = "serialized_partition"
-    moved = (check_int(name, "shift_sequence", shift_sequence, 0),)
-    given = {"coords": coords, "shift_sequence": moved, "shift": triple(name, "shift", shift, LEAST_SHIFT)}
-    out = run(name, op.serialized_partition, "tvm", given, {"window": window, "mode": mode, "bits": bits})
+    given = {
+        "coords": coords,
+        "window": (check_int(name, "window", window, 1),),
+        "shift_sequence": (check_int(name, "shift_sequence", shift_sequence, 0),),
+        "shift": triple(name, "shift", shift, LEAST_SHIFT),
+    }
+    out = run(name, op.serialized_partition, "tvm", given, {"mode": mode, "bits": bits})
     return _all_as(kind_of(coords), out)
 
 

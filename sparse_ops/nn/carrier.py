@@ -239,7 +239,7 @@ class Sites:
         window, shift = window_axes("nn", window, shift)
         self._built["windows", window, shift] = partition
 
-    def serialized(self, window: int, shift_sequence: Rows = 0, shift=0, mode: str = "z_order", bits: int = BITS) -> Partition:
+    def serialized(self, window: Rows, shift_sequence: Rows = 0, shift=0, mode: str = "z_order", bits: int = BITS) -> Partition:
         """The rows by overlapping windows along a curve, see `op.serialized_partition`."""
         arguments = window, shift_sequence, _numbers("shift", shift, LEAST_SHIFT), mode, bits
         return self._once(
@@ -250,7 +250,7 @@ class Sites:
     def put_serialized(
         self,
         partition: Partition,
-        window: int,
+        window: Rows,
         shift_sequence: Rows = 0,
         shift=0,
         mode: str = "z_order",

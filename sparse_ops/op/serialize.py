@@ -17,10 +17,11 @@ PARTITION = Signature(
     "serialized_partition",
     (
         coordinates(),
+        extents("window", "window"),
         extents("shift_sequence", "shift_sequence", optional=True),
         extents("shift", *SHIFT, optional=True),
     ),
-    options=("window", *CURVE),
+    options=CURVE,
 )
 
 
@@ -39,7 +40,7 @@ def serialize(coords: relax.Expr, mode: str = "z_order", shift=0, bits: int = BI
 
 
 def serialized_partition(
-    coords: relax.Expr, window: int, shift_sequence=0, shift=0, mode: str = "z_order", bits: int = BITS
+    coords: relax.Expr, window, shift_sequence=0, shift=0, mode: str = "z_order", bits: int = BITS
 ) -> relax.Call:
     """Windows of rows that follow each other along a curve, which overlap in their keys: serialized attention of TRELLIS.
 
@@ -50,12 +51,13 @@ def serialized_partition(
     is not shifted.
 
     Returns (q_order int32 [N], q_offsets int32 [W + 1], k_order int32 [M], k_offsets int32 [W + 1]), as `attention` takes
-    them; W and M are known only at run time. Raises ValueError as `serialize`, and for window below 1.
+    them; W and M are known only at run time. `window` is an int of at least 1 or a symbolic dimension. Raises ValueError as
+    `serialize`, and for window below 1.
     """
     name = "serialized_partition"
-    check_int(name, "window", window, 1)
+    rows = dimensions(name, "window", window, 1, count=1)
     moved = dimensions(name, "shift_sequence", shift_sequence, 0, count=1)
-    return _partition(coords=coords, window=window, shift_sequence=moved, **_curve(name, mode, shift, bits))
+    return _partition(coords=coords, window=rows, shift_sequence=moved, **_curve(name, mode, shift, bits))
 
 
 def check_curve(op: str, mode: str, bits: int) -> None:
@@ -88,14 +90,14 @@ def _infer_partition(bound: Bound) -> relax.TupleType:
 
 
 def _legalize_partition(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    coords, window, (mode, bits) = bound["coords"], bound.options["window"], (bound.options[name] for name in CURVE)
+    coords, window, (mode, bits) = bound["coords"], bound.dims["window"], (bound.options[name] for name in CURVE)
     code = bb.emit(_serialize(coords=coords, mode=mode, bits=bits, shift=relax.ShapeExpr(numbers(bound, "shift"))))
     keys = bb.emit(call_spec(bb, SerialKeys(bits), [coords, code], coords.ty))
     order, _ = emit_groups(bb, keys)
-    lengths, total = emit_tuple(bb, call_spec(bb, CountCuts(window), [keys], [int64(BATCH_LIMIT), int64(2)]), 2)
+    lengths, total = emit_tuple(bb, call_spec(bb, CountCuts(), [keys, window], [int64(BATCH_LIMIT), int64(2)]), 2)
     windows, seen = emit_sizes(bb, total, 2)
     types = [bound.type.fields[0], int32(windows + 1), int32(seen), int32(windows + 1)]
-    return call_spec(bb, CutSequence(window), [order, lengths, *numbers(bound, "shift_sequence")], types)
+    return call_spec(bb, CutSequence(), [order, lengths, window, *numbers(bound, "shift_sequence")], types)
 
 
 _partition = register_op(PARTITION, _legalize_partition, _infer_partition)

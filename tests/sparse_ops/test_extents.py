@@ -93,8 +93,8 @@ def along_a_curve(i: int) -> None:
 
 def into_windows_of_a_curve(i: int) -> None:
     code = serialize.naive(COORDS, "z_order", (i, i, i))
-    expected = serialize.naive_partition(COORDS, code, 7, i)
-    for out, part in zip(F.serialized_partition(COORDS, 7, i, i), expected, strict=True):
+    expected = serialize.naive_partition(COORDS, code, 1 + i, i)
+    for out, part in zip(F.serialized_partition(COORDS, 1 + i, i, i), expected, strict=True):
         np.testing.assert_array_equal(out, part)
 
 

@@ -132,13 +132,17 @@ def serial_keys(spec: SerialKeys, isa: Isa) -> tvm.tirx.PrimFunc:
     return kernel
 
 
+def cuts(length, size):
+    """Windows of `size` rows, at least 1, that `length` rows are cut into; no sum of the two, as a size may be any int64."""
+    return T.Select(length > 0, T.truncdiv(length - 1, size) + 1, T.int64(0))
+
+
 @cache
 def count_cuts(spec: CountCuts, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `CountCuts`."""
-    size = spec.size
 
     @script.prim_func(s_tir=True)
-    def kernel(keys_: T.handle, lengths_: T.handle, total_: T.handle):
+    def kernel(keys_: T.handle, size: T.int64, lengths_: T.handle, total_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "count_cuts"})
         rows = T.int64()
         keys = match_buffer(keys_, (rows, 4), "int32")
@@ -151,9 +155,9 @@ def count_cuts(spec: CountCuts, isa: Isa) -> tvm.tirx.PrimFunc:
         total[0] = T.int64(0)
         total[1] = T.int64(0)
         for b in range(BATCH_LIMIT):
-            count: T.let = (lengths[b] + size - 1) // size
+            count: T.let = cuts(lengths[b], size)
             total[0] += count
-            total[1] += count * T.min(T.int64(size), lengths[b])
+            total[1] += count * T.min(size, lengths[b])
 
     return kernel
 
@@ -161,16 +165,15 @@ def count_cuts(spec: CountCuts, isa: Isa) -> tvm.tirx.PrimFunc:
 @cache
 def cut_sequence(spec: CutSequence, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `CutSequence`."""
-    size = spec.size
 
     def wrapped(place, length):
         return T.Select(place < length, place, place - length)
 
     @inline
-    def cut(order, shift_sequence, first, length, q_order, q_offsets, k_order, k_offsets, window, key):
+    def cut(order, size, shift_sequence, first, length, q_order, q_offsets, k_order, k_offsets, window, key):
         """the windows of one batch element, whose rows are order[first : first + length]; `window` and `key` move on"""
-        count: T.let = (length + size - 1) // size
-        reach: T.let = T.min(T.int64(size), length)
+        count: T.let = cuts(length, size)
+        reach: T.let = T.min(size, length)
         move: T.let = T.if_then_else(count > 1, T.floormod(shift_sequence, length), T.int64(0))
         for i in range(length):
             q_order[first + i] = order[first + wrapped(move + i, length)]
@@ -187,6 +190,7 @@ def cut_sequence(spec: CutSequence, isa: Isa) -> tvm.tirx.PrimFunc:
     def kernel(
         order_: T.handle,
         lengths_: T.handle,
+        size: T.int64,
         shift_sequence: T.int64,
         q_order_: T.handle,
         q_offsets_: T.handle,
@@ -211,7 +215,7 @@ def cut_sequence(spec: CutSequence, isa: Isa) -> tvm.tirx.PrimFunc:
         k_offsets[0] = T.int32(0)
         for b in range(BATCH_LIMIT):
             if lengths[b] > 0:
-                cut(order, shift_sequence, first[0], lengths[b], q_order, q_offsets, k_order, k_offsets, window, key)
+                cut(order, size, shift_sequence, first[0], lengths[b], q_order, q_offsets, k_order, k_offsets, window, key)
                 first[0] += lengths[b]
 
     return kernel

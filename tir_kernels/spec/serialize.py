@@ -102,22 +102,20 @@ class SerialKeys(Spec):
 
 @dataclass(frozen=True)
 class CountCuts(Spec):
-    """(keys int32 [N, 4], lengths int64 [BATCH_LIMIT], total int64 [2]), for windows of `size` rows.
+    """(keys int32 [N, 4], size int64, lengths int64 [BATCH_LIMIT], total int64 [2]), for windows of `size` rows.
 
     lengths: the rows of each batch element; total: windows and keys of all.
     """
 
     family: ClassVar[str] = "count_cuts"
-    size: int
 
 
 @dataclass(frozen=True)
 class CutSequence(Spec):
-    """(order int32 [N], lengths, shift_sequence int64, q_order int32 [N], q_offsets int32 [W + 1], k_order int32 [M],
-    k_offsets int32 [W + 1]).
+    """(order int32 [N], lengths, size int64, shift_sequence int64, q_order int32 [N], q_offsets int32 [W + 1],
+    k_order int32 [M], k_offsets int32 [W + 1]), for windows of `size` rows.
 
     order: the rows of each batch element by code, those of one element together; lengths as `CountCuts` returns them.
     """
 
     family: ClassVar[str] = "cut_sequence"
-    size: int
