@@ -7,7 +7,7 @@ The functions are registered when `tir_kernels` (or anything above it) is import
 without importing it gets TVM's "function not found" with the same name instead of the text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -28,8 +28,10 @@ RAISE_ROW = "tir_kernels.raise_row_error"
 RAISE_REPEATED_ROW = "tir_kernels.raise_repeated_row_error"
 RAISE_KERNEL_SIZE = "tir_kernels.raise_kernel_size_error"
 RAISE_SIZE = "tir_kernels.raise_size_error"
+RAISE_SITE_COUNT = "tir_kernels.raise_site_count_error"
 
 LARGEST = 32767  # of coordinates
+GIB = 1 << 30
 COLUMNS = ("batch index", "x", "y", "z")
 # Arguments that share words; a number where no name fits.
 ARGUMENTS = ("batch_offsets", "q_offsets", "k_offsets", "q_order", "k_order", "coords", "coords_in", "coords_out", "offsets")
@@ -140,6 +142,19 @@ def size_words(argument: str | int, axis: int, given: int, expected: int, other:
     return f"{_argument(argument)}: expected {expected} {along}{f', as {_argument(other)} has' * bool(other)}, given {given}"
 
 
+def memory_words(what: str, dtype: str, dims: Sequence[int], size: int, left: int) -> str:
+    """A tensor, and the scratch beside it, take more memory than is left; see `memory`."""
+    return (
+        f"{what}: expected what fits the {left / GIB:,.1f} GiB of memory that are left, "
+        f"given {dtype} {list(dims)}, which takes {size / GIB:,.1f} GiB with its scratch"
+    )
+
+
+def site_count_words(sites: int) -> str:
+    """A strided or transposed convolution may have more output sites than an int32 numbers."""
+    return f"coords: input rows times taps give up to {sites} output sites, expected at most 2147483647"
+
+
 @dataclass(frozen=True)
 class Refusal:
     """`function`: the packed function that raises ValueError with what `words` makes of the arguments."""
@@ -165,6 +180,7 @@ REFUSALS: dict[int, Refusal] = {
     13: Refusal(RAISE_KERNEL_SIZE, kernel_size_words),
     14: Refusal(RAISE_GRID, grid_words),
     15: Refusal(RAISE_SIZE, size_words),
+    16: Refusal(RAISE_SITE_COUNT, site_count_words),
     20: Refusal(RAISE_SET_DUPLICATE, set_duplicate_words),
 }
 

@@ -142,7 +142,10 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
     found = {}
     for name, kind, optional, dtypes, shape, fixed, table in _plan(signature):
         array = arrays.get(name)
-        if kind is Kind.SHAPE or (array is None and optional):  # a shape is an option of an eager call
+        if array is None and optional:
+            continue
+        if kind is Kind.SHAPE:  # numbers that the op's constructor has checked
+            found[name] = ([tvm.runtime.ShapeTuple(array)], ())
             continue
         if kind is Kind.MAP:
             found[name] = (list(array.arrays), ())
@@ -212,6 +215,7 @@ def module(
         return names.setdefault(dim, tvm.tirx.Var(dim, "int64")) if isinstance(dim, str) else dim
 
     variables: dict[str, list[relax.Var]] = {}
+    numbers: dict[str, relax.ShapeExpr] = {}
     for name, (_, fixed) in given.items():
         argument = signature.by_name[name]
         if argument.kind is Kind.MAP:
@@ -220,13 +224,17 @@ def module(
                 for (array, dtype), dims in zip(MAP_DTYPES.items(), MAP_DIMS, strict=True)
             ]
             continue
+        if argument.kind is Kind.SHAPE:
+            numbers[name] = relax.ShapeExpr([size(dim) for dim in argument.shape])
+            variables[name] = [relax.Var(name, relax.ShapeType(numbers[name].values))]
+            continue
         dtype, *known = fixed
         dims = [n if n is not None else _dim_name(name, place, argument.shape) for place, n in enumerate(known)]
         variables[name] = [relax.Var(name, relax.TensorType([size(dim) for dim in dims], dtype))]
     order = [name for name in variables if not (packs and name in PACKED)]
     inputs = [variable for name in order for variable in variables[name]]
     parameters = [variables[name][0] for name in PACKED if packs and name in variables]
-    arguments = {name: relax.Tuple(group) if len(group) > 1 else group[0] for name, group in variables.items()}
+    arguments = {name: relax.Tuple(group) if len(group) > 1 else group[0] for name, group in variables.items()} | numbers
     result = relax.BlockBuilder().normalize(make(**arguments, **options))
     # Put together by hand: the scopes of a builder are one stack for all threads.
     variable = relax.Var("result", result.ty)

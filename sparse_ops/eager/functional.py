@@ -94,21 +94,27 @@ def lookup(coords, queries, method: str = "auto"):
 
 def window_partition(coords, window, shift=0):
     """Rows of int32 [N, 4] by window: (order int32 [N], offsets int32 [W + 1]); see `op.window_partition`."""
-    options = dict(zip(("window", "shift"), window_axes("window_partition", window, shift), strict=True))
-    return _all_as(kind_of(coords), run("window_partition", op.window_partition, "tvm", {"coords": coords}, options))
+    window, shift = window_axes("window_partition", window, shift)
+    given = {"coords": coords, "shift": shift}
+    return _all_as(kind_of(coords), run("window_partition", op.window_partition, "tvm", given, {"window": window}))
 
 
-def serialize(coords, mode: str = "z_order", shift=0):
-    """Place of every row of int32 [N, 4] along a space-filling curve: codes int32 [N]; see `op.serialize`."""
-    options = {"mode": mode, "shift": triple("serialize", "shift", shift, LEAST_SHIFT)}
-    return run("serialize", op.serialize, kind_of(coords), {"coords": coords}, options)
+def serialize(coords, mode: str = "z_order", shift=0, bits: int = 10):
+    """Place of every row of int32 [N, 4] along a space-filling curve: codes [N]; see `op.serialize`."""
+    given = {"coords": coords, "shift": triple("serialize", "shift", shift, LEAST_SHIFT)}
+    return run("serialize", op.serialize, kind_of(coords), given, {"mode": mode, "bits": bits})
 
 
-def serialized_partition(coords, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order"):
+def serialized_partition(coords, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order", bits: int = 10):
     """Overlapping windows along a curve: (q_order, q_offsets, k_order, k_offsets); see `op.serialized_partition`."""
-    shift = triple("serialized_partition", "shift", shift, LEAST_SHIFT)
-    options = {"window": window, "shift_sequence": shift_sequence, "shift": shift, "mode": mode}
-    out = run("serialized_partition", op.serialized_partition, "tvm", {"coords": coords}, options)
+    name = "serialized_partition"
+    given = {
+        "coords": coords,
+        "window": (check_int(name, "window", window, 1),),
+        "shift_sequence": (check_int(name, "shift_sequence", shift_sequence, 0),),
+        "shift": triple(name, "shift", shift, LEAST_SHIFT),
+    }
+    out = run(name, op.serialized_partition, "tvm", given, {"mode": mode, "bits": bits})
     return _all_as(kind_of(coords), out)
 
 
@@ -149,11 +155,12 @@ def strided_map(
     tensor = _coords(coords)
     axes = _geometry_options("strided_map", kernel_size, stride, padding, dilation, transposed)
     axes |= {"output_padding": triple("strided_map", "output_padding", output_padding, 0), "ceil_mode": ceil_mode}
-    if shape is not None and not isinstance(shape, str):
-        shape = triple("strided_map", "shape", shape, 1)
-        fitting_extent("", shape, Geometry(*axes.values()))
-    options = {**axes, "shape": shape, "method": method}
-    out, arrays = run("strided_map", op.strided_map, "tvm", {"coords": Checked(tensor, "int32")}, options)
+    extents = None if shape is None or isinstance(shape, str) else triple("strided_map", "shape", shape, 1)
+    if extents is not None:
+        fitting_extent("", extents, Geometry(*axes.values()))
+    options = {**axes, "method": method} | ({"shape": shape} if extents is None else {})
+    given = {"coords": Checked(tensor, "int32"), "shape": extents}
+    out, arrays = run("strided_map", op.strided_map, "tvm", given, options)
     return KernelMap(tensor, out, Geometry(*axes.values()), tuple(arrays))
 
 
@@ -242,8 +249,8 @@ def segment_pool(x, index, rows: int, mode: str = "mean", count_bias: int = 0, m
 
     With the inverse of `downsample` this pools voxels, with the batch column of the coordinates batch elements.
     """
-    like = tvm.runtime.empty((check_int("segment_pool", "rows", rows, 0),), "int32")
-    arrays = {"x": x, "index": index, "like": Checked(like, "int32")}
+    rows = check_int("segment_pool", "rows", rows, 0)
+    arrays = {"x": x, "index": index, "like": Checked(tvm.runtime.empty((rows, 0), "int32"), "int32")}
     options = {"mode": mode, "count_bias": count_bias, "max_from_zero": max_from_zero}
     return run("segment_pool", op.segment_pool, kind_of(x), arrays, options)
 
@@ -255,8 +262,9 @@ def gather_rows(x, index):
 
 def to_dense(x, coords, batch: int, shape: tuple[int, int, int], channels_last: bool = False):
     """Rows at their places in a grid of zeros: [batch, C, *shape], or [batch, *shape, C]; see `op.to_dense`."""
-    options = {"batch": batch, "shape": triple("to_dense", "shape", shape, 1), "channels_last": channels_last}
-    return run("to_dense", op.to_dense, kind_of(x), {"x": x, "coords": coords}, options)
+    extents = {"batch": (check_int("to_dense", "batch", batch, 1),), "shape": triple("to_dense", "shape", shape, 1)}
+    options = {"channels_last": channels_last}
+    return run("to_dense", op.to_dense, kind_of(x), {"x": x, "coords": coords, **extents}, options)
 
 
 def from_dense(dense, coords, channels_last: bool = False):
@@ -267,7 +275,8 @@ def from_dense(dense, coords, channels_last: bool = False):
 
 def batch_offsets(coords, batch: int):
     """Offsets int32 [batch + 1] of the batch elements in coords int32 [N, 4]; see `op.batch_offsets`."""
-    return run("batch_offsets", op.batch_offsets, kind_of(coords), {"coords": coords}, {"batch": batch})
+    given = {"coords": coords, "batch": (check_int("batch_offsets", "batch", batch, 1),)}
+    return run("batch_offsets", op.batch_offsets, kind_of(coords), given, {})
 
 
 def group_norm(x, offsets, weight, bias, groups: int, eps: float = 1e-5, activation: str = "none"):

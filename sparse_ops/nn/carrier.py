@@ -14,9 +14,10 @@ from tvm import relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec
 
+from tir_kernels.spec.serialize import BITS
+
 from .. import op
-from ..op.index import triple
-from ..op.numbers import as_axes
+from ..op.index import dimensions, triple
 from ..op.windows import LEAST_SHIFT, window_axes
 
 _fresh = itertools.count()
@@ -165,7 +166,7 @@ class Sites:
         """Output sites, in a number known at run time, and map of a strided or transposed convolution: `op.strided_map`."""
         axes = _geometry_axes(kernel_size, stride, padding, dilation)
         border = {"output_padding": _axes("output_padding", output_padding, 0), "ceil_mode": ceil_mode}
-        shape = shape if shape is None or isinstance(shape, str) else as_axes(shape, 3) or shape
+        shape = shape if shape is None or isinstance(shape, str) else _numbers("shape", shape, 1)
 
         def build():
             call = op.strided_map(self.coords._expr, **axes, shape=shape, transposed=transposed, method=method, **border)
@@ -264,20 +265,25 @@ class Sites:
         window, shift = window_axes("nn", window, shift)
         self._built["windows", window, shift] = partition
 
-    def serialized(self, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order") -> Partition:
+    def serialized(self, window: Rows, shift_sequence: Rows = 0, shift=0, mode: str = "z_order", bits: int = BITS) -> Partition:
         """The rows by overlapping windows along a curve, see `op.serialized_partition`."""
-        shift = _axes("shift", shift, LEAST_SHIFT)
-        arguments = window, shift_sequence, shift, mode
+        arguments = window, shift_sequence, _numbers("shift", shift, LEAST_SHIFT), mode, bits
         return self._once(
             ("serialized", *arguments),
             lambda: Partition.of(emit_fields(op.serialized_partition(self.coords._expr, *arguments))),
         )
 
     def put_serialized(
-        self, partition: Partition, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order"
+        self,
+        partition: Partition,
+        window: Rows,
+        shift_sequence: Rows = 0,
+        shift=0,
+        mode: str = "z_order",
+        bits: int = BITS,
     ) -> None:
         """Use a partition that was built earlier, by another function."""
-        self._built["serialized", window, shift_sequence, _axes("shift", shift, LEAST_SHIFT), mode] = partition
+        self._built["serialized", window, shift_sequence, _numbers("shift", shift, LEAST_SHIFT), mode, bits] = partition
 
     def _once(self, key, build):
         if key not in self._built:
@@ -376,6 +382,12 @@ def _centred(kernel: tuple[int, int, int], dilation: tuple[int, int, int]) -> di
 
 def _axes(name: str, value, least: int = 1) -> tuple[int, int, int]:
     return triple("nn", name, value, least)
+
+
+def _numbers(name: str, value, least: int) -> tuple[Rows, ...]:
+    """An int or three, or symbolic dimensions in their place, as three."""
+    shape = dimensions("nn", name, value, least)
+    return tuple(int(axis) if isinstance(axis, tirx.IntImm) else axis for axis in shape.values)
 
 
 def _check_coords(name: str, coords: nn.Tensor) -> None:

@@ -152,9 +152,9 @@ class SparseConv3d(_SparseConv):
     """Strided convolution: a site is active where any tap meets an active one. The number of rows is known at run time.
 
     kernel_size, stride, padding, dilation: ints or three along x, y, z. `indice_key`: the name under which
-    `SparseInverseConv3d` finds this layer to undo it. `shape`: extent of the input grid, "infer" for one more than the largest
-    coordinate, or None for a lattice without bounds, on which coordinates may be negative: see `op.strided_map`, which also
-    tells the order of the rows.
+    `SparseInverseConv3d` finds this layer to undo it. `shape`: extent of the input grid, ints or symbolic dimensions, "infer"
+    for one more than the largest coordinate, or None for a lattice without bounds, on which coordinates may be negative: see
+    `op.strided_map`, which also tells the order of the rows.
     """
 
     transposed = False

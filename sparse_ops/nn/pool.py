@@ -160,7 +160,7 @@ class BatchPool(nn.Module):
     def forward(self, x: SymbolicSparseTensor) -> nn.Tensor:
         """x [N, C] -> [B, C], dtype of x."""
         check_sparse("BatchPool", x)
-        batch = emit(relax.op.zeros((x.sites.batch, 1), "int32"))  # only its rows are asked for
+        batch = emit(relax.op.zeros((x.sites.batch, 0), "int32"))  # only its rows are asked for
         call = op.segment_pool(x.feats._expr, x.sites.batch_index()._expr, batch._expr, mode=self.mode)
         return emit(call, "pooled")
 

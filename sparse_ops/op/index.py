@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from math import prod
 
 import tvm
 from tvm import relax
@@ -11,7 +12,7 @@ from tir_kernels.spec.coordinate_index import METHODS, PLAN_SIZE, BuildIndex, Pl
 from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.sites import out_extent
 
-from .numbers import as_axes, shown
+from .numbers import as_axes, check_int, shown
 from .register import call_spec, check_choice
 from .signature import MAP_DTYPES
 
@@ -54,6 +55,31 @@ def fitting_extent(where: str, shape: tuple[int, int, int], geometry: Geometry, 
             f"and dilation {dilation} on a grid of {grid}"
         )
     return extent[3 - dimensions :]
+
+
+def dimensions(op: str, argument: str, value, least: int, count: int = 3) -> relax.ShapeExpr:
+    """An int, or `count` of them, each at least `least`, or symbolic dimensions in their place, as a shape.
+
+    A shape of `count` dimensions is returned as it is. Raises ValueError otherwise.
+    """
+    if isinstance(value, relax.ShapeExpr) and len(value.values) == count:
+        return value
+    if count == 1:
+        axes = [value if isinstance(value, tvm.ir.Expr) else check_int(op, argument, value, least)]
+    elif isinstance(value, tvm.ir.Expr):
+        axes = [value] * count
+    elif isinstance(value, list | tuple) and any(isinstance(axis, tvm.ir.Expr) for axis in value):
+        numbers = triple(op, argument, tuple(least if isinstance(axis, tvm.ir.Expr) else axis for axis in value), least)
+        axes = [axis if isinstance(axis, tvm.ir.Expr) else n for axis, n in zip(value, numbers, strict=True)]
+    else:
+        axes = triple(op, argument, value, least)
+    return relax.ShapeExpr([axis if isinstance(axis, tvm.ir.Expr) else tvm.tirx.IntImm("int64", axis) for axis in axes])
+
+
+def check_taps(op: str, kernel: tuple[int, int, int]) -> None:
+    """ValueError for a kernel of more taps than maps have room for."""
+    if prod(kernel) > MapLayout.MOST_TAPS:
+        raise ValueError(f"sparse_ops.{op}: kernel_size: expected at most {MapLayout.MOST_TAPS} taps, given {kernel!r}")
 
 
 def geometry_options(geometry: Geometry) -> dict:

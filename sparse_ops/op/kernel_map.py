@@ -6,6 +6,7 @@ every layer on it. Its law, for every tap: coordinate_in = stride * coordinate_o
 
 from dataclasses import replace
 
+import tvm
 from tvm import relax
 
 from tir_kernels.dispatch import kernel_for
@@ -19,6 +20,8 @@ from .index import (
     MAP_TYPE,
     check_ceil_mode,
     check_method,
+    check_taps,
+    dimensions,
     emit_index,
     emit_shape,
     emit_sizes,
@@ -34,14 +37,22 @@ from .index import (
     output_padding_of,
     triple,
 )
-from .register import call_kernel, call_spec, register_op
-from .signature import Bound, Signature, coordinates
+from .memory import emit_grant, granted_call
+from .register import call_spec, register_op
+from .signature import Bound, Signature, coordinates, extents
 from .signature import kernel_map as map_argument
 
 SUBMANIFOLD = Signature("submanifold_map", (coordinates(),), options=(*GEOMETRY, "method"))
-STRIDED = Signature("strided_map", (coordinates(),), options=(*GEOMETRY, "output_padding", "ceil_mode", "shape", "method"))
+EXTENTS = ("size_x", "size_y", "size_z")
+STRIDED = Signature(
+    "strided_map",
+    (coordinates(), extents("shape", *EXTENTS, optional=True)),
+    options=(*GEOMETRY, "output_padding", "ceil_mode", "infer", "method"),
+)
 CHOSEN = Signature("kernel_map", (coordinates("coords_in", "n"), coordinates("coords_out", "m")), options=(*GEOMETRY, "method"))
 INVERSE = Signature("inverse_map", (map_argument("n", "m"), coordinates("coords", "n")))
+
+MAP, MAP_AND_TABLE = 2, 3  # int32 that each pair of a tap and an output row takes: in a map, and in the table beside it
 
 
 def submanifold_map(coords: relax.Expr, kernel_size=3, dilation=1, method: str = "auto") -> relax.Call:
@@ -59,6 +70,7 @@ def submanifold_map(coords: relax.Expr, kernel_size=3, dilation=1, method: str =
     if any(k % 2 == 0 for k in kernel):
         raise ValueError(f"sparse_ops.submanifold_map: kernel_size: expected odd sizes, given {kernel_size!r}")
     check_method("submanifold_map", method)
+    check_taps("submanifold_map", kernel)
     geometry = Geometry.submanifold(kernel, triple("submanifold_map", "dilation", dilation, 1))
     return _submanifold(coords=coords, **geometry_options(geometry), method=method)
 
@@ -70,9 +82,10 @@ def _infer_submanifold(bound: Bound) -> relax.TupleType:
 def _legalize_submanifold(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     geometry = geometry_of(bound.options)
     index = emit_index(bb, bound["coords"], geometry.reach, bound.options["method"])
-    kernel = kernel_for(SubmanifoldMap(geometry))
-    shapes = map_shapes(kernel.map, geometry.taps, bound.dims["n"])
-    return call_kernel(bb, kernel.function, [bound["coords"], *index], shapes)
+    kernel, rows = kernel_for(SubmanifoldMap(geometry)), bound.dims["n"]
+    granted = emit_grant(bb, "submanifold_map", ("int32", [MAP_AND_TABLE, geometry.taps, rows]))
+    shapes = map_shapes(kernel.map, geometry.taps, rows)
+    return granted_call(bb, kernel.function, [bound["coords"], *index], granted, shapes)
 
 
 _submanifold = register_op(SUBMANIFOLD, _legalize_submanifold, _infer_submanifold)
@@ -84,7 +97,7 @@ def strided_map(
     stride=1,
     padding=0,
     dilation=1,
-    shape: tuple[int, int, int] | str | None = "infer",
+    shape="infer",
     transposed: bool = False,
     method: str = "auto",
     *,
@@ -94,37 +107,34 @@ def strided_map(
     """Output sites and map of a strided (or, with `transposed`, a transposed) sparse convolution.
 
     coords as in `submanifold_map`; kernel_size, stride, dilation at least 1, padding at least 0: ints or three along
-    x, y, z. A site is active when any tap meets an active input. `shape` is the extent of the input grid, which bounds the
-    sites as in spconv: floor((n + 2p - d(k - 1) - 1) / s) + 1, or (n - 1) s - 2p + k transposed; "infer" takes one more
-    than the largest coordinate along each axis, as SAM-3D-Objects does; None bounds nothing and allows negative coordinates.
-    `output_padding` (transposed only): layers that the output grid has more at the end of x, y, z, below the larger of stride
-    and dilation. `ceil_mode` (not transposed): round the quotient up, unless the last window would start behind the input, as
-    PyTorch's pooling does.
+    x, y, z. A site is active when any tap meets an active input. `shape` is the extent of the input grid, an int or
+    three of at least 1 or symbolic dimensions, which bounds the sites as in spconv: floor((n + 2p - d(k - 1) - 1) / s) + 1, or
+    (n - 1) s - 2p + k transposed; "infer" takes one more than the largest coordinate along each axis, as SAM-3D-Objects does;
+    None bounds nothing and allows negative coordinates. `output_padding` (transposed only): layers that the output grid has
+    more at the end of x, y, z, below the larger of stride and dilation. `ceil_mode` (not transposed): round the quotient up,
+    unless the last window would start behind the input, as PyTorch's pooling does.
 
     Returns (coords int32 [M, 4], kernel map), with M known only at run time: `match_cast` the coordinates to name it.
     Sites are grouped by batch element, ascending, and within one in order of first touch: taps outside (last axis fastest),
     input rows inside, which is spconv's order on a CPU.
 
     Raises ValueError for other shapes, dtypes and geometries, and, from the running module, for the first row that repeats
-    another or lies outside of `shape` or of the range.
+    another or lies outside of `shape` or of the range, and for sites and pairs that do not fit into memory.
     """
     name = "strided_map"
     geometry = _geometry(name, kernel_size, stride, padding, dilation, transposed)
     output_padding = output_padding_of(name, output_padding, geometry.stride, geometry.dilation, transposed)
     check_ceil_mode(name, ceil_mode, transposed)
     check_method(name, method)
-    if shape is None:
-        bounds = "none"
-    elif isinstance(shape, str):
-        if shape != "infer":
-            raise ValueError(f"sparse_ops.{name}: shape: expected three ints, 'infer' or None, given {shape!r}")
-        bounds = "infer"
-    else:
-        bounds = triple(name, "shape", shape, 1)
+    check_taps(name, geometry.kernel)
+    if isinstance(shape, str) and shape != "infer":
+        raise ValueError(f"sparse_ops.{name}: shape: expected three ints, 'infer' or None, given {shape!r}")
+    given = None if shape is None or isinstance(shape, str) else dimensions(name, "shape", shape, 1)
+    if given is not None and all(isinstance(n, tvm.tirx.IntImm) for n in given.values):
         bounded = replace(geometry, output_padding=output_padding, ceil_mode=ceil_mode)
-        fitting_extent(f"sparse_ops.{name}: ", bounds, bounded)
+        fitting_extent(f"sparse_ops.{name}: ", tuple(map(int, given.values)), bounded)
     options = geometry_options(geometry) | {"output_padding": output_padding, "ceil_mode": ceil_mode}
-    return _strided(coords=coords, **options, shape=bounds, method=method)
+    return _strided(coords=coords, shape=given, **options, infer=isinstance(shape, str), method=method)
 
 
 def _geometry(name: str, kernel_size, stride, padding, dilation, transposed: bool) -> Geometry:
@@ -143,9 +153,12 @@ def _infer_strided(bound: Bound) -> relax.TupleType:
 
 def _legalize_strided(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     coords, geometry, method = bound["coords"], geometry_of(bound.options), bound.options["method"]
-    shape = None if bound.options["shape"] == "none" else bound.options["shape"]
+    bounds, given = "infer" if bound.options["infer"] else None, []
+    if bound.has("shape"):
+        bounds, given = "given", bound.shape(EXTENTS)
     bounded = replace(geometry, output_padding=bound.options["output_padding"], ceil_mode=bound.options["ceil_mode"])
-    plan, size = emit_tuple(bb, call_spec(bb, PlanSites(bounded, shape, method), [coords], [int64(PLAN_SIZE), int64(3)]), 2)
+    planned = call_spec(bb, PlanSites(bounded, bounds, method), [coords, *given], [int64(PLAN_SIZE), int64(3)])
+    plan, size = emit_tuple(bb, planned, 2)
     slots, keys, most = emit_sizes(bb, size, 3)
     found = call_spec(bb, FindSites(geometry), [coords, plan], [int32(slots), int64(keys), int32(most, 4), int64(1)])
     _, _, sites, count = emit_tuple(bb, found, 4)
@@ -153,7 +166,9 @@ def _legalize_strided(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     out_coords = bb.emit(call_spec(bb, CopySites(), [sites, plan], int32(rows, 4)))
     index = emit_index(bb, coords, (0, 0, 0), method)
     kernel = kernel_for(ProbeMap(geometry))
-    kernel_map = call_kernel(bb, kernel.function, [out_coords, *index], map_shapes(kernel.map, geometry.taps, rows))
+    granted = emit_grant(bb, "strided_map", ("int32", [MAP, geometry.taps, rows]))
+    shapes = map_shapes(kernel.map, geometry.taps, rows)
+    kernel_map = granted_call(bb, kernel.function, [out_coords, *index], granted, shapes)
     return relax.Tuple([out_coords, bb.emit(kernel_map)])
 
 
@@ -183,6 +198,7 @@ def kernel_map(
     """
     geometry = _geometry("kernel_map", kernel_size, stride, padding, dilation, transposed)
     check_method("kernel_map", method)
+    check_taps("kernel_map", geometry.kernel)
     return _chosen(coords_in=coords_in, coords_out=coords_out, **geometry_options(geometry), method=method)
 
 
@@ -195,7 +211,9 @@ def _legalize_chosen(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     index = emit_index(bb, bound["coords_in"], (0, 0, 0), bound.options["method"], "coords_in")
     _, slots, _ = emit_index(bb, coords_out, (0, 0, 0), "auto", "coords_out")  # finds rows that repeat another
     kernel = kernel_for(ProbeMap(geometry, chosen=True))
-    return call_kernel(bb, kernel.function, [coords_out, *index, slots], map_shapes(kernel.map, geometry.taps, bound.dims["m"]))
+    granted = emit_grant(bb, "kernel_map", ("int32", [MAP, geometry.taps, bound.dims["m"]]))
+    shapes = map_shapes(kernel.map, geometry.taps, bound.dims["m"])
+    return granted_call(bb, kernel.function, [coords_out, *index, slots], granted, shapes)
 
 
 _chosen = register_op(CHOSEN, _legalize_chosen, _infer_chosen)
@@ -221,8 +239,9 @@ def _legalize_inverse(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     *fields, rows = map_fields(bb, bound["kernel_map"])
     _, columns = emit_shape(bb, fields[2])
     kernel = kernel_for(InverseMap())
+    granted = emit_grant(bb, "inverse_map", ("int32", [MAP_AND_TABLE, columns, bound.dims["n"]]))
     shapes = map_shapes(kernel.map, columns - 1, bound.dims["n"])
-    return call_kernel(bb, kernel.function, [*fields, rows, bound["coords"]], shapes)
+    return granted_call(bb, kernel.function, [*fields, rows, bound["coords"]], granted, shapes)
 
 
 _inverse = register_op(INVERSE, _legalize_inverse, _infer_inverse)

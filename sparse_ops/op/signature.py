@@ -101,6 +101,11 @@ def kernel_map(rows_in: str = "n", rows_out: str = "m") -> Argument:
     return Argument("kernel_map", Kind.MAP, (rows_in, rows_out))
 
 
+def extents(name: str, *dims: str, **more) -> Argument:
+    """Dimensions that a call gives as numbers: extents, shifts, a number of batch elements."""
+    return Argument(name, Kind.SHAPE, dims, **more)
+
+
 def rows_like(name: str, rows: str) -> Argument:
     return Argument(name, Kind.ROWS, (rows,))
 
@@ -250,6 +255,9 @@ def _check_known(bound: Bound, required: list[Argument]) -> None:
 def _check(bound: Bound, argument: Argument) -> None:
     ty = bound.arguments[argument.name].ty
     if argument.kind is Kind.SHAPE:
+        if not isinstance(ty, relax.ShapeType) or len(ty.values or ()) != len(argument.shape):
+            bound.refuse(f"{argument.name}: expected a shape of {len(argument.shape)} dimensions, given {ty}")
+        bound.dims.update(zip(argument.shape, ty.values, strict=True))
         return
     if argument.kind is Kind.MAP:
         _check_map(bound, argument, ty)

@@ -119,6 +119,16 @@ def _serialize(rng, rows, dtype):
     return Example([coords], [("n", 4)], lambda c: serialize(c, mode, shift), [naive(coords, mode, shift)])
 
 
+def _serialize_wide(rng, rows, dtype):
+    from tir_kernels.spec.serialize import naive
+
+    from ..op import serialize
+
+    coords, mode, shift = 300 * voxels(rng, rows), "hilbert", (32768, 2000, 1200)
+    coords[:, 0] //= 300
+    return Example([coords], [("n", 4)], lambda c: serialize(c, mode, shift, bits=16), [naive(coords, mode, shift, bits=16)])
+
+
 def _serialized_partition(rng, rows, dtype):
     from tir_kernels.spec.serialize import naive, naive_partition
 
@@ -627,6 +637,7 @@ OPS = [
     OpRow("subdivide", _subdivide, COORDINATES),
     OpRow("window_partition", _window_partition, COORDINATES),
     OpRow("serialize", _serialize, COORDINATES),
+    OpRow("serialize_wide", _serialize_wide, COORDINATES),
     OpRow("serialized_partition", _serialized_partition, COORDINATES),
     OpRow("submanifold_map", _submanifold_map),
     OpRow("strided_map", _strided_map),

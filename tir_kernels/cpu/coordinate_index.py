@@ -36,7 +36,7 @@ from ..spec.coordinate_index import (
     Lookup,
     PlanIndex,
 )
-from .guards import check_range, extremes
+from .guards import check_memory, check_range, extremes
 from .isa import Isa
 
 FILL_CHUNK = 16384
@@ -295,6 +295,7 @@ def plan_index(spec: PlanIndex, isa: Isa) -> tvm.tirx.PrimFunc:
         plan.entries[PLAN_ROWS] = rows
         plan_box(plan, lowest, highest, pad)
         choose(method, rows, GRID_CELLS_PER_ROW, plan, size)
+        check_memory("index of coordinates", (("int32", (size[0],)), ("int64", (size[1],))))
 
     return with_bounds(kernel, size=index_bounds(method))
 

@@ -51,16 +51,17 @@ def naive(coords, geometry: Geometry, extent=None):
 
 @dataclass(frozen=True)
 class PlanSites(Spec):
-    """(coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [3]): the box of the sites, and scratch sizes.
+    """(coords int32 [N, 4], extents, plan int64 [PLAN_SIZE], size int64 [3]): the box of the sites, and scratch sizes.
 
-    `shape`: extent of the input grid, "infer" for one more than the largest coordinate along each axis (upstream's rule), or
-    None for an unbounded lattice. In the first two cases coordinates must not be negative, and sites outside of
-    [0, `out_extent`) are dropped. size = (slots, keys, rows of the list). Raises ValueError for the first row outside.
+    `shape`: "given" where the extents of the input grid are three int64 arguments, else there are none: "infer" for one more
+    than the largest coordinate along each axis (upstream's rule), or None for an unbounded lattice. In the first two cases
+    coordinates must not be negative, and sites outside of [0, `out_extent`) are dropped. size = (slots, keys, rows of the
+    list). Raises ValueError for the first row outside, and where the scratch does not fit into memory.
     """
 
     family: ClassVar[str] = "plan_sites"
     geometry: Geometry
-    shape: tuple[int, int, int] | str | None
+    shape: str | None
     method: str = "auto"
 
 
