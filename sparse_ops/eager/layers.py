@@ -348,8 +348,26 @@ class SparseConvTranspose3d(SparseConv3d):
 
     transposed = True
 
-    def __init__(self, *args, output_padding=0, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        indice_key: str | None = None,
+        algo=None,
+        fp32_accum: bool | None = None,
+        record_voxel_count: bool = False,
+        large_kernel_fast_algo: bool = False,
+        name=None,
+        *,
+        output_padding=0,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, indice_key)
         self.output_padding = _axes("output_padding", output_padding, self.ndim, 0)
         output_padding_of(type(self).__name__, _widen(self.output_padding, 0), _widen(self.stride, 1), _widen(self.dilation, 1))
         if self._is_pointwise and any(self.output_padding):
