@@ -37,7 +37,7 @@ from .index import (
     output_padding_of,
     triple,
 )
-from .memory import emit_grant, granted_call
+from .memory import Of, emit_grant, granted_call
 from .register import call_spec, register_op
 from .signature import Bound, Signature, coordinates, extents
 from .signature import kernel_map as map_argument
@@ -83,7 +83,7 @@ def _legalize_submanifold(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     geometry = geometry_of(bound.options)
     index = emit_index(bb, bound["coords"], geometry.reach, bound.options["method"])
     kernel, rows = kernel_for(SubmanifoldMap(geometry)), bound.dims["n"]
-    granted = emit_grant(bb, "submanifold_map", ("int32", [MAP_AND_TABLE, geometry.taps, rows]))
+    granted = emit_grant(bb, "submanifold_map", ("int32", [MAP_AND_TABLE, geometry.taps, Of(bound["coords"])]))
     shapes = map_shapes(kernel.map, geometry.taps, rows)
     return granted_call(bb, kernel.function, [bound["coords"], *index], granted, shapes)
 
@@ -166,7 +166,7 @@ def _legalize_strided(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     out_coords = bb.emit(call_spec(bb, CopySites(), [sites, plan], int32(rows, 4)))
     index = emit_index(bb, coords, (0, 0, 0), method)
     kernel = kernel_for(ProbeMap(geometry))
-    granted = emit_grant(bb, "strided_map", ("int32", [MAP, geometry.taps, rows]))
+    granted = emit_grant(bb, "strided_map", ("int32", [MAP, geometry.taps, Of(out_coords)]))
     shapes = map_shapes(kernel.map, geometry.taps, rows)
     kernel_map = granted_call(bb, kernel.function, [out_coords, *index], granted, shapes)
     return relax.Tuple([out_coords, bb.emit(kernel_map)])
@@ -239,7 +239,7 @@ def _legalize_inverse(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     *fields, rows = map_fields(bb, bound["kernel_map"])
     _, columns = emit_shape(bb, fields[2])
     kernel = kernel_for(InverseMap())
-    granted = emit_grant(bb, "inverse_map", ("int32", [MAP_AND_TABLE, columns, bound.dims["n"]]))
+    granted = emit_grant(bb, "inverse_map", ("int32", [MAP_AND_TABLE, Of(fields[2], 1), Of(bound["coords"])]))
     shapes = map_shapes(kernel.map, columns - 1, bound.dims["n"])
     return granted_call(bb, kernel.function, [*fields, rows, bound["coords"]], granted, shapes)
 

@@ -6,7 +6,7 @@ from tir_kernels.spec.pool import MODES, Pool, Reduction
 from tir_kernels.spec.segment_pool import SegmentPool
 
 from .index import map_fields
-from .memory import call_granted, emit_grant
+from .memory import Of, call_granted, emit_grant
 from .numbers import check_int
 from .register import call_spec, check_choice, register_op
 from .signature import Bound, Signature, features, rows_like
@@ -94,8 +94,8 @@ def _legalize_pool(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
 
 def _legalize_segment(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     spec = SegmentPool(bound.dims["channels"], _reduction(bound), bound.dtype)
-    starts = ("int32", [bound.dims["m"]])
-    granted = emit_grant(bb, "segment_pool", (bound.dtype, bound.type.shape.values), starts)
+    rows = Of(bound["like"])
+    granted = emit_grant(bb, "segment_pool", (bound.dtype, [rows, bound.dims["channels"]]), ("int32", [rows]))
     return call_granted(bb, spec, [bound["x"], bound["index"]], granted, bound.type)
 
 

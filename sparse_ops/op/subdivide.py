@@ -7,7 +7,7 @@ from tvm import relax
 from tir_kernels.spec.subdivide import Subdivide
 
 from .index import int32, triple
-from .memory import call_granted, emit_grant
+from .memory import Of, call_granted, emit_grant
 from .register import register_op
 from .signature import Bound, Signature, coordinates
 
@@ -34,7 +34,7 @@ def _infer(bound: Bound) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    granted = emit_grant(bb, "subdivide", ("int32", [bound.dims["n"], prod(bound.options["factor"]), 4]))
+    granted = emit_grant(bb, "subdivide", ("int32", [Of(bound["coords"]), prod(bound.options["factor"]), 4]))
     return call_granted(bb, Subdivide(bound.options["factor"]), [bound["coords"]], granted, bound.type)
 
 

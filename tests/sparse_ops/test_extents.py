@@ -170,6 +170,35 @@ def test_extents_in_a_graph_may_be_dimensions_of_tensors():
         np.testing.assert_array_equal(out, dense.naive_to_dense(X, COORDS, 2, shape_of(i)))
 
 
+def test_extents_in_a_graph_may_be_known_from_the_data_only():
+    """Rows of distinct voxels, named twice, as a batch, an extent and a shift."""
+
+    def call(x, coords):
+        bb = relax.BlockBuilder.current()
+        distinct = bb.emit(relax.TupleGetItem(bb.emit(op.unique(coords)), 0))
+        for name in "pq":
+            rows = tvm.tirx.Var(name, "int64")
+            distinct = bb.match_cast(distinct, relax.TensorType([rows, 4], "int32"))
+        grid = bb.emit(op.to_dense(x, coords, rows, (rows, LEAST, rows)))
+        back = bb.emit(op.from_dense(grid, distinct))
+        plan = bb.emit(op.strided_map(distinct, 2, 2, shape=(rows, rows, LEAST)))
+        sites_ = bb.emit(relax.TupleGetItem(plan, 0))
+        return relax.Tuple([grid, back, sites_, op.serialize(coords, shift=(rows, 0, rows)), op.batch_offsets(distinct, rows)])
+
+    executable = build(module_of(call, [X, COORDS], [("n", 4), ("n", 4)]))
+    for n in (60, 40):
+        x, coords = X[:n], np.ascontiguousarray(COORDS[:n])
+        grid, back, out, code, offsets = run(executable, [x, coords])
+        expected, distinct = dense.naive_to_dense(x, coords, n, (n, LEAST, n)), np.unique(coords, axis=0)
+        np.testing.assert_array_equal(grid, expected)
+        np.testing.assert_array_equal(back, dense.naive_from_dense(expected, distinct))
+        geometry = Geometry((2, 2, 2), (2, 2, 2))
+        extent = np.array(sites.out_extent((n, n, LEAST), geometry))
+        np.testing.assert_array_equal(out, sites.naive(distinct, geometry, extent))
+        np.testing.assert_array_equal(code, serialize.naive(coords, shift=(n, 0, n)))
+        np.testing.assert_array_equal(offsets, batch_offsets.naive(distinct, n))
+
+
 def test_memory_is_planned_for_extents():
     mod = module_of(
         lambda x, c, like: op.to_dense(x, c, like.ty.shape.values[0], like.ty.shape.values[1:]),

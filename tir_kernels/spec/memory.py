@@ -5,17 +5,28 @@ from typing import ClassVar
 
 from . import Spec
 
-MOST_DIMENSIONS = 8  # of all tensors
+MOST_SIZED, MOST_NUMBERS = 2, 5  # arguments of `GrantMemory`
+
+
+@dataclass(frozen=True)
+class Size:
+    """A dimension that is argument `place` among the numbers, or, with an `axis`, one of tensor `place` among the arguments."""
+
+    place: int
+    axis: int | None = None
 
 
 @dataclass(frozen=True)
 class GrantMemory(Spec):
-    """(the dimensions of all tensors, each an int64, granted int64 [1]); ValueError where they do not fit into memory together.
+    """(tensors of `sized`, int64 `numbers`, granted int64 [1]); ValueError where what is asked for does not fit into memory.
 
-    `what`: who allocates them, for the message. `tensors`: dtype and number of dimensions of each. What is allocated after
+    `what`: who allocates, for the message. `tensors`: dtype and dimensions, ints or `Size`, of all that will be allocated.
+    `sized`: dtype and rank of the arguments that are tensors; `numbers`: how many are numbers. What is allocated after
     `granted` is known is granted.
     """
 
     family: ClassVar[str] = "grant_memory"
     what: str
-    tensors: tuple[tuple[str, int], ...]
+    tensors: tuple[tuple[str, tuple[int | Size, ...]], ...]
+    sized: tuple[tuple[str, int], ...] = ()
+    numbers: int = 0
