@@ -211,7 +211,7 @@ def _legalize_chosen(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     index = emit_index(bb, bound["coords_in"], (0, 0, 0), bound.options["method"], "coords_in")
     _, slots, _ = emit_index(bb, coords_out, (0, 0, 0), "auto", "coords_out")  # finds rows that repeat another
     kernel = kernel_for(ProbeMap(geometry, chosen=True))
-    granted = emit_grant(bb, "kernel_map", ("int32", [MAP, geometry.taps, bound.dims["m"]]))
+    granted = emit_grant(bb, "kernel_map", ("int32", [MAP, geometry.taps, Of(coords_out)]))
     shapes = map_shapes(kernel.map, geometry.taps, bound.dims["m"])
     return granted_call(bb, kernel.function, [coords_out, *index, slots], granted, shapes)
 
