@@ -117,6 +117,11 @@ def as_kind(tensor: tvm.runtime.Tensor, kind: str):
     return np.from_dlpack(tensor)
 
 
+def reshape(array, shape):
+    """Another shape of a contiguous array of any kind, over the same memory."""
+    return array._create_view(tuple(shape), array.dtype) if isinstance(array, tvm.runtime.Tensor) else array.reshape(shape)
+
+
 class Travelling(NamedTuple):
     """A TVM tensor as the numpy array in which it travels."""
 

@@ -6,7 +6,7 @@ from tvm import relax
 from tvm.relax.frontend import nn
 
 from .. import op
-from ..op.index import triple
+from ..op.index import output_padding_of, triple
 from .carrier import Link, Sites, SymbolicKernelMap, SymbolicSparseTensor, check_sparse, emit
 from .rows import Rowwise, check_count, expr_of
 
@@ -51,6 +51,18 @@ class _SparseConv(nn.Module):
         call = op.linear(x.feats._expr, weight._expr, bias, expr_of(residual, "residual"), activation)
         return x.with_feats(emit(call, "linear"))
 
+    def _onto(
+        self, x: SymbolicSparseTensor, target: Sites, geometry: dict, residual, activation, method: str, key: str | None = None
+    ) -> SymbolicSparseTensor:
+        """The convolution from `x` to sites that the caller chose."""
+        kernel_map = x.sites.map_to(target, **geometry, method=method)
+        if prod(geometry["kernel_size"]) == 1 and prod(geometry.get("stride", (1,))) == 1:
+            rows = emit(op.pool(x.feats._expr, kernel_map.expr, target.coords._expr, mode="sum"), "rows")  # of one, or of none
+            out = self._pointwise(x.moved(rows, target), residual, activation).feats
+        else:
+            out = self._through(kernel_map, target, x, residual, activation)
+        return linked(x, out, target, kernel_map, key)
+
     def _check(self, x: SymbolicSparseTensor) -> None:
         check_sparse(self._owner, x)
         if x.channels != self.in_channels:
@@ -69,6 +81,7 @@ class SubMConv3d(_SparseConv):
         in_channels: int,
         out_channels: int,
         kernel_size=3,
+        *,
         dilation=1,
         bias: bool = True,
         dtype: str = "float32",
@@ -81,10 +94,21 @@ class SubMConv3d(_SparseConv):
         self.method = method
 
     def forward(
-        self, x: SymbolicSparseTensor, residual: Rowwise | None = None, activation: str = "none"
+        self,
+        x: SymbolicSparseTensor,
+        residual: Rowwise | None = None,
+        activation: str = "none",
+        sites: Sites | None = None,
     ) -> SymbolicSparseTensor:
-        """x [N, Cin]; residual [N, Cout], added before the activation -> [N, Cout] on the same sites, dtype of x."""
+        """x [N, Cin]; residual [N, Cout], added before the activation -> [N, Cout] on the same sites, dtype of x.
+
+        `sites`: M other sites to go to, with a residual [M, Cout] -> [M, Cout]; see `op.kernel_map`.
+        """
         self._check(x)
+        if sites is not None:
+            padding = tuple(k // 2 * d for k, d in zip(self.kernel_size, self.dilation, strict=True))
+            geometry = {"kernel_size": self.kernel_size, "padding": padding, "dilation": self.dilation}
+            return self._onto(x, sites, geometry, residual, activation, self.method)
         if prod(self.kernel_size) == 1:
             return self._pointwise(x, residual, activation)
         kernel_map = x.sites.submanifold_map(self.kernel_size, self.dilation, self.method)
@@ -128,11 +152,13 @@ class SparseConv3d(_SparseConv):
     """Strided convolution: a site is active where any tap meets an active one. The number of rows is known at run time.
 
     kernel_size, stride, padding, dilation: ints or three along x, y, z. `indice_key`: the name under which
-    `SparseInverseConv3d` finds this layer to undo it. `shape`: extent of the input grid, "infer" or None, see
+    `SparseInverseConv3d` finds this layer to undo it. `shape`: extent of the input grid, ints or symbolic dimensions, "infer"
+    for one more than the largest coordinate, or None for a lattice without bounds, on which coordinates may be negative: see
     `op.strided_map`, which also tells the order of the rows.
     """
 
     transposed = False
+    output_padding: tuple[int, int, int] = (0, 0, 0)
 
     def __init__(
         self,
@@ -142,6 +168,7 @@ class SparseConv3d(_SparseConv):
         stride=1,
         padding=0,
         dilation=1,
+        *,
         bias: bool = True,
         indice_key: str | None = None,
         shape="infer",
@@ -160,22 +187,44 @@ class SparseConv3d(_SparseConv):
         if self.pointwise and any(self.padding):
             raise ValueError(f"{name}: padding: expected 0 with kernel and stride 1, given {padding!r}")
 
-    def forward(self, x: SymbolicSparseTensor, activation: str = "none") -> SymbolicSparseTensor:
-        """x [N, Cin] -> [M, Cout] on the output sites, dtype of x."""
+    def forward(self, x: SymbolicSparseTensor, activation: str = "none", sites: Sites | None = None) -> SymbolicSparseTensor:
+        """x [N, Cin] -> [M, Cout] on the output sites, dtype of x.
+
+        `sites`: where to go instead of the sites that the layer would find, see `op.kernel_map`.
+        """
         self._check(x)
+        geometry = {
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "transposed": self.transposed,
+        }
+        if sites is not None:
+            return self._onto(x, sites, geometry, None, activation, self.method, self.indice_key)
         if self.pointwise:
             return self._pointwise(x, None, activation)
         sites, kernel_map = x.sites.strided(
-            self.kernel_size, self.stride, self.padding, self.dilation, self.shape, self.transposed, self.method
+            **geometry, shape=self.shape, method=self.method, output_padding=self.output_padding
         )
         return linked(x, self._through(kernel_map, sites, x, None, activation), sites, kernel_map, self.indice_key)
 
 
 class SparseConvTranspose3d(SparseConv3d):
     """Transposed convolution, which makes new sites: as `SparseConv3d`, with coordinate_out = stride * coordinate_in
-    + dilation * k - padding."""
+    + dilation * k - padding.
+
+    `output_padding`: layers that the output grid has more at its end, below the larger of stride and dilation.
+    """
 
     transposed = True
+
+    def __init__(self, *args, output_padding=0, **kwargs):
+        super().__init__(*args, **kwargs)
+        name = f"nn.{self._owner}"
+        self.output_padding = output_padding_of(name, output_padding, self.stride, self.dilation)
+        if self.pointwise and any(self.output_padding):
+            raise ValueError(f"{name}: output_padding: expected 0 with kernel and stride 1, given {output_padding!r}")
 
 
 class SparseInverseConv3d(_SparseConv):
@@ -192,6 +241,7 @@ class SparseInverseConv3d(_SparseConv):
         kernel_size,
         indice_key: str,
         bias: bool = True,
+        *,
         dtype: str = "float32",
     ):
         super().__init__(in_channels, out_channels, kernel_size, bias, dtype)

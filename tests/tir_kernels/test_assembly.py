@@ -14,7 +14,7 @@ import tvm
 from tvm import relax
 
 from sparse_ops.build import build
-from sparse_ops.op import attention, conv3d, linear, sparse_conv, upsampled_conv
+from sparse_ops.op import attention, conv3d, linear, pool, segment_pool, sparse_conv, upsampled_conv
 from tests.tir_kernels.assembly import X86, AArch64, Loop, loops
 from tir_kernels.cpu.isa import AVX2, AVX512, AVX512_BF16, NEON, Isa, Tile
 
@@ -150,13 +150,17 @@ def assembly(mod) -> str:
     return "\n".join(own + [assembly(imported) for imported in mod.imports])
 
 
-def built_loops(cpu: str, dtype: str, calls) -> list[Loop]:
-    """The innermost loops of the calls, built together for a CPU."""
+def built_text(cpu: str, dtype: str, calls) -> str:
+    """The assembly of the calls, built together for a CPU."""
     triple = f"{'aarch64' if ISAS[cpu] == NEON else 'x86_64'}-unknown-linux-gnu"
     target = tvm.target.Target({"kind": "llvm", "mcpu": cpu, "mtriple": triple})
     assert Isa.of(target) == ISAS[cpu]
-    text = assembly(build(module(dtype, calls), target, lift_params=True).mod)
-    return loops(text, AArch64 if ISAS[cpu] == NEON else X86)
+    return assembly(build(module(dtype, calls), target, lift_params=True).mod)
+
+
+def built_loops(cpu: str, dtype: str, calls) -> list[Loop]:
+    """The innermost loops of the calls, built together for a CPU."""
+    return loops(built_text(cpu, dtype, calls), AArch64 if ISAS[cpu] == NEON else X86)
 
 
 @pytest.mark.parametrize(("cpu", "dtype", "ops"), CASES, ids=[f"{cpu}-{dtype}" for cpu, dtype, _ in CASES])
@@ -180,3 +184,19 @@ def test_sums_are_registers(cpu, dtype, ops):
         assert Counter(family for _, family, _, _ in widest) == FAMILIES[dtype]
         tile = Tile.of(isa, 128).in_one_buffer()
         assert dtype == "bfloat16" or max(products) >= tile.rows * tile.vectors
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cpu", ["haswell", "skylake-avx512"])
+def test_maxima_are_vectors(cpu, dtype):
+    """Keeping NaN costs a comparison and a blend of vectors beside the maximum."""
+
+    def of_segments(i: Inputs):
+        return segment_pool(i.given("n", 64), i.given("n", dtype="int32"), i.given("m", 4, dtype="int32"), "max")
+
+    def of_a_map(i: Inputs):
+        return pool(i.given("n", 64), i.kernel_map(), i.given("m", 4, dtype="int32"), "max")
+
+    for call in (of_segments, of_a_map):
+        text = built_text(cpu, dtype, (call,))
+        assert len(re.findall(r"vmaxps\s.*%[yz]mm", text)) >= 4 and len(re.findall(r"vcmpunordps\s.*%[yz]mm", text)) >= 4
