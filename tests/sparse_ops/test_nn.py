@@ -424,6 +424,7 @@ def _key_twice(feats, coords):
         ),
         (lambda x, c: nn.SparseSequential(3), "module: expected a module or a function of features, given 3"),
         (lambda x, c: nn.SparseSequential(forward=nn.Activation("relu")), "name: expected one .* not taken, given 'forward'"),
+        (lambda x, c: nn.SymbolicSparseTensor.of(x, c, 2.0), "batch: expected an int of at least 1, given 2.0"),
         (lambda x, c: nn.ToDense(4)(x), "ToDense: x: expected a SymbolicSparseTensor"),
         (
             lambda x, c: nn.SparseInverseConv3d(5, 4, 3, "a")(nn.SymbolicSparseTensor.of(x, c)),
