@@ -439,7 +439,7 @@ class SparseInverseConv3d(_Convolution):
                 f"kernel_size: expected {layer.kernel_map.geometry.kernel} of the layer {self.indice_key!r}, "
                 f"given {self.kernel_size}"
             )
-        if not layer.target.same_voxels(x.coordinates):
+        if layer.target is not x.coordinates and not np.array_equal(layer.target.coords.numpy(), x.coordinates.coords.numpy()):
             raise ValueError(f"input: expected the voxels that the layer {self.indice_key!r} put out")
         if "inverse" not in layer.target.maps or layer.target.maps["inverse"][0] is not layer.kernel_map:
             layer.target.maps["inverse"] = layer.kernel_map, functional.inverse_map(layer.kernel_map)

@@ -158,6 +158,10 @@ class SparseTensor(Portable):
         """A tensor with other features on the same voxels; maps are shared."""
         return SparseTensor(feats, None, _shared=(self.coordinates, self.indice_dict))
 
+    def shadow_copy(self) -> "SparseTensor":
+        """A tensor of the same features and voxels, as spconv has it."""
+        return self.replace_feature(self.feats)
+
     def moved_to(self, feats, coordinates: CoordinateSet) -> "SparseTensor":
         """A tensor on other voxels that shares this one's `indice_dict`."""
         return SparseTensor(feats, None, _shared=(coordinates, self.indice_dict))

@@ -18,6 +18,7 @@ from tir_kernels.spec.serialize import BITS
 
 from .. import op
 from ..op.index import dimensions, triple
+from ..op.numbers import check_int
 from ..op.windows import LEAST_SHIFT, window_axes
 
 _fresh = itertools.count()
@@ -130,7 +131,7 @@ class Sites:
     def __init__(self, coords: nn.Tensor, batch: Rows = 1):
         _check_coords("coords", coords)
         self.coords = coords
-        self.batch = batch
+        self.batch = batch if isinstance(batch, tvm.ir.Expr) else check_int("nn", "batch", batch, 1)
         self.finer: tuple[Sites, nn.Tensor] | None = None  # where downsampling came from, and the row of each there
         self._built: dict = {}
 

@@ -54,6 +54,8 @@ class SparseSequential(nn.Module):
     def forward(self, x):
         """What the last module returns."""
         for module in self:
-            dense = not isinstance(module, nn.Module) or type(module).__module__.startswith("tvm.")
+            dense = not isinstance(module, nn.Module) or (
+                type(module).__module__.startswith("tvm.") and not isinstance(module, nn.ModuleList)
+            )
             x = x.with_feats(module(x.feats)) if dense and isinstance(x, SymbolicSparseTensor) else module(x)
         return x

@@ -143,6 +143,7 @@ def test_arguments_of_tensors_have_spconvs_order():
     sparse_ops.SubMConv3d(4, 4, 3, 1, 0, 1, 1, True, "key", None, True, False, "name")(x)
     y = SparseTensor(x.feats, COORDS, (4, 4, 4), 2, indice_dict=x.indice_dict)
     assert y.find_indice_pair("key") is x.indice_dict["key"] and y.find_indice_pair("other") is None
+    assert y.shadow_copy() is not y and vars(y.shadow_copy()) == vars(y)
 
 
 def test_numpy_and_torch_mix_in_sums():

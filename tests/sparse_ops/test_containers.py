@@ -58,6 +58,16 @@ def test_a_sequence_is_its_modules_one_after_the_other():
     assert_close(y.feats.numpy(), np.tanh(oracle(feats(), first)), 120, dtype="float32")
 
 
+def test_a_head_of_torch_behind_a_pool():
+    head = torch.nn.Linear(4, 2)
+    x = tensor()
+    out = SparseSequential(sparse_ops.GlobalSumPool(), head)(x)
+    assert isinstance(out, np.ndarray)
+    summed = segment_pool.naive(x.feats, COORDS[:, 0], 3, Reduction("sum"))
+    expected = summed @ head.weight.detach().numpy().T.astype("float64") + head.bias.detach().numpy()
+    assert_close(out, expected, 8, dtype="float32")
+
+
 def test_a_sequence_is_a_list_with_names():
     a, b, c = sparse_ops.ReLU(), sparse_ops.Identity(), sparse_ops.SparseMaxPool3d(2)
     net = SparseSequential(a, b)
