@@ -8,7 +8,6 @@ take for zero.
 
 from functools import cache
 
-import tvm
 import tvm_ffi
 from tvm import tirx
 

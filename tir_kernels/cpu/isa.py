@@ -52,7 +52,7 @@ class Isa:
         if "neon" in features and _architecture(target) in ("aarch64", "arm64"):
             return NEON
         if {"avx2", "fma"} <= features:
-            return AVX2 if "f16c" in features else replace(AVX2, converts_half=False)  # no CPU, but targets put together by hand
+            return AVX2 if "f16c" in features else replace(AVX2, converts_half=False)  # all such CPUs have it
         return PORTABLE
 
 
