@@ -21,7 +21,7 @@ COPIES = ("gather_rows", "to_dense", "from_dense")  # cast nothing
 def differs(row: OpRow, dtype: str, isa: Isa) -> bool:
     """Whether kernels of an instruction set are like those of no other.
 
-    float16 has the register tiles that widen bfloat16: what is its own are the casts, in every kernel, where they are spelled out.
+    float16 has the register tiles that widen bfloat16. Its own are the casts, in every kernel, where they are spelled out.
     """
     if dtype == "float16":
         return not isa.converts_half and row.name not in COPIES
