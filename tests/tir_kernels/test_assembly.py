@@ -153,13 +153,17 @@ def assembly(mod) -> str:
     return "\n".join(own + [assembly(imported) for imported in mod.imports])
 
 
-def built_loops(cpu: str, dtype: str, calls) -> list[Loop]:
-    """The innermost loops of the calls, built together for a CPU."""
+def built(cpu: str, dtype: str, calls) -> str:
+    """The assembly of the calls, built together for a CPU."""
     triple = f"{'aarch64' if ISAS[cpu] == NEON else 'x86_64'}-unknown-linux-gnu"
     target = tvm.target.Target({"kind": "llvm", "mcpu": cpu, "mtriple": triple})
     assert Isa.of(target) == ISAS[cpu]
-    text = assembly(build(module(dtype, calls), target, lift_params=True).mod)
-    return loops(text, AArch64 if ISAS[cpu] == NEON else X86)
+    return assembly(build(module(dtype, calls), target, lift_params=True).mod)
+
+
+def built_loops(cpu: str, dtype: str, calls) -> list[Loop]:
+    """The innermost loops of the calls, built together for a CPU."""
+    return loops(built(cpu, dtype, calls), AArch64 if ISAS[cpu] == NEON else X86)
 
 
 @pytest.mark.parametrize(("cpu", "dtype", "ops"), CASES, ids=[f"{cpu}-{dtype}" for cpu, dtype, _ in CASES])
@@ -187,3 +191,12 @@ def test_sums_are_registers(cpu, dtype, ops):
         assert Counter(family for _, family, _, _ in widest) == FAMILIES[dtype]
         tile = Tile.of(isa, 128).in_one_buffer()
         assert dtype == "bfloat16" or max(products) >= tile.rows * tile.vectors
+
+
+@pytest.mark.parametrize("cpu", ["haswell", "skylake-avx512", "neoverse-n1"])
+def test_short_rows_are_widened_by_vectors(cpu):
+    """Left to LLVM, which unrolls a row of 64 whole, they are cast one by one, and the kernel takes three times as long."""
+    opcode = r"\tfcvtl.*|\tfcvt\ts\d+, h.*" if ISAS[cpu] == NEON else r"\tvcvtph2ps\t.*"
+    casts = re.findall(opcode, built(cpu, "float16", [lambda i: sparse(i, 64, 64)]))
+    vectors = [cast for cast in casts if re.search(r"fcvtl|%[yz]mm\d+$", cast)]
+    assert vectors and len(casts) - len(vectors) <= 16, f"{len(vectors)} of {len(casts)} casts are of vectors"

@@ -211,14 +211,18 @@ class RegisterTile:
 
     def widen(self, wide, rows, a, source, own):
         """Emit: wide[r, :] = float32(a[source[r], :]); own[r] = r, the place of each of the `rows` rows in `wide`."""
-        depth = self.depth
+        depth, lanes = self.depth, self.tile.lanes
 
         @inline
         def widen(wide, a, source, own):
+            # vectors said here: LLVM unrolls a short loop whole and then finds none, as it cannot rule out that both overlap
             for r in T.unroll(rows):
                 own[r] = T.int64(r)
-                for c in range(depth):
-                    wide[r, c] = T.Cast("float32", a[source[r], c])
+                for v in range(depth // lanes):
+                    for lane in T.vectorized(lanes):
+                        wide[r, v * lanes + lane] = T.Cast("float32", a[source[r], v * lanes + lane])
+                for c in range(depth % lanes):
+                    wide[r, depth // lanes * lanes + c] = T.Cast("float32", a[source[r], depth // lanes * lanes + c])
 
         widen(wide, a, source, own)
 
