@@ -47,6 +47,7 @@ from .cpu import (
     windows,
     winograd,
 )
+from .cpu.float16 import spelled_out
 from .cpu.isa import Isa, forced, host_target
 from .cpu.threads import note_use
 from .layout import MapLayout, PairsByBlock, WeightLayout
@@ -115,8 +116,10 @@ def on_cpu(
 
     def make(spec: Spec, target: Target) -> Kernel:
         isa = isa_of(target)
-        function = build(shared(spec, isa) if shared else spec, isa)
-        return Kernel(name, function, weight(spec, isa) if weight else None, map_layout)
+        function, layout = build(shared(spec, isa) if shared else spec, isa), weight(spec, isa) if weight else None
+        if not isa.converts_half and "float16" in vars(spec).values():
+            function, layout = spelled_out(function), layout and replace(layout, pack=spelled_out(layout.pack))
+        return Kernel(name, function, layout, map_layout)
 
     return Implementation(name, accepts, make)
 

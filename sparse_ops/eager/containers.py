@@ -152,7 +152,7 @@ class Identity(SparseModule):
 
 
 class _Activation(SparseModule):
-    """An activation of every element of a tensor's features, or of an array float32 or bfloat16 of any shape."""
+    """An activation of every element of a tensor's features, or of an array float32, bfloat16 or float16 of any shape."""
 
     activation = ""
 

@@ -93,8 +93,8 @@ class Layer:
 class SparseTensor(Portable):
     """Features on voxels.
 
-    feats: float32 or bfloat16 [N, C]; coords: int32 [N, 1 + d], d = 1 to 3, as (batch, x, y, z), one row a voxel, in any
-    order. Both are numpy, torch or TVM arrays and are not copied; results are of the kind of `feats`.
+    feats: float32, bfloat16 or float16 [N, C]; coords: int32 [N, 1 + d], d = 1 to 3, as (batch, x, y, z), one row a voxel, in
+    any order. Both are numpy, torch or TVM arrays and are not copied; results are of the kind of `feats`.
 
     spatial_shape: extent of the grid along the d axes, or an int for a grid with equal sides; None infers one more than the
     largest coordinate where an op needs it. Without a shape coordinates may be negative, and the voxels then lie on a lattice

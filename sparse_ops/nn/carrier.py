@@ -303,7 +303,7 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class SymbolicSparseTensor:
-    """Features on sites, as modules take and return them: `feats` float32 or bfloat16 [N, C], row i at site i.
+    """Features on sites, as modules take and return them: `feats` float32, bfloat16 or float16 [N, C], row i at site i.
 
     `links`: layers that can be undone, by their key; it is passed on from tensor to tensor.
     """

@@ -14,7 +14,7 @@ from .rows import Rowwise, check_count, expr_of
 class _SparseConv(nn.Module):
     """Parameters of any sparse convolution, and its two ways to compute.
 
-    Parameters: weight [Cout, kx, ky, kz, Cin] of `dtype` (float32 or bfloat16), bias float32 [Cout].
+    Parameters: weight [Cout, kx, ky, kz, Cin] of `dtype` (float32, bfloat16 or float16), bias float32 [Cout].
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size, bias: bool, dtype: str):

@@ -43,7 +43,7 @@ def check_count(owner: str, **counts) -> tuple[int, ...]:
 class Linear(nn.Module):
     """`activation(gate[b] * (x @ weight.T + bias) + residual)` over rows.
 
-    Parameters: weight [out_features, in_features] of `dtype` (float32 or bfloat16), bias float32 [out_features].
+    Parameters: weight [out_features, in_features] of `dtype` (float32, bfloat16 or float16), bias float32 [out_features].
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, dtype: str = "float32"):

@@ -23,7 +23,7 @@ FROM_DENSE = Signature("from_dense", (features("dense", *GRID), coordinates()), 
 def to_dense(x: relax.Expr, coords: relax.Expr, batch, shape, channels_last: bool = False) -> relax.Call:
     """Rows at their places in a dense grid, zeros elsewhere: the layout of spconv's `.dense()`.
 
-    x float32 or bfloat16 [N, C]; coords int32 [N, 4] as (batch, x, y, z), no row twice, in 0 to batch - 1 and within
+    x float32, bfloat16 or float16 [N, C]; coords int32 [N, 4] as (batch, x, y, z), no row twice, in 0 to batch - 1 and within
     shape (X, Y, Z). `batch` and the extents are ints of at least 1 or symbolic dimensions. Returns dtype of x,
     [batch, C, X, Y, Z], or with `channels_last` [batch, X, Y, Z, C].
 
@@ -58,7 +58,7 @@ _to = register_op(TO_DENSE, _legalize_to, _infer_to)
 def from_dense(dense: relax.Expr, coords: relax.Expr, channels_last: bool = False) -> relax.Call:
     """The rows of a dense grid at given coordinates.
 
-    dense float32 or bfloat16 [B, C, X, Y, Z], or with `channels_last` [B, X, Y, Z, C]; coords
+    dense float32, bfloat16 or float16 [B, C, X, Y, Z], or with `channels_last` [B, X, Y, Z, C]; coords
     int32 [N, 4] as (batch, x, y, z), within the grid. Returns dtype of dense, [N, C].
 
     Raises ValueError naming the argument that does not fit and, from the running module, for the first row of coords

@@ -40,7 +40,7 @@ def pool(
 ) -> relax.Call:
     """Sum, mean or maximum of the input rows that meet an output row at any tap; 0 where none does.
 
-    x float32 or bfloat16 [N, C]; kernel_map from `submanifold_map`, `strided_map` or `inverse_map`; like [M, ...], of
+    x float32, bfloat16 or float16 [N, C]; kernel_map from `submanifold_map`, `strided_map` or `inverse_map`; like [M, ...], of
     any dtype, for its number of rows: the output coordinates. mode "sum", "mean" or "max". With "mean", `count_bias` is
     added to the number of rows that is divided by (1: as models do that average into a zero buffer which is itself
     counted); with "max", `max_from_zero` starts from 0, as spconv does on a CPU. A maximum over NaN is NaN, as in numpy, also
@@ -63,9 +63,9 @@ def segment_pool(
     """Sum, mean, maximum or first of the rows that `index` sends to an output row: row i of x goes to out[index[i]].
 
     With the inverse of `downsample` it pools the features of a voxel; with the batch index, those of a batch element.
-    x float32 or bfloat16 [N, C]; index int32 [N], entries 0 to M - 1, or -1 for a row that goes nowhere; like [M, ...],
-    of any dtype, for its number of rows; options as in `pool`, and mode "first" takes the row with the lowest
-    number. A row that nothing goes to is 0. Rows are summed in their order, in float32. Returns dtype of x, [M, C].
+    x float32, bfloat16 or float16 [N, C]; index int32 [N], entries 0 to M - 1, or -1 for a row that goes nowhere; like
+    [M, ...], of any dtype, for its number of rows; options as in `pool`, and mode "first" takes the row with the lowest number.
+    A row that nothing goes to is 0. Rows are summed in their order, in float32. Returns dtype of x, [M, C].
 
     Raises ValueError naming the argument or option that does not fit and, from the running module, for the first entry
     of the index that is out of range, and for a result that does not fit into memory.

@@ -16,7 +16,7 @@ from tvm import relax
 
 from tir_kernels.layout import MapLayout, PairsByBlock
 
-FLOATS = ("float32", "bfloat16")  # what features may be
+FLOATS = ("float32", "bfloat16", "float16")  # what features may be
 GIVEN = "given"  # the attribute of a call that lists the optional arguments it has
 MAP_DTYPES = dict(zip(PairsByBlock.NAMES, MapLayout.DTYPES, strict=True))  # of a kernel map's arrays
 
@@ -24,7 +24,7 @@ MAP_DTYPES = dict(zip(PairsByBlock.NAMES, MapLayout.DTYPES, strict=True))  # of 
 class Kind(Enum):
     """What an argument is to an op."""
 
-    FEATURES = "features"  # what flows from op to op, float32 or bfloat16
+    FEATURES = "features"  # what flows from op to op, float32, bfloat16 or float16
     WEIGHT = "weight"  # the matrices that features are multiplied by, of the dtype of the features
     PARAMETER = "parameter"  # float32 whatever the features are: biases, weights of norms, modulation
     COORDINATES = "coordinates"  # int32 [N, 4] as (batch, x, y, z)
@@ -115,8 +115,8 @@ class Signature:
     """The arguments of op `name`, and its options: names of attributes, None where a call has none.
 
     `known`: dimensions that kernels are built for, which must be numbers. `result`: shape of the result, of the dtype of the
-    first argument, for ops that need no inference of their own. `narrows`: whether the op may work in bfloat16 within a float32
-    model.
+    first argument, for ops that need no inference of their own. `narrows`: whether the op may work in a narrower type within a
+    float32 model.
     """
 
     name: str
@@ -169,7 +169,7 @@ class Signature:
         return next(found, None)
 
     def narrow_arguments(self, call: relax.Call) -> set[str]:
-        """The arguments that bfloat16 can take the place of float32 in."""
+        """The arguments that a narrower type can take the place of float32 in."""
         kinds = (Kind.FEATURES, Kind.WEIGHT) if self.narrows else ()
         return {name for name in self.present(call) if self.by_name[name].kind in kinds}
 
@@ -284,6 +284,8 @@ def _check(bound: Bound, argument: Argument) -> None:
         sizes = ", ".join("any" if size is None else str(getattr(size, "value", size)) for size in wanted)
         return f"[{sizes}] of {' or '.join(dtypes)}"
 
+    if str(ty.dtype) == "float64" and "float32" in dtypes:
+        bound.refuse(f"{argument.name}: expected {expected()}, given {ty}: cast it by relax.op.astype(..., 'float32')")
     if str(ty.dtype) not in dtypes or (ty.ndim >= 0 and not open_ended and ty.ndim != len(shape)):
         bound.refuse(f"{argument.name}: expected {expected()}, given {ty}")
     if not isinstance(ty.shape, relax.ShapeExpr):

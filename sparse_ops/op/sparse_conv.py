@@ -39,7 +39,7 @@ def sparse_conv(
 ) -> relax.Call:
     """Gather–GEMM–scatter: out[o] = activation(bias + residual[o] + sum over pairs (i, o) of tap k of W[:, k] @ x[i]).
 
-    x float32 or bfloat16 [N, Cin]; weight, same dtype, [Cout, kx, ky, kz, Cin] (spconv's layout); kernel_map from
+    x float32, bfloat16 or float16 [N, Cin]; weight, same dtype, [Cout, kx, ky, kz, Cin] (spconv's layout); kernel_map from
     `submanifold_map`, `strided_map` or `inverse_map`; coords_out int32 [M, 4]: of these only the number of rows matters; bias
     float32 [Cout]; residual, dtype of x, [M, Cout]; activation one of `ACTIVATIONS`. Returns dtype of x, [M, Cout]; sums are
     float32, bias first, then taps in order.

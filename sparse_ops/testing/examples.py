@@ -35,7 +35,7 @@ class OpRow:
 
     name: str
     example: Callable[[np.random.Generator, int, str], Example]
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     sizes: tuple[int, ...] = field(default=(0, 1, 2, 97))
 
 

@@ -29,7 +29,7 @@ def feats(channels=4, seed=0):
     return np.random.default_rng(seed).standard_normal((len(COORDS), channels)).astype("float32")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_arrays_cross_without_copies(dtype):
     """Whatever the kind, the tensor lies over the memory of the array, also where that is not aligned to 64 bytes."""
     whole = np.zeros((9, 3), ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)

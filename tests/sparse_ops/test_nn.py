@@ -334,11 +334,11 @@ def test_bad_data_is_found_by_the_running_module():
 
 
 class Narrow(nn.Module):
-    """bfloat16 features and weights; biases stay float32."""
+    """Features and weights of a narrow type; biases stay float32."""
 
-    def __init__(self):
-        self.linear = nn.Linear(5, 8, dtype="bfloat16")
-        self.conv = nn.SubMConv3d(8, 9, 3, dtype="bfloat16")
+    def __init__(self, dtype):
+        self.linear = nn.Linear(5, 8, dtype=dtype)
+        self.conv = nn.SubMConv3d(8, 9, 3, dtype=dtype)
         self.norm = nn.LayerNorm(9)
 
     def forward(self, feats, coords):
@@ -347,16 +347,17 @@ class Narrow(nn.Module):
         return x.feats, h.feats, self.norm(h).feats
 
 
-def test_bfloat16():
-    inputs = {"feats": spec.Tensor(["n", 5], "bfloat16"), "coords": spec.Tensor(["n", 4], "int32")}
-    network = Compiled(Narrow(), inputs, lift_params=True)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_types(dtype):
+    inputs = {"feats": spec.Tensor(["n", 5], dtype), "coords": spec.Tensor(["n", 4], "int32")}
+    network = Compiled(Narrow(dtype), inputs, lift_params=True)
     p, rng = network.parameters, np.random.default_rng(0)
-    coords, x = voxels(rng, 100, 1), rng.standard_normal((100, 5)).astype(ml_dtypes.bfloat16)
+    coords, x = voxels(rng, 100, 1), rng.standard_normal((100, 5)).astype(_numpy(dtype))
     y, h, z = network.run(x, coords)
-    assert_close(y, linear.naive(x, p["linear.weight"], p["linear.bias"]), dtype=ml_dtypes.bfloat16)
+    assert_close(y, linear.naive(x, p["linear.weight"], p["linear.bias"]), dtype=_numpy(dtype))
     table = naive_table(coords, coords, SUBM)
-    assert_close(h, conv(y, p["conv.weight"], table, p["conv.bias"]), dtype=ml_dtypes.bfloat16)
-    assert_close(z, layer_norm.naive(h, p["norm.weight"], p["norm.bias"]), dtype=ml_dtypes.bfloat16)
+    assert_close(h, conv(y, p["conv.weight"], table, p["conv.bias"]), dtype=_numpy(dtype))
+    assert_close(z, layer_norm.naive(h, p["norm.weight"], p["norm.bias"]), dtype=_numpy(dtype))
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ FEW = {
     "float32": (lambda i: sparse(i, 128, 128), lambda i: full_linear(i, 1024, 512, "gelu_tanh")),
     "bfloat16": (lambda i: sparse(i, 100, 24), lambda i: plain_linear(i, 433, 70)),
 }
+FEW["float16"] = FEW["bfloat16"]
 MANY = {
     "float32": (
         *FEW["float32"],
@@ -130,6 +131,8 @@ CASES = [(cpu, "float32", MANY) for cpu in ("haswell", "skylake-avx512", "neover
 CASES += [(cpu, "bfloat16", MANY) for cpu in ("haswell", "sapphirerapids")]
 CASES += [(cpu, "bfloat16", FEW) for cpu in ("skylake-avx512", "znver4", "znver5", "neoverse-n1")]
 CASES += [(cpu, "float32", FEW) for cpu in ("znver3", "znver4")]
+# float16 has the loops of a widened bfloat16: what is looked at are its casts, and the kernel without dot where others have it.
+CASES += [(cpu, "float16", FEW) for cpu in ("haswell", "skylake-avx512", "znver5", "neoverse-n1")]
 
 
 def module(dtype: str, calls) -> tvm.IRModule:
@@ -165,12 +168,15 @@ def built_loops(cpu: str, dtype: str, calls) -> list[Loop]:
 
 @pytest.mark.parametrize(("cpu", "dtype", "ops"), CASES, ids=[f"{cpu}-{dtype}" for cpu, dtype, _ in CASES])
 def test_sums_are_registers(cpu, dtype, ops):
-    isa, widest, bad, products = ISAS[cpu], {}, [], [0]
+    isa, widest, bad, products, widened = ISAS[cpu], {}, [], [0], set()
     for loop in built_loops(cpu, dtype, ops[dtype]):
         kernel = loop.function.removeprefix("__tvm_ffi_")
         tile = re.search(r"(\w+?)_b?f\d\d_(\d+)x(\d+)__" + isa.name, kernel)
         if tile:
             widest.setdefault((kernel, *tile.groups()), []).append(loop.multiply_adds)
+        bad += [f"{kernel} {loop.label}: {i}" for i in loop.calls if re.search("hfsf2|sfhf2", str(i))]
+        if tile and any(re.match(r"vcvtph2ps .*[yz]mm|fcvtl ", str(i)) for i in loop.instructions):
+            widened.add(tile[1])
         if kernel.startswith("matmul"):
             products.append(loop.multiply_adds)
         if loop.multiply_adds >= LEAST:
@@ -180,6 +186,7 @@ def test_sums_are_registers(cpu, dtype, ops):
     assert not bad, "\n".join(bad)
     for (kernel, _, rows, cols), found in widest.items():
         assert max(found) >= int(rows) * int(cols) // isa.lanes, f"{kernel}: no loop over a whole tile, {sorted(found)}"
+    assert dtype != "float16" or "linear" in widened, "rows are not widened by vectors"  # others do it without a loop
     if ops is MANY:
         assert Counter(family for _, family, _, _ in widest) == FAMILIES[dtype]
         tile = Tile.of(isa, 128).in_one_buffer()
@@ -200,3 +207,12 @@ def test_maxima_are_vectors(cpu, dtype):
     for call in (of_segments, of_a_map):
         text = built_text(cpu, dtype, (call,))
         assert len(re.findall(r"vmaxps\s.*%[yz]mm", text)) >= 4 and len(re.findall(r"vcmpunordps\s.*%[yz]mm", text)) >= 4
+
+
+@pytest.mark.parametrize("cpu", ["haswell", "skylake-avx512", "neoverse-n1"])
+def test_short_rows_are_widened_by_vectors(cpu):
+    """Left to LLVM, which unrolls a row of 64 whole, they are cast one by one, and the kernel takes three times as long."""
+    opcode = r"\tfcvtl.*|\tfcvt\ts\d+, h.*" if ISAS[cpu] == NEON else r"\tvcvtph2ps\t.*"
+    casts = re.findall(opcode, built_text(cpu, "float16", [lambda i: sparse(i, 64, 64)]))
+    vectors = [cast for cast in casts if re.search(r"fcvtl|%[yz]mm\d+$", cast)]
+    assert vectors and len(casts) - len(vectors) <= 16, f"{len(vectors)} of {len(casts)} casts are of vectors"

@@ -171,7 +171,7 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name + "_emulated" * isa.emulate_dot)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("spec", "shape"), WEIGHTS, ids=lambda value: str(value) if isinstance(value, tuple) else value.family)
 def test_a_weight_packs_and_unpacks(spec, shape, dtype, isa):
     with forced_isa(isa):

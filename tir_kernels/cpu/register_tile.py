@@ -3,10 +3,10 @@
 Sparse convolution and linear layers differ in where rows come from and go to; the inner loop is this one. The macros are
 TVMScript (`script.inline`), specialised by the closure: a `Tile`, the depth of the sum and the width of the output.
 
-Activations may be float32 or bfloat16; sums are always float32. For bfloat16 there are two ways:
-- with a dot instruction (AVX512-BF16), weights are packed as pairs along the depth and one pair of an activation row is
-  broadcast to all lanes;
-- without one, weights are packed as float32 and the few rows of a tile are widened to float32 first, into scratch that
+Activations may be float32, bfloat16 or float16; sums are always float32. For the narrow types there are two ways:
+- bfloat16 with a dot instruction (AVX512-BF16): weights are packed as pairs along the depth and one pair of an activation row
+  is broadcast to all lanes;
+- else weights are packed as float32 and the few rows of a tile are widened to float32 first, into scratch that
   stays in the L1 cache. It costs what float32 costs and saves memory, not time.
 """
 
@@ -136,7 +136,7 @@ class RegisterTile:
     def __init__(self, isa: Isa, depth: int, width: int, dtype: str):
         self.depth, self.width = depth, width
         self.dot = dtype == "bfloat16" and isa.bf16_dot
-        self.widens = dtype == "bfloat16" and not isa.bf16_dot
+        self.widens = dtype != "float32" and not self.dot
         self.tile = tile = Tile.of(isa, width)
         self.panels = tile.panels(width)
         self.last_width = width - (self.panels - 1) * tile.cols
@@ -211,14 +211,18 @@ class RegisterTile:
 
     def widen(self, wide, rows, a, source, own):
         """Emit: wide[r, :] = float32(a[source[r], :]); own[r] = r, the place of each of the `rows` rows in `wide`."""
-        depth = self.depth
+        depth, lanes = self.depth, self.tile.lanes
 
         @inline
         def widen(wide, a, source, own):
+            # vectors said here: LLVM unrolls a short loop whole and then finds none, as it cannot rule out that both overlap
             for r in T.unroll(rows):
                 own[r] = T.int64(r)
-                for c in range(depth):
-                    wide[r, c] = T.Cast("float32", a[source[r], c])
+                for v in range(depth // lanes):
+                    for lane in T.vectorized(lanes):
+                        wide[r, v * lanes + lane] = T.Cast("float32", a[source[r], v * lanes + lane])
+                for c in range(depth % lanes):
+                    wide[r, depth // lanes * lanes + c] = T.Cast("float32", a[source[r], depth // lanes * lanes + c])
 
         widen(wide, a, source, own)
 
