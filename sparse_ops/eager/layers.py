@@ -1,6 +1,6 @@
 """Eager face, layers: spconv's names and argument order on `SparseTensor`, in one to three dimensions.
 
-`weight` [Cout, *kernel, Cin] and `bias` [Cout] are arrays of any kind; new layers hold random numpy arrays. Layers of
+`weight` [Cout, *kernel, Cin / groups] and `bias` [Cout] are arrays of any kind; new layers hold random numpy arrays. Layers of
 kernel 1 and stride 1 follow spconv, see `_Convolution.pointwise_weight`. `algo` and `name` are accepted and ignored.
 """
 
@@ -90,11 +90,13 @@ class _Convolution:
         for argument, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{argument}: expected a positive int, given {value!r}")
-        if groups != 1:
-            raise ValueError(f"groups: expected 1, given {groups!r}")
-        self.in_channels, self.out_channels = in_channels, out_channels
+        if not isinstance(groups, int) or groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups: expected a divisor of {in_channels} input and {out_channels} output channels, given {groups!r}"
+            )
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = _axes("kernel_size", kernel_size, self.ndim, 1)
-        fan_in = in_channels * int(np.prod(self.kernel_size))
+        fan_in = in_channels // groups * int(np.prod(self.kernel_size))
         random = np.random.default_rng()
         limit = 1 / np.sqrt(fan_in)
         self.weight = random.uniform(-limit, limit, self.weight_shape).astype("float32")
@@ -102,7 +104,7 @@ class _Convolution:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        return (self.out_channels, *self.kernel_size, self.in_channels)
+        return (self.out_channels, *self.kernel_size, self.in_channels // self.groups)
 
     def load_state_dict(self, state: dict) -> None:
         """Take `weight` and, if the layer has one, `bias`; ValueError for missing, extra or misshapen entries."""
@@ -125,23 +127,27 @@ class _Convolution:
         return kept[1]
 
     def _wide_weight(self, weight):
-        """[Cout, *kernel, Cin] with leading unit axes."""
-        return weight.reshape((self.out_channels, *_widen(self.kernel_size, 1), self.in_channels))
+        """[Cout, *kernel, Cin / groups] with leading unit axes."""
+        return weight.reshape((self.out_channels, *_widen(self.kernel_size, 1), self.in_channels // self.groups))
 
     def pointwise_weight(self, weight):
         """The matrix [Cout, Cin] of a layer of kernel 1.
 
         spconv 2.3 reads the stored buffer [Cout, 1, 1, 1, Cin] of such layers as a row-major [Cin, Cout] matrix M and
-        computes x @ M: a reinterpretation of memory, not a transpose. Checkpoints trained with it rely on that.
+        computes x @ M: a reinterpretation of memory, not a transpose. Checkpoints trained with it rely on that. It has no
+        groups: with them, a layer of kernel 1 is the grouped convolution that it is for any other kernel.
         """
         matrix = as_tensor(weight.reshape((self.in_channels, self.out_channels)), "weight", FLOATS, (None, None))
         return np.ascontiguousarray(as_kind(matrix, "numpy").T)
 
     def _pointwise(self, x: SparseTensor) -> SparseTensor:
+        if self.groups > 1:
+            return self._convolve(x, x.kernel_map((1, 1, 1), (1, 1, 1)), x.coordinates)
         return x.with_result(functional.linear(x.feats, self._weights(self.pointwise_weight)), x.coordinates)
 
     def _convolve(self, x: SparseTensor, kernel_map, coordinates: CoordinateSet) -> SparseTensor:
-        return x.with_result(functional.sparse_conv(x.feats, self._weights(self._wide_weight), kernel_map), coordinates)
+        weights = self._weights(self._wide_weight)
+        return x.with_result(functional.sparse_conv(x.feats, weights, kernel_map, groups=self.groups), coordinates)
 
     def __call__(self, x: SparseTensor) -> SparseTensor:
         _check_input(self, x)
@@ -250,7 +256,8 @@ class SparseConvTranspose3d(SparseConv3d):
 class SparseInverseConv3d(_Convolution):
     """The inverse of the layer under `indice_key`: back to that layer's input voxels, by its pairs exchanged.
 
-    Undoes strided, transposed and pooling layers. With kernel 1 it is pointwise and stays on its voxels, as in spconv.
+    Undoes strided, transposed and pooling layers. With kernel 1 it is pointwise and stays on its voxels, as in spconv, whose
+    inverse has no groups: here they are given by name.
     """
 
     def __init__(
@@ -262,8 +269,10 @@ class SparseInverseConv3d(_Convolution):
         bias: bool = True,
         algo=None,
         name=None,
+        *,
+        groups: int = 1,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, 1, bias)
+        super().__init__(in_channels, out_channels, kernel_size, groups, bias)
         self.indice_key = indice_key
 
     def forward(self, x: SparseTensor) -> SparseTensor:

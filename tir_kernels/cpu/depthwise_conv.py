@@ -37,7 +37,7 @@ def refuses(spec: SparseConv, isa: Isa) -> str | None:
         return "groups: expected more than 1, given 1"
     if depth == 1 and (width < isa.lanes or spec.cin >= isa.lanes):
         return None
-    if width < isa.lanes and isa.lanes % depth == 0 and width % depth == 0:
+    if 0 < depth <= width < isa.lanes and isa.lanes % depth == 0 and width % depth == 0:
         return None
     return (
         f"groups: expected groups of 1 input channel, or narrow ones that divide {isa.lanes} lanes, "
@@ -98,7 +98,10 @@ def weight_layout(spec: SparseConv, isa: Isa) -> WeightLayout:
     def unpack(packed: np.ndarray) -> np.ndarray:
         weight = np.zeros((spec.cout, taps, depth), "float32")
         panel, product, lane = np.indices((panels, products, lanes))
-        vector, time = panel % across * cut.vectors + product // (chunk * depth), panel // across * chunk + product // depth % chunk
+        vector, time = (
+            panel % across * cut.vectors + product // (chunk * depth),
+            panel // across * chunk + product // depth % chunk,
+        )
         real = (vector < -(-cut.cin // lanes)) & (time < cut.times)
         channel = np.minimum(vector * lanes, cut.cin - lanes) + lane
         out = cut.out_channel(channel, time)[real]
@@ -184,13 +187,13 @@ def depthwise_conv(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
     @inline
     def convolve_row(o, row, begin, end, by_row, panel, vectors, sums, first_time, channel_of):
         acc = T.meta_var(Accumulators(vectors * sums, lanes, lanes))
-        out_channel = T.meta_var(
-            lambda i, lane: cut.out_channel(channel_of(i // sums) + lane, first_time + i % sums)
-        )
+        out_channel = T.meta_var(lambda i, lane: cut.out_channel(channel_of(i // sums) + lane, first_time + i % sums))
         acc.load(
-            lambda i, lane: o.bias[out_channel(i, lane)] + T.Cast("float32", o.residual[row, out_channel(i, lane)])
-            if has_residual
-            else o.bias[out_channel(i, lane)]
+            lambda i, lane: (
+                o.bias[out_channel(i, lane)] + T.Cast("float32", o.residual[row, out_channel(i, lane)])
+                if has_residual
+                else o.bias[out_channel(i, lane)]
+            )
         )
         for entry in range(begin, end):
             source: T.let = T.Cast("int64", by_row.source[entry])
