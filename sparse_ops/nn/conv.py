@@ -1,4 +1,4 @@
-"""Sparse convolutions in three dimensions. Weights are [Cout, kx, ky, kz, Cin / groups], as spconv and its checkpoints hold them."""
+"""Sparse convolutions in three dimensions: weights [Cout, kx, ky, kz, Cin / groups], as in spconv and its checkpoints."""
 
 from math import prod
 

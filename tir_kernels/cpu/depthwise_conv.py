@@ -54,14 +54,14 @@ class Panels:
     """How channels are cut: `lanes` input channels to a vector, `vectors` of them to a panel, `chunk` vectors of sums to each.
 
     Panels are counted over the input channels first, `across` of them, then over `chunks` of a group's output channels. The
-    sums of one panel fill at most half of the registers of a wide register file, or of a narrow one.
+    sums of one panel fill at most half of the registers.
     """
 
     def __init__(self, spec: SparseConv, isa: Isa):
         self.cin, self.depth, self.width = spec.cin, spec.group_cin, spec.group_cout
         self.times = self.width // self.depth
         self.lanes = min(isa.lanes, 1 << (self.cin.bit_length() - 1))
-        sums = isa.registers // 2
+        sums = 12 if isa.registers == 32 else 8  # the rest are rows, weights where they need a register, and room
         self.chunks = -(-self.times // sums)
         self.chunk = -(-self.times // self.chunks)
         count = -(-self.cin // self.lanes)

@@ -35,8 +35,8 @@ def naive(feats, weight, table, bias=None, residual=None, activation="none", gro
 class SparseConv(Spec):
     """(x, weight, bias, [residual,] the map's arrays, out), for any number of rows.
 
-    x `dtype` [N, cin]; weight `dtype` [cout, *kernel, cin / groups], packed; bias float32 [cout]; residual, out `dtype` [M, cout];
-    `activation`: one of `ACTIVATIONS`. Raises ValueError when the map does not fit the features or the taps.
+    x `dtype` [N, cin]; weight `dtype` [cout, *kernel, cin / groups], packed; bias float32 [cout]; residual, out `dtype`
+    [M, cout]; `activation`: one of `ACTIVATIONS`. Raises ValueError when the map does not fit the features or the taps.
     """
 
     family: ClassVar[str] = "sparse_conv"
