@@ -21,6 +21,7 @@ from .cpu import (
     coordinate_index,
     dense,
     dense_group_norm,
+    depthwise_conv,
     elementwise,
     flatnonzero,
     gather_gemm,
@@ -177,8 +178,17 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "serialize": (on_cpu(serialize.serialize),),
     "set_rows": (on_cpu(union.set_rows),),
     "softmax": (on_cpu(softmax.softmax),),
-    "sparse_conv": with_and_without_dot(
-        gather_gemm.gather_gemm, weight=gather_gemm.weight_layout, map_layout=PAIRS, shared=gather_gemm.shared
+    "sparse_conv": (
+        on_cpu(
+            depthwise_conv.depthwise_conv,
+            refuses=depthwise_conv.refuses,
+            weight=depthwise_conv.weight_layout,
+            map_layout=PAIRS,
+            shared=depthwise_conv.shared,
+        ),
+        *with_and_without_dot(
+            gather_gemm.gather_gemm, weight=gather_gemm.weight_layout, map_layout=PAIRS, shared=gather_gemm.shared
+        ),
     ),
     "subdivide": (on_cpu(subdivide.subdivide),),
     "submanifold_map": (on_cpu(kernel_map.submanifold_map, map_layout=PAIRS),),

@@ -225,8 +225,8 @@ def inverse_map(kernel_map: KernelMap) -> KernelMap:
     return KernelMap(kernel_map.coords_out, kernel_map.coords_in, kernel_map.geometry, tuple(arrays), not kernel_map.inverted)
 
 
-def sparse_conv(x, weight, kernel_map: KernelMap, bias=None, residual=None, activation: str = "none"):
-    """Sparse convolution: x [N, Cin], weight [Cout, kx, ky, kz, Cin] -> [M, Cout]; see `op.sparse_conv`.
+def sparse_conv(x, weight, kernel_map: KernelMap, bias=None, residual=None, activation: str = "none", groups: int = 1):
+    """Sparse convolution: x [N, Cin], weight [Cout, kx, ky, kz, Cin / groups] -> [M, Cout]; see `op.sparse_conv`.
 
     `weight` may be `Weights(weight, bias)`, which packs once for many calls.
     """
@@ -238,7 +238,7 @@ def sparse_conv(x, weight, kernel_map: KernelMap, bias=None, residual=None, acti
         "bias": bias,
         "residual": residual,
     }
-    return run("sparse_conv", op.sparse_conv, kind_of(x), arrays, {"activation": activation})
+    return run("sparse_conv", op.sparse_conv, kind_of(x), arrays, {"activation": activation, "groups": groups})
 
 
 def upsampled_conv(x, weight, kernel_map: KernelMap, parent, bias=None, residual=None, activation: str = "none"):

@@ -1,6 +1,6 @@
 """Eager face, layers: spconv's names and argument order on `SparseTensor`, in one to three dimensions.
 
-`weight` [Cout, *kernel, Cin] and `bias` [Cout] are arrays of any kind; new layers hold random numpy arrays. Layers of
+`weight` [Cout, *kernel, Cin / groups] and `bias` [Cout] are arrays of any kind; new layers hold random numpy arrays. Layers of
 kernel 1 and stride 1 follow spconv, see `_Convolution.pointwise_weight`.
 
 Arguments have spconv's order. `algo`, `fp32_accum`, `record_voxel_count`, `large_kernel_fast_algo` and `name` are accepted and
@@ -20,7 +20,7 @@ import numpy as np
 from tir_kernels.spec.geometry import Geometry
 
 from ..op.index import check_ceil_mode, fitting_extent, output_padding_of
-from ..op.numbers import as_axes, as_int, check_int, shown
+from ..op.numbers import as_axes, as_int, check_groups, check_int, shown
 from ..op.signature import FLOATS
 from . import functional
 from .arrays import Checked, as_kind, as_tensor, describe, dtype_of, reshape
@@ -168,11 +168,10 @@ class _Convolution(SparseModule):
             if as_int(value) is None or as_int(value) < 1:
                 raise ValueError(f"{argument}: expected a positive int, given {shown(value)}")
         in_channels, out_channels = as_int(in_channels), as_int(out_channels)
-        if groups != 1:
-            raise ValueError(f"groups: expected 1, given {groups!r}")
+        self.groups = check_groups("groups", groups, in_channels, out_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = _axes("kernel_size", kernel_size, self.ndim, 1)
-        fan_in = in_channels * int(np.prod(self.kernel_size))
+        fan_in = in_channels // groups * int(np.prod(self.kernel_size))
         random = np.random.default_rng()
         limit = 1 / np.sqrt(fan_in)
         self.weight = random.uniform(-limit, limit, self.weight_shape).astype("float32")
@@ -180,7 +179,7 @@ class _Convolution(SparseModule):
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        return (self.out_channels, *self.kernel_size, self.in_channels)
+        return (self.out_channels, *self.kernel_size, self.in_channels // self.groups)
 
     def entries(self) -> dict[str, Entry]:
         bias = {} if self.bias is None else {"bias": Entry((self.out_channels,), ("float32",))}
@@ -196,8 +195,9 @@ class _Convolution(SparseModule):
         scale, shift float64 [Cout]. The weight is rounded once more to its dtype.
         """
         weight = as_kind(as_tensor(self.weight, "weight", FLOATS, self.weight_shape), "numpy")
-        by_output = (-1, self.out_channels) if self._is_pointwise else (self.out_channels, -1)  # see `pointwise_weight`
-        factors = scale if self._is_pointwise else scale[:, None]
+        is_matrix = self._is_pointwise and self.groups == 1  # see `pointwise_weight`
+        by_output = (-1, self.out_channels) if is_matrix else (self.out_channels, -1)
+        factors = scale if is_matrix else scale[:, None]
         layer = object.__new__(type(self))
         vars(layer).update({name: value for name, value in vars(self).items() if name not in self._rebuilt})
         layer.weight = (weight.reshape(by_output) * factors).astype(weight.dtype).reshape(self.weight_shape)
@@ -224,26 +224,29 @@ class _Convolution(SparseModule):
         return kept
 
     def _wide_weight(self, weight):
-        """[Cout, *kernel, Cin] with leading unit axes."""
-        return reshape(weight, (self.out_channels, *_widen(self.kernel_size, 1), self.in_channels))
+        """[Cout, *kernel, Cin / groups] with leading unit axes."""
+        return reshape(weight, (self.out_channels, *_widen(self.kernel_size, 1), self.in_channels // self.groups))
 
     def pointwise_weight(self, weight):
         """The matrix [Cout, Cin] of a layer of kernel 1.
 
         spconv 2.3 reads the stored buffer [Cout, 1, 1, 1, Cin] of such layers as a row-major [Cin, Cout] matrix M and
-        computes x @ M: a reinterpretation of memory, not a transpose. Checkpoints trained with it rely on that.
+        computes x @ M: a reinterpretation of memory, not a transpose. Checkpoints trained with it rely on that. It has no
+        groups: with them, a layer of kernel 1 is the grouped convolution that it is for any other kernel.
         """
         matrix = as_tensor(reshape(weight, (self.in_channels, self.out_channels)), "weight", FLOATS, (None, None))
         return np.ascontiguousarray(as_kind(matrix, "numpy").T)
 
     def _pointwise(self, x: SparseTensor) -> SparseTensor:
         x.coordinates.check_distinct()
+        if self.groups > 1:
+            return self._convolve(x, x.kernel_map((1, 1, 1), (1, 1, 1)), x.coordinates)
         weights = self._weights(self.pointwise_weight)
         return x.with_result(functional.linear(x.feats, weights, activation=self.activation), x.coordinates)
 
     def _convolve(self, x: SparseTensor, kernel_map, coordinates: CoordinateSet) -> SparseTensor:
         weights = self._weights(self._wide_weight)
-        feats = functional.sparse_conv(x.feats, weights, kernel_map, activation=self.activation)
+        feats = functional.sparse_conv(x.feats, weights, kernel_map, activation=self.activation, groups=self.groups)
         return x.with_result(feats, coordinates)
 
     def __call__(self, x: SparseTensor, coordinates=None) -> SparseTensor:
@@ -260,7 +263,7 @@ class _Convolution(SparseModule):
     def _onto(self, x: SparseTensor, coordinates) -> SparseTensor:
         geometry = self._geometry()
         layer = _chosen(x, geometry, self.indice_key, coordinates)
-        if geometry.taps > 1 or max(geometry.stride) > 1:
+        if geometry.taps > 1 or max(geometry.stride) > 1 or self.groups > 1:
             return self._convolve(x, layer.kernel_map, layer.target)
         rows = functional.pool(x.feats, layer.kernel_map, "sum")  # of one row, or of none
         return x.with_result(functional.linear(rows, self._weights(self.pointwise_weight)), layer.target)
@@ -409,7 +412,8 @@ class SparseConvTranspose3d(SparseConv3d):
 class SparseInverseConv3d(_Convolution):
     """The inverse of the layer under `indice_key`: back to that layer's input voxels, by its pairs exchanged.
 
-    Undoes strided, transposed and pooling layers. With kernel 1 it is pointwise and stays on its voxels, as in spconv.
+    Undoes strided, transposed and pooling layers. With kernel 1 it is pointwise and stays on its voxels, as in spconv, whose
+    inverse has no groups: here they are given by name.
     """
 
     def __init__(
@@ -423,8 +427,10 @@ class SparseInverseConv3d(_Convolution):
         fp32_accum: bool | None = None,
         large_kernel_fast_algo: bool = False,
         name=None,
+        *,
+        groups: int = 1,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, 1, bias)
+        super().__init__(in_channels, out_channels, kernel_size, groups, bias)
         self.indice_key = indice_key
 
     def forward(self, x: SparseTensor) -> SparseTensor:

@@ -1,4 +1,4 @@
-"""Sparse convolutions in three dimensions. Weights are [Cout, kx, ky, kz, Cin], as spconv and its checkpoints hold them."""
+"""Sparse convolutions in three dimensions: weights [Cout, kx, ky, kz, Cin / groups], as in spconv and its checkpoints."""
 
 from math import prod
 
@@ -7,6 +7,7 @@ from tvm.relax.frontend import nn
 
 from .. import op
 from ..op.index import output_padding_of, triple
+from ..op.numbers import check_groups
 from .carrier import Link, Sites, SymbolicKernelMap, SymbolicSparseTensor, check_sparse, emit
 from .rows import Rowwise, check_count, expr_of
 
@@ -14,16 +15,18 @@ from .rows import Rowwise, check_count, expr_of
 class _SparseConv(nn.Module):
     """Parameters of any sparse convolution, and its two ways to compute.
 
-    Parameters: weight [Cout, kx, ky, kz, Cin] of `dtype` (float32, bfloat16 or float16), bias float32 [Cout].
+    Parameters: weight [Cout, kx, ky, kz, Cin / groups] of `dtype` (float32, bfloat16 or float16), bias float32 [Cout].
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size, bias: bool, dtype: str):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size, bias: bool, dtype: str, groups: int):
         self._owner = type(self).__name__
         in_channels, out_channels = check_count(self._owner, in_channels=in_channels, out_channels=out_channels)
+        groups = check_groups(f"nn.{self._owner}: groups", groups, in_channels, out_channels)
         self.in_channels = in_channels
         self.out_channels = out_channels
+        self.groups = groups
         self.kernel_size = triple(f"nn.{self._owner}", "kernel_size", kernel_size, 1)
-        self.weight = nn.Parameter((out_channels, *self.kernel_size, in_channels), dtype)
+        self.weight = nn.Parameter((out_channels, *self.kernel_size, in_channels // groups), dtype)
         self.bias = nn.Parameter((out_channels,), "float32") if bias else None
 
     def _through(self, kernel_map: SymbolicKernelMap, sites: Sites, x: SymbolicSparseTensor, residual, activation) -> nn.Tensor:
@@ -37,14 +40,19 @@ class _SparseConv(nn.Module):
             bias,
             expr_of(residual, "residual"),
             activation,
+            self.groups,
         )
         return emit(call, "sparse_conv")
 
     def _pointwise(self, x: SymbolicSparseTensor, residual, activation) -> SymbolicSparseTensor:
         """A convolution with kernel 1 and stride 1, as spconv computes it: `y = x @ M + bias` on the same sites, where M is
         the memory of the weight [Cout, 1, 1, 1, Cin] read as a row-major [Cin, Cout] matrix. That is not the transpose,
-        and it is what networks were trained with. It holds for every class here; no other place knows of it.
+        and it is what networks were trained with. It holds for every class here; no other place knows of it. spconv has no
+        groups: with them it is the grouped convolution that it is for any other kernel.
         """
+        if self.groups > 1:
+            kernel_map = x.sites.submanifold_map((1, 1, 1), (1, 1, 1), "auto")
+            return x.with_feats(self._through(kernel_map, x.sites, x, residual, activation))
         matrix = emit(relax.op.reshape(self.weight._expr, (self.in_channels, self.out_channels)))
         weight = emit(relax.op.permute_dims(matrix._expr))  # [Cout, Cin], as `linear` takes it
         bias = None if self.bias is None else self.bias._expr
@@ -86,8 +94,9 @@ class SubMConv3d(_SparseConv):
         bias: bool = True,
         dtype: str = "float32",
         method: str = "auto",
+        groups: int = 1,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, bias, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, bias, dtype, groups)
         if any(k % 2 == 0 for k in self.kernel_size):
             raise ValueError(f"nn.SubMConv3d: kernel_size: expected odd sizes, given {kernel_size!r}")
         self.dilation = triple("nn.SubMConv3d", "dilation", dilation, 1)
@@ -133,9 +142,9 @@ class SubMConv3d(_SparseConv):
                 "SubMConv3d: finer: expected sites and parents, given None: x is on no sites that downsampling made"
             )
         sites, parent = finer
-        if prod(self.kernel_size) == 1:
+        if prod(self.kernel_size) == 1 or self.groups > 1:  # `upsampled_conv` multiplies by whole matrices
             upsampled = emit(op.gather_rows(x.feats._expr, parent._expr), "upsampled")
-            return self._pointwise(x.moved(upsampled, sites), residual, activation)
+            return self.forward(x.moved(upsampled, sites), residual, activation)
         call = op.upsampled_conv(
             x.feats._expr,
             self.weight._expr,
@@ -174,8 +183,9 @@ class SparseConv3d(_SparseConv):
         shape="infer",
         dtype: str = "float32",
         method: str = "auto",
+        groups: int = 1,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, bias, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, bias, dtype, groups)
         name = f"nn.{self._owner}"
         self.stride = triple(name, "stride", stride, 1)
         self.padding = triple(name, "padding", padding, 0)
@@ -243,8 +253,9 @@ class SparseInverseConv3d(_SparseConv):
         bias: bool = True,
         *,
         dtype: str = "float32",
+        groups: int = 1,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, bias, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, bias, dtype, groups)
         self.indice_key = indice_key
 
     def forward(

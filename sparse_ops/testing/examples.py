@@ -191,6 +191,55 @@ def _sparse_conv(rng, rows, dtype):
     )
 
 
+def _grouped_example(rng, rows, dtype, layers):
+    """Grouped convolutions side by side: for each (Cin, Cout, groups), the first with residual and activation."""
+    from tir_kernels.spec.geometry import Geometry
+    from tir_kernels.spec.kernel_map import naive_table
+    from tir_kernels.spec.sparse_conv import naive
+
+    from ..op import sparse_conv, submanifold_map
+
+    coords = voxels(rng, rows)
+    table = naive_table(coords, coords, Geometry.submanifold((3, 3, 3)))
+    inputs, shapes, expected = [coords], [("n", 4)], []
+    for cin, cout, groups in layers:
+        x, (weight, taps, bias) = (
+            features(rng, rows, cin, dtype=dtype),
+            _conv_parameters(rng, (3, 3, 3), cin // groups, cout, dtype),
+        )
+        inputs += [x, weight, bias]
+        shapes += [("n", cin), weight.shape, (cout,)]
+        if expected:
+            expected.append(naive(x, taps, table, bias, groups=groups))
+            continue
+        residual = features(rng, rows, cout, dtype=dtype)
+        inputs.append(residual)
+        shapes.append(("n", cout))
+        expected.append(naive(x, taps, table, bias, residual, "silu", groups))
+
+    def call(c, x, w, b, r, *others):
+        kernel_map = _emit(submanifold_map(c))
+        results = [_emit(sparse_conv(x, w, kernel_map, c, b, r, activation="silu", groups=layers[0][2]))]
+        for place, (_, _, groups) in enumerate(layers[1:]):
+            x, w, b = others[3 * place : 3 * place + 3]
+            results.append(_emit(sparse_conv(x, w, kernel_map, c, b, groups=groups)))
+        return relax.Tuple(results)
+
+    depth = max(27 * cin // groups for cin, _, groups in layers)
+    flops = sum(2.0 * (table >= 0).sum() * cin // groups * cout for cin, cout, groups in layers)
+    return Example(inputs, shapes, call, expected, depth=depth, flops=flops)
+
+
+def _grouped_conv(rng, rows, dtype):
+    """Groups of odd widths, in register tiles, and several narrow ones side by side."""
+    return _grouped_example(rng, rows, dtype, [(28, 40, 4), (36, 36, 9), (40, 80, 20)])
+
+
+def _depthwise_conv(rng, rows, dtype):
+    """With one, two and very many output channels to each input channel."""
+    return _grouped_example(rng, rows, dtype, [(70, 70, 70), (21, 42, 21), (17, 17 * 18, 17)])
+
+
 def _upsampled_conv(rng, rows, dtype):
     from tir_kernels.spec.geometry import Geometry
     from tir_kernels.spec.kernel_map import naive_table
@@ -736,6 +785,8 @@ OPS = [
     OpRow("kernel_map", _kernel_map),
     OpRow("borders", _borders),
     OpRow("sparse_conv", _sparse_conv),
+    OpRow("grouped_conv", _grouped_conv),
+    OpRow("depthwise_conv", _depthwise_conv),
     OpRow("upsampled_conv", _upsampled_conv),
     OpRow("conv3d", _conv3d),
     OpRow("linear", _linear),

@@ -149,7 +149,10 @@ def test_one_dimension():
         (lambda: SparseTensor([1.0], COORDS), "feats: .* neither a numpy array nor a torch or TVM tensor"),
         (lambda: sparse_ops.SubMConv3d(4, 4, 2), "kernel_size: expected odd sizes"),
         (lambda: sparse_ops.SubMConv3d(0, 4, 3), "in_channels: expected a positive int, given 0"),
-        (lambda: sparse_ops.SubMConv3d(4, 4, 3, groups=2), "groups: expected 1, given 2"),
+        (
+            lambda: sparse_ops.SubMConv3d(4, 6, 3, groups=4),
+            "groups: expected a divisor of 4 input and 6 output channels, given 4",
+        ),
         (lambda: sparse_ops.SparseConv3d(4, 4, 1, padding=1), "padding: expected 0 with kernel size 1"),
         (lambda: sparse_ops.SubMConv3d(4, 4, 3)(feats()), "input: expected a SparseTensor, given ndarray"),
         (lambda: sparse_ops.SubMConv2d(4, 4, 3)(SparseTensor(feats(), COORDS)), "expected coordinates of 2 axes, given 3"),

@@ -66,6 +66,11 @@ def sparse(i: Inputs, cin, cout, has_residual=False, **options):
     return sparse_conv(x, weight, i.kernel_map(), coords, residual=residual, **options)
 
 
+def grouped(i: Inputs, cin, cout, groups, **options):
+    x, weight, coords = i.given("n", cin), i.weight(cout, 3, 3, 3, cin // groups), i.given(i.rows(), 4, dtype="int32")
+    return sparse_conv(x, weight, i.kernel_map(), coords, groups=groups, **options)
+
+
 def plain_linear(i: Inputs, cin, cout):
     return linear(i.given("n", cin), i.weight(cout, cin))
 
@@ -107,6 +112,9 @@ MANY = {
     "float32": (
         *FEW["float32"],
         lambda i: sparse(i, 33, 70, has_residual=True, activation="silu"),
+        lambda i: grouped(i, 256, 256, 256),
+        lambda i: grouped(i, 70, 140, 70, activation="silu"),
+        lambda i: grouped(i, 64, 64, 16),  # four channels each, of several groups to a vector but with NEON
         lambda i: plain_linear(i, 33, 20),
         lambda i: attend(i, 2, 64),
         lambda i: convolve(i, 33, 40, 3, stride=2, padding=1),
@@ -116,14 +124,15 @@ MANY = {
     ),
     "bfloat16": (
         *FEW["bfloat16"],
+        lambda i: grouped(i, 100, 100, 100, activation="relu"),
         lambda i: attend(i, 3, 40),
         lambda i: convolve(i, 17, 64, 1),
         lambda i: upsampled(i, 33, 40),
     ),
 }
 FAMILIES = {
-    "float32": {"gather_gemm": 2, "linear": 3, "attention": 1, "conv3d": 1, "conv3d_winograd": 1},
-    "bfloat16": {"gather_gemm": 1, "linear": 2, "attention": 1, "conv3d": 1},
+    "float32": {"gather_gemm": 2, "depthwise_conv": 3, "linear": 3, "attention": 1, "conv3d": 1, "conv3d_winograd": 1},
+    "bfloat16": {"gather_gemm": 1, "depthwise_conv": 1, "linear": 2, "attention": 1, "conv3d": 1},
 }
 # Every instruction set has all families, but for those that widen bfloat16 to what they do in float32; what is left of the CPUs
 # has the two that run longest.
@@ -188,7 +197,10 @@ def test_sums_are_registers(cpu, dtype, ops):
         assert max(found) >= int(rows) * int(cols) // isa.lanes, f"{kernel}: no loop over a whole tile, {sorted(found)}"
     assert dtype != "float16" or "linear" in widened, "rows are not widened by vectors"  # others do it without a loop
     if ops is MANY:
-        assert Counter(family for _, family, _, _ in widest) == FAMILIES[dtype]
+        found = Counter(family for _, family, _, _ in widest)
+        if isa == NEON and dtype == "float32":  # groups of a whole vector are products
+            found += Counter(depthwise_conv=1, gather_gemm=-1)
+        assert +found == FAMILIES[dtype]
         tile = Tile.of(isa, 128).in_one_buffer()
         assert dtype == "bfloat16" or max(products) >= tile.rows * tile.vectors
 
