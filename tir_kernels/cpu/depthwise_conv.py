@@ -230,8 +230,7 @@ def depthwise_conv(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
 
     @inline
     def convolve(o, num_out, blocks, taps, slots):
-        for block in T.parallel(blocks):
-            T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)  # neighbouring blocks cost alike: deal them out
+        for block in T.parallel(blocks):  # consecutive ones to a thread: they read the same rows, which stay in its L2 cache
             block_rows: T.let = slots // taps
             first_row: T.let = block * block_rows
             first = T.alloc_buffer((slots // taps + 2,), "int32")
