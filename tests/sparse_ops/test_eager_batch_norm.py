@@ -310,6 +310,13 @@ def test_what_a_user_made_of_a_module_is_called(case):
     assert_close(sparse_ops.SparseSequential(*modules)(x).feats, expected.feats, 27 * CIN + 2, dtype="float32", scale=size)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_folded_layer_goes_to_chosen_voxels(kernel):
+    convolution, (scale, shift), x = sparse_ops.SubMConv3d(CIN, COUT, kernel), affine_of(trained()), tensor()
+    made = convolution.with_affine(scale, shift, "relu")
+    assert_close(made(x, coordinates=x).feats, made(x).feats, 27 * CIN, dtype="float32")
+
+
 def test_hooks_of_all_modules_are_called():
     seen, network = [], sparse_ops.SparseSequential(sparse_ops.SubMConv3d(CIN, COUT, 3), trained(), torch.nn.ReLU())
     handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
