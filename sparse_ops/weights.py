@@ -95,7 +95,7 @@ def from_layout(weight, layout: str, kernel_size=None, *, stride=1, groups: int 
     full = [*shape[: found.place], *sizes, *shape[found.place + axes :]]
     array = weight.reshape(full if len(full) == len(labels) else [*full, 1])
     array = _permuted(array, [labels.index(label) for label in _own(kernel)])
-    if found.reinterprets or not _is_pointwise(kernel, stride, groups):
+    if not _is_pointwise(kernel, stride, groups) or found.reinterprets:
         return array
     out, channels = array.shape[0], array.shape[-1]
     return _permuted(array.reshape((out, channels)), [1, 0]).reshape(array.shape)
@@ -113,7 +113,7 @@ def to_layout(weight, layout: str, *, stride=1, groups: int = 1):
     out, *kernel, channels = shape
     if "in" not in found.dims and channels != 1:
         raise ValueError(f"weight: expected one input channel a group for {found.words}, given {describe(weight)}")
-    if not found.reinterprets and _is_pointwise(tuple(kernel), stride, groups):
+    if _is_pointwise(tuple(kernel), stride, groups) and not found.reinterprets:
         weight = _permuted(weight.reshape((channels, out)), [1, 0]).reshape(shape)
     own = _own(kernel)
     array = _permuted(weight, [own.index(label) for label in found.labels(tuple(kernel))])
@@ -127,10 +127,9 @@ def _own(kernel) -> list:
 
 
 def _is_pointwise(kernel: tuple[int, ...], stride, groups: int) -> bool:
-    """Whether a layer reads the memory of its weight as [Cin, Cout]."""
-    return (
-        prod(kernel) == 1 and prod(_axes("stride", stride, len(kernel))) == 1 and check_int("weights", "groups", groups, 1) == 1
-    )
+    """Whether a layer reads the memory of its weight as [Cin, Cout]. ValueError for no stride or number of groups."""
+    strides, groups = _axes("stride", stride, len(kernel)), check_int("weights", "groups", groups, 1)
+    return prod(kernel) == 1 and prod(strides) == 1 and groups == 1
 
 
 def _permuted(array, order: list[int]):

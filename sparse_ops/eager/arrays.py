@@ -13,7 +13,6 @@ import tvm
 import tvm_ffi
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-CASTS = {"numpy": ".astype('float32')", "torch": ".float()", "tvm": " as float32"}  # from float64, to write behind an array
 _names: dict = {}  # of dtypes of all kinds
 
 
@@ -49,12 +48,15 @@ def dtype_of(array) -> str:
     return _names[dtype]
 
 
-def cast_hint(array, dtypes: tuple[str, ...]) -> str:
+def cast_hint(array, dtypes: tuple[str, ...], name: str = "") -> str:
     """How to bring an array to the first of the dtypes, for messages; nothing where it has one of them."""
     given, wanted = dtype_of(array), dtypes[0]
     if given in dtypes or not any(given.startswith(kind) for kind in ("float", "bfloat", "int", "uint")):
         return ""
-    return f": pass {f'tensor.to(torch.{wanted})' if kind_of(array) == 'torch' else f'array.astype({wanted!r})'}"
+    kind = kind_of(array)
+    if kind == "torch":
+        return f": pass {name or 'tensor'}{'.float()' if wanted == 'float32' else f'.to(torch.{wanted})'}"
+    return f": pass {name or 'array'}{f'.astype({wanted!r})' if kind == 'numpy' else f' as {wanted}'}"
 
 
 def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tvm.runtime.Tensor:
@@ -74,10 +76,8 @@ def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tv
     if kind == "other":
         refuse(": neither a numpy array nor a torch or TVM tensor")
     given = tuple(array.shape)
-    if dtype_of(array) == "float64" and "float32" in dtypes:
-        refuse(f": pass {argument.rpartition('.')[2]}{CASTS[kind]}")
     if dtype_of(array) not in dtypes or len(given) != len(shape):
-        refuse(cast_hint(array, dtypes))
+        refuse(cast_hint(array, dtypes, argument.rpartition(".")[2]))
     for want, have in zip(shape, given, strict=True):
         if isinstance(want, int) and have != want:
             refuse()

@@ -13,7 +13,7 @@ from ..op.register import check_choice
 from . import functional
 from .arrays import as_kind, as_tensor, describe, dtype_of, kind_of
 from .module import SparseModule, is_module
-from .norm import folded, has_hooks
+from .norm import folded, has_hooks, runs_as
 from .tensor import SparseTensor, cat
 
 
@@ -101,9 +101,9 @@ class SparseSequential(_Modules):
 def _activation_of(module) -> str | None:
     """Which activation a module is, ours or torch's, if it is one and no more."""
     if isinstance(module, _Activation):
-        return module.activation if type(module) in (ReLU, SiLU, GELU) else None
+        return module.activation if type(module) in (ReLU, SiLU, GELU) and runs_as(module, _Activation) else None
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(module, torch.nn.Module) or has_hooks(module):
+    if torch is None or not isinstance(module, torch.nn.Module) or not runs_as(module, type(module)) or has_hooks(module):
         return None
     if type(module) is torch.nn.GELU:
         return "gelu" if module.approximate == "none" else "gelu_tanh"

@@ -117,7 +117,7 @@ def trilinear(
     Points and grid as in `quantize`; see `op.trilinear`. Results are of the kind of the points.
     """
     arrays, options = _grid("trilinear", points, voxel_size, batch_index, origin, stride)
-    options |= {"normalize": bool(normalize), "method": method}
+    options |= {"normalize": normalize, "method": method}
     return _all_as(kind_of(points), run("trilinear", op.trilinear, "tvm", {"coords": coords, **arrays}, options))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from tir_kernels.spec.geometry import Geometry
 
 from ..op.index import check_ceil_mode, fitting_extent, output_padding_of
-from ..op.numbers import as_axes, as_int, check_groups, check_int, shown
+from ..op.numbers import as_axes, as_int, check_flag, check_groups, check_int, shown
 from ..op.signature import FLOATS
 from . import functional
 from .arrays import Checked, as_kind, as_tensor, describe, dtype_of, reshape
@@ -266,7 +266,8 @@ class _Convolution(SparseModule):
         if geometry.taps > 1 or max(geometry.stride) > 1 or self.groups > 1:
             return self._convolve(x, layer.kernel_map, layer.target)
         rows = functional.pool(x.feats, layer.kernel_map, "sum")  # of one row, or of none
-        return x.with_result(functional.linear(rows, self._weights(self.pointwise_weight)), layer.target)
+        weights = self._weights(self.pointwise_weight)
+        return x.with_result(functional.linear(rows, weights, activation=self.activation), layer.target)
 
     def _geometry(self) -> Geometry:
         raise ValueError(f"coordinates: expected None for {type(self).__name__}, which goes back to voxels that it knows")
@@ -481,7 +482,7 @@ class SparseMaxPool3d(SparseModule):
         self.padding = _axes("padding", padding, self.ndim, 0)
         self.dilation = _axes("dilation", dilation, self.ndim, 1)
         self.indice_key = indice_key
-        self.from_zero = from_zero
+        self.from_zero = check_flag(type(self).__name__, "from_zero", from_zero)
         self.ceil_mode = check_ceil_mode(type(self).__name__, ceil_mode)
 
     def _pool(self, feats, kernel_map):
@@ -530,6 +531,21 @@ class SparseAvgPool3d(SparseMaxPool3d):
 
 class SparseSumPool3d(SparseMaxPool3d):
     """Sum over the voxels of each window."""
+
+    def __init__(
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        indice_key: str | None = None,
+        algo=None,
+        record_voxel_count: bool = False,
+        name=None,
+        *,
+        ceil_mode: bool = False,
+    ):
+        super().__init__(kernel_size, stride, padding, dilation, indice_key, ceil_mode=ceil_mode)
 
     def _pool(self, feats, kernel_map):
         return functional.pool(feats, kernel_map, "sum")

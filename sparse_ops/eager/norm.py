@@ -112,7 +112,7 @@ def folded(
     `kept`: what was made for places before; `activation_of` names the activation that a module is, if it is one.
     """
     first, *behind = modules[place : place + 3]
-    if not (behind and isinstance(first, _Convolution) and isinstance(x, SparseTensor) and _folds(behind[0], first, x)):
+    if not (behind and _is_plain_convolution(first) and isinstance(x, SparseTensor) and _folds(behind[0], first, x)):
         return first, 1
     activation = activation_of(behind[1]) if behind[1:] else None
     found = kept.get(place)
@@ -129,9 +129,12 @@ def folded(
 def _folds(norm, convolution: _Convolution, x: SparseTensor) -> bool:
     """Whether a module is a batch norm that does nothing but what its arrays say; others are applied as they are."""
     torch = sys.modules.get("torch")
-    if type(norm) is not BatchNorm1d:
+    if type(norm) is BatchNorm1d:
+        if not runs_as(norm, BatchNorm1d):
+            return False
+    else:
         base = None if torch is None else torch.nn.BatchNorm1d
-        if base is None or not isinstance(norm, base) or type(norm).forward is not base.forward or has_hooks(norm):
+        if base is None or not isinstance(norm, base) or not runs_as(norm, base) or has_hooks(norm):
             return False
         if norm.training or norm.running_mean is None:
             return False
@@ -144,9 +147,24 @@ def _folds(norm, convolution: _Convolution, x: SparseTensor) -> bool:
     return norm.num_features == convolution.out_channels
 
 
+def _is_plain_convolution(module) -> bool:
+    """Whether a module is a convolution of ours, or of a class that changes nothing about what it computes."""
+    if not isinstance(module, _Convolution):
+        return False
+    return runs_as(module, next(base for base in type(module).__mro__ if base.__module__ == _Convolution.__module__))
+
+
+def runs_as(module, base: type) -> bool:
+    """Whether a call of a module runs the code of `base`: neither its class nor it alone has a `forward` of its own."""
+    names = ("__call__", "forward")
+    return "forward" not in vars(module) and all(getattr(type(module), name) is getattr(base, name) for name in names)
+
+
 def has_hooks(module) -> bool:
-    """Whether a module of torch calls functions of the user's beside its own."""
-    return any(getattr(module, f"_{name}", None) for name in ("forward_hooks", "forward_pre_hooks"))
+    """Whether a module of torch calls functions of the user's beside its own, given to it or to all modules."""
+    names = ("forward_hooks", "forward_pre_hooks")
+    shared = sys.modules["torch.nn.modules.module"]
+    return any(getattr(module, f"_{name}", None) or getattr(shared, f"_global_{name}", None) for name in names)
 
 
 def _detached(array):

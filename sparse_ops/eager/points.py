@@ -2,6 +2,7 @@
 
 from tir_kernels.spec.pool import SEGMENT_MODES
 
+from ..op.quantize import check_inverse_alone
 from ..op.register import check_choice
 from ..op.signature import FLOATS
 from . import functional
@@ -47,8 +48,7 @@ def devoxelize(
     if not isinstance(x, SparseTensor):
         raise ValueError(f"x: expected a SparseTensor, given {describe(x)}")
     if len(getattr(points, "shape", ())) == 1:
-        if voxel_size is not None:
-            raise ValueError(f"voxel_size: expected None with the inverse of voxelize, given {voxel_size!r}")
+        check_inverse_alone(voxel_size, batch_index, origin, stride)
         return functional.gather_rows(x.feats, points)
     if x.coordinates.dimensions != MAX_DIMENSIONS:
         raise ValueError(f"x: expected {MAX_DIMENSIONS} axes beside the batch index, given {x.coordinates.dimensions}")

@@ -5,6 +5,7 @@ from tvm.relax.frontend import nn
 from tir_kernels.spec.pool import SEGMENT_MODES
 
 from .. import op
+from ..op.quantize import check_inverse_alone
 from ..op.register import check_choice
 from .carrier import Rows, Sites, SymbolicSparseTensor, cast_shape, check_sparse, dimension, emit, emit_fields
 
@@ -57,8 +58,7 @@ def devoxelize(
     check_sparse("devoxelize", x)
     _check_tensors("devoxelize", points=points)
     if points.ndim == 1:
-        if voxel_size is not None:
-            raise ValueError(f"devoxelize: voxel_size: expected None with the inverse of voxelize, given {voxel_size!r}")
+        check_inverse_alone(voxel_size, batch_index, origin, stride)
         return emit(op.gather_rows(x.feats._expr, points._expr), "devoxelized")
     coords, grid = x.coords._expr, [points._expr, *map(_expr, (voxel_size, batch_index, origin))]
     if mode == "nearest":

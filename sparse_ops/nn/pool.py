@@ -7,6 +7,7 @@ from tir_kernels.spec.pool import MODES, SEGMENT_MODES
 
 from .. import op
 from ..op.index import check_ceil_mode, triple
+from ..op.numbers import check_flag
 from ..op.register import check_choice
 from .carrier import Sites, SymbolicSparseTensor, check_sparse, emit
 from .conv import linked
@@ -124,7 +125,7 @@ class SparseMaxPool3d(_SparsePool):
         **options,
     ):
         super().__init__(kernel_size, stride, padding, dilation, indice_key, **options)
-        self.options = {"max_from_zero": max_from_zero}
+        self.options = {"max_from_zero": check_flag("nn.SparseMaxPool3d", "max_from_zero", max_from_zero)}
 
 
 class SparseAvgPool3d(_SparsePool):
@@ -148,6 +149,12 @@ class SparseAvgPool3d(_SparsePool):
     ):
         super().__init__(kernel_size, stride, padding, dilation, indice_key, **options)
         self.options = {"count_bias": count_bias}
+
+
+class SparseSumPool3d(_SparsePool):
+    """Sum over a window; arguments as those of `SparseConv3d`, stride defaults to the kernel size."""
+
+    mode = "sum"
 
 
 class BatchPool(nn.Module):
@@ -194,7 +201,7 @@ class ToDense(nn.Module):
 
     def __init__(self, shape, channels_first: bool = True):
         self.shape = triple("nn.ToDense", "shape", shape, 1)
-        self.channels_first = channels_first
+        self.channels_first = check_flag("nn.ToDense", "channels_first", channels_first)
 
     def forward(self, x: SymbolicSparseTensor) -> nn.Tensor:
         """x [N, C] -> [B, C, *shape], or [B, *shape, C] if not `channels_first`; dtype of x."""

@@ -6,6 +6,7 @@ from tir_kernels.spec.dense import FromDense, ToDense, grid_shape
 
 from .index import dimensions
 from .memory import call_granted, emit_grant
+from .numbers import check_flag
 from .register import call_spec, register_op
 from .signature import Bound, Signature, coordinates, extents, features
 
@@ -35,7 +36,7 @@ def to_dense(x: relax.Expr, coords: relax.Expr, batch, shape, channels_last: boo
         coords=coords,
         batch=dimensions("to_dense", "batch", batch, 1, count=1),
         shape=dimensions("to_dense", "shape", shape, 1),
-        channels_last=bool(channels_last),
+        channels_last=check_flag("to_dense", "channels_last", channels_last),
     )
 
 
@@ -64,7 +65,7 @@ def from_dense(dense: relax.Expr, coords: relax.Expr, channels_last: bool = Fals
     Raises ValueError naming the argument that does not fit and, from the running module, for the first row of coords
     outside of the grid.
     """
-    return _from(dense=dense, coords=coords, channels_last=bool(channels_last))
+    return _from(dense=dense, coords=coords, channels_last=check_flag("from_dense", "channels_last", channels_last))
 
 
 def _infer_from(bound: Bound) -> relax.TensorType:

@@ -12,7 +12,7 @@ from tir_kernels.spec.coordinate_index import METHODS, PLAN_SIZE, BuildIndex, Pl
 from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.sites import out_extent
 
-from .numbers import as_axes, check_int, shown
+from .numbers import as_axes, check_flag, check_int, shown
 from .register import call_spec, check_choice
 from .signature import MAP_DTYPES
 
@@ -112,9 +112,8 @@ def output_padding_of(op: str, value, stride, dilation, transposed: bool = True)
 
 
 def check_ceil_mode(op: str, ceil_mode: bool, transposed: bool = False) -> bool:
-    """ValueError unless `ceil_mode` is a bool, and False where a map is transposed."""
-    if not isinstance(ceil_mode, bool):
-        raise ValueError(f"sparse_ops.{op}: ceil_mode: expected True or False, given {ceil_mode!r}")
+    """`ceil_mode` as a bool; ValueError unless it is one, and False where a map is transposed."""
+    ceil_mode = check_flag(op, "ceil_mode", ceil_mode)
     if ceil_mode and transposed:
         raise ValueError(f"sparse_ops.{op}: ceil_mode: expected False where the map is transposed, given True")
     return ceil_mode

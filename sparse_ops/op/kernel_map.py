@@ -38,6 +38,7 @@ from .index import (
     triple,
 )
 from .memory import Of, emit_grant, granted_call
+from .numbers import check_flag
 from .register import call_spec, register_op
 from .signature import Bound, Signature, coordinates, extents
 from .signature import kernel_map as map_argument
@@ -124,7 +125,7 @@ def strided_map(
     name = "strided_map"
     geometry = _geometry(name, kernel_size, stride, padding, dilation, transposed)
     output_padding = output_padding_of(name, output_padding, geometry.stride, geometry.dilation, transposed)
-    check_ceil_mode(name, ceil_mode, transposed)
+    ceil_mode = check_ceil_mode(name, ceil_mode, geometry.transposed)
     check_method(name, method)
     check_taps(name, geometry.kernel)
     if isinstance(shape, str) and shape != "infer":
@@ -143,7 +144,7 @@ def _geometry(name: str, kernel_size, stride, padding, dilation, transposed: boo
         triple(name, "stride", stride, 1),
         triple(name, "padding", padding, 0),
         triple(name, "dilation", dilation, 1),
-        transposed,
+        check_flag(name, "transposed", transposed),
     )
 
 

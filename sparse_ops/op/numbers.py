@@ -1,7 +1,9 @@
-"""Checks of the numbers among the options of ops, layers and eager calls: integers and floats of any kind, numpy's too."""
+"""Checks of the numbers and flags among the options of ops, layers and eager calls: of any kind, numpy's too."""
 
 import operator
 from numbers import Real
+
+import numpy as np
 
 
 def as_int(value) -> int | None:
@@ -46,6 +48,13 @@ def check_positive(op: str, argument: str, value) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < float("inf"):
         raise ValueError(f"sparse_ops.{op}: {argument}: expected a number above 0, given {shown(value)}")
     return float(value)
+
+
+def check_flag(op: str, argument: str, value) -> bool:
+    """`value` as a bool; ValueError unless it is True or False, numpy's too."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"sparse_ops.{op}: {argument}: expected True or False, given {shown(value)}")
+    return bool(value)
 
 
 def check_groups(argument: str, groups, in_channels: int, out_channels: int) -> int:

@@ -7,7 +7,7 @@ from tir_kernels.spec.segment_pool import SegmentPool
 
 from .index import map_fields
 from .memory import Of, call_granted, emit_grant
-from .numbers import check_int
+from .numbers import check_flag, check_int
 from .register import call_spec, check_choice, register_op
 from .signature import Bound, Signature, features, rows_like
 from .signature import index as index_argument
@@ -78,9 +78,10 @@ def _options(op: str, modes: tuple[str, ...], mode: str, count_bias: int, max_fr
     count_bias = check_int(op, "count_bias", count_bias, 0)
     if count_bias and mode != "mean":
         raise ValueError(f"sparse_ops.{op}: count_bias: expected 0 with mode {mode!r}, given {count_bias}")
+    max_from_zero = check_flag(op, "max_from_zero", max_from_zero)
     if max_from_zero and mode != "max":
         raise ValueError(f"sparse_ops.{op}: max_from_zero: expected False with mode {mode!r}, given True")
-    return {"mode": mode, "count_bias": count_bias, "max_from_zero": bool(max_from_zero)}
+    return {"mode": mode, "count_bias": count_bias, "max_from_zero": max_from_zero}
 
 
 def _reduction(bound: Bound) -> Reduction:

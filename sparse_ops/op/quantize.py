@@ -6,6 +6,7 @@ from tvm import relax
 from tir_kernels.spec.quantize import Quantize
 
 from .index import int32, triple
+from .numbers import as_int, shown
 from .register import call_spec, register_op
 from .signature import Bound, Signature, index, parameter
 
@@ -40,6 +41,19 @@ def grid_arguments(op: str, voxel_size, batch_index, origin, stride) -> dict:
         origin = relax.const(origins(op, origin))
     stride = triple(op, "stride", stride, 1)
     return {"voxel_size": voxel_size, "batch_index": batch_index, "origin": origin, "stride": stride}
+
+
+def check_inverse_alone(voxel_size, batch_index, origin, stride) -> None:
+    """ValueError for what devoxelisation does not read where it is given the voxel of each point."""
+    given = {
+        "voxel_size": (voxel_size, None),
+        "batch_index": (batch_index, None),
+        "origin": (origin, None),
+        "stride": (stride, 1),
+    }
+    for name, (value, default) in given.items():
+        if value is not default and (default is None or as_int(value) != default):
+            raise ValueError(f"devoxelize: {name}: expected {default} with the inverse of voxelize, given {shown(value)}")
 
 
 def voxel_sizes(op: str, value) -> np.ndarray:

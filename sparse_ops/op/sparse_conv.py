@@ -74,8 +74,10 @@ def _derive(bound: Bound) -> Mapping:
         bound.refuse(f"groups: expected a divisor of {cin} input and {cout} output channels, given {groups}")
     sizes = [cout, *bound.shape(("kx", "ky", "kz"))]
     given, expected = ([*sizes, depth] for depth in (bound.dims["group_cin"], cin // groups))
+    if given != expected and groups == 1:
+        bound.refuse(f"x: expected {given[-1]} channels, as weight {given} takes, given {cin}")
     if given != expected:
-        words = f" for {cin} input channels in {groups} groups" if groups > 1 else f" for {cin} input channels"
+        words = f" for {cin} input channels in {groups} groups"
         bound.refuse(f"weight: expected {bound.dtype} {expected}, given {bound.dtype} {given}{words}")
     return {}
 

@@ -6,6 +6,7 @@ from tir_kernels.spec.interpolate import Interpolate
 from tir_kernels.spec.trilinear import CORNERS, Trilinear
 
 from .index import check_method, emit_index, int32
+from .numbers import check_flag
 from .quantize import GRID, grid_arguments, grid_inputs
 from .register import call_spec, register_op
 from .signature import Argument, Bound, Kind, Signature, coordinates, features, parameter
@@ -45,7 +46,8 @@ def trilinear(
     """
     check_method("trilinear", method)
     grid = grid_arguments("trilinear", voxel_size, batch_index, origin, stride)
-    return _trilinear(coords=coords, points=points, **grid, normalize=bool(normalize), method=method)
+    normalize = check_flag("trilinear", "normalize", normalize)
+    return _trilinear(coords=coords, points=points, **grid, normalize=normalize, method=method)
 
 
 def interpolate(x: relax.Expr, index: relax.Expr, weight: relax.Expr) -> relax.Call:

@@ -201,15 +201,15 @@ def layer_of(**state):
         ),
         (
             lambda: F.linear(feats().astype("float64"), np.ones((3, 4))),
-            r"x: .* given float64 .*: pass array.astype\('float32'\)",
+            r"x: .* given float64 .*: pass x.astype\('float32'\)",
         ),
         (
             lambda: F.linear(torch.ones(5, 4).double(), np.ones((3, 4))),
-            r"x: .* float64 .*: pass tensor.to\(torch.float32\)",
+            r"x: .* float64 .*: pass x.float\(\)",
         ),
         (
             lambda: SparseTensor(feats(), COORDS.astype("int64")),
-            r"coords: .* given int64 .*: pass array.astype\('int32'\)",
+            r"coords: .* given int64 .*: pass coords.astype\('int32'\)",
         ),
         (lambda: SparseTensor(feats(), COORDS, 3), "coords: row 2 has x 3, expected 0 to 2"),
         (lambda: SparseTensor(feats(), COORDS, (4, 4, 0)), "spatial_shape: expected 3 extents from 1 to 32768, or an int"),
@@ -234,7 +234,7 @@ def layer_of(**state):
         (lambda: op.strided_map(C, 5, shape=4), "sparse_ops.strided_map: " + FITS),
         (
             lambda: layer_of(weight=LAYER.weight.astype("float64"))(tensor()),
-            "weight: .* given float64 .*: pass array.astype",
+            "weight: .* given float64 .*: pass weight.astype",
         ),
     ],
 )

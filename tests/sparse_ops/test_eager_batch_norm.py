@@ -263,6 +263,80 @@ def test_what_is_applied_as_it_is(case):
         assert not torch.equal(norm.running_mean, mean)
 
 
+class Shifted(sparse_ops.SubMConv3d):
+    """A layer of a user's, with a forward of its own."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y.replace_feature(np.abs(y.feats) + 1)
+
+
+class Called(sparse_ops.SubMConv3d):
+    def __call__(self, x):
+        y = super().__call__(x)
+        return y.replace_feature(np.abs(y.feats) + 1)
+
+
+def replaced(module):
+    """A module whose `forward` was replaced by one that adds 1."""
+    forward = module.forward
+
+    def shifted(x):
+        y = forward(x)
+        return y.replace_feature(y.feats + 1) if isinstance(y, sparse_ops.SparseTensor) else y + 1
+
+    module.forward = shifted
+    return module
+
+
+CHANGED = {
+    "class with a forward": lambda: (Shifted(CIN, COUT, 3), ours(trained())),
+    "class with a call": lambda: (Called(CIN, COUT, 3), ours(trained())),
+    "convolution": lambda: (replaced(sparse_ops.SubMConv3d(CIN, COUT, 3)), ours(trained())),
+    "batch norm": lambda: (sparse_ops.SubMConv3d(CIN, COUT, 3), replaced(ours(trained()))),
+    "batch norm of torch": lambda: (sparse_ops.SubMConv3d(CIN, COUT, 3), replaced(trained())),
+    "activation": lambda: (sparse_ops.SubMConv3d(CIN, COUT, 3), ours(trained()), replaced(sparse_ops.ReLU())),
+    "activation of torch": lambda: (sparse_ops.SubMConv3d(CIN, COUT, 3), ours(trained()), replaced(torch.nn.ReLU())),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_what_a_user_made_of_a_module_is_called(case):
+    modules, x = CHANGED[case](), tensor()
+    expected = x
+    for module in modules:  # each in a container of its own, where there is nothing to fold
+        expected = sparse_ops.SparseSequential(module)(expected)
+    size = np.abs(expected.feats).max()
+    assert_close(sparse_ops.SparseSequential(*modules)(x).feats, expected.feats, 27 * CIN + 2, dtype="float32", scale=size)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_folded_layer_goes_to_chosen_voxels(kernel):
+    convolution, (scale, shift), x = sparse_ops.SubMConv3d(CIN, COUT, kernel), affine_of(trained()), tensor()
+    made = convolution.with_affine(scale, shift, "relu")
+    assert_close(made(x, coordinates=x).feats, made(x).feats, 27 * CIN, dtype="float32")
+
+
+def test_hooks_of_all_modules_are_called():
+    seen, network = [], sparse_ops.SparseSequential(sparse_ops.SubMConv3d(CIN, COUT, 3), trained(), torch.nn.ReLU())
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    try:
+        network(tensor())
+    finally:
+        handle.remove()
+    assert seen == [torch.nn.BatchNorm1d, torch.nn.ReLU]
+
+
+def test_a_class_of_layers_that_changes_nothing_is_folded():
+    class Narrow(sparse_ops.SubMConv3d):
+        def __init__(self):
+            super().__init__(CIN, COUT, 3)
+
+    network = sparse_ops.SparseSequential(Narrow(), ours(trained()))
+    network(tensor())
+    assert network._folded
+
+
 def test_other_channels_are_refused():
     network = sparse_ops.SparseSequential(sparse_ops.SubMConv3d(CIN, COUT, 3), sparse_ops.BatchNorm1d(COUT + 1))
     with pytest.raises(ValueError, match=f"input: expected {COUT + 1} channels, given {COUT}"):

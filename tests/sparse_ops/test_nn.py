@@ -89,6 +89,7 @@ class Convolutions(nn.Module):
         self.max = nn.SparseMaxPool3d(2, indice_key="max")
         self.max0 = nn.SparseMaxPool3d(2, max_from_zero=True)
         self.mean = nn.SparseAvgPool3d(2, count_bias=1)
+        self.sum = nn.SparseSumPool3d(2)
         self.unpool = nn.SparseInverseConv3d(8, 2, 2, "max")
 
     def forward(self, feats, coords):
@@ -103,7 +104,7 @@ class Convolutions(nn.Module):
         return (
             *(subm.feats, again.feats, point.feats, down.coords, down.feats, up.feats),
             *(transposed.coords, transposed.feats, pooled.coords, pooled.feats),
-            *(self.max0(subm).feats, self.mean(subm).feats, self.unpool(pooled).feats),
+            *(self.max0(subm).feats, self.mean(subm).feats, self.sum(subm).feats, self.unpool(pooled).feats),
         )
 
 
@@ -139,11 +140,12 @@ def test_convolutions_and_pooling(rows):
 
     np.testing.assert_array_equal(pool_coords, sites.naive(coords, WINDOW, sites.out_extent(extent_of(coords), WINDOW)))
     table = naive_table(coords, pool_coords, WINDOW)
-    reductions = (pool.Reduction("max"), pool.Reduction("max", max_from_zero=True), pool.Reduction("mean", 1))
+    means = pool.Reduction("mean", 1), pool.Reduction("sum")
+    reductions = (pool.Reduction("max"), pool.Reduction("max", max_from_zero=True), *means)
     for got, reduction in zip(pools, reductions, strict=False):
         assert_close(got, pool.naive(subm, table, reduction), 9, dtype="float32")
     inverse = naive_inverse(table, rows)
-    assert_close(pools[3], conv(pools[0], p["unpool.weight"], inverse, p["unpool.bias"]), 65, dtype="float32")
+    assert_close(pools[4], conv(pools[0], p["unpool.weight"], inverse, p["unpool.bias"]), 65, dtype="float32")
 
 
 class Contained(nn.Module):
@@ -371,6 +373,8 @@ def test_narrow_types(dtype):
         (lambda: nn.GroupNorm(4, 6), "num_groups: expected a divisor of 6 channels, given 4"),
         (lambda: nn.SelfAttention(16, 3), "num_heads: expected a divisor of 16 channels, given 3"),
         (lambda: nn.Downsample(2, "median"), "mode: expected one of .*, given 'median'"),
+        (lambda: nn.SparseMaxPool3d(2, max_from_zero=1), "max_from_zero: expected True or False, given 1"),
+        (lambda: nn.ToDense(4, channels_first=0), "channels_first: expected True or False, given 0"),
         (lambda: nn.Activation("tanh"), "name: expected one of .*, given 'tanh'"),
     ],
 )

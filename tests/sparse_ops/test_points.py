@@ -405,6 +405,13 @@ FLAT = sparse_ops.SparseTensor(FEATS[:1], np.zeros((1, 3), "int32"))
         (lambda: sparse_ops.devoxelize(FLAT, POINTS, 1), "x: expected 3 axes beside the batch index, given 2"),
         (lambda: sparse_ops.devoxelize(VOXELS, POINTS), "voxel_size: expected a number or three above 0, given None"),
         (lambda: sparse_ops.devoxelize(VOXELS, BATCH, 1), "voxel_size: expected None with the inverse of voxelize, given 1"),
+        (
+            lambda: sparse_ops.devoxelize(VOXELS, BATCH, batch_index=BATCH),
+            "batch_index: expected None with the inverse of voxelize, given array",
+        ),
+        (lambda: sparse_ops.devoxelize(VOXELS, BATCH, origin=0), "origin: expected None with the inverse of voxelize, given 0"),
+        (lambda: sparse_ops.devoxelize(VOXELS, BATCH, stride=2), "stride: expected 1 with the inverse of voxelize, given 2"),
+        (lambda: sparse_ops.devoxelize(VOXELS, POINTS, 1, normalize=3), "normalize: expected True or False, given 3"),
         (lambda: sparse_ops.devoxelize(VOXELS, POINTS, 1, mode="cubic"), "mode: expected one of 'trilinear', 'nearest', given"),
         (lambda: sparse_ops.devoxelize(VOXELS, POINTS, 1, stride=0), "stride: expected an int or three of at least 1, given 0"),
         (lambda: sparse_ops.devoxelize(VOXELS, BATCH + 1), "index: entry 0 is 1, expected a row from 0 to 0, or -1"),
@@ -487,6 +494,8 @@ def test_networks_that_do_not_fit():
         (lambda p, x: nn.devoxelize(x, p, 1), "devoxelize: x: expected a SymbolicSparseTensor"),
         (lambda p, x: nn.devoxelize(nn.voxelize(p, x, 1)[0], p), "voxel_size: expected a number or three above 0, given None"),
         (lambda p, x: nn.devoxelize(*nn.voxelize(p, x, 1), 1), "voxel_size: expected None with the inverse"),
+        (lambda p, x: nn.devoxelize(*nn.voxelize(p, x, 1), stride=2), "stride: expected 1 with the inverse"),
+        (lambda p, x: nn.devoxelize(nn.voxelize(p, x, 1)[0], p, 1, normalize=3), "normalize: expected True or False, given 3"),
     ):
         with pytest.raises(ValueError, match=says):
             forward(call)

@@ -273,6 +273,14 @@ def sample(rows=5, axes=3, dtype="float32", shape=(6, 6, 6)):
         ),
         (lambda x: sparse_ops.SparseConv3d(3, 4, 1)(x, np.zeros((2, 4), "int32")), "coords_out: row 1 repeats"),
         (lambda x: sparse_ops.SparseMaxPool3d(2, ceil_mode=1), "ceil_mode: expected True or False, given 1"),
+        (lambda x: sparse_ops.SparseMaxPool3d(2, from_zero="yes"), "from_zero: expected True or False, given 'yes'"),
+        (lambda x: F.strided_map(x.coords, 2, transposed=1), "transposed: expected True or False, given 1"),
+        (lambda x: F.kernel_map(x.coords, x.coords, 2, transposed=1), "transposed: expected True or False, given 1"),
+        (lambda x: F.to_dense(x.feats, x.coords, 1, (6, 6, 6), 2), "channels_last: expected True or False, given 2"),
+        (
+            lambda x: F.segment_pool(x.feats, np.zeros(5, "int32"), 1, "max", max_from_zero=2),
+            "max_from_zero: expected True or False, given 2",
+        ),
         (
             lambda x: sparse_ops.SparseConvTranspose3d(3, 4, 2, 2, output_padding=2),
             r"output_padding: expected at most \(1, 1, 1\)",
