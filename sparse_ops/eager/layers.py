@@ -25,7 +25,7 @@ from .arrays import as_kind, as_tensor
 from .call import Weights
 from .checksum import checksum
 from .module import Entry, SparseModule
-from .tensor import CoordinateSet, Layer, SparseTensor
+from .tensor import CoordinateSet, Layer, SparseTensor, reshaped
 
 
 def _axes(argument: str, value, dimensions: int, least: int) -> tuple[int, ...]:
@@ -184,7 +184,7 @@ class _Convolution(SparseModule):
 
     def _wide_weight(self, weight):
         """[Cout, *kernel, Cin] with leading unit axes."""
-        return weight.reshape((self.out_channels, *_widen(self.kernel_size, 1), self.in_channels))
+        return reshaped(weight, (self.out_channels, *_widen(self.kernel_size, 1), self.in_channels))
 
     def pointwise_weight(self, weight):
         """The matrix [Cout, Cin] of a layer of kernel 1.
@@ -192,7 +192,7 @@ class _Convolution(SparseModule):
         spconv 2.3 reads the stored buffer [Cout, 1, 1, 1, Cin] of such layers as a row-major [Cin, Cout] matrix M and
         computes x @ M: a reinterpretation of memory, not a transpose. Checkpoints trained with it rely on that.
         """
-        matrix = as_tensor(weight.reshape((self.in_channels, self.out_channels)), "weight", FLOATS, (None, None))
+        matrix = as_tensor(reshaped(weight, (self.in_channels, self.out_channels)), "weight", FLOATS, (None, None))
         return np.ascontiguousarray(as_kind(matrix, "numpy").T)
 
     def _pointwise(self, x: SparseTensor) -> SparseTensor:

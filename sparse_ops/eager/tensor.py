@@ -192,7 +192,7 @@ class SparseTensor(Portable):
         dense = functional.to_dense(self.feats, coords, self.batch_size, shape, not channels_first)
         sizes = list(dense.shape)
         start = 2 if channels_first else 1
-        return _reshape(dense, sizes[:start] + sizes[start + 3 - d :])
+        return reshaped(dense, sizes[:start] + sizes[start + 3 - d :])
 
     def find_indice_pair(self, key):
         """What a layer left under its `indice_key`, or None, as spconv has it."""
@@ -309,9 +309,9 @@ def _to_kind(feats, kind: str):
     return feats if kind_of(feats) == kind else as_kind(as_tensor(feats, "feats", FLOATS, (None, None)), kind)
 
 
-def _reshape(array, shape: list[int]):
+def reshaped(array, shape: Sequence[int]):
     """Another shape of an array of any kind, over the same memory."""
-    return array._create_view(shape, array.dtype) if isinstance(array, tvm.runtime.Tensor) else array.reshape(shape)
+    return array._create_view(list(shape), array.dtype) if isinstance(array, tvm.runtime.Tensor) else array.reshape(shape)
 
 
 def _as_coords(coords) -> tuple[tvm.runtime.Tensor, int]:
