@@ -11,13 +11,14 @@ from sparse_ops import nn
 from sparse_ops.build import build
 from sparse_ops.eager.arrays import as_tensor, dtype_of
 from tests.tolerance import compare
+from tir_kernels.spec.coordinate_index import COORDINATE_LIMIT
 
 from . import steps
 from .cloud import DTYPES, Cloud, numpy_dtype
-from .oracle import Voxels
+from .oracle import TooFar, Voxels
 from .steps import MOST_ROWS, MOST_TERMS, STEPS, Convolution, Linear, Plan, Step, Wanted, to_kind, to_numpy
 
-PAGE = 20  # cases that share a palette
+PAGE = 50  # cases that share a palette
 PALETTE = 14  # steps in it
 CHANNELS = (1, 2, 3, 4, 6, 8, 12, 16, 17, 24, 32, 33, 48, 64, 65)
 KINDS = ("numpy", "torch", "tvm")
@@ -103,7 +104,12 @@ class Network:
             made = step.bound(rng, plans)
             if made is None or (special and not made.takes_special):
                 return
-            plan = made.plan(plans)
+            try:
+                plan = made.plan(plans)
+            except TooFar:
+                return
+            if (np.abs(plan.out.coords[:, 1:]) >= COORDINATE_LIMIT).any():
+                return
             terms = 0 if plan.table is None or made.probes else len(plan.table) * plan.out.rows * step.cin * step.cout
             if (plan.refusal and rng.random() < 0.7) or plan.out.rows > MOST_ROWS or terms > MOST_TERMS:
                 return

@@ -68,10 +68,15 @@ class Voxels:
         return Voxels.of(coords, shape, self.batch, self.dims)
 
 
+class TooFar(Exception):
+    """Coordinates beyond those of any tensor."""
+
+
 def keys(coords) -> np.ndarray:
-    """A number for each (batch, x, y, z), ascending with it: int64 [N]."""
+    """A number for each (batch, x, y, z), ascending with it: int64 [N]. Raises TooFar."""
     wide = np.asarray(coords, "int64")
-    assert (np.abs(wide[:, 1:]) < REACH).all()
+    if (np.abs(wide[:, 1:]) >= REACH).any():
+        raise TooFar
     key = wide[:, 0]
     for axis in (1, 2, 3):
         key = key * (2 * REACH) + wide[:, axis] + REACH

@@ -675,9 +675,12 @@ class LayerNorm(Step):
     def draw_weights(self, rng):
         return {"weight": random(rng, self.cin, "float32", 0.5) + np.float32(1), "bias": random(rng, self.cin, "float32", 0.3)}
 
+    def layer(self, weights):
+        return sparse_ops.Weights(weights["weight"], weights["bias"])  # which can be copied, whatever it holds
+
     def run(self, layer, tensors, plan):
         x = tensors[-1]
-        arrays = {"x": x.feats, "weight": layer["weight"], "bias": layer["bias"]}
+        arrays = {"x": x.feats, "weight": layer.weight, "bias": layer.bias}
         return x.replace_feature(run_op("layer_norm", op.layer_norm, kind_of(x.feats), arrays, {})), []
 
     def module(self):
@@ -714,10 +717,13 @@ class GroupNorm(Step):
         at = plans[-1].out
         return Plan(at, refusal=None if at.ascends else "coords")
 
+    def layer(self, weights):
+        return sparse_ops.Weights(weights["weight"], weights["bias"])  # which can be copied, whatever it holds
+
     def run(self, layer, tensors, plan):
         x = tensors[-1]
         offsets = functional.batch_offsets(as_kind(x.coordinates.coords, kind_of(x.feats)), plan.out.batch)
-        return x.replace_feature(functional.group_norm(x.feats, offsets, layer["weight"], layer["bias"], self.groups)), []
+        return x.replace_feature(functional.group_norm(x.feats, offsets, layer.weight, layer.bias, self.groups)), []
 
     def module(self):
         return nn.GroupNorm(self.groups, self.cin)
@@ -1323,7 +1329,9 @@ class Devoxelize(Step):
         points, batch = plan.sides["points"], plan.sides["batch_index"]
         if self.mode == "nearest":
             row = rows_of(plan.out.coords, quantize.naive(points, size, batch, origin, self.stride))
-            return None, [same(np.where(row[:, None] >= 0, np.append(x, x[:1] * 0, 0)[row] if len(x) else 0.0, 0))]
+            values = np.zeros((len(points), self.cin))
+            values[row >= 0] = x[row[row >= 0]]
+            return None, [same(values)]
         index, weight = trilinear.naive(plan.out.coords, points, size, batch, origin, self.stride, self.normalize)
         values = interpolate.naive(x, index, weight)
         size = interpolate.naive(x**2, index, weight**2)
