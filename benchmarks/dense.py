@@ -6,7 +6,8 @@
     conv3d_<in>x<out>_<side>   one 3^3 convolution of a dense grid; patch_embed: 518^2 pixels to 37^2 tokens
     vit_l_block                a block of a ViT-L on 1374 tokens, exported by torch and compiled by `cpu_pipeline`
 
-bfloat16 is bfloat16 storage with float32 sums on both sides; the peer is torch in bfloat16.
+bfloat16 and float16 are storage, sums are float32, on both sides; the peer is torch in the same type. In float16 there are
+linear layers only.
 """
 
 import functools
@@ -21,7 +22,7 @@ from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
 from sparse_ops import op
-from sparse_ops.build import build
+from sparse_ops.build import Program, build
 from sparse_ops.transform import cpu_pipeline
 from tests.tolerance import compare
 from tir_kernels.dispatch import host_target
@@ -40,12 +41,12 @@ SAMPLED = 64  # rows that are compared with a float64 sum
 def normal(seed: int, *shape: int, dtype: str) -> np.ndarray:
     """Normal values, rounded to `dtype`."""
     values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    return values.astype(ml_dtypes.bfloat16) if dtype == "bfloat16" else values
+    return values.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
 def as_torch(array: np.ndarray) -> torch.Tensor:
     """The same values in torch; numpy's bfloat16 has no way there but its bits."""
-    if array.dtype == np.float32:
+    if array.dtype != ml_dtypes.bfloat16:
         return torch.from_numpy(array)
     return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
 
@@ -73,7 +74,7 @@ def compiled(call: Callable[..., relax.Expr], *values: np.ndarray, constants: in
         with builder.dataflow():
             result = builder.emit_output(call(*variables, *(relax.const(value) for value in given[inputs:])))
         builder.emit_func_output(result)
-    main = relax.VirtualMachine(build(builder.get()), tvm.cpu())["main"]
+    main = build(builder.get())["main"]
     return lambda: main(*given[:inputs])
 
 
@@ -85,7 +86,7 @@ def linear_case(rows: int, cin: int, cout: int, dtype: str) -> Case:
     expected = linear.naive(x[sample], weight, bias)
 
     def check(result):
-        # a bfloat16 result is rounded once after a float32 sum, so that only in float32 the depth counts
+        # a narrower result is rounded once after a float32 sum, so that only in float32 the depth counts
         yield compare(as_numpy(result)[sample], expected, cin if dtype == "float32" else 1, dtype=x.dtype, name="out")
 
     a, w, b = as_torch(x), as_torch(weight), as_torch(bias).to(as_torch(x).dtype)
@@ -94,7 +95,7 @@ def linear_case(rows: int, cin: int, cout: int, dtype: str) -> Case:
         dtype,
         ours,
         check,
-        torch_peer(lambda: torch.nn.functional.linear(a, w, b), None if dtype == "bfloat16" else check),
+        torch_peer(lambda: torch.nn.functional.linear(a, w, b), check if dtype == "float32" else None),
         flops=2.0 * rows * cin * cout,
     )
 
@@ -132,7 +133,7 @@ def block_case(dtype: str) -> Case:
         program = torch.export.export(block, (x,))
     mod = from_exported_program(program, unwrap_unit_return_tuple=True)
     executable = tvm.compile(mod, target=host_target(), relax_pipeline=cpu_pipeline(precision=dtype))
-    main, given = relax.VirtualMachine(executable, tvm.cpu())["main"], tvm.runtime.tensor(x.numpy())
+    main, given = Program(executable)["main"], tvm.runtime.tensor(x.numpy())
     theirs = block.to(torch.bfloat16) if dtype == "bfloat16" else block
     there = x.to(torch.bfloat16) if dtype == "bfloat16" else x
 
@@ -152,9 +153,11 @@ def block_case(dtype: str) -> Case:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options("Dense layers against torch.", arguments)
     bench = Benchmark("dense", options)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16", "float16"):
         for shape in LINEAR[3:] if options.quick else LINEAR:
             bench.run("linear_" + "x".join(map(str, shape)), functools.partial(linear_case, *shape, dtype))
+        if dtype == "float16":
+            continue
         # torch's bfloat16 convolution takes minutes on a CPU without an instruction for it
         for cin, cout, side in () if dtype == "bfloat16" else CONV[5:] if options.quick else CONV:
             bench.run(f"conv3d_{cin}x{cout}_{side}", functools.partial(conv_case, cin, cout, (side,) * 3, (3, 3, 3), 1, dtype))

@@ -35,7 +35,6 @@ from sam3d_tvm.artifacts import PIPELINE, Artifacts
 from sam3d_tvm.bench import MEASURED_STEPS
 from sam3d_tvm.config import preset
 from sam3d_tvm.pipeline import Pipeline
-from sparse_ops.transform.precision import PRECISIONS
 
 from .harness import default_console, machine_info, write_json
 
@@ -208,7 +207,7 @@ def notes(report: Mapping) -> list[str]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The whole pipeline against PyTorch with spconv, stage by stage.")
     parser.add_argument("--size", choices=VOXELS, default="full")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of both")
+    parser.add_argument("--precision", choices=RATIOS, default="float32", help="of both")
     parser.add_argument("--artifacts", type=Path, metavar="FOLDER", help="compiled models; a new folder is filled")
     parser.add_argument(
         "--blocks", type=int, default=BLOCKS, metavar="N", help=f"of the reference's flows; {BLOCKS} by default"

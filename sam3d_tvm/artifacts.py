@@ -120,7 +120,7 @@ def compile_artifacts(
     """The artifacts of `source` in `folder`. What is there already, of the same weights and code, is kept; where only weights
     differ they are packed anew; a compilation that was interrupted is taken up again.
 
-    `precision`: "float32" or "bfloat16". `on_model(name, done, total)` is told which model is being compiled, of how many that
+    `precision`: one of `PRECISIONS`. `on_model(name, done, total)` is told which model is being compiled, of how many that
     have to be, and in the end ("", total, total). Raises ValueError for a folder that holds something else, and for weights
     that do not fit, with the name of the model.
     """

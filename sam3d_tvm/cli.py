@@ -36,7 +36,7 @@ Artifacts = Annotated[
     Path | None, typer.Option(help="Folder of the compiled models; alone, what was compiled before.", envvar="SAM3D_ARTIFACTS")
 ]
 Preset = Annotated[str | None, typer.Option(help="Random weights in place of a checkpoint: tiny or full.")]
-Precision = Annotated[str | None, typer.Option(help="float32, which is the default, or bfloat16 inside the models.")]
+Precision = Annotated[str | None, typer.Option(help="float32, which is the default, or bfloat16 or float16 inside the models.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; by default all cores.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show estimates, times of all stages, and warnings.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -238,7 +238,7 @@ def validate(
         str, typer.Option(help="tiny, or full: the size of SAM-3D-Objects, which takes minutes and 12 GB.")
     ] = "tiny",
     precision: Annotated[
-        str, typer.Option(help="float32 or bfloat16; PyTorch computes in float32 in either case.")
+        str, typer.Option(help="float32, bfloat16 or float16; PyTorch computes in float32 in any case.")
     ] = "float32",
     json: Json = False,
     threads: Threads = None,

@@ -84,7 +84,8 @@ class Pipeline:
         """The pipeline of a checkpoint folder as SAM-3D-Objects publishes it, see `checkpoint`.
 
         Compiled for `target`, by default this CPU, into the folder `artifacts`, by default one in the user's cache, unless that
-        was done before. `precision`: "float32", or "bfloat16" inside the models. `on_model` as in `compile_artifacts`.
+        was done before. `precision`: "float32", or another of `PRECISIONS` inside the models. `on_model` as in
+        `compile_artifacts`.
 
         Raises ValueError for anything about the folder that is not as it should be: a file that is missing, truncated or holds
         code, a `_target_` that is not known, parameters that are missing, not known, misshapen or not finite.

@@ -23,7 +23,7 @@ EXAMPLES = {name: example for model in MODELS.values() for name, example in mode
 SIZES = ("tiny", "full")
 # Allowed: the largest error, in units of the largest value, and relative L2. bfloat16 has 8 bits: two dozen blocks of a
 # transformer whose features are rounded to it differ by one percent from float32 ones, in torch as well.
-BOUNDS = {"float32": (1e-4, 1e-5), "bfloat16": (0.1, 0.02)}
+BOUNDS = {"float32": (1e-4, 1e-5), "bfloat16": (0.1, 0.02), "float16": (0.1 / 8, 0.02 / 8)}  # three bits more
 ENOUGH = 2.0  # seconds; of calls that take longer one each has to do
 
 

@@ -16,7 +16,8 @@ from .eager.containers import *  # noqa: F403
 from .eager.layers import *  # noqa: F403
 from .eager.norm import *  # noqa: F403
 from .eager.points import devoxelize, voxelize
-from .eager.tensor import SparseTensor, cat, sparse_add
+from .eager.tensor import SparseTensor, cat, sparse_add, sparse_cat
+from .eager.voxels import intersection, prune
 
 __all__ = [
     "KernelMap",
@@ -25,8 +26,11 @@ __all__ = [
     "cat",
     "devoxelize",
     "functional",
+    "intersection",
+    "prune",
     "set_threads",
     "sparse_add",
+    "sparse_cat",
     "threads",
     "voxelize",
     "weights",

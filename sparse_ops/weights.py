@@ -4,7 +4,7 @@
 
 The caller names the layout: a shape cannot tell it. Coordinates and the axes of kernels keep their order, the first one is x
 here whatever a library calls it. A layout also says how a layer of kernel and stride 1 reads its memory: layers here, as
-those of spconv 2.x, take `[Cout, 1, 1, 1, Cin]` as a row-major `[Cin, Cout]` matrix.
+those of spconv 2.x, take `[Cout, 1, 1, 1, Cin]` as a row-major `[Cin, Cout]` matrix, unless they have groups.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from .eager.arrays import describe, kind_of
-from .op.numbers import as_axes, shown
+from .op.numbers import as_axes, check_int, shown
 
 MOST_AXES = 3
 NEVER, ALWAYS, ODD = "never", "always", "if odd in number"
@@ -65,13 +65,13 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def from_layout(weight, layout: str, kernel_size=None, *, stride=1, ndim: int = 3):
+def from_layout(weight, layout: str, kernel_size=None, *, stride=1, groups: int = 1, ndim: int = 3):
     """The weight of a layer here, `[Cout, *kernel, Cin / groups]`, from one in another library's layout: a contiguous copy.
 
     weight: numpy array or torch tensor of any dtype, which is kept; layout: one of `LAYOUTS`. kernel_size: an int, or one for
-    each of `ndim` axes, needed where one dimension stands for all taps and checked elsewhere. stride: that of the layer, as one
-    of kernel 1 is pointwise if it is 1, too; leave it at 1 for an inverse convolution. The [Cin, Cout] that MinkowskiEngine
-    and torchsparse store for kernel 1 is taken as well.
+    each of `ndim` axes, needed where one dimension stands for all taps and checked elsewhere. stride, groups: those of the
+    layer, as one of kernel 1 is pointwise if both are 1; leave stride at 1 for an inverse convolution. The [Cin, Cout] that
+    MinkowskiEngine and torchsparse store for kernel 1 is taken as well.
 
     Raises ValueError for an unknown layout, for a weight of another kind, rank or kernel, and for a missing kernel size.
     """
@@ -95,13 +95,13 @@ def from_layout(weight, layout: str, kernel_size=None, *, stride=1, ndim: int = 
     full = [*shape[: found.place], *sizes, *shape[found.place + axes :]]
     array = weight.reshape(full if len(full) == len(labels) else [*full, 1])
     array = _permuted(array, [labels.index(label) for label in _own(kernel)])
-    if found.reinterprets or not _is_pointwise(kernel, stride):
+    if found.reinterprets or not _is_pointwise(kernel, stride, groups):
         return array
     out, channels = array.shape[0], array.shape[-1]
     return _permuted(array.reshape((out, channels)), [1, 0]).reshape(array.shape)
 
 
-def to_layout(weight, layout: str, *, stride=1):
+def to_layout(weight, layout: str, *, stride=1, groups: int = 1):
     """A layer's weight, `[Cout, *kernel, Cin / groups]`, as another library stores it: the inverse of `from_layout`.
 
     Raises ValueError for an unknown layout, for a weight of another kind or rank, and for more than one input channel a group
@@ -113,7 +113,7 @@ def to_layout(weight, layout: str, *, stride=1):
     out, *kernel, channels = shape
     if "in" not in found.dims and channels != 1:
         raise ValueError(f"weight: expected one input channel a group for {found.words}, given {describe(weight)}")
-    if not found.reinterprets and _is_pointwise(tuple(kernel), stride):
+    if not found.reinterprets and _is_pointwise(tuple(kernel), stride, groups):
         weight = _permuted(weight.reshape((channels, out)), [1, 0]).reshape(shape)
     own = _own(kernel)
     array = _permuted(weight, [own.index(label) for label in found.labels(tuple(kernel))])
@@ -126,9 +126,11 @@ def _own(kernel) -> list:
     return ["out", *range(len(kernel)), "in"]
 
 
-def _is_pointwise(kernel: tuple[int, ...], stride) -> bool:
+def _is_pointwise(kernel: tuple[int, ...], stride, groups: int) -> bool:
     """Whether a layer reads the memory of its weight as [Cin, Cout]."""
-    return prod(kernel) == 1 and prod(_axes("stride", stride, len(kernel))) == 1
+    return (
+        prod(kernel) == 1 and prod(_axes("stride", stride, len(kernel))) == 1 and check_int("weights", "groups", groups, 1) == 1
+    )
 
 
 def _permuted(array, order: list[int]):

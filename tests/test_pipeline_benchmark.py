@@ -20,7 +20,6 @@ from torch.nn.modules.module import register_module_forward_hook
 from benchmarks import pipeline, pipeline_reference
 from sam3d_tvm.config import Sampling, preset
 from sam3d_tvm.occupancy import demo_occupancy
-from sparse_ops.transform.precision import PRECISIONS
 from tests.sam3d_tvm import slat_reference
 from tests.sam3d_tvm.tiny_pipeline import tiny_artifacts
 
@@ -83,7 +82,7 @@ def test_nothing_is_extrapolated_where_all_blocks_are_there(monkeypatch, blocks)
 
 
 @pytest.mark.parametrize("stage", pipeline_reference.STAGES)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", pipeline.RATIOS)
 def test_every_stage_of_the_reference_runs(monkeypatch, precision, stage):
     monkeypatch.setattr(slat_reference, "one_thread", slat_reference.one_thread)  # put back when the test ends
     monkeypatch.setattr(pipeline_reference, "ROUNDS", 1)

@@ -21,7 +21,9 @@ from .cpu import (
     coordinate_index,
     dense,
     dense_group_norm,
+    depthwise_conv,
     elementwise,
+    flatnonzero,
     gather_gemm,
     gather_rows,
     group_norm,
@@ -29,6 +31,7 @@ from .cpu import (
     kernel_map,
     layer_norm,
     linear,
+    memory,
     modulated_add,
     pool,
     quantize,
@@ -39,11 +42,13 @@ from .cpu import (
     softmax,
     subdivide,
     trilinear,
+    union,
     unique,
     upsampled_conv,
     windows,
     winograd,
 )
+from .cpu.float16 import spelled_out
 from .cpu.isa import Isa, forced, host_target
 from .cpu.threads import note_use
 from .layout import MapLayout, PairsByBlock, WeightLayout
@@ -112,8 +117,10 @@ def on_cpu(
 
     def make(spec: Spec, target: Target) -> Kernel:
         isa = isa_of(target)
-        function = build(shared(spec, isa) if shared else spec, isa)
-        return Kernel(name, function, weight(spec, isa) if weight else None, map_layout)
+        function, layout = build(shared(spec, isa) if shared else spec, isa), weight(spec, isa) if weight else None
+        if not isa.converts_half and "float16" in vars(spec).values():
+            function, layout = spelled_out(function), layout and replace(layout, pack=spelled_out(layout.pack))
+        return Kernel(name, function, layout, map_layout)
 
     return Implementation(name, accepts, make)
 
@@ -141,12 +148,15 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     ),
     "copy_sites": (on_cpu(sites.copy_sites),),
     "count_cuts": (on_cpu(serialize.count_cuts),),
+    "count_nonzero": (on_cpu(flatnonzero.count_nonzero),),
     "cut_sequence": (on_cpu(serialize.cut_sequence),),
     "dense_group_norm": (on_cpu(dense_group_norm.dense_group_norm),),
+    "fill_nonzero": (on_cpu(flatnonzero.fill_nonzero),),
     "fill_unique": (on_cpu(unique.fill_unique),),
     "find_sites": (on_cpu(sites.find_sites),),
     "from_dense": (on_cpu(dense.from_dense),),
     "gather_rows": (on_cpu(gather_rows.gather_rows),),
+    "grant_memory": (on_cpu(memory.grant_memory),),
     "group_norm": (on_cpu(group_norm.group_norm),),
     "group_rows": (on_cpu(windows.group_rows),),
     "interpolate": (on_cpu(interpolate.interpolate),),
@@ -166,9 +176,19 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "segment_pool": (on_cpu(segment_pool.segment_pool),),
     "serial_keys": (on_cpu(serialize.serial_keys),),
     "serialize": (on_cpu(serialize.serialize),),
+    "set_rows": (on_cpu(union.set_rows),),
     "softmax": (on_cpu(softmax.softmax),),
-    "sparse_conv": with_and_without_dot(
-        gather_gemm.gather_gemm, weight=gather_gemm.weight_layout, map_layout=PAIRS, shared=gather_gemm.shared
+    "sparse_conv": (
+        on_cpu(
+            depthwise_conv.depthwise_conv,
+            refuses=depthwise_conv.refuses,
+            weight=depthwise_conv.weight_layout,
+            map_layout=PAIRS,
+            shared=depthwise_conv.shared,
+        ),
+        *with_and_without_dot(
+            gather_gemm.gather_gemm, weight=gather_gemm.weight_layout, map_layout=PAIRS, shared=gather_gemm.shared
+        ),
     ),
     "subdivide": (on_cpu(subdivide.subdivide),),
     "submanifold_map": (on_cpu(kernel_map.submanifold_map, map_layout=PAIRS),),

@@ -7,7 +7,7 @@ The functions are registered when `tir_kernels` (or anything above it) is import
 without importing it gets TVM's "function not found" with the same name instead of the text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -15,6 +15,7 @@ import tvm
 
 RAISE_RANGE = "tir_kernels.raise_range_error"
 RAISE_DUPLICATE = "tir_kernels.raise_duplicate_error"
+RAISE_SET_DUPLICATE = "tir_kernels.raise_set_duplicate_error"
 RAISE_ORDER = "tir_kernels.raise_order_error"
 RAISE_INDEX = "tir_kernels.raise_index_error"
 RAISE_BATCH_INDEX = "tir_kernels.raise_batch_index_error"
@@ -30,27 +31,46 @@ RAISE_KERNEL_SIZE = "tir_kernels.raise_kernel_size_error"
 RAISE_POINT = "tir_kernels.raise_point_error"
 RAISE_GRID_NUMBER = "tir_kernels.raise_grid_number_error"
 RAISE_TERM = "tir_kernels.raise_term_error"
+RAISE_SIZE = "tir_kernels.raise_size_error"
+RAISE_SITE_COUNT = "tir_kernels.raise_site_count_error"
 
+LARGEST = 32767  # of coordinates
+GIB = 1 << 30
 COLUMNS = ("batch index", "x", "y", "z")
-ARGUMENTS = (  # that share words; a number where no name fits
+# Arguments that share words; a number where no name fits.
+ARGUMENTS = (
     "batch_offsets",
     "q_offsets",
     "k_offsets",
     "q_order",
     "k_order",
+    "coords",
+    "coords_in",
+    "coords_out",
+    "offsets",
     "voxel_size",
     "origin",
 )
 
 
-def range_words(row: int, column: int, value: int, low: int, high: int) -> str:
+def range_words(row: int, column: int, value: int, low: int, high: int, argument: str | int = "coords") -> str:
     """A coordinate or batch index lies outside its range."""
-    return f"coords: row {row} has {COLUMNS[column]} {value}, expected {low} to {high}"
+    unbounded = column and value < low == 0 and high == LARGEST  # a grid whose extent is inferred
+    hint = ", or any with shape=None, which bounds nothing" if unbounded else ""
+    return f"{_argument(argument)}: row {row} has {COLUMNS[column]} {value}, expected {low} to {high}{hint}"
 
 
-def duplicate_words(row: int, earlier: int) -> str:
+def duplicate_words(row: int, earlier: int, argument: str | int = "coords") -> str:
     """Two rows hold the same coordinates."""
-    return f"coords: row {row} repeats the coordinates of row {earlier}, expected every row to be different"
+    return f"{_argument(argument)}: row {row} repeats the coordinates of row {earlier}, expected every row to be different"
+
+
+def set_duplicate_words(row: int, earlier: int, place: int) -> str:
+    """Two rows of one set of several hold the same coordinates."""
+    return (
+        f"coords: row {row} of set {place} repeats the coordinates of row {earlier} of it, "
+        "expected every row of a set to be different"
+    )
 
 
 def order_words(row: int, value: int, previous: int) -> str:
@@ -151,6 +171,25 @@ def term_words(row: int, term: int, value: int, rows: int) -> str:
     return f"index: entry {term} of row {row} is {value}, expected {_row_or_none(rows)}"
 
 
+def size_words(argument: str | int, axis: int, given: int, expected: int, other: str | int) -> str:
+    """An argument of a compiled function has another size than it declares, or than another argument, if that has a name."""
+    along = "rows" if axis == 0 else f"along axis {axis}"
+    return f"{_argument(argument)}: expected {expected} {along}{f', as {_argument(other)} has' * bool(other)}, given {given}"
+
+
+def memory_words(what: str, dtype: str, dims: Sequence[int], size: int, left: int) -> str:
+    """A tensor, and the scratch beside it, take more memory than is left; see `memory`."""
+    return (
+        f"{what}: expected what fits the {left / GIB:,.1f} GiB of memory that are left, "
+        f"given {dtype} {list(dims)}, which takes {size / GIB:,.1f} GiB with its scratch"
+    )
+
+
+def site_count_words(sites: int) -> str:
+    """A strided or transposed convolution may have more output sites than an int32 numbers."""
+    return f"coords: input rows times taps give up to {sites} output sites, expected at most 2147483647"
+
+
 @dataclass(frozen=True)
 class Refusal:
     """`function`: the packed function that raises ValueError with what `words` makes of the arguments."""
@@ -178,6 +217,9 @@ REFUSALS: dict[int, Refusal] = {
     21: Refusal(RAISE_POINT, point_words),
     22: Refusal(RAISE_GRID_NUMBER, grid_number_words),
     23: Refusal(RAISE_TERM, term_words),
+    15: Refusal(RAISE_SIZE, size_words),
+    16: Refusal(RAISE_SITE_COUNT, site_count_words),
+    20: Refusal(RAISE_SET_DUPLICATE, set_duplicate_words),
 }
 
 

@@ -43,6 +43,7 @@ class MapLayout(ABC):
     NAMES: tuple[str, ...]
     DTYPES = ("int32", "int32", "int32", "int64")
     RANKS = (2, 2, 2, 1)
+    MOST_TAPS = 1 << 20  # of a map; its int32 count the pairs of blocks
 
     @abstractmethod
     def arrays(self, taps, rows) -> tuple[Array, ...]:

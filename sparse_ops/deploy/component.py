@@ -91,7 +91,7 @@ class Component:
         return sum(_nbytes(spec) for spec in self.manifest.packed)
 
     def with_parameters(self, state: State) -> "Component":
-        """The same code with other parameters: arrays by name, float32, or float16 or bfloat16 that become float32.
+        """The same code with other parameters: arrays by name, float32, float16 or bfloat16, cast to what the model has.
 
         ValueError that names every parameter that is missing, not known, or of another shape or dtype, and for a component
         that is for another CPU.
@@ -190,8 +190,8 @@ def pack(program: Program, manifest: Manifest, state: State) -> list[tvm.runtime
 
         @lru_cache(maxsize=2)  # a layer that is cut reads its weight and bias for every part
         def read(index: int, function: FunctionSpec = function) -> tvm.runtime.Tensor:
-            array = np.asarray(state[manifest.parameters[function.parameters[index]].name])
-            return tvm.runtime.tensor(np.ascontiguousarray(array, np.float32))
+            spec = manifest.parameters[function.parameters[index]]
+            return tvm.runtime.tensor(np.ascontiguousarray(np.asarray(state[spec.name]), np.dtype(spec.dtype)))
 
         def store(index: int, value: tvm.runtime.Tensor, function: FunctionSpec = function) -> None:
             if function.packed[index] not in packed:

@@ -26,7 +26,7 @@ def component_from_nn(
 ) -> Component:
     """Compile functions of a model, as `export_tvm` takes them, for `target`, by default this CPU, and pack its parameters.
 
-    `state`: arrays by the names of the parameters, float32, or float16 or bfloat16 that become float32. `copies`, by the name
+    `state`: arrays by the names of the parameters, float32, float16 or bfloat16, whichever the model has. `copies`, by the name
     of a function: for each copy of it, called `<function>.1` and so on, which of its parameters goes by which other name; it
     shares the function's code.
 
@@ -39,10 +39,11 @@ def component_from_nn(
     with target:
         module, own = model.export_tvm(dict(functions))
     shapes = {key: tuple(int(n) for n in parameter.shape) for key, parameter in own}
+    dtypes = {key: str(parameter.dtype) for key, parameter in own}
     sources = {key: key for key in shapes} | {
         new: old for made in copies.values() for names_ in made for old, new in names_.items()
     }
-    parameters = [TensorSpec(new, "float32", shapes[old]) for new, old in sources.items()]
+    parameters = [TensorSpec(new, dtypes[old], shapes[old]) for new, old in sources.items()]
     check_arrays({spec.name: spec.shape for spec in parameters}, state)
     numbers = {spec.name: number for number, spec in enumerate(parameters)}
     specs = {}

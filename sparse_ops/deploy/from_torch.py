@@ -34,7 +34,7 @@ def port_component(
 
     `inputs`: example tensors for `forward`, or, to export several methods over the same parameters, such by the name of the
     method; tensors may stand in lists, tuples and dicts. `dynamic`: what torch.export calls dynamic_shapes, for `forward`, or
-    by the name of the method. `precision`: "float32", or "bfloat16" inside, see
+    by the name of the method. `precision`: "float32", or "bfloat16" or "float16" inside, see
     `sparse_ops.transform.precision.to_precision`.
 
     Parameters, and buffers of floats that are part of the state, keep their names and are packed once; the module is not

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-# What parameters may be, by the name in a file; all become float32.
+# What parameters may be, by the name in a file; all become what those of the model are, float32 as a rule.
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -47,7 +47,7 @@ def load_state(path: str | os.PathLike, prefix: str = "") -> dict[str, LazyArray
 def check_arrays(shapes: Mapping[str, Sequence[int]], state: State) -> None:
     """ValueError that lists every array of `state` that is missing, not known, or of another shape or dtype.
 
-    They are float32, or float16 or bfloat16, which become float32.
+    They are float32, float16 or bfloat16, and become what those of the model are.
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"state: expected arrays by name, given {type(state).__name__}")

@@ -13,6 +13,7 @@ import tvm
 import tvm_ffi
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+CASTS = {"numpy": ".astype('float32')", "torch": ".float()", "tvm": " as float32"}  # from float64, to write behind an array
 _names: dict = {}  # of dtypes of all kinds
 
 
@@ -73,6 +74,8 @@ def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tv
     if kind == "other":
         refuse(": neither a numpy array nor a torch or TVM tensor")
     given = tuple(array.shape)
+    if dtype_of(array) == "float64" and "float32" in dtypes:
+        refuse(f": pass {argument.rpartition('.')[2]}{CASTS[kind]}")
     if dtype_of(array) not in dtypes or len(given) != len(shape):
         refuse(cast_hint(array, dtypes))
     for want, have in zip(shape, given, strict=True):
@@ -115,6 +118,11 @@ def as_kind(tensor: tvm.runtime.Tensor, kind: str):
     if tensor.dtype == "bfloat16":
         return np.from_dlpack(tensor._create_view(tensor.shape, "uint16")).view(BFLOAT16)
     return np.from_dlpack(tensor)
+
+
+def reshape(array, shape):
+    """Another shape of a contiguous array of any kind, over the same memory."""
+    return array._create_view(tuple(shape), array.dtype) if isinstance(array, tvm.runtime.Tensor) else array.reshape(shape)
 
 
 class Travelling(NamedTuple):

@@ -87,7 +87,7 @@ def compiled(identity: tuple, make_module: Callable[[], tvm.IRModule], precision
 
 
 def kernel(spec: Spec) -> Callable:
-    """The kernel of a description as a function of TVM tensors: it takes a microsecond less than a program does."""
+    """The kernel of a description as a function of TVM tensors, with no virtual machine around it."""
 
     def make(target: tvm.target.Target) -> tvm.runtime.Executable:
         return tvm.compile(tvm.IRModule({spec.family: kernel_for(spec, target).function}), target)

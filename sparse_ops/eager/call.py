@@ -16,6 +16,7 @@ from tvm import relax
 
 from tir_kernels.spec.geometry import Geometry
 
+from ..op.numbers import shown
 from ..op.register import OPS
 from ..op.signature import MAP_DTYPES, Kind, Signature, Table
 from ..program import Function
@@ -63,21 +64,22 @@ class Weights:
     weight: object
     bias: object = None
     fixed: bool = False
-    _packed: tuple[tuple | None, dict[Function, list]] = field(default_factory=lambda: (None, {}), init=False, repr=False)
+    _packed: tuple[list | None, dict[Function, list]] = field(default_factory=lambda: (None, {}), init=False, repr=False)
 
     def __reduce__(self):
         """Copies and pickles hold the arrays, and pack anew."""
         return _weights, tuple(Travelling.of(value) for value in (self.weight, self.bias, self.fixed))
 
-    def packed(self, function: Function, parameters: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
+    def packed(self, function: Function, parameters: list[tvm.runtime.Tensor], dtypes: list[str]) -> list[tvm.runtime.Tensor]:
         """What a compiled function takes in place of the parameters."""
-        sums = tuple([checksum(tensor) for tensor in parameters[self.fixed :]])
+        looked_at = range(self.fixed, len(parameters))
+        sums = [checksum(parameters[i], dtypes[i]) for i in looked_at]
         of, kept = self._packed
         packed = kept.get(function) if of == sums else None
         if packed is None:
             # Others may write meanwhile: what is packed and what is summed up are one copy.
-            copies = [*parameters[: self.fixed], *[tensor.copyto(tvm.cpu()) for tensor in parameters[self.fixed :]]]
-            sums = tuple([checksum(tensor) for tensor in copies[self.fixed :]])
+            copies = [tensor.copyto(tvm.cpu()) for tensor in parameters]
+            sums = [checksum(copies[i], dtypes[i]) for i in looked_at]
             packed = function.pack(copies.__getitem__)
             of, kept = self._packed
             if of != sums:
@@ -97,7 +99,7 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
     call returns stays four tensors. Raises ValueError for the first argument or option that does not fit.
     """
     signature = OPS[name].signature
-    options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
+    options = {key: _option(signature, key, value) for key, value in options.items()}
     weights = arrays.get("weight")
     if "weight" in signature.by_name and signature.by_name["weight"].kind is Kind.WEIGHT:
         weights = weights if isinstance(weights, Weights) else Weights(weights, arrays.get("bias"))
@@ -110,20 +112,25 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
         tuple([(argument, fixed) for argument, (_, fixed) in given.items()]),
         tuple([(key, type(value).__name__, value) for key, value in options.items()]),
     )
-    try:
-        function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))["main"]
-    except TypeError as error:  # an option that cannot be hashed is none that the op takes
-        if "unhashable" not in str(error):
-            raise
-        raise ValueError(f"{signature.qualified}: expected options that are numbers or strings, given {options!r}") from error
+    function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))["main"]
     inputs, packed = [], []
     for argument, (tensors, _) in given.items():
         if weights is None or argument not in PACKED:
             inputs += tensors
     if weights is not None:
-        packed = weights.packed(function, [tensor for name in PACKED if name in given for tensor in given[name][0]])
+        parameters = [given[name] for name in PACKED if name in given]
+        packed = weights.packed(function, [tensors[0] for tensors, _ in parameters], [fixed[0] for _, fixed in parameters])
     out = function(*inputs, *packed)
     return as_kind(out, kind) if isinstance(out, tvm.runtime.Tensor) else out
+
+
+def _option(signature: Signature, name: str, value):
+    """An option as what is part of a function's identity; ValueError for what can be none."""
+    if value is None or isinstance(value, int | float | str | tuple):
+        return value
+    if getattr(value, "ndim", None) == 0:  # a number of numpy or torch
+        return value.item()
+    raise ValueError(f"{signature.qualified}: {name}: expected a number or a string, given {shown(value)}")
 
 
 @cache
@@ -152,7 +159,10 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
     found = {}
     for name, kind, optional, dtypes, shape, fixed, table in _plan(signature):
         array = arrays.get(name)
-        if kind is Kind.SHAPE or (array is None and optional):  # a shape is an option of an eager call
+        if array is None and optional:
+            continue
+        if kind is Kind.SHAPE:  # numbers that the op's constructor has checked
+            found[name] = ([tvm.runtime.ShapeTuple(array)], ())
             continue
         if kind is Kind.MAP:
             found[name] = (list(array.arrays), ())
@@ -167,7 +177,7 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
             if table is not None and arrays.get(table.index) is None:
                 wanted[0] = 1
             if kind is Kind.WEIGHT:
-                _check_channels(signature, array, shape, dims)
+                _check_channels(signature, name, array, shape, dims)
             tensor = as_tensor(array, name, dtypes, tuple(wanted))
             dtype = dtypes[0] if len(dtypes) == 1 else dtype_of(array)
         sizes = tensor.shape
@@ -180,12 +190,13 @@ def check(signature: Signature, arrays: Mapping[str, Any]) -> dict[str, tuple[li
     return found
 
 
-def _check_channels(signature: Signature, weight, shape: tuple, dims: Mapping[str, int]) -> None:
+def _check_channels(signature: Signature, name: str, weight, shape: tuple, dims: Mapping[str, int]) -> None:
     """ValueError that names the features where they have other channels than the weight, of the right rank, takes."""
-    given, channels = getattr(weight, "shape", ()), dims.get(shape[-1])
-    if len(given) == len(shape) and channels not in (None, given[-1]):
-        features = next(argument.name for argument in signature.arguments if shape[-1] in argument.shape)
-        raise ValueError(f"{features}: expected {given[-1]} channels, as weight {list(given)} takes, given {channels}")
+    given = getattr(weight, "shape", ())
+    if len(given) == len(shape):
+        for dim, size in zip(shape, given, strict=True):
+            if dims.get(dim, size) != size and (features := signature.features_of(dim)):
+                raise ValueError(f"{features}: expected {size} channels, as {name} {list(given)} takes, given {dims[dim]}")
 
 
 def _dims_of_map(signature: Signature, kernel_map) -> dict[str, int]:
@@ -221,6 +232,7 @@ def module(
         return names.setdefault(dim, tvm.tirx.Var(dim, "int64")) if isinstance(dim, str) else dim
 
     variables: dict[str, list[relax.Var]] = {}
+    numbers: dict[str, relax.ShapeExpr] = {}
     for name, (_, fixed) in given.items():
         argument = signature.by_name[name]
         if argument.kind is Kind.MAP:
@@ -229,13 +241,17 @@ def module(
                 for (array, dtype), dims in zip(MAP_DTYPES.items(), MAP_DIMS, strict=True)
             ]
             continue
+        if argument.kind is Kind.SHAPE:
+            numbers[name] = relax.ShapeExpr([size(dim) for dim in argument.shape])
+            variables[name] = [relax.Var(name, relax.ShapeType(numbers[name].values))]
+            continue
         dtype, *known = fixed
         dims = [n if n is not None else _dim_name(name, place, argument.shape) for place, n in enumerate(known)]
         variables[name] = [relax.Var(name, relax.TensorType([size(dim) for dim in dims], dtype))]
     order = [name for name in variables if not (packs and name in PACKED)]
     inputs = [variable for name in order for variable in variables[name]]
     parameters = [variables[name][0] for name in PACKED if packs and name in variables]
-    arguments = {name: relax.Tuple(group) if len(group) > 1 else group[0] for name, group in variables.items()}
+    arguments = {name: relax.Tuple(group) if len(group) > 1 else group[0] for name, group in variables.items()} | numbers
     result = relax.BlockBuilder().normalize(make(**arguments, **options))
     # Put together by hand: the scopes of a builder are one stack for all threads.
     variable = relax.Var("result", result.ty)

@@ -78,7 +78,7 @@ class SparseSequential(_Modules):
     """Modules one after the other: `SparseSequential(a, b)`, an OrderedDict of them, or `SparseSequential(first=a, then=b)`.
 
     What is no `SparseModule`, such as a module of torch or a function of arrays, is applied to the features [N, C] of a tensor.
-    A module of torch is given torch tensors, over the same memory, also where the features are no such.
+    A module of torch is given torch tensors, over the same memory, also where the features are numpy's or TVM's.
 
     A batch norm directly behind a convolution, `BatchNorm1d` or torch's in evaluation, becomes part of its weights, with an
     activation behind both: they run as one convolution, which is made anew when an array of theirs changes.
@@ -89,10 +89,12 @@ class SparseSequential(_Modules):
         while place < len(modules):
             module, taken = folded(self._folded, modules, place, x, _activation_of)
             place += taken
-            if isinstance(module, SparseModule) or not isinstance(x, SparseTensor):
+            if isinstance(module, SparseModule):
                 x = module(x)
+            elif isinstance(x, SparseTensor):
+                x = x.replace_feature(_on_array(module, x.feats))
             else:
-                x = x.replace_feature(_on_features(module, x.feats))
+                x = _on_array(module, x)
         return x
 
 
@@ -108,15 +110,15 @@ def _activation_of(module) -> str | None:
     return {torch.nn.ReLU: "relu", torch.nn.SiLU: "silu"}.get(type(module))
 
 
-def _on_features(module, feats):
-    """A module that is none of ours, on an array."""
-    torch, kind = sys.modules.get("torch"), kind_of(feats)
-    if torch is None or not isinstance(module, torch.nn.Module) or kind == "torch":
-        return module(feats)
-    tensor = as_kind(as_tensor(feats, "feats", (dtype_of(feats),), tuple(feats.shape)), "torch")
-    with torch.no_grad():  # features that are no torch tensors record no gradients
+def _on_array(module, array):
+    """A module that is none of ours, on features or on a dense array."""
+    torch, kind = sys.modules.get("torch"), kind_of(array)
+    if torch is None or not isinstance(module, torch.nn.Module) or kind not in ("numpy", "tvm"):
+        return module(array)
+    tensor = as_kind(as_tensor(array, "input", (dtype_of(array),), tuple(array.shape)), "torch")
+    with torch.no_grad():  # what is no torch tensor records no gradients
         out = module(tensor).contiguous()
-    return as_kind(as_tensor(out, "feats", (dtype_of(out),), tuple(out.shape)), kind)
+    return as_kind(as_tensor(out, "output", (dtype_of(out),), tuple(out.shape)), kind)
 
 
 class ConcatTable(_Modules):
@@ -150,7 +152,7 @@ class Identity(SparseModule):
 
 
 class _Activation(SparseModule):
-    """An activation of every element of a tensor's features, or of an array float32 or bfloat16 of any shape."""
+    """An activation of every element of a tensor's features, or of an array float32, bfloat16 or float16 of any shape."""
 
     activation = ""
 

@@ -14,7 +14,7 @@ from tir_kernels.spec.channel_affine import of_batch_norm
 from tir_kernels.spec.geometry import Geometry
 
 from .. import op
-from ..op.index import triple
+from ..op.index import fitting_extent, triple
 from ..op.numbers import check_int, check_positive
 from ..op.quantize import origins, voxel_sizes
 from ..op.signature import FLOATS
@@ -31,11 +31,13 @@ __all__ = [
     "batch_offsets",
     "channel_affine",
     "downsample",
+    "flatnonzero",
     "from_dense",
     "gather_rows",
     "group_norm",
     "interpolate",
     "inverse_map",
+    "kernel_map",
     "linear",
     "lookup",
     "pool",
@@ -49,6 +51,7 @@ __all__ = [
     "submanifold_map",
     "to_dense",
     "trilinear",
+    "union",
     "unique",
     "upsampled_conv",
     "window_partition",
@@ -73,6 +76,17 @@ def downsample(coords, factor=2, method: str = "auto"):
     """Distinct voxels after floor division by `factor`: (coords int32 [M, 4] ascending, inverse int32 [N])."""
     options = {"factor": triple("downsample", "factor", factor, 1), "method": method}
     return _all_as(kind_of(coords), run("unique", op.downsample, "tvm", {"coords": coords}, options))
+
+
+def union(coords, offsets, method: str = "auto"):
+    """Distinct voxels of sets that lie one after the other: (coords [M, 4], inverse [N], rows [P, M]); see `op.union`."""
+    arrays = {"coords": coords, "offsets": offsets}
+    return _all_as(kind_of(coords), run("union", op.union, "tvm", arrays, {"method": method}))
+
+
+def flatnonzero(mask):
+    """The rows that a mask bool, int8, uint8 or int32 [N] keeps, ascending: int32 [M]; see `op.flatnonzero`."""
+    return run("flatnonzero", op.flatnonzero, kind_of(mask), {"mask": mask}, {})
 
 
 def subdivide(coords, factor=2):
@@ -114,21 +128,27 @@ def interpolate(x, index, weight):
 
 def window_partition(coords, window, shift=0):
     """Rows of int32 [N, 4] by window: (order int32 [N], offsets int32 [W + 1]); see `op.window_partition`."""
-    options = dict(zip(("window", "shift"), window_axes("window_partition", window, shift), strict=True))
-    return _all_as(kind_of(coords), run("window_partition", op.window_partition, "tvm", {"coords": coords}, options))
+    window, shift = window_axes("window_partition", window, shift)
+    given = {"coords": coords, "shift": shift}
+    return _all_as(kind_of(coords), run("window_partition", op.window_partition, "tvm", given, {"window": window}))
 
 
-def serialize(coords, mode: str = "z_order", shift=0):
-    """Place of every row of int32 [N, 4] along a space-filling curve: codes int32 [N]; see `op.serialize`."""
-    options = {"mode": mode, "shift": triple("serialize", "shift", shift, LEAST_SHIFT)}
-    return run("serialize", op.serialize, kind_of(coords), {"coords": coords}, options)
+def serialize(coords, mode: str = "z_order", shift=0, bits: int = 10):
+    """Place of every row of int32 [N, 4] along a space-filling curve: codes [N]; see `op.serialize`."""
+    given = {"coords": coords, "shift": triple("serialize", "shift", shift, LEAST_SHIFT)}
+    return run("serialize", op.serialize, kind_of(coords), given, {"mode": mode, "bits": bits})
 
 
-def serialized_partition(coords, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order"):
+def serialized_partition(coords, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order", bits: int = 10):
     """Overlapping windows along a curve: (q_order, q_offsets, k_order, k_offsets); see `op.serialized_partition`."""
-    shift = triple("serialized_partition", "shift", shift, LEAST_SHIFT)
-    options = {"window": window, "shift_sequence": shift_sequence, "shift": shift, "mode": mode}
-    out = run("serialized_partition", op.serialized_partition, "tvm", {"coords": coords}, options)
+    name = "serialized_partition"
+    given = {
+        "coords": coords,
+        "window": (check_int(name, "window", window, 1),),
+        "shift_sequence": (check_int(name, "shift_sequence", shift_sequence, 0),),
+        "shift": triple(name, "shift", shift, LEAST_SHIFT),
+    }
+    out = run(name, op.serialized_partition, "tvm", given, {"mode": mode, "bits": bits})
     return _all_as(kind_of(coords), out)
 
 
@@ -142,22 +162,61 @@ def submanifold_map(coords, kernel_size=3, dilation=1, method: str = "auto") -> 
     return KernelMap(tensor, tensor, Geometry.submanifold(kernel, dilation), tuple(arrays))
 
 
+def _geometry_options(name: str, kernel_size, stride, padding, dilation, transposed: bool) -> dict:
+    return {
+        "kernel_size": triple(name, "kernel_size", kernel_size, 1),
+        "stride": triple(name, "stride", stride, 1),
+        "padding": triple(name, "padding", padding, 0),
+        "dilation": triple(name, "dilation", dilation, 1),
+        "transposed": transposed,
+    }
+
+
 def strided_map(
-    coords, kernel_size, stride=1, padding=0, dilation=1, shape="infer", transposed: bool = False, method: str = "auto"
+    coords,
+    kernel_size,
+    stride=1,
+    padding=0,
+    dilation=1,
+    shape="infer",
+    transposed: bool = False,
+    method: str = "auto",
+    *,
+    output_padding=0,
+    ceil_mode: bool = False,
 ) -> KernelMap:
     """Output sites (`coords_out`) and kernel map of a strided or transposed convolution; see `op.strided_map`."""
     tensor = _coords(coords)
-    axes = {
-        "kernel_size": triple("strided_map", "kernel_size", kernel_size, 1),
-        "stride": triple("strided_map", "stride", stride, 1),
-        "padding": triple("strided_map", "padding", padding, 0),
-        "dilation": triple("strided_map", "dilation", dilation, 1),
-        "transposed": transposed,
-    }
-    shape = shape if shape is None or isinstance(shape, str) else triple("strided_map", "shape", shape, 1)
-    options = {**axes, "shape": shape, "method": method}
-    out, arrays = run("strided_map", op.strided_map, "tvm", {"coords": Checked(tensor, "int32")}, options)
+    axes = _geometry_options("strided_map", kernel_size, stride, padding, dilation, transposed)
+    axes |= {"output_padding": triple("strided_map", "output_padding", output_padding, 0), "ceil_mode": ceil_mode}
+    extents = None if shape is None or isinstance(shape, str) else triple("strided_map", "shape", shape, 1)
+    if extents is not None:
+        fitting_extent("", extents, Geometry(*axes.values()))
+    options = {**axes, "method": method} | ({"shape": shape} if extents is None else {})
+    given = {"coords": Checked(tensor, "int32"), "shape": extents}
+    out, arrays = run("strided_map", op.strided_map, "tvm", given, options)
     return KernelMap(tensor, out, Geometry(*axes.values()), tuple(arrays))
+
+
+def kernel_map(
+    coords_in,
+    coords_out,
+    kernel_size,
+    stride=1,
+    padding=0,
+    dilation=1,
+    transposed: bool = False,
+    method: str = "auto",
+) -> KernelMap:
+    """The kernel map from coords_in int32 [N, 4] to chosen coords_out int32 [M, 4]; see `op.kernel_map`."""
+    sides = {
+        name: side.tensor if type(side) is Checked else as_tensor(side, name, ("int32",), (None, 4))
+        for name, side in (("coords_in", coords_in), ("coords_out", coords_out))
+    }
+    axes = _geometry_options("kernel_map", kernel_size, stride, padding, dilation, transposed)
+    arrays = {name: Checked(tensor, "int32") for name, tensor in sides.items()}
+    out = run("kernel_map", op.kernel_map, "tvm", arrays, {**axes, "method": method})
+    return KernelMap(*sides.values(), Geometry(*axes.values()), tuple(out))
 
 
 def inverse_map(kernel_map: KernelMap) -> KernelMap:
@@ -166,8 +225,8 @@ def inverse_map(kernel_map: KernelMap) -> KernelMap:
     return KernelMap(kernel_map.coords_out, kernel_map.coords_in, kernel_map.geometry, tuple(arrays), not kernel_map.inverted)
 
 
-def sparse_conv(x, weight, kernel_map: KernelMap, bias=None, residual=None, activation: str = "none"):
-    """Sparse convolution: x [N, Cin], weight [Cout, kx, ky, kz, Cin] -> [M, Cout]; see `op.sparse_conv`.
+def sparse_conv(x, weight, kernel_map: KernelMap, bias=None, residual=None, activation: str = "none", groups: int = 1):
+    """Sparse convolution: x [N, Cin], weight [Cout, kx, ky, kz, Cin / groups] -> [M, Cout]; see `op.sparse_conv`.
 
     `weight` may be `Weights(weight, bias)`, which packs once for many calls.
     """
@@ -179,7 +238,7 @@ def sparse_conv(x, weight, kernel_map: KernelMap, bias=None, residual=None, acti
         "bias": bias,
         "residual": residual,
     }
-    return run("sparse_conv", op.sparse_conv, kind_of(x), arrays, {"activation": activation})
+    return run("sparse_conv", op.sparse_conv, kind_of(x), arrays, {"activation": activation, "groups": groups})
 
 
 def upsampled_conv(x, weight, kernel_map: KernelMap, parent, bias=None, residual=None, activation: str = "none"):
@@ -224,8 +283,8 @@ def segment_pool(x, index, rows: int, mode: str = "mean", count_bias: int = 0, m
 
     With the inverse of `downsample` this pools voxels, with the batch column of the coordinates batch elements.
     """
-    like = tvm.runtime.empty((check_int("segment_pool", "rows", rows, 0),), "int32")
-    arrays = {"x": x, "index": index, "like": Checked(like, "int32")}
+    rows = check_int("segment_pool", "rows", rows, 0)
+    arrays = {"x": x, "index": index, "like": Checked(tvm.runtime.empty((rows, 0), "int32"), "int32")}
     options = {"mode": mode, "count_bias": count_bias, "max_from_zero": max_from_zero}
     return run("segment_pool", op.segment_pool, kind_of(x), arrays, options)
 
@@ -237,8 +296,9 @@ def gather_rows(x, index):
 
 def to_dense(x, coords, batch: int, shape: tuple[int, int, int], channels_last: bool = False):
     """Rows at their places in a grid of zeros: [batch, C, *shape], or [batch, *shape, C]; see `op.to_dense`."""
-    options = {"batch": batch, "shape": triple("to_dense", "shape", shape, 1), "channels_last": channels_last}
-    return run("to_dense", op.to_dense, kind_of(x), {"x": x, "coords": coords}, options)
+    extents = {"batch": (check_int("to_dense", "batch", batch, 1),), "shape": triple("to_dense", "shape", shape, 1)}
+    options = {"channels_last": channels_last}
+    return run("to_dense", op.to_dense, kind_of(x), {"x": x, "coords": coords, **extents}, options)
 
 
 def from_dense(dense, coords, channels_last: bool = False):
@@ -249,7 +309,8 @@ def from_dense(dense, coords, channels_last: bool = False):
 
 def batch_offsets(coords, batch: int):
     """Offsets int32 [batch + 1] of the batch elements in coords int32 [N, 4]; see `op.batch_offsets`."""
-    return run("batch_offsets", op.batch_offsets, kind_of(coords), {"coords": coords}, {"batch": batch})
+    given = {"coords": coords, "batch": (check_int("batch_offsets", "batch", batch, 1),)}
+    return run("batch_offsets", op.batch_offsets, kind_of(coords), given, {})
 
 
 def group_norm(x, offsets, weight, bias, groups: int, eps: float = 1e-5, activation: str = "none"):

@@ -1,6 +1,6 @@
 """Eager face, layers: spconv's names and argument order on `SparseTensor`, in one to three dimensions.
 
-`weight` [Cout, *kernel, Cin] and `bias` [Cout] are arrays of any kind; new layers hold random numpy arrays. Layers of
+`weight` [Cout, *kernel, Cin / groups] and `bias` [Cout] are arrays of any kind; new layers hold random numpy arrays. Layers of
 kernel 1 and stride 1 follow spconv, see `_Convolution.pointwise_weight`.
 
 Arguments have spconv's order. `algo`, `fp32_accum`, `record_voxel_count`, `large_kernel_fast_algo` and `name` are accepted and
@@ -10,22 +10,24 @@ A tensor whose coordinates are negative and that has no spatial_shape lies on a 
 transposed layers drop no voxel for lying outside of a grid.
 """
 
+from dataclasses import replace
 from functools import cache
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from tir_kernels.spec.geometry import Geometry
-from tir_kernels.spec.sites import out_extent
 
-from ..op.numbers import as_axes, as_int, shown
+from ..op.index import check_ceil_mode, fitting_extent, output_padding_of
+from ..op.numbers import as_axes, as_int, check_groups, check_int, shown
 from ..op.signature import FLOATS
 from . import functional
-from .arrays import as_kind, as_tensor
+from .arrays import Checked, as_kind, as_tensor, describe, dtype_of, reshape
 from .call import Weights
 from .checksum import checksum
 from .module import Entry, SparseModule
-from .tensor import CoordinateSet, Layer, SparseTensor, reshaped
+from .tensor import CoordinateSet, Layer, SparseTensor
 
 
 def _axes(argument: str, value, dimensions: int, least: int) -> tuple[int, ...]:
@@ -74,8 +76,10 @@ def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
         extent, shape = x.coordinates.lattice(), None
         if extent is not None:
             shape = _widen(extent, 1)
-            extent = _out_extent(shape, geometry, x.coordinates.dimensions)
-            shape = shape if min(shape) > 0 else "infer"  # no voxels and no shape given
+            if min(shape) > 0:
+                extent = fitting_extent("", shape, geometry, x.coordinates.dimensions)
+            else:  # no voxels and no shape given
+                extent, shape = (0,) * x.coordinates.dimensions, "infer"
         kernel_map = functional.strided_map(
             x.coordinates.coords,
             geometry.kernel,
@@ -84,6 +88,8 @@ def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
             geometry.dilation,
             shape,
             geometry.transposed,
+            output_padding=geometry.output_padding,
+            ceil_mode=geometry.ceil_mode,
         )
         x.coordinates.distinct = True
         target = CoordinateSet(
@@ -100,18 +106,53 @@ def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
     return layer
 
 
-def _out_extent(shape: tuple[int, int, int], geometry: Geometry, dimensions: int) -> tuple[int, ...]:
-    """The output grid along the axes; ValueError if the kernel is larger than the padded grid, so that there is none."""
-    extent = out_extent(shape, geometry)
-    if min(extent) < 1 <= min(shape):
-        kernel, padding, dilation = (
-            list(axes[3 - dimensions :]) for axes in (geometry.kernel, geometry.padding, geometry.dilation)
-        )
-        raise ValueError(
-            f"kernel_size: expected a kernel that the padded grid has room for, given {kernel} with padding {padding} "
-            f"and dilation {dilation} on a grid of {list(shape[3 - dimensions :])}"
-        )
-    return tuple(max(n, 0) for n in extent[3 - dimensions :])
+def _chosen(x: SparseTensor, geometry: Geometry, key: str | None, coordinates) -> Layer:
+    """The map of a geometry onto output voxels that the caller chose, from the key, from an earlier call, or built."""
+    target = _chosen_set(x, coordinates)
+    geometry = replace(geometry, output_padding=(0, 0, 0), ceil_mode=False)  # no grid bounds what was chosen
+    layer = _recorded(x, key, "chosen-output", geometry)
+    if layer is not None:
+        if not layer.target.same_voxels(target):
+            raise ValueError(f"indice_key: the map of {key!r} was built for other output coordinates")
+        return layer
+    # Kept as long as both sets are there: a map holds the coordinates of its target, not the set.
+    maps = x.coordinates.maps.setdefault("chosen", WeakKeyDictionary()).setdefault(target, {})
+    if geometry not in maps:
+        odd = all(k % 2 for k in geometry.kernel)
+        if target is x.coordinates and odd and geometry == Geometry.submanifold(geometry.kernel, geometry.dilation):
+            maps[geometry] = x.kernel_map(geometry.kernel, geometry.dilation)
+        else:
+            maps[geometry] = functional.kernel_map(
+                Checked(x.coordinates.coords, "int32"),
+                Checked(target.coords, "int32"),
+                *(geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, geometry.transposed),
+            )
+            x.coordinates.distinct = target.distinct = True
+    layer = Layer(maps[geometry], x.coordinates, target, "chosen-output")
+    if key is not None:
+        x.indice_dict[key] = layer
+    return layer
+
+
+def _chosen_set(x: SparseTensor, coordinates) -> CoordinateSet:
+    """What a layer takes as `coordinates`, as a set: that of a tensor, or a new one of an array int32 [M, 1 + d]."""
+    if isinstance(coordinates, SparseTensor):
+        coordinates = coordinates.coordinates
+    if not isinstance(coordinates, CoordinateSet):
+        shape = getattr(coordinates, "shape", ())
+        if len(shape) != 2:
+            raise ValueError(
+                "coordinates: expected a SparseTensor, its `coordinates`, or an int32 array [M, 1 + axes], "
+                f"given {describe(coordinates)}"
+            )
+        try:
+            made = SparseTensor(np.zeros((shape[0], 1), "float32"), coordinates).coordinates
+        except ValueError as error:
+            raise ValueError(str(error).replace("coords", "coordinates", 1)) from None
+        coordinates = replace(made, batch_size=max(made.batch_size, x.batch_size))
+    if coordinates.dimensions != x.coordinates.dimensions:
+        raise ValueError(f"coordinates: expected {x.coordinates.dimensions} axes, given {coordinates.dimensions}")
+    return coordinates
 
 
 class _Convolution(SparseModule):
@@ -127,11 +168,10 @@ class _Convolution(SparseModule):
             if as_int(value) is None or as_int(value) < 1:
                 raise ValueError(f"{argument}: expected a positive int, given {shown(value)}")
         in_channels, out_channels = as_int(in_channels), as_int(out_channels)
-        if groups != 1:
-            raise ValueError(f"groups: expected 1, given {groups!r}")
+        self.groups = check_groups("groups", groups, in_channels, out_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = _axes("kernel_size", kernel_size, self.ndim, 1)
-        fan_in = in_channels * int(np.prod(self.kernel_size))
+        fan_in = in_channels // groups * int(np.prod(self.kernel_size))
         random = np.random.default_rng()
         limit = 1 / np.sqrt(fan_in)
         self.weight = random.uniform(-limit, limit, self.weight_shape).astype("float32")
@@ -139,7 +179,7 @@ class _Convolution(SparseModule):
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        return (self.out_channels, *self.kernel_size, self.in_channels)
+        return (self.out_channels, *self.kernel_size, self.in_channels // self.groups)
 
     def entries(self) -> dict[str, Entry]:
         bias = {} if self.bias is None else {"bias": Entry((self.out_channels,), ("float32",))}
@@ -155,8 +195,9 @@ class _Convolution(SparseModule):
         scale, shift float64 [Cout]. The weight is rounded once more to its dtype.
         """
         weight = as_kind(as_tensor(self.weight, "weight", FLOATS, self.weight_shape), "numpy")
-        by_output = (-1, self.out_channels) if self._is_pointwise else (self.out_channels, -1)  # see `pointwise_weight`
-        factors = scale if self._is_pointwise else scale[:, None]
+        is_matrix = self._is_pointwise and self.groups == 1  # see `pointwise_weight`
+        by_output = (-1, self.out_channels) if is_matrix else (self.out_channels, -1)
+        factors = scale if is_matrix else scale[:, None]
         layer = object.__new__(type(self))
         vars(layer).update({name: value for name, value in vars(self).items() if name not in self._rebuilt})
         layer.weight = (weight.reshape(by_output) * factors).astype(weight.dtype).reshape(self.weight_shape)
@@ -172,7 +213,7 @@ class _Convolution(SparseModule):
             raise ValueError(f"weight: expected shape {list(self.weight_shape)}, given {list(self.weight.shape)}")
         of, kept = getattr(self, "_kept", None) or (None, None)
         if make == self.pointwise_weight:
-            holds = checksum(as_tensor(self.weight, "weight", FLOATS, self.weight_shape))
+            holds = checksum(as_tensor(self.weight, "weight", FLOATS, self.weight_shape), dtype_of(self.weight))
             if of != holds:
                 of, kept = holds, Weights(make(self.weight), fixed=True)
         else:
@@ -183,33 +224,52 @@ class _Convolution(SparseModule):
         return kept
 
     def _wide_weight(self, weight):
-        """[Cout, *kernel, Cin] with leading unit axes."""
-        return reshaped(weight, (self.out_channels, *_widen(self.kernel_size, 1), self.in_channels))
+        """[Cout, *kernel, Cin / groups] with leading unit axes."""
+        return reshape(weight, (self.out_channels, *_widen(self.kernel_size, 1), self.in_channels // self.groups))
 
     def pointwise_weight(self, weight):
         """The matrix [Cout, Cin] of a layer of kernel 1.
 
         spconv 2.3 reads the stored buffer [Cout, 1, 1, 1, Cin] of such layers as a row-major [Cin, Cout] matrix M and
-        computes x @ M: a reinterpretation of memory, not a transpose. Checkpoints trained with it rely on that.
+        computes x @ M: a reinterpretation of memory, not a transpose. Checkpoints trained with it rely on that. It has no
+        groups: with them, a layer of kernel 1 is the grouped convolution that it is for any other kernel.
         """
-        matrix = as_tensor(reshaped(weight, (self.in_channels, self.out_channels)), "weight", FLOATS, (None, None))
+        matrix = as_tensor(reshape(weight, (self.in_channels, self.out_channels)), "weight", FLOATS, (None, None))
         return np.ascontiguousarray(as_kind(matrix, "numpy").T)
 
     def _pointwise(self, x: SparseTensor) -> SparseTensor:
         x.coordinates.check_distinct()
+        if self.groups > 1:
+            return self._convolve(x, x.kernel_map((1, 1, 1), (1, 1, 1)), x.coordinates)
         weights = self._weights(self.pointwise_weight)
         return x.with_result(functional.linear(x.feats, weights, activation=self.activation), x.coordinates)
 
     def _convolve(self, x: SparseTensor, kernel_map, coordinates: CoordinateSet) -> SparseTensor:
         weights = self._weights(self._wide_weight)
-        feats = functional.sparse_conv(x.feats, weights, kernel_map, activation=self.activation)
+        feats = functional.sparse_conv(x.feats, weights, kernel_map, activation=self.activation, groups=self.groups)
         return x.with_result(feats, coordinates)
 
-    def __call__(self, x: SparseTensor) -> SparseTensor:
+    def __call__(self, x: SparseTensor, coordinates=None) -> SparseTensor:
+        """`coordinates`: output voxels that the caller chose, in their order, in place of those that the layer would find.
+
+        A SparseTensor, the `coordinates` of one, or an int32 array [M, 1 + axes], no row twice. A voxel that no tap leads to
+        an input from gets the bias. The map is kept while `x` and a tensor given here have their coordinates.
+        """
         _check_input(self, x)
         if x.feats.shape[1] != self.in_channels:
             raise ValueError(f"input: expected {self.in_channels} channels, given {x.feats.shape[1]}")
-        return self.forward(x)
+        return self.forward(x) if coordinates is None else self._onto(x, coordinates)
+
+    def _onto(self, x: SparseTensor, coordinates) -> SparseTensor:
+        geometry = self._geometry()
+        layer = _chosen(x, geometry, self.indice_key, coordinates)
+        if geometry.taps > 1 or max(geometry.stride) > 1 or self.groups > 1:
+            return self._convolve(x, layer.kernel_map, layer.target)
+        rows = functional.pool(x.feats, layer.kernel_map, "sum")  # of one row, or of none
+        return x.with_result(functional.linear(rows, self._weights(self.pointwise_weight)), layer.target)
+
+    def _geometry(self) -> Geometry:
+        raise ValueError(f"coordinates: expected None for {type(self).__name__}, which goes back to voxels that it knows")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size})"
@@ -244,10 +304,13 @@ class SubMConv3d(_Convolution):
         self.dilation = _axes("dilation", dilation, self.ndim, 1)
         self.indice_key = indice_key
 
+    def _geometry(self) -> Geometry:
+        return _submanifold(self.kernel_size, self.dilation)
+
     def forward(self, x: SparseTensor) -> SparseTensor:
         if self._is_pointwise:
             return self._pointwise(x)
-        geometry = _submanifold(self.kernel_size, self.dilation)
+        geometry = self._geometry()
         layer = _recorded(x, self.indice_key, "submanifold", geometry)
         kernel_map = layer.kernel_map if layer else x.kernel_map(geometry.kernel, geometry.dilation)
         if self.indice_key is not None and layer is None:
@@ -262,6 +325,7 @@ class SparseConv3d(_Convolution):
     """
 
     transposed = False
+    output_padding: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -292,34 +356,64 @@ class SparseConv3d(_Convolution):
     def _is_pointwise(self) -> bool:
         return max(self.kernel_size) == 1 and max(self.stride) == 1
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        if self._is_pointwise:
-            return self._pointwise(x)
-        geometry = Geometry(
+    def _geometry(self) -> Geometry:
+        return Geometry(
             _widen(self.kernel_size, 1),
             _widen(self.stride, 1),
             _widen(self.padding, 0),
             _widen(self.dilation, 1),
             self.transposed,
+            _widen(self.output_padding or (), 0),
         )
-        layer = _strided(x, geometry, self.indice_key)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        if self._is_pointwise:
+            return self._pointwise(x)
+        layer = _strided(x, self._geometry(), self.indice_key)
         return self._convolve(x, layer.kernel_map, layer.target)
 
 
 class SparseConvTranspose3d(SparseConv3d):
     """Transposed sparse convolution: every voxel spreads to i * stride - padding + k * dilation.
 
-    The output grid has (n - 1) stride - 2 padding + k voxels along each axis, as in spconv: with a dilation the farthest
-    taps are cut off.
+    The output grid has (n - 1) stride - 2 padding + k + output_padding voxels along each axis, as in spconv, which has no
+    `output_padding`: with a dilation the farthest taps are cut off. As in PyTorch it is below the larger of stride and
+    dilation.
     """
 
     transposed = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        indice_key: str | None = None,
+        algo=None,
+        fp32_accum: bool | None = None,
+        record_voxel_count: bool = False,
+        large_kernel_fast_algo: bool = False,
+        name=None,
+        *,
+        output_padding=0,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, indice_key)
+        self.output_padding = _axes("output_padding", output_padding, self.ndim, 0)
+        output_padding_of(type(self).__name__, _widen(self.output_padding, 0), _widen(self.stride, 1), _widen(self.dilation, 1))
+        if self._is_pointwise and any(self.output_padding):
+            raise ValueError(f"output_padding: expected 0 with kernel size 1 and stride 1, given {output_padding!r}")
 
 
 class SparseInverseConv3d(_Convolution):
     """The inverse of the layer under `indice_key`: back to that layer's input voxels, by its pairs exchanged.
 
-    Undoes strided, transposed and pooling layers. With kernel 1 it is pointwise and stays on its voxels, as in spconv.
+    Undoes strided, transposed and pooling layers. With kernel 1 it is pointwise and stays on its voxels, as in spconv, whose
+    inverse has no groups: here they are given by name.
     """
 
     def __init__(
@@ -333,23 +427,25 @@ class SparseInverseConv3d(_Convolution):
         fp32_accum: bool | None = None,
         large_kernel_fast_algo: bool = False,
         name=None,
+        *,
+        groups: int = 1,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, 1, bias)
+        super().__init__(in_channels, out_channels, kernel_size, groups, bias)
         self.indice_key = indice_key
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         if self._is_pointwise:
             return self._pointwise(x)
         layer = x.indice_dict.get(self.indice_key)
-        if layer is None or layer.kind != "strided":
-            known = sorted(key for key, value in x.indice_dict.items() if value.kind == "strided")
+        if layer is None or layer.kind == "submanifold":
+            known = sorted(key for key, value in x.indice_dict.items() if value.kind != "submanifold")
             raise ValueError(f"indice_key: expected the key of a strided layer, one of {known}, given {self.indice_key!r}")
         if layer.kernel_map.geometry.kernel != _widen(self.kernel_size, 1):
             raise ValueError(
                 f"kernel_size: expected {layer.kernel_map.geometry.kernel} of the layer {self.indice_key!r}, "
                 f"given {self.kernel_size}"
             )
-        if not layer.target.same_voxels(x.coordinates):
+        if layer.target is not x.coordinates and not np.array_equal(layer.target.coords.numpy(), x.coordinates.coords.numpy()):
             raise ValueError(f"input: expected the voxels that the layer {self.indice_key!r} put out")
         if "inverse" not in layer.target.maps or layer.target.maps["inverse"][0] is not layer.kernel_map:
             layer.target.maps["inverse"] = layer.kernel_map, functional.inverse_map(layer.kernel_map)
@@ -360,7 +456,7 @@ class SparseMaxPool3d(SparseModule):
     """Maximum over the voxels of each window.
 
     `from_zero`: start from 0 instead of from the first voxel, so that negative maxima come out as 0, as spconv does on a
-    CPU.
+    CPU. `ceil_mode`: windows that begin within the grid and end behind it count too, as in PyTorch.
     """
 
     ndim = 3
@@ -377,6 +473,7 @@ class SparseMaxPool3d(SparseModule):
         name=None,
         *,
         from_zero: bool = False,
+        ceil_mode: bool = False,
     ):
         super().__init__()
         self.kernel_size = _axes("kernel_size", kernel_size, self.ndim, 1)
@@ -385,25 +482,47 @@ class SparseMaxPool3d(SparseModule):
         self.dilation = _axes("dilation", dilation, self.ndim, 1)
         self.indice_key = indice_key
         self.from_zero = from_zero
+        self.ceil_mode = check_ceil_mode(type(self).__name__, ceil_mode)
 
     def _pool(self, feats, kernel_map):
         return functional.pool(feats, kernel_map, "max", max_from_zero=self.from_zero)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: SparseTensor, coordinates=None) -> SparseTensor:
+        """`coordinates`: output voxels that the caller chose, as for a convolution; one that meets no voxel gets 0."""
         _check_input(self, x)
         geometry = Geometry(
-            _widen(self.kernel_size, 1), _widen(self.stride, 1), _widen(self.padding, 0), _widen(self.dilation, 1)
+            _widen(self.kernel_size, 1),
+            _widen(self.stride, 1),
+            _widen(self.padding, 0),
+            _widen(self.dilation, 1),
+            ceil_mode=self.ceil_mode,
         )
-        layer = _strided(x, geometry, self.indice_key)
+        if coordinates is None:
+            layer = _strided(x, geometry, self.indice_key)
+        else:
+            layer = _chosen(x, geometry, self.indice_key, coordinates)
         return x.moved_to(self._pool(x.feats, layer.kernel_map), layer.target)
 
 
 class SparseAvgPool3d(SparseMaxPool3d):
     """Mean over the voxels of each window; `count_bias` is added to their number before dividing."""
 
-    def __init__(self, *args, count_bias: int = 0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.count_bias = count_bias
+    def __init__(
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        indice_key: str | None = None,
+        algo=None,
+        record_voxel_count: bool = False,
+        name=None,
+        *,
+        count_bias: int = 0,
+        ceil_mode: bool = False,
+    ):
+        super().__init__(kernel_size, stride, padding, dilation, indice_key, ceil_mode=ceil_mode)
+        self.count_bias = check_int(type(self).__name__, "count_bias", count_bias, 0)
 
     def _pool(self, feats, kernel_map):
         return functional.pool(feats, kernel_map, "mean", count_bias=self.count_bias)

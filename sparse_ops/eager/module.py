@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Portable, cast_hint, describe, dtype_of, kind_of
+from .arrays import Portable, as_kind, as_tensor, cast_hint, describe, dtype_of, kind_of
 
 WIDENED = ("bfloat16", "float16")  # what float32 holds exactly
 
@@ -146,11 +146,13 @@ def _place_in_torch(module, key: str, held) -> Place:
     """An entry of a module of torch, which copies values into its own."""
 
     def check(value):
+        value = np.asarray(value) if isinstance(value, np.generic) else value
         if kind_of(value) == "other" or tuple(value.shape) != tuple(held.shape):
             raise ValueError(f"expected shape {list(held.shape)}, given {describe(value)}")
-        import torch
-
-        return torch.from_numpy(np.ascontiguousarray(value)) if kind_of(value) == "numpy" else value
+        if kind_of(value) == "torch":
+            return value
+        value = np.asarray(value, order="C") if kind_of(value) == "numpy" else value
+        return as_kind(as_tensor(value, key, (dtype_of(value),), value.shape), "torch")
 
     return Place(check, lambda value: module.load_state_dict({key: value}, strict=False))
 

@@ -24,9 +24,9 @@ VECTORS = ("running_mean", "running_var", "weight", "bias")  # of a batch norm, 
 class BatchNorm1d(SparseModule):
     """Inference of `torch.nn.BatchNorm1d`: `(x - running_mean) / sqrt(running_var + eps) * weight + bias` by channel.
 
-    Takes a SparseTensor, or an array float32 or bfloat16 [N, C]; computes in float32. Its arrays, float32 [num_features], have
-    torch's names; `num_batches_tracked` of a state is accepted and not kept. `momentum` is accepted and ignored. In a
-    `SparseSequential` it becomes part of the convolution before it.
+    Takes a SparseTensor, or an array float32, bfloat16 or float16 [N, C]; computes in float32. Its arrays, float32
+    [num_features], have torch's names; `num_batches_tracked` of a state is accepted and not kept. `momentum` is accepted and
+    ignored. In a `SparseSequential` it becomes part of the convolution before it.
 
     Raises ValueError without `track_running_stats`, as there would be nothing known to normalise by, and for other channels.
     """
@@ -155,7 +155,7 @@ def _detached(array):
 
 def _checksum(name: str, array, dtypes: tuple[str, ...], shape: tuple[int, ...]):
     """What stands for the elements of an array; None for none. ValueError for another dtype or shape."""
-    return None if array is None else (dtype_of(array), checksum(as_tensor(array, name, dtypes, shape)))
+    return None if array is None else (dtype_of(array), checksum(as_tensor(array, name, dtypes, shape), dtype_of(array)))
 
 
 BatchNorm = SparseBatchNorm = BatchNorm1d

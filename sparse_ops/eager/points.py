@@ -14,10 +14,10 @@ WAYS = ("trilinear", "nearest")
 def voxelize(points, feats, voxel_size, batch_index=None, mode: str = "mean", origin=None, batch_size: int | None = None):
     """Points in voxels: (SparseTensor, inverse int32 [P]).
 
-    points float32 [P, 3], of any sign; feats float32 or bfloat16 [P, C]; voxel_size a number or three; batch_index int32 [P],
-    0 if not given; origin a number or three, 0 if not given. The voxel of a point is floor((point - origin) / voxel_size), see
-    `op.quantize`; its features are the "mean", "sum" or "max" of those of its points, or those of the "first". Voxels ascend
-    in (batch, x, y, z); inverse[i] is the row of the voxel that point i lies in, of the kind of the points.
+    points float32 [P, 3], of any sign; feats float32, bfloat16 or float16 [P, C]; voxel_size a number or three; batch_index
+    int32 [P], 0 if not given; origin a number or three, 0 if not given. The voxel of a point is floor((point - origin) /
+    voxel_size), see `op.quantize`; its features are the "mean", "sum" or "max" of those of its points, or those of the "first".
+    Voxels ascend in (batch, x, y, z); inverse[i] is the row of the voxel that point i lies in, of the kind of the points.
 
     Raises ValueError naming the argument that does not fit, and for the first point that is not finite or out of range.
     """

@@ -17,7 +17,7 @@ from tir_kernels.spec.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
 from ..op.numbers import as_axes, as_int, shown
 from ..op.signature import FLOATS
 from . import functional
-from .arrays import Checked, Portable, as_kind, as_tensor, describe, dtype_of, kind_of
+from .arrays import Checked, Portable, as_kind, as_tensor, describe, dtype_of, kind_of, reshape
 from .call import KernelMap
 
 MAX_DIMENSIONS = 3
@@ -87,14 +87,14 @@ class Layer:
     kernel_map: KernelMap
     source: CoordinateSet
     target: CoordinateSet
-    kind: str  # "submanifold" or "strided"
+    kind: str  # "submanifold", "strided", or "chosen-output"
 
 
 class SparseTensor(Portable):
     """Features on voxels.
 
-    feats: float32 or bfloat16 [N, C]; coords: int32 [N, 1 + d], d = 1 to 3, as (batch, x, y, z), one row a voxel, in any
-    order. Both are numpy, torch or TVM arrays and are not copied; results are of the kind of `feats`.
+    feats: float32, bfloat16 or float16 [N, C]; coords: int32 [N, 1 + d], d = 1 to 3, as (batch, x, y, z), one row a voxel, in
+    any order. Both are numpy, torch or TVM arrays and are not copied; results are of the kind of `feats`.
 
     spatial_shape: extent of the grid along the d axes, or an int for a grid with equal sides; None infers one more than the
     largest coordinate where an op needs it. Without a shape coordinates may be negative, and the voxels then lie on a lattice
@@ -158,6 +158,10 @@ class SparseTensor(Portable):
         """A tensor with other features on the same voxels; maps are shared."""
         return SparseTensor(feats, None, _shared=(self.coordinates, self.indice_dict))
 
+    def shadow_copy(self) -> "SparseTensor":
+        """A tensor of the same features and voxels, as spconv has it."""
+        return self.replace_feature(self.feats)
+
     def moved_to(self, feats, coordinates: CoordinateSet) -> "SparseTensor":
         """A tensor on other voxels that shares this one's `indice_dict`."""
         return SparseTensor(feats, None, _shared=(coordinates, self.indice_dict))
@@ -192,7 +196,7 @@ class SparseTensor(Portable):
         dense = functional.to_dense(self.feats, coords, self.batch_size, shape, not channels_first)
         sizes = list(dense.shape)
         start = 2 if channels_first else 1
-        return reshaped(dense, sizes[:start] + sizes[start + 3 - d :])
+        return reshape(dense, sizes[:start] + sizes[start + 3 - d :])
 
     def find_indice_pair(self, key):
         """What a layer left under its `indice_key`, or None, as spconv has it."""
@@ -253,6 +257,37 @@ def sparse_add(*tensors: SparseTensor) -> SparseTensor:
     return first.moved_to(_to_kind(summed, first._kind), coordinates)
 
 
+def sparse_cat(*tensors: SparseTensor) -> SparseTensor:
+    """Features side by side on the union of the voxels, which ascend in (batch, axes...), zeros where a tensor has none.
+
+    Of tensors given one by one or in a list: [N1, C1], [N2, C2], ... -> [M, C1 + C2 + ...], of the kind of the first. Raises
+    ValueError for none, where dtype, axes or given shapes differ, and for the first row of a tensor that repeats another
+    of its rows. On the same voxels `cat` needs no search.
+    """
+    tensors = _tensors_of(tensors)
+    first = tensors[0]
+    for other in tensors[1:]:
+        for name, mine, theirs in (
+            ("dtype", dtype_of(first.feats), dtype_of(other.feats)),
+            ("axes", first.coordinates.dimensions, other.coordinates.dimensions),
+            ("spatial_shape", first.coordinates.spatial_shape, other.coordinates.spatial_shape),
+        ):
+            if mine != theirs:
+                raise ValueError(f"tensors: expected equal {name}, given {mine} and {theirs}")
+    sets = [np.from_dlpack(tensor.coordinates.coords) for tensor in tensors]
+    coords, _, rows = functional.union(np.concatenate(sets), np.cumsum([0, *map(len, sets)]).astype("int32"))
+    parts = [_to_kind(functional.gather_rows(x.feats, own), "numpy") for x, own in zip(tensors, rows, strict=True)]
+    coordinates = CoordinateSet(
+        as_tensor(coords, "coords", ("int32",), (None, 4)),
+        first.coordinates.dimensions,
+        first.coordinates.spatial_shape,
+        max(tensor.batch_size for tensor in tensors),
+        unbounded=any(tensor.coordinates.unbounded for tensor in tensors),
+        distinct=True,
+    )
+    return first.moved_to(_to_kind(_columns_by_columns(np, parts), first._kind), coordinates)
+
+
 def cat(*tensors: SparseTensor) -> SparseTensor:
     """Features side by side on the same voxels, of tensors given one by one or in a list: [N, C1], [N, C2], ... ->
     [N, C1 + C2 + ...], of the kind of the first.
@@ -307,11 +342,6 @@ def _columns_by_columns(library, arrays):
 def _to_kind(feats, kind: str):
     """Features [N, C] as an array of another kind."""
     return feats if kind_of(feats) == kind else as_kind(as_tensor(feats, "feats", FLOATS, (None, None)), kind)
-
-
-def reshaped(array, shape: Sequence[int]):
-    """Another shape of an array of any kind, over the same memory."""
-    return array._create_view(list(shape), array.dtype) if isinstance(array, tvm.runtime.Tensor) else array.reshape(shape)
 
 
 def _as_coords(coords) -> tuple[tvm.runtime.Tensor, int]:

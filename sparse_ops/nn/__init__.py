@@ -21,11 +21,24 @@ from tvm.relax.frontend.nn import Module, ModuleList, Parameter, Tensor
 
 from .attention import CrossAttention, SelfAttention, SerializedSelfAttention, WindowedSelfAttention, attention
 from .carrier import Link, Partition, Sites, SymbolicKernelMap, SymbolicSparseTensor
+from .containers import SparseSequential
 from .conv import SparseConv3d, SparseConvTranspose3d, SparseInverseConv3d, SubMConv3d
 from .norm import BatchNorm, GroupNorm, LayerNorm, MultiHeadRMSNorm
 from .points import devoxelize, voxelize
-from .pool import BatchPool, Downsample, SparseAvgPool3d, SparseMaxPool3d, Subdivide, Upsample
+from .pool import (
+    BatchPool,
+    Downsample,
+    SparseAvgPool3d,
+    SparseGlobalAvgPool,
+    SparseGlobalMaxPool,
+    SparseGlobalSumPool,
+    SparseMaxPool3d,
+    Subdivide,
+    ToDense,
+    Upsample,
+)
 from .rows import Activation, Linear, concat, modulated_add
+from .voxels import intersection, prune, sparse_add, sparse_cat
 
 __all__ = [
     "Activation",
@@ -48,18 +61,27 @@ __all__ = [
     "SparseAvgPool3d",
     "SparseConv3d",
     "SparseConvTranspose3d",
+    "SparseGlobalAvgPool",
+    "SparseGlobalMaxPool",
+    "SparseGlobalSumPool",
     "SparseInverseConv3d",
     "SparseMaxPool3d",
+    "SparseSequential",
     "SubMConv3d",
     "Subdivide",
     "SymbolicKernelMap",
     "SymbolicSparseTensor",
     "Tensor",
+    "ToDense",
     "Upsample",
     "WindowedSelfAttention",
     "attention",
     "concat",
     "devoxelize",
+    "intersection",
     "modulated_add",
+    "prune",
+    "sparse_add",
+    "sparse_cat",
     "voxelize",
 ]

@@ -5,12 +5,12 @@ from math import sqrt
 from tvm import relax
 from tvm.relax.frontend import nn
 
-from tir_kernels.spec.serialize import MODES
+from tir_kernels.spec.serialize import BITS
 
 from .. import op
 from ..op.index import triple
 from ..op.numbers import check_int
-from ..op.register import check_choice
+from ..op.serialize import check_curve
 from ..op.windows import LEAST_SHIFT, window_axes
 from .carrier import Partition, Sites, SymbolicSparseTensor, check_sparse, emit
 from .norm import MultiHeadRMSNorm
@@ -101,13 +101,14 @@ class SerializedSelfAttention(SelfAttention):
         mode: str = "z_order",
         qk_rms_norm: bool = False,
         dtype: str = "float32",
+        bits: int = BITS,
     ):
         super().__init__(channels, num_heads, qk_rms_norm, dtype)
         name = "nn.SerializedSelfAttention"
         window = check_int(name, "window", window, 1)
         shift_sequence = check_int(name, "shift_sequence", shift_sequence, 0)
-        check_choice(name, "mode", mode, MODES)
-        self.partition = window, shift_sequence, triple(name, "shift", shift, LEAST_SHIFT), mode
+        check_curve(name, mode, bits)
+        self.partition = window, shift_sequence, triple(name, "shift", shift, LEAST_SHIFT), mode, bits
 
     def attend(self, sites: Sites, q: nn.Tensor, k: nn.Tensor, v: nn.Tensor) -> nn.Tensor:
         return _within(sites.serialized(*self.partition), q, k, v)

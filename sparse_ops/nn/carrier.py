@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
+import tvm
 from tvm import relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec
 
+from tir_kernels.spec.serialize import BITS
+
 from .. import op
-from ..op.index import triple
+from ..op.index import dimensions, triple
+from ..op.numbers import check_int
 from ..op.windows import LEAST_SHIFT, window_axes
 
 _fresh = itertools.count()
@@ -127,7 +131,7 @@ class Sites:
     def __init__(self, coords: nn.Tensor, batch: Rows = 1):
         _check_coords("coords", coords)
         self.coords = coords
-        self.batch = batch
+        self.batch = batch if isinstance(batch, tvm.ir.Expr) else check_int("nn", "batch", batch, 1)
         self.finer: tuple[Sites, nn.Tensor] | None = None  # where downsampling came from, and the row of each there
         self._built: dict = {}
 
@@ -148,21 +152,46 @@ class Sites:
         self._built["submanifold", _axes("kernel_size", kernel_size), _axes("dilation", dilation)] = kernel_map
 
     def strided(
-        self, kernel_size, stride=1, padding=0, dilation=1, shape="infer", transposed=False, method: str = "auto"
+        self,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        shape="infer",
+        transposed=False,
+        method: str = "auto",
+        *,
+        output_padding=0,
+        ceil_mode: bool = False,
     ) -> tuple["Sites", SymbolicKernelMap]:
         """Output sites, in a number known at run time, and map of a strided or transposed convolution: `op.strided_map`."""
-        axes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
-        axes = {name: _axes(name, value) for name, value in axes.items()} | {"padding": _axes("padding", padding, 0)}
-        shape = shape if shape is None or isinstance(shape, str) else tuple(shape)
+        axes = _geometry_axes(kernel_size, stride, padding, dilation)
+        border = {"output_padding": _axes("output_padding", output_padding, 0), "ceil_mode": ceil_mode}
+        shape = shape if shape is None or isinstance(shape, str) else _numbers("shape", shape, 1)
 
         def build():
-            call = op.strided_map(self.coords._expr, **axes, shape=shape, transposed=transposed, method=method)
+            call = op.strided_map(self.coords._expr, **axes, shape=shape, transposed=transposed, method=method, **border)
             coords, kernel_map = emit_fields(call)
             bb = relax.BlockBuilder.current()
             fields = [bb.emit(relax.TupleGetItem(kernel_map, i)) for i in range(4)]
             return Sites(cast_shape(coords, (dimension("rows"), 4)), self.batch), SymbolicKernelMap.of(fields)
 
-        return self._once(("strided", *axes.values(), shape, transposed), build)
+        return self._once(("strided", *axes.values(), shape, transposed, *border.values()), build)
+
+    def map_to(
+        self, target: "Sites", kernel_size, stride=1, padding=0, dilation=1, transposed=False, method: str = "auto"
+    ) -> SymbolicKernelMap:
+        """The map from these sites to others, which the caller chose, see `op.kernel_map`."""
+        check_sites("map_to", target)
+        axes = _geometry_axes(kernel_size, stride, padding, dilation)
+        if target is self and not transposed and axes == _centred(axes["kernel_size"], axes["dilation"]):
+            return self.submanifold_map(axes["kernel_size"], axes["dilation"], method)
+
+        def build():
+            call = op.kernel_map(self.coords._expr, target.coords._expr, **axes, transposed=transposed, method=method)
+            return SymbolicKernelMap.of(emit_fields(call))
+
+        return self._once(("to", target, *axes.values(), transposed), build)
 
     def inverse_map(self, kernel_map: SymbolicKernelMap) -> SymbolicKernelMap:
         """The inverse of a map that reads from these sites, see `op.inverse_map`."""
@@ -237,20 +266,25 @@ class Sites:
         window, shift = window_axes("nn", window, shift)
         self._built["windows", window, shift] = partition
 
-    def serialized(self, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order") -> Partition:
+    def serialized(self, window: Rows, shift_sequence: Rows = 0, shift=0, mode: str = "z_order", bits: int = BITS) -> Partition:
         """The rows by overlapping windows along a curve, see `op.serialized_partition`."""
-        shift = _axes("shift", shift, LEAST_SHIFT)
-        arguments = window, shift_sequence, shift, mode
+        arguments = window, shift_sequence, _numbers("shift", shift, LEAST_SHIFT), mode, bits
         return self._once(
             ("serialized", *arguments),
             lambda: Partition.of(emit_fields(op.serialized_partition(self.coords._expr, *arguments))),
         )
 
     def put_serialized(
-        self, partition: Partition, window: int, shift_sequence: int = 0, shift=0, mode: str = "z_order"
+        self,
+        partition: Partition,
+        window: Rows,
+        shift_sequence: Rows = 0,
+        shift=0,
+        mode: str = "z_order",
+        bits: int = BITS,
     ) -> None:
         """Use a partition that was built earlier, by another function."""
-        self._built["serialized", window, shift_sequence, _axes("shift", shift, LEAST_SHIFT), mode] = partition
+        self._built["serialized", window, shift_sequence, _numbers("shift", shift, LEAST_SHIFT), mode, bits] = partition
 
     def _once(self, key, build):
         if key not in self._built:
@@ -269,7 +303,7 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class SymbolicSparseTensor:
-    """Features on sites, as modules take and return them: `feats` float32 or bfloat16 [N, C], row i at site i.
+    """Features on sites, as modules take and return them: `feats` float32, bfloat16 or float16 [N, C], row i at site i.
 
     `links`: layers that can be undone, by their key; it is passed on from tensor to tensor.
     """
@@ -280,10 +314,18 @@ class SymbolicSparseTensor:
 
     @classmethod
     def of(cls, feats: nn.Tensor, coords: nn.Tensor, batch: Rows = 1) -> "SymbolicSparseTensor":
-        """From features [N, C] and coordinates int32 [N, 4] of `batch` elements. ValueError if they do not fit."""
+        """From features [N, C] and coordinates int32 [N, 4] of `batch` elements.
+
+        ValueError if they do not fit, and where they may be of unequal length: the rows of both must have one name.
+        """
         if not isinstance(feats, nn.Tensor) or feats.ndim != 2:
             raise ValueError(f"feats: expected a tensor [N, C], given {feats!r}")
         _check_coords("coords", coords)
+        if not tvm.sym.Analyzer().can_prove(feats.shape[0] == coords.shape[0]):
+            raise ValueError(
+                f"feats: expected as many rows as coords, {coords.shape[0]}, given {feats.shape[0]}; in the specification of a "
+                "function the rows of both have the same name"
+            )
         return cls(feats, Sites(coords, batch))
 
     @property
@@ -298,6 +340,17 @@ class SymbolicSparseTensor:
         """Other features on the same sites."""
         return replace(self, feats=feats)
 
+    def __add__(self, other: "SymbolicSparseTensor") -> "SymbolicSparseTensor":
+        """The sum of features on the same sites. ValueError for other sites, channels or dtypes."""
+        check_sparse("+", other)
+        if other.sites is not self.sites:
+            raise ValueError("+: expected features on the same sites, given others")
+        given = [(x.channels, str(x.feats.dtype)) for x in (self, other)]
+        if given[0] != given[1]:
+            raise ValueError(f"+: expected {given[0][0]} channels of {given[0][1]}, given {given[1][0]} of {given[1][1]}")
+        summed = emit(relax.op.add(self.feats._expr, other.feats._expr), "sum")
+        return replace(self, feats=summed, links=self.links | other.links)
+
     def moved(self, feats: nn.Tensor, sites: Sites) -> "SymbolicSparseTensor":
         """Features on other sites, which still know the layers that led there."""
         return replace(self, feats=feats, sites=sites)
@@ -309,8 +362,33 @@ def check_sparse(owner: str, x) -> None:
         raise ValueError(f"{owner}: x: expected a SymbolicSparseTensor, given {x!r}")
 
 
+def check_sites(owner: str, sites) -> None:
+    """ValueError unless `sites` is a `Sites`."""
+    if not isinstance(sites, Sites):
+        raise ValueError(f"{owner}: sites: expected a Sites, given {sites!r}")
+
+
+def _geometry_axes(kernel_size, stride, padding, dilation) -> dict[str, tuple[int, int, int]]:
+    axes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+    return {name: _axes(name, value) for name, value in axes.items()} | {"padding": _axes("padding", padding, 0)}
+
+
+def _centred(kernel: tuple[int, int, int], dilation: tuple[int, int, int]) -> dict | None:
+    """The geometry of a submanifold convolution; None for an even kernel, which has no centre."""
+    if any(k % 2 == 0 for k in kernel):
+        return None
+    padding = tuple(k // 2 * d for k, d in zip(kernel, dilation, strict=True))
+    return _geometry_axes(kernel, 1, padding, dilation)
+
+
 def _axes(name: str, value, least: int = 1) -> tuple[int, int, int]:
     return triple("nn", name, value, least)
+
+
+def _numbers(name: str, value, least: int) -> tuple[Rows, ...]:
+    """An int or three, or symbolic dimensions in their place, as three."""
+    shape = dimensions("nn", name, value, least)
+    return tuple(int(axis) if isinstance(axis, tirx.IntImm) else axis for axis in shape.values)
 
 
 def _check_coords(name: str, coords: nn.Tensor) -> None:

@@ -22,7 +22,7 @@ def voxelize(
 ) -> tuple[SymbolicSparseTensor, nn.Tensor]:
     """Points in voxels: features on M sites, known at run time and ascending, and the row of each point there, int32 [P].
 
-    points float32 [P, 3], feats float32 or bfloat16 [P, C], batch_index int32 [P] of `batch` elements, 0 if not given;
+    points float32 [P, 3], feats float32, bfloat16 or float16 [P, C], batch_index int32 [P] of `batch` elements, 0 if not given;
     voxel_size and origin a number or three, or a tensor float32 [3], which may differ from run to run. The voxel of a point is
     floor((point - origin) / voxel_size), see `op.quantize`; its features are the "mean", "sum" or "max" of those of its points,
     or those of the "first". ValueError if an argument does not fit.

@@ -6,9 +6,9 @@ from tvm.relax.frontend import nn
 from tir_kernels.spec.pool import MODES, SEGMENT_MODES
 
 from .. import op
-from ..op.index import triple
+from ..op.index import check_ceil_mode, triple
 from ..op.register import check_choice
-from .carrier import SymbolicSparseTensor, check_sparse, emit
+from .carrier import Sites, SymbolicSparseTensor, check_sparse, emit
 from .conv import linked
 
 
@@ -59,7 +59,10 @@ class Subdivide(nn.Module):
 
 
 class _SparsePool(nn.Module):
-    """Pooling over the window of a strided convolution."""
+    """Pooling over the window of a strided convolution; `shape` as that of `SparseConv3d`: None takes negative coordinates.
+
+    `ceil_mode`: windows that begin within the grid and end behind it count too, as in PyTorch.
+    """
 
     mode = ""
 
@@ -70,8 +73,10 @@ class _SparsePool(nn.Module):
         padding=0,
         dilation=1,
         indice_key: str | None = None,
+        *,
         shape="infer",
         method: str = "auto",
+        ceil_mode: bool = False,
     ):
         name = f"nn.{type(self).__name__}"
         self.kernel_size = triple(name, "kernel_size", kernel_size, 1)
@@ -81,14 +86,20 @@ class _SparsePool(nn.Module):
         self.indice_key = indice_key
         self.shape = shape
         self.method = method
+        self.ceil_mode = check_ceil_mode(name, ceil_mode)
         self.options: dict = {}
 
-    def forward(self, x: SymbolicSparseTensor) -> SymbolicSparseTensor:
-        """x [N, C] -> [M, C] on the output sites, M known at run time; dtype of x."""
+    def forward(self, x: SymbolicSparseTensor, sites: Sites | None = None) -> SymbolicSparseTensor:
+        """x [N, C] -> [M, C] on the output sites, M known at run time; dtype of x.
+
+        `sites`: where to go instead of the sites that the layer would find, see `op.kernel_map`; one that meets none gets 0.
+        """
         check_sparse(type(self).__name__, x)
-        sites, kernel_map = x.sites.strided(
-            self.kernel_size, self.stride, self.padding, self.dilation, self.shape, method=self.method
-        )
+        geometry = self.kernel_size, self.stride, self.padding, self.dilation
+        if sites is not None:
+            kernel_map = x.sites.map_to(sites, *geometry, method=self.method)
+        else:
+            sites, kernel_map = x.sites.strided(*geometry, self.shape, method=self.method, ceil_mode=self.ceil_mode)
         call = op.pool(x.feats._expr, kernel_map.expr, sites.coords._expr, mode=self.mode, **self.options)
         return linked(x, emit(call, "pooled"), sites, kernel_map, self.indice_key)
 
@@ -101,8 +112,18 @@ class SparseMaxPool3d(_SparsePool):
 
     mode = "max"
 
-    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, *, max_from_zero: bool = False, **options):
-        super().__init__(kernel_size, stride, padding, dilation, **options)
+    def __init__(
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        indice_key: str | None = None,
+        *,
+        max_from_zero: bool = False,
+        **options,
+    ):
+        super().__init__(kernel_size, stride, padding, dilation, indice_key, **options)
         self.options = {"max_from_zero": max_from_zero}
 
 
@@ -114,8 +135,18 @@ class SparseAvgPool3d(_SparsePool):
 
     mode = "mean"
 
-    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, *, count_bias: int = 0, **options):
-        super().__init__(kernel_size, stride, padding, dilation, **options)
+    def __init__(
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        indice_key: str | None = None,
+        *,
+        count_bias: int = 0,
+        **options,
+    ):
+        super().__init__(kernel_size, stride, padding, dilation, indice_key, **options)
         self.options = {"count_bias": count_bias}
 
 
@@ -129,6 +160,44 @@ class BatchPool(nn.Module):
     def forward(self, x: SymbolicSparseTensor) -> nn.Tensor:
         """x [N, C] -> [B, C], dtype of x."""
         check_sparse("BatchPool", x)
-        batch = emit(relax.op.zeros((x.sites.batch, 1), "int32"))  # only its rows are asked for
+        batch = emit(relax.op.zeros((x.sites.batch, 0), "int32"))  # only its rows are asked for
         call = op.segment_pool(x.feats._expr, x.sites.batch_index()._expr, batch._expr, mode=self.mode)
         return emit(call, "pooled")
+
+
+class SparseGlobalMaxPool(BatchPool):
+    """The maximum over the voxels of each batch element: x [N, C] -> [B, C]; 0 for an element without voxels."""
+
+    def __init__(self):
+        super().__init__("max")
+
+
+class SparseGlobalAvgPool(BatchPool):
+    """The mean over the voxels of each batch element: x [N, C] -> [B, C]; 0 for an element without voxels."""
+
+    def __init__(self):
+        super().__init__("mean")
+
+
+class SparseGlobalSumPool(BatchPool):
+    """The sum over the voxels of each batch element: x [N, C] -> [B, C]; 0 for an element without voxels."""
+
+    def __init__(self):
+        super().__init__("sum")
+
+
+class ToDense(nn.Module):
+    """Features at their places in a grid of zeros.
+
+    shape: extent of the grid along x, y, z, an int or three; x lies on sites of a known number of batch elements.
+    """
+
+    def __init__(self, shape, channels_first: bool = True):
+        self.shape = triple("nn.ToDense", "shape", shape, 1)
+        self.channels_first = channels_first
+
+    def forward(self, x: SymbolicSparseTensor) -> nn.Tensor:
+        """x [N, C] -> [B, C, *shape], or [B, *shape, C] if not `channels_first`; dtype of x."""
+        check_sparse("ToDense", x)
+        call = op.to_dense(x.feats._expr, x.coords._expr, x.sites.batch, self.shape, channels_last=not self.channels_first)
+        return emit(call, "dense")

@@ -43,7 +43,7 @@ def check_count(owner: str, **counts) -> tuple[int, ...]:
 class Linear(nn.Module):
     """`activation(gate[b] * (x @ weight.T + bias) + residual)` over rows.
 
-    Parameters: weight [out_features, in_features] of `dtype` (float32 or bfloat16), bias float32 [out_features].
+    Parameters: weight [out_features, in_features] of `dtype` (float32, bfloat16 or float16), bias float32 [out_features].
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, dtype: str = "float32"):
@@ -64,6 +64,8 @@ class Linear(nn.Module):
 
         gate float32 [B, out_features], which a row takes by `batch_index` int32 [N]; a sparse tensor brings that of its sites.
         """
+        if feats_of(x).shape[1] != self.in_features:
+            raise ValueError(f"Linear: x: expected {self.in_features} channels, given {feats_of(x).shape[1]}")
         if batch_index is None and isinstance(x, SymbolicSparseTensor) and gate is not None:
             batch_index = x.sites.batch_index()
         bias, gate, index = (None if value is None else value._expr for value in (self.bias, gate, batch_index))

@@ -8,9 +8,10 @@ from .channel_layer_norm import channel_layer_norm
 from .conv import conv3d
 from .dense import from_dense, to_dense
 from .dense_group_norm import dense_group_norm
+from .flatnonzero import flatnonzero
 from .gather_rows import gather_rows
 from .group_norm import group_norm
-from .kernel_map import inverse_map, strided_map, submanifold_map
+from .kernel_map import inverse_map, kernel_map, strided_map, submanifold_map
 from .layer_norm import layer_norm
 from .linear import linear
 from .lookup import lookup
@@ -23,6 +24,7 @@ from .softmax import softmax
 from .sparse_conv import sparse_conv
 from .subdivide import subdivide
 from .trilinear import interpolate, trilinear
+from .union import union
 from .unique import downsample, unique
 from .upsampled_conv import upsampled_conv
 from .windows import window_partition
@@ -36,11 +38,13 @@ __all__ = [
     "conv3d",
     "dense_group_norm",
     "downsample",
+    "flatnonzero",
     "from_dense",
     "gather_rows",
     "group_norm",
     "interpolate",
     "inverse_map",
+    "kernel_map",
     "layer_norm",
     "linear",
     "lookup",
@@ -58,6 +62,7 @@ __all__ = [
     "submanifold_map",
     "to_dense",
     "trilinear",
+    "union",
     "unique",
     "upsampled_conv",
     "window_partition",

@@ -14,7 +14,7 @@ NAMES = tuple(name for name in ACTIVATIONS if name != "none")
 
 
 def activation(x: relax.Expr, name: str) -> relax.Call:
-    """The activation `name`, one of `NAMES`, of every element of x, float32 or bfloat16 of any rank.
+    """The activation `name`, one of `NAMES`, of every element of x, float32, bfloat16 or float16 of any rank.
 
     Returns the type of x; computed in float32. Raises ValueError for another name, dtype, or an unknown rank.
     """

@@ -37,7 +37,7 @@ def attention(
 ) -> relax.Call:
     """softmax(scale * q k^T) v for every head; the queries of segment b see the keys of segment b only.
 
-    q float32 or bfloat16 [Nq, H, D]; k, v, same dtype, [Nk, H, D]; q_offsets, k_offsets int32 [B + 1]: segment b is
+    q float32, bfloat16 or float16 [Nq, H, D]; k, v, same dtype, [Nk, H, D]; q_offsets, k_offsets int32 [B + 1]: segment b is
     rows offsets[b] to offsets[b + 1], see `batch_offsets`; scale above 0, by default 1 / sqrt(D). Returns dtype of q,
     [Nq, H, D]; computed without a matrix of all pairs, in float32, but that bfloat16 weights of the sum over values are
     rounded to bfloat16 where the CPU multiplies pairs of them. Queries of a segment without keys get 0.

@@ -20,8 +20,8 @@ SIGNATURE = Signature(
 def channel_affine(x: relax.Expr, scale: relax.Expr, shift: relax.Expr, activation: str = "none") -> relax.Call:
     """`activation(x * scale + shift)`, by channel.
 
-    x float32 or bfloat16 [N, C], or dense [B, C, *spatial] as in torch; all sizes but C may be symbolic and 0; scale, shift
-    float32 [C]; activation one of `ACTIVATIONS`. Returns the type of x; computed in float32.
+    x float32, bfloat16 or float16 [N, C], or dense [B, C, *spatial] as in torch; all sizes but C may be symbolic and 0; scale,
+    shift float32 [C]; activation one of `ACTIVATIONS`. Returns the type of x; computed in float32.
 
     Raises ValueError naming the argument or option that does not fit.
     """

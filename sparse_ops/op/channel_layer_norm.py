@@ -23,8 +23,8 @@ def channel_layer_norm(
 ) -> relax.Call:
     """`activation((x - mean) / sqrt(variance + eps) * weight + bias)`, over the channels at every site by itself.
 
-    x float32 or bfloat16 [B, C, *spatial], as in torch; all sizes but C may be symbolic and 0; weight, bias float32 [C];
-    activation one of `ACTIVATIONS`. Returns the type of x; computed in float32.
+    x float32, bfloat16 or float16 [B, C, *spatial], as in torch; all sizes but C may be symbolic and 0; weight, bias float32
+    [C]; activation one of `ACTIVATIONS`. Returns the type of x; computed in float32.
 
     Raises ValueError naming the argument or option that does not fit.
     """

@@ -24,8 +24,8 @@ def dense_group_norm(
 ) -> relax.Call:
     """`activation((x - mean) / sqrt(variance + eps) * weight + bias)`, over all sites and the channels of a group.
 
-    x float32 or bfloat16 [B, C, *spatial], as in torch; all sizes but C may be symbolic and 0; weight, bias float32 [C];
-    groups a divisor of C; activation one of `ACTIVATIONS`. Returns the type of x; computed in float32, accurate for large
+    x float32, bfloat16 or float16 [B, C, *spatial], as in torch; all sizes but C may be symbolic and 0; weight, bias float32
+    [C]; groups a divisor of C; activation one of `ACTIVATIONS`. Returns the type of x; computed in float32, accurate for large
     means. For sparse tensors see `group_norm`.
 
     Raises ValueError naming the argument or option that does not fit.

@@ -19,7 +19,7 @@ SIGNATURE = Signature(
 def gather_rows(x: relax.Expr, index: relax.Expr) -> relax.Call:
     """`x[index]`, with zeros where the index is -1; with the inverse of a downsampling, nearest upsampling.
 
-    x float32, bfloat16 or int32 [N, C]; index int32 [M], entries -1 to N - 1. Returns dtype of x, [M, C].
+    x float32, bfloat16, float16 or int32 [N, C]; index int32 [M], entries -1 to N - 1. Returns dtype of x, [M, C].
 
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, for the first
     entry of the index that is out of range.

@@ -36,8 +36,8 @@ def group_norm(
 ) -> relax.Call:
     """`activation((x - mean) / sqrt(variance + eps) * weight + bias)`, over the voxels and channels of a group.
 
-    x float32 or bfloat16 [N, C]; batch_offsets int32 [B + 1], see the op of that name: mean and variance are those of each
-    batch element, which may be empty; weight, bias float32 [C]; groups a divisor of C; activation one of `ACTIVATIONS`.
+    x float32, bfloat16 or float16 [N, C]; batch_offsets int32 [B + 1], see the op of that name: mean and variance are those of
+    each batch element, which may be empty; weight, bias float32 [C]; groups a divisor of C; activation one of `ACTIVATIONS`.
     Returns dtype of x, [N, C]; computed in float32, accurate for large means.
 
     Raises ValueError naming the argument or option that does not fit and, from the running module, when the offsets do

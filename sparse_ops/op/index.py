@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from math import prod
 
 import tvm
 from tvm import relax
@@ -9,8 +10,9 @@ from tvm import relax
 from tir_kernels.layout import MapLayout
 from tir_kernels.spec.coordinate_index import METHODS, PLAN_SIZE, BuildIndex, PlanIndex
 from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.sites import out_extent
 
-from .numbers import as_axes, shown
+from .numbers import as_axes, check_int, shown
 from .register import call_spec, check_choice
 from .signature import MAP_DTYPES
 
@@ -39,6 +41,47 @@ def triple(op: str, argument: str, value, least: int) -> tuple[int, int, int]:
     return axes
 
 
+def fitting_extent(where: str, shape: tuple[int, int, int], geometry: Geometry, dimensions: int = 3) -> tuple[int, ...]:
+    """The output grid along the last axes of a grid of `shape`, whose first axes are 1 where it has fewer dimensions.
+
+    ValueError if the kernel is larger than the padded grid, so that there is none; `where` begins its words.
+    """
+    extent = out_extent(shape, geometry)
+    if min(extent) < 1:
+        axes = (geometry.kernel, geometry.padding, geometry.dilation, shape)
+        kernel, padding, dilation, grid = (list(values[3 - dimensions :]) for values in axes)
+        raise ValueError(
+            f"{where}kernel_size: expected a kernel that the padded grid has room for, given {kernel} with padding {padding} "
+            f"and dilation {dilation} on a grid of {grid}"
+        )
+    return extent[3 - dimensions :]
+
+
+def dimensions(op: str, argument: str, value, least: int, count: int = 3) -> relax.ShapeExpr:
+    """An int, or `count` of them, each at least `least`, or symbolic dimensions in their place, as a shape.
+
+    A shape of `count` dimensions is returned as it is. Raises ValueError otherwise.
+    """
+    if isinstance(value, relax.ShapeExpr) and len(value.values) == count:
+        return value
+    if count == 1:
+        axes = [value if isinstance(value, tvm.ir.Expr) else check_int(op, argument, value, least)]
+    elif isinstance(value, tvm.ir.Expr):
+        axes = [value] * count
+    elif isinstance(value, list | tuple) and any(isinstance(axis, tvm.ir.Expr) for axis in value):
+        numbers = triple(op, argument, tuple(least if isinstance(axis, tvm.ir.Expr) else axis for axis in value), least)
+        axes = [axis if isinstance(axis, tvm.ir.Expr) else n for axis, n in zip(value, numbers, strict=True)]
+    else:
+        axes = triple(op, argument, value, least)
+    return relax.ShapeExpr([axis if isinstance(axis, tvm.ir.Expr) else tvm.tirx.IntImm("int64", axis) for axis in axes])
+
+
+def check_taps(op: str, kernel: tuple[int, int, int]) -> None:
+    """ValueError for a kernel of more taps than maps have room for."""
+    if prod(kernel) > MapLayout.MOST_TAPS:
+        raise ValueError(f"sparse_ops.{op}: kernel_size: expected at most {MapLayout.MOST_TAPS} taps, given {kernel!r}")
+
+
 def geometry_options(geometry: Geometry) -> dict:
     """A geometry as options of a call."""
     axes = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, geometry.transposed)
@@ -48,6 +91,33 @@ def geometry_options(geometry: Geometry) -> dict:
 def geometry_of(options: Mapping) -> Geometry:
     """The geometry that `geometry_options` wrote."""
     return Geometry(*(options[name] for name in GEOMETRY))
+
+
+def output_padding_of(op: str, value, stride, dilation, transposed: bool = True) -> tuple[int, int, int]:
+    """An output padding as a tuple along x, y, z.
+
+    ValueError unless it is 0 where a convolution is not transposed, and elsewhere below the stride or the dilation along its
+    axis, as in PyTorch: more would add nothing but empty layers.
+    """
+    axes = triple(op, "output_padding", value, 0)
+    if any(axes) and not transposed:
+        raise ValueError(f"sparse_ops.{op}: output_padding: expected 0 unless the map is transposed, given {value!r}")
+    most = tuple(max(s, d) - 1 for s, d in zip(stride, dilation, strict=True))
+    if any(axis > limit for axis, limit in zip(axes, most, strict=True)):
+        raise ValueError(
+            f"sparse_ops.{op}: output_padding: expected at most {most}, which is below the larger of stride and dilation, "
+            f"given {value!r}"
+        )
+    return axes
+
+
+def check_ceil_mode(op: str, ceil_mode: bool, transposed: bool = False) -> bool:
+    """ValueError unless `ceil_mode` is a bool, and False where a map is transposed."""
+    if not isinstance(ceil_mode, bool):
+        raise ValueError(f"sparse_ops.{op}: ceil_mode: expected True or False, given {ceil_mode!r}")
+    if ceil_mode and transposed:
+        raise ValueError(f"sparse_ops.{op}: ceil_mode: expected False where the map is transposed, given True")
+    return ceil_mode
 
 
 def check_method(op: str, method: str, methods=METHODS):
@@ -75,11 +145,14 @@ def emit_tuple(bb: relax.BlockBuilder, call: relax.Call, count: int) -> list[rel
     return [bb.emit(relax.TupleGetItem(result, i)) for i in range(count)]
 
 
-def emit_index(bb: relax.BlockBuilder, coords: relax.Expr, pad: tuple[int, int, int], method: str) -> list[relax.Expr]:
-    """Plan and build the index of `coords`: (plan, slots, keys)."""
-    plan, size = emit_tuple(bb, call_spec(bb, PlanIndex(pad, method), [coords], [int64(PLAN_SIZE), int64(2)]), 2)
+def emit_index(
+    bb: relax.BlockBuilder, coords: relax.Expr, pad: tuple[int, int, int], method: str, argument: str = "coords"
+) -> list[relax.Expr]:
+    """Plan and build the index of `coords`, which messages call `argument`: (plan, slots, keys)."""
+    plan_of = PlanIndex(pad, method, argument=argument)
+    plan, size = emit_tuple(bb, call_spec(bb, plan_of, [coords], [int64(PLAN_SIZE), int64(2)]), 2)
     slots, keys = emit_sizes(bb, size, 2)
-    return [plan, *emit_tuple(bb, call_spec(bb, BuildIndex(), [coords, plan], [int32(slots), int64(keys)]), 2)]
+    return [plan, *emit_tuple(bb, call_spec(bb, BuildIndex(argument), [coords, plan], [int32(slots), int64(keys)]), 2)]
 
 
 MAP_TYPE = relax.TupleType(

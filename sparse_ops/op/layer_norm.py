@@ -44,7 +44,7 @@ def layer_norm(
 ) -> relax.Call:
     """`activation((norm(x) * weight + bias) * (1 + scale[b]) + shift[b])`, every row normalised by itself.
 
-    x float32 or bfloat16 [N, C]; weight, bias float32 [C]; scale, shift float32 [B, C], of which row i takes b =
+    x float32, bfloat16 or float16 [N, C]; weight, bias float32 [C]; scale, shift float32 [B, C], of which row i takes b =
     batch_index[i], int32 [N], or the only one if no batch_index is given (then B = 1); activation one of `ACTIVATIONS`.
     Returns dtype of x, [N, C]; computed in float32.
 

@@ -38,10 +38,10 @@ def linear(
 ) -> relax.Call:
     """`activation(gate[b] * (x @ weight.T + bias) + residual)`, summed in float32.
 
-    x float32 or bfloat16 [N, Cin]; weight, same dtype, [Cout, Cin]; bias float32 [Cout]; residual, dtype of x, [N, Cout]; gate
-    float32 [B, Cout], of which row i takes b = batch_index[i], int32 [N], or the only one if no batch_index is given (then B =
-    1); activation one of `ACTIVATIONS`. Returns [N, Cout] of the dtype of x, or of `out_dtype`. The weight is packed for the
-    target by a kernel of its own, which folds away where the weight is constant.
+    x float32, bfloat16 or float16 [N, Cin]; weight, same dtype, [Cout, Cin]; bias float32 [Cout]; residual, dtype of x, [N,
+    Cout]; gate float32 [B, Cout], of which row i takes b = batch_index[i], int32 [N], or the only one if no batch_index is
+    given (then B = 1); activation one of `ACTIVATIONS`. Returns [N, Cout] of the dtype of x, or of `out_dtype`. The weight is
+    packed for the target by a kernel of its own, which folds away where the weight is constant.
 
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, for the first entry
     of batch_index that is not in 0 to B - 1.

@@ -23,7 +23,7 @@ SIGNATURE = Signature(
 def modulated_add(x: relax.Expr, y: relax.Expr, gate: relax.Expr, batch_index: relax.Expr | None = None) -> relax.Call:
     """`x + y * gate[b]` by rows.
 
-    x, y float32 or bfloat16, of one dtype, [N, C]; gate float32 [B, C], of which row i takes b = batch_index[i], int32
+    x, y float32, bfloat16 or float16, of one dtype, [N, C]; gate float32 [B, C], of which row i takes b = batch_index[i], int32
     [N], or the only one if no batch_index is given (then B = 1). Returns dtype of x, [N, C]; computed in float32.
 
     Raises ValueError naming the argument that does not fit and, from the running module, for the first entry of

@@ -46,3 +46,12 @@ def check_positive(op: str, argument: str, value) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < float("inf"):
         raise ValueError(f"sparse_ops.{op}: {argument}: expected a number above 0, given {shown(value)}")
     return float(value)
+
+
+def check_groups(argument: str, groups, in_channels: int, out_channels: int) -> int:
+    """`groups` as an int; ValueError unless it divides the channels on both sides."""
+    number = as_int(groups)
+    if number is None or number < 1 or in_channels % number or out_channels % number:
+        expected = f"expected a divisor of {in_channels} input and {out_channels} output channels"
+        raise ValueError(f"{argument}: {expected}, given {shown(groups)}")
+    return number

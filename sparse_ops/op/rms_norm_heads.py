@@ -18,7 +18,7 @@ SIGNATURE = Signature(
 def rms_norm_heads(x: relax.Expr, gamma: relax.Expr) -> relax.Call:
     """`x / max(|x|, 1e-12) * gamma * sqrt(D)`, where |x| is the length of a row's vector in one head.
 
-    x float32 or bfloat16 [N, H, D]; gamma float32 [H, D]. Returns dtype of x, [N, H, D]; computed in float32.
+    x float32, bfloat16 or float16 [N, H, D]; gamma float32 [H, D]. Returns dtype of x, [N, H, D]; computed in float32.
 
     Raises ValueError naming the argument whose dtype or shape does not fit.
     """

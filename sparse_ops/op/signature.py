@@ -16,7 +16,7 @@ from tvm import relax
 
 from tir_kernels.layout import MapLayout, PairsByBlock
 
-FLOATS = ("float32", "bfloat16")  # what features may be
+FLOATS = ("float32", "bfloat16", "float16")  # what features may be
 GIVEN = "given"  # the attribute of a call that lists the optional arguments it has
 MAP_DTYPES = dict(zip(PairsByBlock.NAMES, MapLayout.DTYPES, strict=True))  # of a kernel map's arrays
 
@@ -24,11 +24,12 @@ MAP_DTYPES = dict(zip(PairsByBlock.NAMES, MapLayout.DTYPES, strict=True))  # of 
 class Kind(Enum):
     """What an argument is to an op."""
 
-    FEATURES = "features"  # what flows from op to op, float32 or bfloat16
+    FEATURES = "features"  # what flows from op to op, float32, bfloat16 or float16
     WEIGHT = "weight"  # the matrices that features are multiplied by, of the dtype of the features
     PARAMETER = "parameter"  # float32 whatever the features are: biases, weights of norms, modulation
     COORDINATES = "coordinates"  # int32 [N, 4] as (batch, x, y, z)
     INDEX = "index"  # int32 [N]: a row, or a batch element, to each row
+    MASK = "mask"  # [N]: not 0 for each row that is kept
     OFFSETS = "offsets"  # int32 [B + 1]: where segments begin
     MAP = "map"  # a kernel map
     ROWS = "rows"  # a tensor of which only the number of rows counts
@@ -100,6 +101,11 @@ def kernel_map(rows_in: str = "n", rows_out: str = "m") -> Argument:
     return Argument("kernel_map", Kind.MAP, (rows_in, rows_out))
 
 
+def extents(name: str, *dims: str, **more) -> Argument:
+    """Dimensions that a call gives as numbers: extents, shifts, a number of batch elements."""
+    return Argument(name, Kind.SHAPE, dims, **more)
+
+
 def rows_like(name: str, rows: str) -> Argument:
     return Argument(name, Kind.ROWS, (rows,))
 
@@ -109,8 +115,8 @@ class Signature:
     """The arguments of op `name`, and its options: names of attributes, None where a call has none.
 
     `known`: dimensions that kernels are built for, which must be numbers. `result`: shape of the result, of the dtype of the
-    first argument, for ops that need no inference of their own. `narrows`: whether the op may work in bfloat16 within a float32
-    model.
+    first argument, for ops that need no inference of their own. `narrows`: whether the op may work in a narrower type within a
+    float32 model.
     """
 
     name: str
@@ -155,8 +161,15 @@ class Signature:
         """The options of a call by name, lists as tuples; None for one that it lacks."""
         return {name: _python(call.attrs[name]) if name in call.attrs else None for name in self.options}
 
+    def features_of(self, dim: Dim) -> str | None:
+        """The features whose channels a dimension of the weight is, and which are to blame where the two differ."""
+        if not isinstance(dim, str):
+            return None
+        found = (a.name for a in self.arguments if a.kind is Kind.FEATURES and not a.optional and dim in a.shape)
+        return next(found, None)
+
     def narrow_arguments(self, call: relax.Call) -> set[str]:
-        """The arguments that bfloat16 can take the place of float32 in."""
+        """The arguments that a narrower type can take the place of float32 in."""
         kinds = (Kind.FEATURES, Kind.WEIGHT) if self.narrows else ()
         return {name for name in self.present(call) if self.by_name[name].kind in kinds}
 
@@ -242,6 +255,9 @@ def _check_known(bound: Bound, required: list[Argument]) -> None:
 def _check(bound: Bound, argument: Argument) -> None:
     ty = bound.arguments[argument.name].ty
     if argument.kind is Kind.SHAPE:
+        if not isinstance(ty, relax.ShapeType) or len(ty.values or ()) != len(argument.shape):
+            bound.refuse(f"{argument.name}: expected a shape of {len(argument.shape)} dimensions, given {ty}")
+        bound.dims.update(zip(argument.shape, ty.values, strict=True))
         return
     if argument.kind is Kind.MAP:
         _check_map(bound, argument, ty)
@@ -268,6 +284,8 @@ def _check(bound: Bound, argument: Argument) -> None:
         sizes = ", ".join("any" if size is None else str(getattr(size, "value", size)) for size in wanted)
         return f"[{sizes}] of {' or '.join(dtypes)}"
 
+    if str(ty.dtype) == "float64" and "float32" in dtypes:
+        bound.refuse(f"{argument.name}: expected {expected()}, given {ty}: cast it by relax.op.astype(..., 'float32')")
     if str(ty.dtype) not in dtypes or (ty.ndim >= 0 and not open_ended and ty.ndim != len(shape)):
         bound.refuse(f"{argument.name}: expected {expected()}, given {ty}")
     if not isinstance(ty.shape, relax.ShapeExpr):
@@ -276,6 +294,14 @@ def _check(bound: Bound, argument: Argument) -> None:
     dims = list(ty.shape.values)
     if len(dims) < len(shape):
         bound.refuse(f"{argument.name}: expected {expected()}, given {ty}")
+    if argument.kind is Kind.WEIGHT:
+        analyzer = tvm.sym.Analyzer()
+        sizes = [getattr(size, "value", size) for size in dims]
+        given = ", ".join(map(str, sizes))
+        for dim, want, have in zip(shape, wanted, sizes, strict=False):
+            features = bound.signature.features_of(dim)
+            if features and want is not None and analyzer.can_prove(have != want):
+                bound.refuse(f"{features}: expected {have} channels, as {argument.name} [{given}] takes, given {want}")
     _unify(bound, shape, wanted, dims, lambda: bound.refuse(f"{argument.name}: expected {expected()}, given {ty}"))
     if open_ended:
         bound.dims[...] = dims[len(shape) :]

@@ -18,8 +18,9 @@ SIGNATURE = Signature(
 def softmax(x: relax.Expr) -> relax.Call:
     """`exp(x) / sum(exp(x))` over the last axis, without overflow.
 
-    x float32 or bfloat16 [..., C], every size of which may be symbolic and 0. Returns the type of x; computed in float32.
-    Minus infinity gives 0. A row gives NaN, as in torch, if all of it is minus infinity or any of it plus infinity or NaN.
+    x float32, bfloat16 or float16 [..., C], every size of which may be symbolic and 0. Returns the type of x; computed in
+    float32. Minus infinity gives 0. A row gives NaN, as in torch, if all of it is minus infinity or any of it plus infinity or
+    NaN.
 
     Raises ValueError if x is of another dtype, has no dimensions, or an unknown shape.
     """

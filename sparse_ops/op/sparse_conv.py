@@ -1,5 +1,7 @@
 """Sparse convolution through a kernel map, `R.sparse_ops.sparse_conv`."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from tvm import relax
 
@@ -8,6 +10,7 @@ from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.sparse_conv import SparseConv
 
 from .index import map_fields
+from .numbers import check_int
 from .register import call_kernel, check_choice, packed_weight, register_op
 from .signature import Bound, Epilogue, Signature, coordinates, features, parameter, weight
 from .signature import kernel_map as map_argument
@@ -16,14 +19,14 @@ SIGNATURE = Signature(
     "sparse_conv",
     (
         features("x", "n", "cin"),
-        weight("weight", "cout", "kx", "ky", "kz", "cin"),
+        weight("weight", "cout", "kx", "ky", "kz", "group_cin"),
         map_argument("n", "m"),
         coordinates("coords_out", "m"),
         parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
         features("residual", "m", "cout", dtype="x", optional=True, epilogue=(1, Epilogue.ADD)),
     ),
-    options=("activation",),
-    known=("cin", "cout", "kx", "ky", "kz"),
+    options=("activation", "groups"),
+    known=("cin", "cout", "kx", "ky", "kz", "group_cin"),
     result=("m", "cout"),
 )
 
@@ -36,13 +39,17 @@ def sparse_conv(
     bias: relax.Expr | None = None,
     residual: relax.Expr | None = None,
     activation: str = "none",
+    groups: int = 1,
 ) -> relax.Call:
     """Gather–GEMM–scatter: out[o] = activation(bias + residual[o] + sum over pairs (i, o) of tap k of W[:, k] @ x[i]).
 
-    x float32 or bfloat16 [N, Cin]; weight, same dtype, [Cout, kx, ky, kz, Cin] (spconv's layout); kernel_map from
-    `submanifold_map`, `strided_map` or `inverse_map`; coords_out int32 [M, 4]: of these only the number of rows matters; bias
-    float32 [Cout]; residual, dtype of x, [M, Cout]; activation one of `ACTIVATIONS`. Returns dtype of x, [M, Cout]; sums are
-    float32, bias first, then taps in order.
+    x float32, bfloat16 or float16 [N, Cin]; weight, same dtype, [Cout, kx, ky, kz, Cin / groups] (as in spconv); kernel_map
+    from `submanifold_map`, `strided_map` or `inverse_map`; coords_out int32 [M, 4]: of these only the number of rows matters;
+    bias float32 [Cout]; residual, dtype of x, [M, Cout]; activation one of `ACTIVATIONS`. Returns dtype of x, [M, Cout]; sums
+    are float32, bias first, then taps in order.
+
+    `groups`, which divides Cin and Cout: output channel c reads the input channels of group c // (Cout / groups) alone, as in
+    torch; with as many groups as input channels the convolution is depthwise, of Cout / Cin channels to each.
 
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, when the map was
     built for another number of rows or taps.
@@ -56,12 +63,27 @@ def sparse_conv(
         bias=bias,
         residual=residual,
         activation=activation,
+        groups=check_int("sparse_conv", "groups", groups, 1),
     )
+
+
+def _derive(bound: Bound) -> Mapping:
+    """No dimension; only the groups are checked."""
+    cin, cout, groups = bound.dims["cin"], bound.dims["cout"], bound.options["groups"] or 1
+    if cin % groups or cout % groups:
+        bound.refuse(f"groups: expected a divisor of {cin} input and {cout} output channels, given {groups}")
+    sizes = [cout, *bound.shape(("kx", "ky", "kz"))]
+    given, expected = ([*sizes, depth] for depth in (bound.dims["group_cin"], cin // groups))
+    if given != expected:
+        words = f" for {cin} input channels in {groups} groups" if groups > 1 else f" for {cin} input channels"
+        bound.refuse(f"weight: expected {bound.dtype} {expected}, given {bound.dtype} {given}{words}")
+    return {}
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     cin, cout, size = bound.dims["cin"], bound.dims["cout"], tuple(bound.shape(("kx", "ky", "kz")))
-    kernel = kernel_for(SparseConv(cin, cout, size, bound.dtype, bound.has("residual"), bound.options["activation"]))
+    options, groups = bound.options, bound.options["groups"] or 1
+    kernel = kernel_for(SparseConv(cin, cout, size, bound.dtype, bound.has("residual"), options["activation"], groups))
     packed = packed_weight(bb, bound["weight"], kernel.weight)
     bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
     residual = [bound["residual"]] if bound.has("residual") else []
@@ -69,4 +91,4 @@ def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     return call_kernel(bb, kernel.function, args, bound.type)
 
 
-_make = register_op(SIGNATURE, _legalize)
+_make = register_op(SIGNATURE, _legalize, derive=_derive)

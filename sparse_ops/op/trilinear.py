@@ -51,8 +51,8 @@ def trilinear(
 def interpolate(x: relax.Expr, index: relax.Expr, weight: relax.Expr) -> relax.Call:
     """Weighted sums of rows: out[i] = sum over j of weight[i, j] * x[index[i, j]], without those whose index is -1.
 
-    x float32 or bfloat16 [N, C]; index int32 [P, K], entries -1 to N - 1; weight float32 [P, K], K known at compile time.
-    Returns dtype of x, [P, C]; sums are float32, in the order of j, and 0 where there is nothing to sum.
+    x float32, bfloat16 or float16 [N, C]; index int32 [P, K], entries -1 to N - 1; weight float32 [P, K], K known at compile
+    time. Returns dtype of x, [P, C]; sums are float32, in the order of j, and 0 where there is nothing to sum.
 
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, for the first
     entry of the index that is out of range.

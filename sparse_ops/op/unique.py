@@ -1,5 +1,6 @@
 """Unique and downsampled coordinates, `R.sparse_ops.unique`."""
 
+import tvm
 from tvm import relax
 
 from tir_kernels.spec.coordinate_index import PLAN_SIZE
@@ -37,17 +38,20 @@ def _infer(bound: Bound) -> relax.TupleType:
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    coords, factor = bound["coords"], bound.options["factor"]
-    plan, size = emit_tuple(
-        bb,
-        call_spec(bb, PlanUnique(factor, bound.options["method"]), [coords], [int64(PLAN_SIZE), int64(2)]),
-        2,
-    )
+    options = bound.options["factor"], bound.options["method"]
+    return relax.Tuple(list(emit_unique(bb, bound["coords"], *options, bound.type.fields[1])[:2]))
+
+
+def emit_unique(
+    bb: relax.BlockBuilder, coords: relax.Expr, factor: tuple[int, int, int], method: str, inverse_type: relax.Type
+) -> tuple[relax.Expr, relax.Expr, tvm.tirx.Var]:
+    """(distinct coordinates, inverse, the number of the first)."""
+    plan, size = emit_tuple(bb, call_spec(bb, PlanUnique(factor, method), [coords], [int64(PLAN_SIZE), int64(2)]), 2)
     cells, entries = emit_sizes(bb, size, 2)
-    out = [int32(cells), int64(entries), bound.type.fields[1], int64(1)]
+    out = [int32(cells), int64(entries), inverse_type, int64(1)]
     _, _, inverse, count = emit_tuple(bb, call_spec(bb, RankUnique(factor), [coords, plan], out), 4)
     (rows,) = emit_sizes(bb, count, 1)
-    return relax.Tuple([bb.emit(call_spec(bb, FillUnique(factor), [coords, inverse], int32(rows, 4))), inverse])
+    return bb.emit(call_spec(bb, FillUnique(factor), [coords, inverse], int32(rows, 4))), inverse, rows
 
 
 _unique = register_op(SIGNATURE, _legalize, _infer)

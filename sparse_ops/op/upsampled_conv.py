@@ -44,9 +44,9 @@ def upsampled_conv(
     The same sums in another order. It takes M * taps products of a row with a tap, in place of one for each pair of the map,
     and so pays where many fine sites share a parent: about half of the work on the surface of an object, where four do.
 
-    x float32 or bfloat16 [M, Cin], the rows of the coarse sites; weight, same dtype, [Cout, kx, ky, kz, Cin]; kernel_map from
-    `submanifold_map` of the N fine sites, any of which may be missing; parent int32 [N]: the row of x that each takes, as
-    `downsample` returns it, or -1 for zeros; bias float32 [Cout]; residual, dtype of x, [N, Cout]; activation one of
+    x float32, bfloat16 or float16 [M, Cin], the rows of the coarse sites; weight, same dtype, [Cout, kx, ky, kz, Cin];
+    kernel_map from `submanifold_map` of the N fine sites, any of which may be missing; parent int32 [N]: the row of x that each
+    takes, as `downsample` returns it, or -1 for zeros; bias float32 [Cout]; residual, dtype of x, [N, Cout]; activation one of
     `ACTIVATIONS`. Returns dtype of x, [N, Cout]; sums are float32. While it runs it needs float32 [M, 1024] or, if that is
     more, [M, Cout], and up to two of [N, Cout]. The weight is packed as that of `linear`.
 

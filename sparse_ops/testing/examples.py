@@ -35,7 +35,7 @@ class OpRow:
 
     name: str
     example: Callable[[np.random.Generator, int, str], Example]
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
     sizes: tuple[int, ...] = field(default=(0, 1, 2, 97))
 
 
@@ -119,6 +119,16 @@ def _serialize(rng, rows, dtype):
     return Example([coords], [("n", 4)], lambda c: serialize(c, mode, shift), [naive(coords, mode, shift)])
 
 
+def _serialize_wide(rng, rows, dtype):
+    from tir_kernels.spec.serialize import naive
+
+    from ..op import serialize
+
+    coords, mode, shift = 300 * voxels(rng, rows), "hilbert", (32768, 2000, 1200)
+    coords[:, 0] //= 300
+    return Example([coords], [("n", 4)], lambda c: serialize(c, mode, shift, bits=16), [naive(coords, mode, shift, bits=16)])
+
+
 def _serialized_partition(rng, rows, dtype):
     from tir_kernels.spec.serialize import naive, naive_partition
 
@@ -179,6 +189,55 @@ def _sparse_conv(rng, rows, dtype):
         depth=27 * 33,
         flops=2.0 * (table >= 0).sum() * 33 * 40,
     )
+
+
+def _grouped_example(rng, rows, dtype, layers):
+    """Grouped convolutions side by side: for each (Cin, Cout, groups), the first with residual and activation."""
+    from tir_kernels.spec.geometry import Geometry
+    from tir_kernels.spec.kernel_map import naive_table
+    from tir_kernels.spec.sparse_conv import naive
+
+    from ..op import sparse_conv, submanifold_map
+
+    coords = voxels(rng, rows)
+    table = naive_table(coords, coords, Geometry.submanifold((3, 3, 3)))
+    inputs, shapes, expected = [coords], [("n", 4)], []
+    for cin, cout, groups in layers:
+        x, (weight, taps, bias) = (
+            features(rng, rows, cin, dtype=dtype),
+            _conv_parameters(rng, (3, 3, 3), cin // groups, cout, dtype),
+        )
+        inputs += [x, weight, bias]
+        shapes += [("n", cin), weight.shape, (cout,)]
+        if expected:
+            expected.append(naive(x, taps, table, bias, groups=groups))
+            continue
+        residual = features(rng, rows, cout, dtype=dtype)
+        inputs.append(residual)
+        shapes.append(("n", cout))
+        expected.append(naive(x, taps, table, bias, residual, "silu", groups))
+
+    def call(c, x, w, b, r, *others):
+        kernel_map = _emit(submanifold_map(c))
+        results = [_emit(sparse_conv(x, w, kernel_map, c, b, r, activation="silu", groups=layers[0][2]))]
+        for place, (_, _, groups) in enumerate(layers[1:]):
+            x, w, b = others[3 * place : 3 * place + 3]
+            results.append(_emit(sparse_conv(x, w, kernel_map, c, b, groups=groups)))
+        return relax.Tuple(results)
+
+    depth = max(27 * cin // groups for cin, _, groups in layers)
+    flops = sum(2.0 * (table >= 0).sum() * cin // groups * cout for cin, cout, groups in layers)
+    return Example(inputs, shapes, call, expected, depth=depth, flops=flops)
+
+
+def _grouped_conv(rng, rows, dtype):
+    """Groups of odd widths, in register tiles, and several narrow ones side by side."""
+    return _grouped_example(rng, rows, dtype, [(28, 40, 4), (36, 36, 9), (40, 80, 20)])
+
+
+def _depthwise_conv(rng, rows, dtype):
+    """With one, two and very many output channels to each input channel."""
+    return _grouped_example(rng, rows, dtype, [(70, 70, 70), (21, 42, 21), (17, 17 * 18, 17)])
 
 
 def _upsampled_conv(rng, rows, dtype):
@@ -247,6 +306,75 @@ def _transposed_map(rng, rows, dtype):
     return _strided_example(rng, rows, dtype, transposed=True)
 
 
+def _kernel_map(rng, rows, dtype):
+    """The convolution between two sets of coordinates, strided, and the inverse convolution back."""
+    from tir_kernels.spec.geometry import Geometry
+    from tir_kernels.spec.kernel_map import naive_inverse, naive_table
+    from tir_kernels.spec.sparse_conv import naive
+
+    from ..op import inverse_map, kernel_map, sparse_conv
+
+    geometry = Geometry((3, 2, 3), (2, 1, 2), (1, 0, 1), (1, 2, 1))
+    coords, out_coords = voxels(rng, rows), voxels(rng, rows // 2 + 1, low=-3)
+    x, y = features(rng, rows, 5, dtype=dtype), features(rng, len(out_coords), 5, dtype=dtype)
+    weight, taps, bias = _conv_parameters(rng, geometry.kernel, 5, 9, dtype)
+    table = naive_table(coords, out_coords, geometry)
+
+    def call(c, out, x, w, b, y):
+        options = geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
+        chosen = _emit(kernel_map(c, out, *options))
+        return relax.Tuple(
+            [_emit(sparse_conv(x, w, chosen, out, b)), _emit(sparse_conv(y, w, _emit(inverse_map(chosen, c)), c, b))]
+        )
+
+    return Example(
+        [coords, out_coords, x, weight, bias, y],
+        [("n", 4), ("m", 4), ("n", 5), (9, *geometry.kernel, 5), (9,), ("m", 5)],
+        call,
+        [naive(x, taps, table, bias), naive(y, taps, naive_inverse(table, rows), bias)],
+        depth=geometry.taps * 5,
+        flops=4.0 * (table >= 0).sum() * 5 * 9,
+    )
+
+
+def _borders(rng, rows, dtype):
+    """A pool in ceil mode, and a transposed convolution with output padding, each with the sites that it adds."""
+    from tir_kernels.spec import sites
+    from tir_kernels.spec.geometry import Geometry
+    from tir_kernels.spec.kernel_map import naive_table
+    from tir_kernels.spec.pool import Reduction
+    from tir_kernels.spec.pool import naive as pooled
+    from tir_kernels.spec.sparse_conv import naive
+
+    from ..op import pool, sparse_conv, strided_map
+
+    coords, x = voxels(rng, rows, low=0), features(rng, rows, 5, dtype=dtype)
+    shape = coords[:, 1:].max(0, initial=0) + 1
+    window = Geometry((2, 3, 2), (3, 2, 2), ceil_mode=True)
+    spread = Geometry((2, 2, 2), (3, 2, 2), (1, 0, 1), transposed=True, output_padding=(2, 0, 1))
+    weight, taps, bias = _conv_parameters(rng, spread.kernel, 5, 9, dtype)
+    out = [sites.naive(coords, g, sites.out_extent(shape, g)) for g in (window, spread)]
+    tables = [naive_table(coords, of_one, g) for of_one, g in zip(out, (window, spread), strict=True)]
+
+    def call(c, x, w, b):
+        results = []
+        for g in (window, spread):
+            options = {"output_padding": g.output_padding, "ceil_mode": g.ceil_mode}
+            pair = _emit(strided_map(c, g.kernel, g.stride, g.padding, g.dilation, "infer", g.transposed, **options))
+            kernel_map, at = _emit(relax.TupleGetItem(pair, 1)), _named_rows(_emit(relax.TupleGetItem(pair, 0)))
+            results += [at, _emit(sparse_conv(x, w, kernel_map, at, b) if g.transposed else pool(x, kernel_map, at, "max"))]
+        return relax.Tuple(results)
+
+    return Example(
+        [coords, x, weight, bias],
+        [("n", 4), ("n", 5), (9, *spread.kernel, 5), (9,)],
+        call,
+        [out[0], pooled(x, tables[0], Reduction("max")), out[1], naive(x, taps, tables[1], bias)],
+        depth=spread.taps * 5,
+        flops=2.0 * (tables[1] >= 0).sum() * 5 * 9,
+    )
+
+
 def _conv3d(rng, rows, dtype):
     """A strided and dilated convolution, and one that goes by Winograd's algorithm in float32."""
     from tir_kernels.spec.conv3d import naive
@@ -293,6 +421,44 @@ def _gather_rows(rng, rows, dtype):
 
     x, index = features(rng, rows, 33, dtype=dtype), rng.integers(-1, rows, 2 * rows + 1).astype("int32")
     return Example([x, index], [("n", 33), ("m",)], gather_rows, [naive(x, index)])
+
+
+def _flatnonzero(rng, rows, dtype):
+    """Rows that a mask keeps, made in the graph."""
+    from tir_kernels.spec.flatnonzero import naive
+
+    from ..op import flatnonzero
+
+    x = rng.integers(-3, 4, 3 * rows).astype("int32")
+    return Example([x], [("n",)], lambda x: flatnonzero(_emit(relax.op.greater(x, relax.const(0, "int32")))), [naive(x > 0)])
+
+
+def _union(rng, rows, dtype):
+    """Two sets and an empty one, which overlap, with the sum over their union."""
+    from tir_kernels.spec.pool import Reduction
+    from tir_kernels.spec.segment_pool import naive as segment_pooled
+    from tir_kernels.spec.union import naive
+
+    from ..op import segment_pool, union
+
+    sets = [voxels(rng, rows), np.zeros((0, 4), "int32"), voxels(rng, rows // 2 + 1, low=-3)]
+    offsets = np.cumsum([0, *map(len, sets)]).astype("int32")
+    coords, inverse, table = naive(sets)
+    x = features(rng, offsets[-1], 33, dtype=dtype)
+
+    def call(c, o, x):
+        joined = _emit(union(c, o))
+        out = _named_rows(_emit(relax.TupleGetItem(joined, 0)))
+        index, rows_of_sets = (_emit(relax.TupleGetItem(joined, i)) for i in (1, 2))
+        return relax.Tuple([out, index, rows_of_sets, _emit(segment_pool(x, index, out, "sum"))])
+
+    return Example(
+        [np.concatenate(sets), offsets, x],
+        [("n", 4), (4,), ("n", 33)],
+        call,
+        [coords, inverse, table, segment_pooled(x, inverse, len(coords), Reduction("sum"))],
+        depth=2,
+    )
 
 
 def _pool(rng, rows, dtype):
@@ -611,15 +777,22 @@ OPS = [
     OpRow("subdivide", _subdivide, COORDINATES),
     OpRow("window_partition", _window_partition, COORDINATES),
     OpRow("serialize", _serialize, COORDINATES),
+    OpRow("serialize_wide", _serialize_wide, COORDINATES),
     OpRow("serialized_partition", _serialized_partition, COORDINATES),
     OpRow("submanifold_map", _submanifold_map),
     OpRow("strided_map", _strided_map),
     OpRow("transposed_map", _transposed_map),
+    OpRow("kernel_map", _kernel_map),
+    OpRow("borders", _borders),
     OpRow("sparse_conv", _sparse_conv),
+    OpRow("grouped_conv", _grouped_conv),
+    OpRow("depthwise_conv", _depthwise_conv),
     OpRow("upsampled_conv", _upsampled_conv),
     OpRow("conv3d", _conv3d),
     OpRow("linear", _linear),
     OpRow("gather_rows", _gather_rows),
+    OpRow("flatnonzero", _flatnonzero, COORDINATES),
+    OpRow("union", _union),
     OpRow("pool", _pool),
     OpRow("segment_pool", _segment_pool),
     OpRow("first_of_segment", _first_of_segment),

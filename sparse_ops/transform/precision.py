@@ -1,4 +1,6 @@
-"""bfloat16 inside of a float32 model."""
+"""bfloat16 or float16 inside of a float32 model."""
+
+from functools import partial
 
 import tvm
 from tvm import relax
@@ -6,57 +8,59 @@ from tvm import relax
 from ..op.register import check_choice, op_of
 from .rewrite import Walk, op_is, rewrite_pass
 
-PRECISIONS = ("float32", "bfloat16")
-WIDE, NARROW = PRECISIONS
+PRECISIONS = ("float32", "bfloat16", "float16")
+WIDE = PRECISIONS[0]
 
 MOVES = ("reshape", "permute_dims", "strided_slice", "concat")  # ops that compute nothing
 
 
 def to_precision(precision: str) -> tvm.transform.Pass:
-    """A pass after which our ops work on features and weights of `precision`, "float32" (nothing changes) or "bfloat16".
+    """A pass after which our ops work on features and weights of `precision`, "float32" (nothing changes), "bfloat16" or
+    "float16", whose values end at 65504: what is larger becomes infinite.
 
-    Inputs, outputs and parameters stay float32, as do biases, norm weights, modulation tables and sums. What flows from one
-    of our ops to another is bfloat16, the residual stream too. It could stay float32 only with a cast of its own before every
-    norm and an addition behind every layer, and half of the error would be left: 24 transformer blocks of random weights
-    differ from float32 by 1.0% (relative L2), torch's by 1.1%. What other ops compute is float32; the casts around them fuse
-    with them. Weights are cast where parameters are lifted or constants folded.
+    Inputs, outputs and parameters stay float32, as do biases, norm weights, modulation tables and sums. What flows from one of
+    our ops to another is of that type, the residual stream too. It could stay float32 only with a cast of its own before every
+    norm and an addition behind every layer, and half of the error would be left: 24 transformer blocks of random weights in
+    bfloat16 differ from float32 by 1.0% (relative L2), torch's by 1.1%. What other ops compute is float32; the casts around
+    them fuse with them. Weights are cast where parameters are lifted or constants folded.
 
     Raises ValueError for another precision.
     """
     check_choice("transform.to_precision", "precision", precision, PRECISIONS)
     if precision == WIDE:
         return tvm.transform.Sequential([])
-    return tvm.transform.Sequential([rewrite_pass("ToBfloat16", _rule), relax.transform.EliminateCommonSubexpr()])
+    rule = rewrite_pass(f"To{precision.capitalize()}", partial(_rule, precision))
+    return tvm.transform.Sequential([rule, relax.transform.EliminateCommonSubexpr()])
 
 
-def _rule(walk: Walk, call: relax.Call) -> relax.Expr | None:
-    if op_is(call, "astype") and _dtype(call) == NARROW:
-        return _narrowed(walk, call.args[0])
+def _rule(to: str, walk: Walk, call: relax.Call) -> relax.Expr | None:
+    if op_is(call, "astype") and _dtype(call) == to:
+        return _narrowed(walk, call.args[0], to)
     if (op := op_of(call)) is None or _dtype(call) != WIDE or not (names := op.signature.narrow_arguments(call)):
         return None
-    narrow = {name: _narrow(walk, arg) for name, arg in op.signature.arguments_of(call).items() if name in names}
+    narrow = {name: _narrow(walk, arg, to) for name, arg in op.signature.arguments_of(call).items() if name in names}
     return relax.op.astype(walk.emit(op.with_more(call, narrow, {})), WIDE)
 
 
-def _narrow(walk: Walk, expr: relax.Expr) -> relax.Expr:
-    narrow = _narrowed(walk, expr)
-    return walk.astype(expr, NARROW) if narrow is None else narrow
+def _narrow(walk: Walk, expr: relax.Expr, to: str) -> relax.Expr:
+    narrow = _narrowed(walk, expr, to)
+    return walk.astype(expr, to) if narrow is None else narrow
 
 
-def _narrowed(walk: Walk, expr: relax.Expr) -> relax.Expr | None:
-    """`expr` in bfloat16 where it was made from nothing but that, so that the way over float32 can be left out."""
-    if _dtype(expr) == NARROW:
+def _narrowed(walk: Walk, expr: relax.Expr, to: str) -> relax.Expr | None:
+    """`expr` of dtype `to` where it was made from nothing but that, so that the way over float32 can be left out."""
+    if _dtype(expr) == to:
         return expr
     if (cast := walk.call_of(expr, "astype")) is not None:
-        return cast.args[0] if _dtype(cast.args[0]) == NARROW else None
+        return cast.args[0] if _dtype(cast.args[0]) == to else None
     if (move := walk.call_of(expr, *MOVES)) is None:
         return None
     first = move.args[0]
     if op_is(move, "concat"):
-        parts = [_narrowed(walk, part) for part in walk.value(first).fields]
+        parts = [_narrowed(walk, part, to) for part in walk.value(first).fields]
         source = None if None in parts else relax.Tuple(parts)
     else:
-        source = _narrowed(walk, first)
+        source = _narrowed(walk, first, to)
     return None if source is None else walk.emit(relax.Call(move.op, [source, *move.args[1:]], move.attrs))
 
 

@@ -16,7 +16,7 @@ import sparse_ops
 from sparse_ops import functional, nn, op
 from sparse_ops.eager.arrays import as_kind, as_tensor, dtype_of, kind_of
 from sparse_ops.eager.call import run as run_op
-from sparse_ops.eager.tensor import reshaped
+from sparse_ops.eager.arrays import reshape
 from sparse_ops.nn.attention import heads_of
 from sparse_ops.nn.attention import rows_of as rows_of_heads
 from sparse_ops.nn.carrier import emit
@@ -1075,9 +1075,9 @@ class WindowAttention(Step):
         return self._attend(x, order, offsets, order, offsets), [order, offsets]
 
     def _attend(self, x, q_order, q_offsets, k_order, k_offsets):
-        feats = reshaped(x.feats, (x.feats.shape[0], self.heads, self.cin // self.heads))
+        feats = reshape(x.feats, (x.feats.shape[0], self.heads, self.cin // self.heads))
         out = functional.attention(feats, feats, feats, q_offsets, k_offsets, q_order=q_order, k_order=k_order)
-        return x.replace_feature(reshaped(out, (x.feats.shape[0], self.cin)))
+        return x.replace_feature(reshape(out, (x.feats.shape[0], self.cin)))
 
     def trace(self, module, tensors, sides, plan):
         x = tensors[-1]

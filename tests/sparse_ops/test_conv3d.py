@@ -96,7 +96,7 @@ def variables(shapes: dict[str, tuple], dtype: str = "float32") -> dict[str, rel
     "change, options, message",
     [
         ({"x": (2, 3, 8, 8)}, {}, r"x: expected \[any, any, any, any, any\] of float32 or bfloat16"),
-        ({"weight": (5, 4, 3, 3, 3)}, {}, r"weight: expected \[any, 3, any, any, any\] of float32"),
+        ({"weight": (5, 4, 3, 3, 3)}, {}, r"x: expected 4 channels, as weight \[5, 4, 3, 3, 3\] takes, given 3"),
         ({"bias": (6,)}, {}, r"bias: expected \[5\] of float32"),
         ({"residual": (2, 5, 6, 6, 7)}, {}, r"residual: expected \[2, 5, 6, 6, 6\] of float32"),
         ({"x": (2, 3, 8, 2, 8)}, {}, r"x: expected a size of at least \(3, 3, 3\), which the kernel covers"),

@@ -1,7 +1,10 @@
 """Kernel maps: the law for every tap, grid against hash, sites and their order, inverse maps, bad coordinates."""
 
+import itertools
+
 import numpy as np
 import pytest
+import torch
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +28,12 @@ STRIDED = [
     Geometry((3, 3, 3), (1, 1, 1), (2, 2, 2), (2, 2, 2)),
     Geometry((3, 1, 2), (2, 1, 3), (1, 0, 0), (1, 1, 1), True),
     Geometry((3, 3, 3), (2, 2, 2), (0, 0, 0), (2, 2, 2), True),
+]
+BORDERS = [
+    Geometry((2, 3, 2), (3, 2, 2), (0, 1, 1), ceil_mode=True),
+    Geometry((3, 3, 1), (2, 2, 2), (0, 0, 0), (2, 1, 1), ceil_mode=True),
+    Geometry((2, 2, 2), (3, 2, 2), (1, 0, 1), transposed=True, output_padding=(2, 0, 1)),
+    Geometry((2, 3, 1), (1, 2, 2), (0, 1, 0), (3, 1, 1), transposed=True, output_padding=(2, 1, 1)),
 ]
 quick = settings(max_examples=40, deadline=None)
 
@@ -80,13 +89,87 @@ def test_strided_map_keeps_the_law(geometry, coords):
 
 
 @pytest.mark.parametrize("geometry", STRIDED, ids=str)
+@settings(max_examples=25, deadline=None)
+@given(coords=coordinates(max_rows=30), chosen=coordinates(max_rows=30, low=-7, high=7))
+def test_kernel_map_between_two_sets_keeps_the_law(geometry, coords, chosen):
+    options = (*axes_of(geometry), geometry.transposed)
+    grid, hashed = (F.kernel_map(coords, chosen, *options, method) for method in ("grid", "hash"))
+    table = table_of(grid)
+    check_law(table, coords, chosen, geometry)
+    np.testing.assert_array_equal(table, naive_table(coords, chosen, geometry))  # and no pair is missing
+    np.testing.assert_array_equal(table, table_of(hashed))
+    inverse = F.inverse_map(grid)
+    assert inverse.coords_out is grid.coords_in
+    np.testing.assert_array_equal(table_of(inverse), naive_inverse(table, len(coords)))
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), SUBMANIFOLD[:2])
+@settings(max_examples=20, deadline=None)
+@given(coords=coordinates())
+def test_kernel_map_onto_the_same_set_is_submanifold(kernel, dilation, coords):
+    padding = Geometry.submanifold(kernel, dilation).padding
+    between, own = (
+        F.kernel_map(coords, coords.copy(), kernel, 1, padding, dilation),
+        F.submanifold_map(coords, kernel, dilation),
+    )
+    np.testing.assert_array_equal(table_of(between), table_of(own))
+
+
+@pytest.mark.parametrize("geometry", STRIDED[3:6], ids=str)
+@settings(max_examples=20, deadline=None)
+@given(coords=coordinates(max_rows=30))
+def test_kernel_map_onto_its_own_sites_is_strided(geometry, coords):
+    strided = F.strided_map(coords, *axes_of(geometry), None, geometry.transposed)
+    between = F.kernel_map(coords, strided.coords_out, *axes_of(geometry), geometry.transposed)
+    np.testing.assert_array_equal(table_of(between), table_of(strided))
+
+
+@pytest.mark.parametrize("geometry", STRIDED + BORDERS, ids=str)
 @settings(max_examples=20, deadline=None)
 @given(coords=coordinates(max_rows=30, low=0, high=9, min_rows=1), slack=st.sampled_from([None, 10]))
 def test_sites_stay_within_the_output_grid(geometry, coords, slack):
     shape = tuple(coords[:, 1:].max(axis=0) + 1) if slack is None else (slack,) * 3
     extent = sites.out_extent(shape, geometry)
-    kernel_map = F.strided_map(coords, *axes_of(geometry), "infer" if slack is None else shape, transposed=geometry.transposed)
+    borders = {"output_padding": geometry.output_padding, "ceil_mode": geometry.ceil_mode}
+    given = "infer" if slack is None else shape
+    kernel_map = F.strided_map(coords, *axes_of(geometry), given, transposed=geometry.transposed, **borders)
     np.testing.assert_array_equal(kernel_map.coords_out.numpy(), sites.naive(coords, geometry, extent))
+
+
+def test_extents_are_those_of_pytorch():
+    """Over every size, kernel, stride and padding that PyTorch takes."""
+    for n, k, s, p, d in itertools.product(range(1, 8), (1, 2, 3), (1, 2, 3, 4), (0, 1), (1, 2)):
+        if p <= k // 2 and n + 2 * p > d * (k - 1):
+            for ceil_mode in (False, True):
+                geometry = Geometry((k,) * 3, (s,) * 3, (p,) * 3, (d,) * 3, ceil_mode=ceil_mode)
+                dense = torch.nn.functional.max_pool1d(torch.zeros(1, 1, n), k, s, p, d, ceil_mode)
+                assert sites.out_extent((n,) * 3, geometry) == (dense.shape[-1],) * 3
+        for output_padding in range(max(s, d)) if (n - 1) * s - 2 * p + d * (k - 1) + 1 > 0 else ():
+            more = (output_padding,) * 3
+            geometry = Geometry((k,) * 3, (s,) * 3, (p,) * 3, (d,) * 3, transposed=True, output_padding=more)
+            dense = torch.nn.functional.conv_transpose1d(
+                torch.zeros(1, 1, n), torch.zeros(1, 1, k), None, s, p, output_padding, 1, d
+            )
+            cut = (d - 1) * (k - 1)  # spconv leaves the dilation out
+            assert sites.out_extent((n,) * 3, geometry) == (dense.shape[-1] - cut,) * 3
+
+
+@pytest.mark.parametrize("method", ["grid", "hash"])
+def test_chosen_sites_far_away_meet_nothing(method):
+    """Their taps lie beyond what a key holds: 64 * 2048 along z would come out as the next y."""
+    coords = np.array([[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 5]], "int32")
+    chosen = np.array([[0, 0, 0, 2048], [0, 32767, -32768, 32767], [0, 0, 1, 0], [0, -1, 0, 0]], "int32")
+    geometry = Geometry((1, 1, 2), (1, 1, 64), (0, 0, 0), (1, 1, 5))
+    table = table_of(F.kernel_map(coords, chosen, *axes_of(geometry), method=method))
+    np.testing.assert_array_equal(table, naive_table(coords, chosen, geometry))
+    assert (table >= 0).sum(axis=1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("method", ["grid", "hash"])
+def test_far_queries_find_nothing(method):
+    coords = np.array([[0, 0, 0, 0], [0, 0, 1, 0]], "int32")
+    far = np.array([[0, 0, 0, 1 << 17], [0, 0, -1, 1 << 17], [0, 1 << 30, 0, 0], [-1, 1 << 17, 0, 0], [0, 0, 1, 0]], "int32")
+    np.testing.assert_array_equal(F.lookup(coords, far, method), [-1, -1, -1, -1, 1])
 
 
 def test_far_coordinates_and_taps_do_not_wrap():
@@ -162,6 +245,17 @@ def test_the_first_row_out_of_range_is_named(row, message):
             build()
 
 
+@pytest.mark.parametrize("method", ["auto", "grid", "hash"])
+def test_both_sets_are_checked(method):
+    good = np.array([[0, 1, 2, 3], [0, 4, 5, 6], [1, 1, 2, 3]], "int32")
+    twice, outside = good[[0, 1, 0]], good + np.array([[0, 0, 0, 0], [0, 40000, 0, 0], [0, 0, 0, 0]], "int32")
+    for name, arguments in (("coords_in", lambda bad: (bad, good)), ("coords_out", lambda bad: (good, bad))):
+        with pytest.raises(ValueError, match=f"^{name}: row 2 repeats the coordinates of row 0, expected"):
+            F.kernel_map(*arguments(twice), 3, method=method)
+        with pytest.raises(ValueError, match=f"^{name}: row 1 has x 40004, expected -32768 to 32767"):
+            F.kernel_map(*arguments(outside), 3, method=method)
+
+
 def test_bounded_sites_refuse_rows_outside():
     coords = np.array([[0, 0, 0, 0], [0, -1, 0, 0]], "int32")
     with pytest.raises(ValueError, match="row 1 has x -1, expected 0 to"):
@@ -184,6 +278,20 @@ def test_bounded_sites_refuse_rows_outside():
         (lambda c: F.submanifold_map(c.astype("int64")), r"coords: expected int32 \[any, 4\], given int64 \[2, 4\]"),
         (lambda c: F.submanifold_map(c[:, :3].copy()), r"coords: expected int32 \[any, 4\], given int32 \[2, 3\]"),
         (lambda c: F.submanifold_map(c[:, ::-1]), "coords: expected .* not contiguous"),
+        (lambda c: F.kernel_map(c, c.astype("int64"), 3), r"coords_out: expected int32 \[any, 4\], given int64 \[2, 4\]"),
+        (lambda c: F.kernel_map(c[:, :3].copy(), c, 3), r"coords_in: expected int32 \[any, 4\], given int32 \[2, 3\]"),
+        (lambda c: F.kernel_map(c, c, 3, stride=0), "kernel_map: stride: expected an int or three of at least 1, given 0"),
+        (lambda c: F.kernel_map(c, c, 3, method="tree"), "method: expected one of 'auto', 'grid', 'hash', given 'tree'"),
+        (lambda c: F.strided_map(c, 3, 2, output_padding=1), "output_padding: expected 0 unless the map is transposed"),
+        (
+            lambda c: F.strided_map(c, 3, (2, 1, 2), transposed=True, output_padding=1),
+            r"output_padding: expected at most \(1, 0, 1\), which is below .* given",
+        ),
+        (
+            lambda c: F.strided_map(c, 3, ceil_mode=True, transposed=True),
+            "ceil_mode: expected False where the map is transposed",
+        ),
+        (lambda c: F.strided_map(c, 3, ceil_mode=2), "ceil_mode: expected True or False, given 2"),
         (lambda c: F.inverse_map(c), "kernel_map: expected a KernelMap, given int32"),
     ],
 )

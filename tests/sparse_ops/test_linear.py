@@ -94,8 +94,10 @@ def test_a_batch_index_out_of_range_is_named():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"x": ((40, 37), "float16")}, r"x: expected \[any, any\] of float32 or bfloat16"),
-        ({"x": ((40, 36), "float32")}, r"weight: expected \[any, 36\] of float32"),
+        ({"x": ((40, 37), "int8")}, r"x: expected \[any, any\] of float32 or bfloat16 or float16"),
+        ({"x": ((40, 37), "float64")}, r"x: expected .*float64.*: cast it by relax.op.astype\(..., 'float32'\)"),
+        ({"bias": ((29,), "float64")}, r"bias: expected .*float64.*: cast it by relax.op.astype\(..., 'float32'\)"),
+        ({"x": ((40, 36), "float32")}, r"x: expected 37 channels, as weight \[29, 37\] takes, given 36"),
         ({"weight": ((29, 37), "bfloat16")}, r"weight: expected \[any, 37\] of float32"),
         ({"bias": ((28,), "float32")}, r"bias: expected \[29\] of float32"),
         ({"residual": ((41, 29), "float32")}, r"residual: expected \[40, 29\] of float32"),
@@ -111,17 +113,20 @@ def test_bad_arguments(change, says):
         relax.BlockBuilder().normalize(op.linear(**given))
 
 
-@pytest.mark.parametrize(("dtype", "out_dtype"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+@pytest.mark.parametrize(
+    ("dtype", "out_dtype"),
+    [("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "float32"), ("float32", "float16"), ("float16", "bfloat16")],
+)
 def test_a_result_of_another_dtype(dtype, out_dtype):
     given = {name: array for name, array in arguments(dtype=dtype).items() if name in ("x", "weight", "bias")}
     out = apply(given, out_dtype=out_dtype)
-    assert out.dtype == np.dtype(out_dtype if out_dtype == "float32" else ml_dtypes.bfloat16)
+    assert out.dtype == np.dtype(ml_dtypes.bfloat16 if out_dtype == "bfloat16" else out_dtype)
     assert_close(out, naive(**given), 37 if out_dtype == "float32" else 1, dtype=out.dtype)
 
 
 def test_an_unknown_option():
     x = relax.Var("x", relax.TensorType((1, 1), "float32"))
-    with pytest.raises(ValueError, match=r"linear: out_dtype: expected one of None, 'float32', 'bfloat16', given 'int8'"):
+    with pytest.raises(ValueError, match=r"out_dtype: expected one of None, 'float32', 'bfloat16', 'float16', given 'int8'"):
         op.linear(x, x, out_dtype="int8")
     with pytest.raises(ValueError, match=r"linear: activation: expected one of 'none', .* given 'tanh'"):
         op.linear(x, x, activation="tanh")

@@ -146,6 +146,48 @@ def test_convolutions_and_pooling(rows):
     assert_close(pools[3], conv(pools[0], p["unpool.weight"], inverse, p["unpool.bias"]), 65, dtype="float32")
 
 
+class Contained(nn.Module):
+    """A sequence with functions between modules, a sum, and the ways out to dense arrays."""
+
+    def __init__(self):
+        self.body = nn.SparseSequential(
+            nn.SubMConv3d(4, 4, 3),
+            lambda feats: feats + feats,
+            then=nn.SparseSequential(nn.Activation("relu"), nn.Linear(4, 4)),
+        )
+        self.out = nn.SparseSequential(nn.ToDense(9))
+        self.pools = [nn.SparseGlobalMaxPool(), nn.SparseGlobalAvgPool(), nn.SparseGlobalSumPool()]
+
+    def forward(self, feats, coords):
+        x = nn.SymbolicSparseTensor.of(feats, coords, 3)
+        y = x + self.body(x)
+        return (y.feats, self.out(y), nn.ToDense((9, 9, 9), False)(y), *(pool(y) for pool in self.pools))
+
+
+@functools.cache
+def contained() -> Compiled:
+    inputs = {"feats": spec.Tensor(["n", 4], "float32"), "coords": spec.Tensor(["n", 4], "int32")}
+    return Compiled(Contained(), inputs, lift_params=True)
+
+
+@pytest.mark.parametrize("rows", (0, 1, 50))
+def test_containers(rows):
+    rng = np.random.default_rng(rows)
+    coords, x = voxels(rng, rows, 3), rng.standard_normal((rows, 4)).astype("float32")
+    p = contained().parameters
+    assert list(p) == ["body.0.weight", "body.0.bias", "body.then.1.weight", "body.then.1.bias"]
+    y, first, last, *pooled = contained().run(x, coords)
+    h = 2 * conv(x, p["body.0.weight"], naive_table(coords, coords, SUBM), p["body.0.bias"])
+    expected = x + np.maximum(h, 0) @ p["body.then.1.weight"].T.astype("float64") + p["body.then.1.bias"]
+    assert_close(y, expected, 440, dtype="float32")
+    grid = np.zeros((3, 9, 9, 9, 4), "float32")
+    grid[tuple(coords.T)] = y
+    np.testing.assert_array_equal(last, grid)
+    np.testing.assert_array_equal(first, grid.transpose(0, 4, 1, 2, 3))
+    for got, mode in zip(pooled, ("max", "mean", "sum"), strict=True):
+        assert_close(got, segment_pool.naive(y, coords[:, 0], 3, pool.Reduction(mode)), max(rows, 1), dtype="float32")
+
+
 class Levels(nn.Module):
     """Two nested levels, subdivision, norms and attention, with a symbolic number of batch elements."""
 
@@ -292,11 +334,11 @@ def test_bad_data_is_found_by_the_running_module():
 
 
 class Narrow(nn.Module):
-    """bfloat16 features and weights; biases stay float32."""
+    """Features and weights of a narrow type; biases stay float32."""
 
-    def __init__(self):
-        self.linear = nn.Linear(5, 8, dtype="bfloat16")
-        self.conv = nn.SubMConv3d(8, 9, 3, dtype="bfloat16")
+    def __init__(self, dtype):
+        self.linear = nn.Linear(5, 8, dtype=dtype)
+        self.conv = nn.SubMConv3d(8, 9, 3, dtype=dtype)
         self.norm = nn.LayerNorm(9)
 
     def forward(self, feats, coords):
@@ -305,16 +347,17 @@ class Narrow(nn.Module):
         return x.feats, h.feats, self.norm(h).feats
 
 
-def test_bfloat16():
-    inputs = {"feats": spec.Tensor(["n", 5], "bfloat16"), "coords": spec.Tensor(["n", 4], "int32")}
-    network = Compiled(Narrow(), inputs, lift_params=True)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_types(dtype):
+    inputs = {"feats": spec.Tensor(["n", 5], dtype), "coords": spec.Tensor(["n", 4], "int32")}
+    network = Compiled(Narrow(dtype), inputs, lift_params=True)
     p, rng = network.parameters, np.random.default_rng(0)
-    coords, x = voxels(rng, 100, 1), rng.standard_normal((100, 5)).astype(ml_dtypes.bfloat16)
+    coords, x = voxels(rng, 100, 1), rng.standard_normal((100, 5)).astype(_numpy(dtype))
     y, h, z = network.run(x, coords)
-    assert_close(y, linear.naive(x, p["linear.weight"], p["linear.bias"]), dtype=ml_dtypes.bfloat16)
+    assert_close(y, linear.naive(x, p["linear.weight"], p["linear.bias"]), dtype=_numpy(dtype))
     table = naive_table(coords, coords, SUBM)
-    assert_close(h, conv(y, p["conv.weight"], table, p["conv.bias"]), dtype=ml_dtypes.bfloat16)
-    assert_close(z, layer_norm.naive(h, p["norm.weight"], p["norm.bias"]), dtype=ml_dtypes.bfloat16)
+    assert_close(h, conv(y, p["conv.weight"], table, p["conv.bias"]), dtype=_numpy(dtype))
+    assert_close(z, layer_norm.naive(h, p["norm.weight"], p["norm.bias"]), dtype=_numpy(dtype))
 
 
 @pytest.mark.parametrize(
@@ -370,7 +413,20 @@ def _key_twice(feats, coords):
             lambda x, c: nn.Upsample()(nn.SymbolicSparseTensor.of(x, c)),
             "Upsample: x: expected features on sites that downsampling",
         ),
-        (lambda x, c: nn.Linear(6, 4)(nn.SymbolicSparseTensor.of(x, c)), "sparse_ops.linear: weight: expected"),
+        (lambda x, c: nn.Linear(6, 4)(nn.SymbolicSparseTensor.of(x, c)), "Linear: x: expected 6 channels, given 5"),
+        (lambda x, c: nn.SymbolicSparseTensor.of(x, c) + x, r"\+: x: expected a SymbolicSparseTensor, given"),
+        (
+            lambda x, c: nn.SymbolicSparseTensor.of(x, c) + nn.SymbolicSparseTensor.of(x, c),
+            r"\+: expected features on the same sites",
+        ),
+        (
+            lambda x, c: (y := nn.SymbolicSparseTensor.of(x, c)) + nn.SubMConv3d(5, 4)(y),
+            r"\+: expected 5 channels of float32, given 4 of float32",
+        ),
+        (lambda x, c: nn.SparseSequential(3), "module: expected a module or a function of features, given 3"),
+        (lambda x, c: nn.SparseSequential(forward=nn.Activation("relu")), "name: expected one .* not taken, given 'forward'"),
+        (lambda x, c: nn.SymbolicSparseTensor.of(x, c, 2.0), "batch: expected an int of at least 1, given 2.0"),
+        (lambda x, c: nn.ToDense(4)(x), "ToDense: x: expected a SymbolicSparseTensor"),
         (
             lambda x, c: nn.SparseInverseConv3d(5, 4, 3, "a")(nn.SymbolicSparseTensor.of(x, c)),
             r"indice_key: expected that of an earlier layer \(none\), given 'a'",

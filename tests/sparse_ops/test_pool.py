@@ -109,6 +109,48 @@ def test_segment_pool_modes(reduction):
     assert not out[:2].any()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("reduction", REDUCTIONS, ids=str)
+def test_what_is_not_finite_propagates_as_in_numpy(isa, reduction, dtype):
+    """Whatever the order of rows, in whole vectors and in what is left of them."""
+    rng = np.random.default_rng(6)
+    x = features(rng, 500, 37, dtype=dtype)
+    rare = rng.random(x.shape)
+    for value, most in ((np.inf, 0.3), (-np.inf, 0.2), (np.nan, 0.1)):
+        x[rare < most] = value
+    x[:20], x[20:30, ::2] = -np.inf, np.nan
+    index = rng.permutation(np.repeat(np.arange(125), 4)).astype("int32")
+    index[:20], index[20:40] = 0, np.repeat([1, 2], 10)
+    args, more = (reduction.mode,), options(reduction)
+    out = evaluate(lambda x, i, like: op.segment_pool(x, i, like, *args, **more), x, index, np.zeros((130, 1), "int32"))
+    with np.errstate(invalid="ignore"):
+        expected = segment_pool.naive(x, index, 130, reduction)
+        assert np.isnan(expected).any() and np.isinf(expected).any()
+        check_not_finite(out, expected, reduction)
+
+        table = np.full((4, 130), -1)
+        for row in range(125):
+            sources = np.flatnonzero(index == row)[:4]
+            table[: len(sources), row] = sources
+        out = evaluate(
+            lambda x, *fields: op.pool(x, relax.Tuple(fields[:4]), fields[4], *args, **more),
+            x,
+            *_arrays(table, 500),
+            np.zeros((130, 1), "int32"),
+        )
+        check_not_finite(out, pool.naive(x, table, reduction), reduction)
+
+
+def check_not_finite(out, expected, reduction: Reduction):
+    """NaN and infinities where they belong; maxima are exact."""
+    out = out.astype(np.float64)
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(np.where(finite, 0, out), np.where(finite, 0, expected))
+    assert np.isfinite(out[finite]).all()
+    if reduction.mode == "max":
+        np.testing.assert_array_equal(out, expected)
+
+
 def test_segments_are_summed_in_the_order_of_rows():
     rng = np.random.default_rng(5)
     x, index = features(rng, 1000, 3), rng.integers(0, 7, 1000).astype("int32")

@@ -43,9 +43,10 @@ def test_a_constructor_takes_what_the_signature_names(name):
     assert not missing
     required = [p.name for p in parameters.values() if p.default is inspect.Parameter.empty and p.name in signature.names]
     assert required == [argument.name for argument in signature.arguments if not argument.optional]
-    optional = [p.name for p in parameters.values() if p.default is None and p.name in signature.names]
+    optional = [p.name for p in parameters.values() if p.default is not inspect.Parameter.empty and p.name in signature.names]
     assert sorted(optional) == sorted(signature.optional)
-    made = {"transposed", "stride", "padding", "activation", "name", "groups"}  # options of the constructor, or what they make
+    # options of the constructor, or what they make
+    made = {"transposed", "stride", "padding", "activation", "name", "groups", "infer"}
     assert set(signature.options) <= parameters.keys() | made
 
 

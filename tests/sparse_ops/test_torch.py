@@ -23,7 +23,7 @@ from tir_kernels.spec.geometry import Geometry  # noqa: E402
 from tir_kernels.spec.kernel_map import naive_table  # noqa: E402
 
 CIN, COUT = 5, 7
-NUMPY = {"float32": np.dtype("float32"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+NUMPY = {"float32": np.dtype("float32"), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype("float16")}
 
 
 class Layers(nn.Module):
@@ -77,7 +77,7 @@ def test_it_is_the_convolution(rows, dtype):
         table = naive_table(coords, coords, Geometry.submanifold(weight.shape[1:4]))
         taps = weight.reshape(COUT, -1, CIN).transpose(1, 2, 0)
         expected = sparse_conv.naive(feats, taps, table, *options)
-        # In bfloat16 the product with each tap is rounded before float32 sums it.
+        # In a narrow type the product with each tap is rounded before float32 sums it.
         depth = len(table) * (CIN if dtype == "float32" else 1)
         assert y.dtype == NUMPY[dtype]
         assert_close(y, expected, depth, dtype=NUMPY[dtype], name=layer)

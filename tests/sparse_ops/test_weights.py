@@ -77,6 +77,25 @@ def convolved(layout: str, weight, kernel, lowest) -> np.ndarray:
     return out
 
 
+def test_a_layer_of_groups_and_kernel_1():
+    """Only without groups is the memory of such a layer a matrix."""
+    weight = np.random.default_rng(4).standard_normal((6, 2, 1, 1, 1)).astype("float32")
+    layer = sparse_ops.SubMConv3d(4, 6, 1, groups=2, bias=False)
+    layer.weight = from_layout(weight, "torch", 1, groups=2)
+    x = features(4)
+    parts = [x[:, 2 * g : 2 * g + 2].astype("float64") @ weight[3 * g : 3 * g + 3, :, 0, 0, 0].T for g in range(2)]
+    assert_close(layer(SparseTensor(x, CLOUD)).feats, np.concatenate(parts, 1), 2, dtype="float32")
+    np.testing.assert_array_equal(to_layout(layer.weight, "torch", groups=2), weight)
+
+
+def test_a_channelwise_layer():
+    weight = stored("minkowski_channelwise", (3, 3, 3))
+    layer = sparse_ops.SubMConv3d(CIN, CIN, 3, groups=CIN, bias=False)
+    layer.weight = from_layout(weight, "minkowski_channelwise", 3, groups=CIN)
+    expected = convolved("minkowski_channelwise", weight, (3, 3, 3), (-1, -1, -1))
+    assert_close(layer(SparseTensor(features(), CLOUD)).feats, expected, 27, dtype="float32")
+
+
 GROUPED = {"minkowski_channelwise"}  # one group a channel, which the comparison spreads into a full weight
 
 

@@ -166,7 +166,7 @@ class _Writer:
 
     def value(self, node) -> str:
         kind = type(node).__name__
-        if kind in ("IntImm", "StringImm"):
+        if kind in ("IntImm", "FloatImm", "StringImm"):
             return repr(node.value)
         if kind == "Var":
             return self.name(node)

@@ -14,7 +14,7 @@ import tvm
 from tvm import relax
 
 from sparse_ops.build import build
-from sparse_ops.op import attention, conv3d, linear, sparse_conv, upsampled_conv
+from sparse_ops.op import attention, conv3d, linear, pool, segment_pool, sparse_conv, upsampled_conv
 from tests.tir_kernels.assembly import X86, AArch64, Loop, loops
 from tir_kernels.cpu.isa import AVX2, AVX512, AVX512_BF16, NEON, Isa, Tile
 
@@ -66,6 +66,11 @@ def sparse(i: Inputs, cin, cout, has_residual=False, **options):
     return sparse_conv(x, weight, i.kernel_map(), coords, residual=residual, **options)
 
 
+def grouped(i: Inputs, cin, cout, groups, **options):
+    x, weight, coords = i.given("n", cin), i.weight(cout, 3, 3, 3, cin // groups), i.given(i.rows(), 4, dtype="int32")
+    return sparse_conv(x, weight, i.kernel_map(), coords, groups=groups, **options)
+
+
 def plain_linear(i: Inputs, cin, cout):
     return linear(i.given("n", cin), i.weight(cout, cin))
 
@@ -102,10 +107,14 @@ FEW = {
     "float32": (lambda i: sparse(i, 128, 128), lambda i: full_linear(i, 1024, 512, "gelu_tanh")),
     "bfloat16": (lambda i: sparse(i, 100, 24), lambda i: plain_linear(i, 433, 70)),
 }
+FEW["float16"] = FEW["bfloat16"]
 MANY = {
     "float32": (
         *FEW["float32"],
         lambda i: sparse(i, 33, 70, has_residual=True, activation="silu"),
+        lambda i: grouped(i, 256, 256, 256),
+        lambda i: grouped(i, 70, 140, 70, activation="silu"),
+        lambda i: grouped(i, 64, 64, 16),  # four channels each, of several groups to a vector but with NEON
         lambda i: plain_linear(i, 33, 20),
         lambda i: attend(i, 2, 64),
         lambda i: convolve(i, 33, 40, 3, stride=2, padding=1),
@@ -115,14 +124,15 @@ MANY = {
     ),
     "bfloat16": (
         *FEW["bfloat16"],
+        lambda i: grouped(i, 100, 100, 100, activation="relu"),
         lambda i: attend(i, 3, 40),
         lambda i: convolve(i, 17, 64, 1),
         lambda i: upsampled(i, 33, 40),
     ),
 }
 FAMILIES = {
-    "float32": {"gather_gemm": 2, "linear": 3, "attention": 1, "conv3d": 1, "conv3d_winograd": 1},
-    "bfloat16": {"gather_gemm": 1, "linear": 2, "attention": 1, "conv3d": 1},
+    "float32": {"gather_gemm": 2, "depthwise_conv": 3, "linear": 3, "attention": 1, "conv3d": 1, "conv3d_winograd": 1},
+    "bfloat16": {"gather_gemm": 1, "depthwise_conv": 1, "linear": 2, "attention": 1, "conv3d": 1},
 }
 # Every instruction set has all families, but for those that widen bfloat16 to what they do in float32; what is left of the CPUs
 # has the two that run longest.
@@ -130,6 +140,8 @@ CASES = [(cpu, "float32", MANY) for cpu in ("haswell", "skylake-avx512", "neover
 CASES += [(cpu, "bfloat16", MANY) for cpu in ("haswell", "sapphirerapids")]
 CASES += [(cpu, "bfloat16", FEW) for cpu in ("skylake-avx512", "znver4", "znver5", "neoverse-n1")]
 CASES += [(cpu, "float32", FEW) for cpu in ("znver3", "znver4")]
+# float16 has the loops of a widened bfloat16: what is looked at are its casts, and the kernel without dot where others have it.
+CASES += [(cpu, "float16", FEW) for cpu in ("haswell", "skylake-avx512", "znver5", "neoverse-n1")]
 
 
 def module(dtype: str, calls) -> tvm.IRModule:
@@ -150,23 +162,30 @@ def assembly(mod) -> str:
     return "\n".join(own + [assembly(imported) for imported in mod.imports])
 
 
-def built_loops(cpu: str, dtype: str, calls) -> list[Loop]:
-    """The innermost loops of the calls, built together for a CPU."""
+def built_text(cpu: str, dtype: str, calls) -> str:
+    """The assembly of the calls, built together for a CPU."""
     triple = f"{'aarch64' if ISAS[cpu] == NEON else 'x86_64'}-unknown-linux-gnu"
     target = tvm.target.Target({"kind": "llvm", "mcpu": cpu, "mtriple": triple})
     assert Isa.of(target) == ISAS[cpu]
-    text = assembly(build(module(dtype, calls), target, lift_params=True).mod)
-    return loops(text, AArch64 if ISAS[cpu] == NEON else X86)
+    return assembly(build(module(dtype, calls), target, lift_params=True).mod)
+
+
+def built_loops(cpu: str, dtype: str, calls) -> list[Loop]:
+    """The innermost loops of the calls, built together for a CPU."""
+    return loops(built_text(cpu, dtype, calls), AArch64 if ISAS[cpu] == NEON else X86)
 
 
 @pytest.mark.parametrize(("cpu", "dtype", "ops"), CASES, ids=[f"{cpu}-{dtype}" for cpu, dtype, _ in CASES])
 def test_sums_are_registers(cpu, dtype, ops):
-    isa, widest, bad, products = ISAS[cpu], {}, [], [0]
+    isa, widest, bad, products, widened = ISAS[cpu], {}, [], [0], set()
     for loop in built_loops(cpu, dtype, ops[dtype]):
         kernel = loop.function.removeprefix("__tvm_ffi_")
         tile = re.search(r"(\w+?)_b?f\d\d_(\d+)x(\d+)__" + isa.name, kernel)
         if tile:
             widest.setdefault((kernel, *tile.groups()), []).append(loop.multiply_adds)
+        bad += [f"{kernel} {loop.label}: {i}" for i in loop.calls if re.search("hfsf2|sfhf2", str(i))]
+        if tile and any(re.match(r"vcvtph2ps .*[yz]mm|fcvtl ", str(i)) for i in loop.instructions):
+            widened.add(tile[1])
         if kernel.startswith("matmul"):
             products.append(loop.multiply_adds)
         if loop.multiply_adds >= LEAST:
@@ -176,7 +195,36 @@ def test_sums_are_registers(cpu, dtype, ops):
     assert not bad, "\n".join(bad)
     for (kernel, _, rows, cols), found in widest.items():
         assert max(found) >= int(rows) * int(cols) // isa.lanes, f"{kernel}: no loop over a whole tile, {sorted(found)}"
+    assert dtype != "float16" or "linear" in widened, "rows are not widened by vectors"  # others do it without a loop
     if ops is MANY:
-        assert Counter(family for _, family, _, _ in widest) == FAMILIES[dtype]
+        found = Counter(family for _, family, _, _ in widest)
+        if isa == NEON and dtype == "float32":  # groups of a whole vector are products
+            found += Counter(depthwise_conv=1, gather_gemm=-1)
+        assert +found == FAMILIES[dtype]
         tile = Tile.of(isa, 128).in_one_buffer()
         assert dtype == "bfloat16" or max(products) >= tile.rows * tile.vectors
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cpu", ["haswell", "skylake-avx512"])
+def test_maxima_are_vectors(cpu, dtype):
+    """Keeping NaN costs a comparison and a blend of vectors beside the maximum."""
+
+    def of_segments(i: Inputs):
+        return segment_pool(i.given("n", 64), i.given("n", dtype="int32"), i.given("m", 4, dtype="int32"), "max")
+
+    def of_a_map(i: Inputs):
+        return pool(i.given("n", 64), i.kernel_map(), i.given("m", 4, dtype="int32"), "max")
+
+    for call in (of_segments, of_a_map):
+        text = built_text(cpu, dtype, (call,))
+        assert len(re.findall(r"vmaxps\s.*%[yz]mm", text)) >= 4 and len(re.findall(r"vcmpunordps\s.*%[yz]mm", text)) >= 4
+
+
+@pytest.mark.parametrize("cpu", ["haswell", "skylake-avx512", "neoverse-n1"])
+def test_short_rows_are_widened_by_vectors(cpu):
+    """Left to LLVM, which unrolls a row of 64 whole, they are cast one by one, and the kernel takes three times as long."""
+    opcode = r"\tfcvtl.*|\tfcvt\ts\d+, h.*" if ISAS[cpu] == NEON else r"\tvcvtph2ps\t.*"
+    casts = re.findall(opcode, built_text(cpu, "float16", [lambda i: sparse(i, 64, 64)]))
+    vectors = [cast for cast in casts if re.search(r"fcvtl|%[yz]mm\d+$", cast)]
+    assert vectors and len(casts) - len(vectors) <= 16, f"{len(vectors)} of {len(casts)} casts are of vectors"

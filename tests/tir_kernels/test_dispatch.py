@@ -50,6 +50,13 @@ def test_every_description_has_a_row():
         (Conv3d(32, 32, Geometry((3, 3, 3), (2, 2, 2))), AVX2, "conv3d"),
         (SparseConv(8, 8, (3, 3, 3)), EMULATED, "gather_gemm"),
         (SparseConv(8, 8, (3, 3, 3), "bfloat16"), EMULATED, "gather_gemm_dot"),
+        (SparseConv(64, 64, (3, 3, 3), groups=64), AVX2, "depthwise_conv"),
+        (SparseConv(64, 192, (3, 3, 3), "bfloat16", groups=64), EMULATED, "depthwise_conv"),
+        (SparseConv(64, 64, (3, 3, 3), groups=16), AVX2, "depthwise_conv"),  # two groups to a vector
+        (SparseConv(64, 64, (3, 3, 3), groups=8), AVX2, "gather_gemm"),  # a vector each
+        (SparseConv(64, 64, (3, 3, 3), groups=8), AVX512, "depthwise_conv"),
+        (SparseConv(63, 63, (3, 3, 3), groups=21), AVX2, "gather_gemm"),  # three divides no vector
+        (SparseConv(2, 64, (3, 3, 3), "bfloat16", groups=2), EMULATED, "gather_gemm_dot"),
         (Linear(8, 8, "bfloat16"), AVX512, "linear"),
         (Linear(8, 8, "bfloat16"), EMULATED, "linear_dot"),
         (Attention(2, 8, "bfloat16"), EMULATED, "attention_dot"),
@@ -160,6 +167,12 @@ def test_a_map_unpacks_to_the_neighbour_table(rows):
 WEIGHTS = [
     (SparseConv(5, 3, (1, 2, 3)), (3, 1, 2, 3, 5)),
     (SparseConv(33, 70, (3, 1, 1)), (70, 3, 1, 1, 33)),
+    (SparseConv(21, 35, (3, 1, 2), groups=7), (35, 3, 1, 2, 3)),
+    (SparseConv(330, 210, (1, 1, 2), groups=3), (210, 1, 1, 2, 110)),
+    (SparseConv(70, 70, (3, 1, 1), groups=70), (70, 3, 1, 1, 1)),
+    (SparseConv(5, 5 * 19, (3, 1, 1), groups=5), (95, 3, 1, 1, 1)),
+    (SparseConv(44, 88, (1, 3, 1), groups=22), (88, 1, 3, 1, 2)),
+    (SparseConv(1000, 1000, (1, 1, 1), groups=1000), (1000, 1, 1, 1, 1)),
     (Linear(433, 70), (70, 433)),
     (Linear(0, 7), (7, 0)),
     (Conv3d(3, 5, Geometry((3, 2, 1))), (5, 3, 3, 2, 1)),
@@ -171,7 +184,7 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name + "_emulated" * isa.emulate_dot)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("spec", "shape"), WEIGHTS, ids=lambda value: str(value) if isinstance(value, tuple) else value.family)
 def test_a_weight_packs_and_unpacks(spec, shape, dtype, isa):
     with forced_isa(isa):

@@ -10,11 +10,13 @@ from tir_kernels import script
 from tir_kernels.cpu.coordinate_index import ROW_CHUNK
 from tir_kernels.cpu.kernel_map import CHUNK
 from tir_kernels.dispatch import PAIRS, kernel_for
-from tir_kernels.spec import coordinate_index, kernel_map, sites, unique
+from tir_kernels.spec import coordinate_index, flatnonzero, kernel_map, sites, union, unique
 from tir_kernels.spec.coordinate_index import PLAN_SIZE, BuildIndex, Lookup, PlanIndex
+from tir_kernels.spec.flatnonzero import CountNonzero, FillNonzero
 from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.kernel_map import InverseMap, ProbeMap, SubmanifoldMap
 from tir_kernels.spec.sites import CopySites, FindSites, PlanSites
+from tir_kernels.spec.union import SetRows
 from tir_kernels.spec.unique import FillUnique, PlanUnique, RankUnique
 
 THREADS = 3
@@ -110,6 +112,26 @@ def test_unique(coords, method):
     expected, expected_inverse = unique.naive(coords, factor)
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_array_equal(inverse, expected_inverse)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8"])
+def test_flatnonzero(dtype):
+    mask = np.random.default_rng(1).integers(0, 2, 2 * flatnonzero.CHUNK + 100).astype(dtype)
+    before, count = empty(3, dtype="int64"), empty(1, dtype="int64")
+    run_spec(CountNonzero(dtype), [mask, before, count], THREADS)
+    index = empty(count[0])
+    run_spec(FillNonzero(dtype), [mask, before, index], THREADS)
+    np.testing.assert_array_equal(index, flatnonzero.naive(mask))
+
+
+def test_rows_of_sets(coords):
+    sets = [coords[:300], coords[200:250], coords[:0], coords[100:400]]
+    offsets = np.cumsum([0, *map(len, sets)]).astype("int32")
+    out, unchecked, expected = union.naive(sets)
+    inverse, rows = empty(len(unchecked)), empty(len(sets), len(out))
+    run_spec(SetRows(), [unchecked, offsets, inverse, rows], THREADS)
+    np.testing.assert_array_equal(inverse, unchecked)
+    np.testing.assert_array_equal(rows, expected)
 
 
 def test_a_race_is_found():

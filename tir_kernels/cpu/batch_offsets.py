@@ -41,21 +41,20 @@ def batch_offsets(spec: BatchOffsets, isa: Isa) -> tvm.tirx.PrimFunc:
         n, columns = T.int64(), T.int64()
         coords = match_buffer(coords_, (n, 4), "int32")
         offsets = match_buffer(offsets_, (columns,), "int32")
-        batch: T.let = T.Cast("int32", columns - 1)
-        last = T.alloc_buffer((1,), "int32")  # offsets are written up to this batch index
-        last[0] = T.int32(0)
+        last = T.alloc_buffer((1,), "int64")  # offsets are written up to this batch index
+        last[0] = T.int64(0)
         offsets[0] = T.int32(0)
         for row in range(n):
-            b: T.let = coords[row, 0]
+            b: T.let = T.Cast("int64", coords[row, 0])
             if b != last[0]:
-                if T.Or(b < 0, b >= batch):
-                    T.evaluate(T.call_packed(RAISE_RANGE, row, T.int32(0), b, T.int32(0), batch - 1))
+                if T.Or(b < 0, b >= columns - 1):
+                    T.evaluate(T.call_packed(RAISE_RANGE, row, T.int32(0), b, T.int32(0), columns - 2))
                 if b < last[0]:
                     T.evaluate(T.call_packed(RAISE_ORDER, row, b, last[0]))
                 for skipped in range(b - last[0]):
                     offsets[last[0] + 1 + skipped] = T.Cast("int32", row)
                 last[0] = b
-        for skipped in range(batch - last[0]):
+        for skipped in range(columns - 1 - last[0]):
             offsets[last[0] + 1 + skipped] = T.Cast("int32", n)
 
     return kernel

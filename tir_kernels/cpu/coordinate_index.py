@@ -36,7 +36,7 @@ from ..spec.coordinate_index import (
     Lookup,
     PlanIndex,
 )
-from .guards import check_range, extremes
+from .guards import check_memory, check_range, extremes
 from .isa import Isa
 
 FILL_CHUNK = 16384
@@ -180,13 +180,13 @@ class Index:
 
     @inline
     def find(self, coordinate, found):
-        """found[0] = row of any coordinate, or -1."""
-        if self.plan.method == GRID:
-            found[0] = T.int32(-1)
-            if self.plan.contains(coordinate):
+        """found[0] = row of any coordinate, or -1. Far outside of the box no key could be formed."""
+        found[0] = T.int32(-1)
+        if self.plan.contains(coordinate):
+            if self.plan.method == GRID:
                 found[0] = self.slots[self.plan.cell_of(coordinate)]
-        else:
-            self.table.find(key_of(coordinate), found)
+            else:
+                self.table.find(key_of(coordinate), found)
 
 
 def match_plan(plan):
@@ -269,10 +269,10 @@ def choose(method, rows, cells_per_row, plan, size):
 
 
 @inline
-def begin_plan(plan, coords, rows, lowest, highest, low, high):
+def begin_plan(plan, coords, rows, lowest, highest, low, high, argument="coords"):
     """An empty plan, and the extremes of the coordinates; raise for the first row outside of [low, high]."""
     extremes(coords, rows, lowest, highest)
-    check_range(coords, rows, lowest, highest, low, high)
+    check_range(coords, rows, lowest, highest, low, high, argument)
     for entry in range(PLAN_SIZE):
         plan.entries[entry] = T.int64(0)
 
@@ -280,7 +280,7 @@ def begin_plan(plan, coords, rows, lowest, highest, low, high):
 @cache
 def plan_index(spec: PlanIndex, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `PlanIndex`. ValueError for `method="grid"` when the box has more than GRID_CELLS_MOST cells."""
-    pad, method, low, high = spec.pad, spec.method, spec.low, spec.high
+    pad, method, low, high, argument = spec.pad, spec.method, spec.low, spec.high, spec.argument
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
@@ -291,10 +291,11 @@ def plan_index(spec: PlanIndex, isa: Isa) -> tvm.tirx.PrimFunc:
         size = match_buffer(size_, (2,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
-        begin_plan(plan, coords, rows, lowest, highest, low, high)
+        begin_plan(plan, coords, rows, lowest, highest, low, high, argument)
         plan.entries[PLAN_ROWS] = rows
         plan_box(plan, lowest, highest, pad)
         choose(method, rows, GRID_CELLS_PER_ROW, plan, size)
+        check_memory("index of coordinates", (("int32", (size[0],)), ("int64", (size[1],))))
 
     return with_bounds(kernel, size=index_bounds(method))
 
@@ -404,20 +405,21 @@ class Parts:
 
 
 @inline
-def report_duplicate(coords, rows, index):
+def report_duplicate(coords, rows, index, argument):
     """Raise for the first row of a grid that repeats an earlier one: insert again, one by one."""
     for row in range(rows):
         index.slots[index.plan.cell_of(coordinate(coords, row))] = T.int32(-1)
     for row in range(rows):
         cell: T.let = index.plan.cell_of(coordinate(coords, row))
         if index.slots[cell] >= 0:
-            T.evaluate(T.call_packed(RAISE_DUPLICATE, row, index.slots[cell]))
+            T.evaluate(T.call_packed(RAISE_DUPLICATE, row, index.slots[cell], argument))
         index.slots[cell] = T.Cast("int32", row)
 
 
 @cache
 def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `BuildIndex`."""
+    argument = spec.argument
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle):
@@ -452,7 +454,7 @@ def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
                 clashes[chunk] = clash[0]
             for chunk in range((rows + OWN_CHUNK - 1) // OWN_CHUNK):
                 if clashes[chunk] != 0:
-                    report_duplicate(coords, rows, index)
+                    report_duplicate(coords, rows, index, argument)
         else:
             found = T.alloc_buffer((1,), "int32")
             fill(slots, index.num_slots, T.int32(-1))
@@ -460,7 +462,7 @@ def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
             for row in range(rows):
                 index.table.insert(key_of(coordinate(coords, row)), T.Cast("int32", row), found)
                 if T.Cast("int64", found[0]) != row:
-                    T.evaluate(T.call_packed(RAISE_DUPLICATE, row, found[0]))
+                    T.evaluate(T.call_packed(RAISE_DUPLICATE, row, found[0], argument))
 
     return kernel
 

@@ -3,7 +3,8 @@
 The output rows are cut into blocks. A block belongs to one thread, which walks its taps in order; for each tap, groups
 of pairs times one column panel accumulate in registers and add into the block's rows, which stay in the L2 cache. No two
 threads add into a row and the order of every sum is fixed, so the bits do not depend on threads, tiles or block size.
-Rows are read through the map, nothing is gathered first.
+Rows are read through the map, nothing is gathered first. Groups of channels are products side by side, each with its part of
+the rows.
 """
 
 from dataclasses import dataclass, replace
@@ -25,8 +26,8 @@ from .vector_math import EMIT
 
 
 def weight_layout(spec: SparseConv, isa: Isa) -> WeightLayout:
-    """[taps, panels, steps, cols], see `RegisterTile`."""
-    return register_tile.weight_layout((spec.cout, *spec.kernel, spec.cin), isa, spec.dtype)
+    """[taps, panels, steps, cols], see `RegisterTile`; each group has panels of its own."""
+    return register_tile.weight_layout((spec.cout, *spec.kernel, spec.group_cin), isa, spec.dtype, spec.groups)
 
 
 def shared(spec: SparseConv, isa: Isa) -> SparseConv:
@@ -61,8 +62,8 @@ class Segment:
 @cache
 def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `SparseConv`."""
-    cin, cout, dtype, has_residual = spec.cin, spec.cout, spec.dtype, spec.has_residual
-    micro = RegisterTile(isa, cin, cout, dtype)
+    cin, cout, groups, dtype, has_residual = spec.cin, spec.cout, spec.groups, spec.dtype, spec.has_residual
+    micro = RegisterTile(isa, spec.group_cin, spec.group_cout, dtype)
     tile = micro.tile
     act = EMIT[spec.activation]
     direct = dtype == "float32"  # a narrower output is summed in a float32 scratch of the block
@@ -75,18 +76,27 @@ def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
             target[r] = T.Cast("int64", o.pair_out[segment.block, T.min(first + r, last)]) + segment.base
 
     @inline
-    def add_product(rows, columns, panel, feats, source, target, weight, tap, sums):
+    def add_product(rows, columns, group, panel, feats, source, target, weight, tap, sums):
         acc = micro.accumulators(rows, columns)
-        acc.load(lambda r, column: sums[target[r], panel * tile.cols + column])
-        micro.multiply(acc, feats, source, weight, tap, panel)
-        acc.store(lambda value, r, column: T.buffer_store(sums, value, [target[r], panel * tile.cols + column]))
+        first = T.meta_var(group * spec.group_cout + panel * tile.cols)  # of the output's columns
+        acc.load(lambda r, column: sums[target[r], first + column])
+        micro.multiply(acc, feats, source, weight, tap, group * micro.panels + panel, group * spec.group_cin)
+        acc.store(lambda value, r, column: T.buffer_store(sums, value, [target[r], first + column]))
 
     @inline
-    def panel_of_pairs(o, segment, rows, first, last, columns, panel):
+    def panel_of_pairs(o, segment, rows, first, last, columns, group, panel):
         source = T.alloc_buffer((rows,), "int64")
         target = T.alloc_buffer((rows,), "int64")
         find_rows(o, segment, rows, first, last, source, target)
-        add_product(rows, columns, panel, o.feats, source, target, o.weight, segment.tap, segment.sums)
+        add_product(rows, columns, group, panel, o.feats, source, target, o.weight, segment.tap, segment.sums)
+
+    def over_panels(body):
+        """Emit `body(columns, group, panel)` for all panels of all groups."""
+        if groups == 1:
+            micro.over_panels(lambda columns, panel: body(columns, 0, panel), micro.panels)
+            return
+        with T.serial(0, groups) as group:
+            micro.over_panels(lambda columns, panel: body(columns, group, panel), micro.panels)
 
     @inline
     def pairs_widened(o, segment, rows, first, last, wide):
@@ -94,10 +104,11 @@ def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
         target = T.alloc_buffer((rows,), "int64")
         own = T.alloc_buffer((rows,), "int64")
         find_rows(o, segment, rows, first, last, source, target)
-        micro.widen(wide, rows, o.feats, source, own)
-        micro.over_panels(
-            lambda columns, panel: add_product(rows, columns, panel, wide, own, target, o.weight, segment.tap, segment.sums),
-            micro.panels,
+        micro.widen(wide, rows, o.feats, source, own, groups)
+        over_panels(
+            lambda columns, group, panel: add_product(
+                rows, columns, group, panel, wide, own, target, o.weight, segment.tap, segment.sums
+            )
         )
 
     def multiply_segment(o, segment, start, count, wide):
@@ -106,11 +117,10 @@ def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
         if micro.widens:
             micro.over_tiles(count, lambda rows, first: pairs_widened(o, segment, rows, start + first, last, wide))
         else:
-            micro.over_panels(
-                lambda columns, panel: micro.over_tiles(
-                    count, lambda rows, first: panel_of_pairs(o, segment, rows, start + first, last, columns, panel)
-                ),
-                micro.panels,
+            over_panels(
+                lambda columns, group, panel: micro.over_tiles(
+                    count, lambda rows, first: panel_of_pairs(o, segment, rows, start + first, last, columns, group, panel)
+                )
             )
 
     @inline
@@ -167,7 +177,7 @@ def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
         T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("gather_gemm", dtype, isa, tile)})
         n, m, blocks, slots, taps, columns = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
         feats = match_buffer(feats_, (n, cin), dtype)
-        weight = match_buffer(weight_, (taps, micro.panels, micro.steps, tile.cols), micro.weight_dtype)
+        weight = match_buffer(weight_, (taps, groups * micro.panels, micro.steps, tile.cols), micro.weight_dtype)
         bias = match_buffer(bias_, (cout,), "float32")
         residual = match_buffer(residual_, (m, cout), dtype)
         pair_in = match_buffer(pair_in_, (blocks, slots), "int32")

@@ -18,6 +18,7 @@ from ..spec.group_norm import GroupNorm
 from .batch_offsets import cut
 from .guards import check_offsets
 from .isa import Isa
+from .rows import each_channel
 from .vector_math import EMIT
 
 CHUNK = 256  # rows of one task
@@ -47,6 +48,19 @@ def group_norm(spec: GroupNorm, isa: Isa) -> tvm.tirx.PrimFunc:
     act = EMIT[spec.activation]
 
     @inline
+    def add(x, row, deviation, c):
+        deviation[c] += T.Cast("float32", x[row, c])
+
+    @inline
+    def add_squares(x, row, center, deviation, square, c):
+        deviation[c] += T.Cast("float32", x[row, c]) - center[c]
+        square[c] += (T.Cast("float32", x[row, c]) - center[c]) * (T.Cast("float32", x[row, c]) - center[c])
+
+    @inline
+    def normalise(x, row, middle, factor, addend, out, c):
+        out[row, c] = T.Cast(dtype, act((T.Cast("float32", x[row, c]) - middle[c]) * factor[c] + addend[c]))
+
+    @inline
     def measure(x, first, rows, k, centers, means, squares):
         """A center, the mean less the center, and the squared deviations from the mean of every group of chunk k."""
         center = T.alloc_buffer((channels,), "float32")
@@ -57,8 +71,7 @@ def group_norm(spec: GroupNorm, isa: Isa) -> tvm.tirx.PrimFunc:
         for c in range(channels):
             deviation[c] = T.float32(0)
         for i in range(rows):
-            for c in range(channels):
-                deviation[c] += T.Cast("float32", x[first + i, c])
+            each_channel(channels, isa.lanes, lambda c: add(x, first + i, deviation, c))
         for g in range(groups):
             total[0] = T.float32(0)
             for c in range(width):
@@ -69,9 +82,7 @@ def group_norm(spec: GroupNorm, isa: Isa) -> tvm.tirx.PrimFunc:
             deviation[c] = T.float32(0)
             square[c] = T.float32(0)
         for i in range(rows):
-            for c in range(channels):
-                deviation[c] += T.Cast("float32", x[first + i, c]) - center[c]
-                square[c] += (T.Cast("float32", x[first + i, c]) - center[c]) * (T.Cast("float32", x[first + i, c]) - center[c])
+            each_channel(channels, isa.lanes, lambda c: add_squares(x, first + i, center, deviation, square, c))
         for g in range(groups):
             total[0] = T.float32(0)
             total[1] = T.float32(0)
@@ -133,9 +144,7 @@ def group_norm(spec: GroupNorm, isa: Isa) -> tvm.tirx.PrimFunc:
                     factor[g * width + c] = scaling * weight[g * width + c]
                     addend[g * width + c] = bias[g * width + c] - mean[b, g] * factor[g * width + c]
             for i in range(chunk_rows[k]):
-                for c in range(channels):
-                    out[chunk_first[k] + i, c] = T.Cast(
-                        dtype, act((T.Cast("float32", x[chunk_first[k] + i, c]) - middle[c]) * factor[c] + addend[c])
-                    )
+                row: T.let = chunk_first[k] + i
+                each_channel(channels, isa.lanes, lambda c: normalise(x, row, middle, factor, addend, out, c))
 
     return kernel

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import tvm
 from tvm.script import tirx as T
 
 from ..guards import (
@@ -16,9 +17,12 @@ from ..guards import (
     RAISE_ROW,
     RAISE_TAPS,
 )
+from ..memory import ASK_BYTES, CHECK_MEMORY
 from ..script import inline
 from ..spec.conv3d import reach
 from ..spec.geometry import Geometry
+
+MOST = 2**31 - 1  # of an int32
 
 
 @inline
@@ -35,8 +39,11 @@ def extremes(coords, rows, lowest, highest):
             highest[c] = T.max(highest[c], coords[row, c])
 
 
-def check_range(coords, rows, lowest, highest, low, high):
-    """Emit: raise for the first row of `coords` outside [low, high], if the extremes say that there is one."""
+def check_range(coords, rows, lowest, highest, low, high, argument: str = "coords"):
+    """Emit: raise for the first row of `coords` outside [low, high], if the extremes say that there is one.
+
+    `low`, `high`: four Python ints or int32 expressions each. `argument` names the coordinates in the message.
+    """
 
     @inline
     def check_column(column, low, high):
@@ -49,22 +56,49 @@ def check_range(coords, rows, lowest, highest, low, high):
                             row,
                             T.int32(column),
                             coords[row, column],
-                            T.int32(low),
-                            T.int32(high),
+                            low,
+                            high,
+                            argument,
                         )
                     )
 
+    def int32(limit):
+        return T.int32(limit) if isinstance(limit, int) else limit
+
     for column in range(4):
-        check_column(column, low[column], high[column])
+        check_column(column, int32(low[column]), int32(high[column]))
+
+
+def last_of(extent, most: int):
+    """The largest coordinate within an int64 extent, an int32 expression: no more than `most`."""
+    return T.Cast("int32", T.min(extent - 1, T.int64(most)))
+
+
+def last_of_all(extents):
+    """The largest coordinates within int64 extents."""
+    return [last_of(extent, MOST) for extent in extents]
 
 
 @inline
 def check_inside(coords, rows, batch, shape):
-    """Raise for the first row of `coords` outside of the grid; `batch` and `shape` are Python ints."""
+    """Raise for the first row of `coords` outside of the grid; `batch` and `shape` are int64 expressions."""
     lowest = T.alloc_buffer((4,), "int32")
     highest = T.alloc_buffer((4,), "int32")
     extremes(coords, rows, lowest, highest)
-    check_range(coords, rows, lowest, highest, (0, 0, 0, 0), (batch - 1, shape[0] - 1, shape[1] - 1, shape[2] - 1))
+    check_range(coords, rows, lowest, highest, (0, 0, 0, 0), last_of_all((batch, *shape)))
+
+
+def check_memory(what: str, tensors):
+    """Emit: raise unless tensors of these dtypes and dimensions, int64 expressions, fit into memory together, see `memory`."""
+    size = T.float64(0)  # products of int64 would wrap
+    for dtype, dims in tensors:
+        bytes_of_one = T.float64(tvm.DataType(dtype).itemsize)
+        for dim in dims:
+            bytes_of_one = bytes_of_one * T.Cast("float64", dim)
+        size = size + bytes_of_one
+    kinds = " ".join(f"{dtype} {len(dims)}" for dtype, dims in tensors)
+    with T.If(size > T.float64(ASK_BYTES)), T.Then():
+        T.evaluate(T.call_packed(CHECK_MEMORY, what, kinds, *(dim for _, dims in tensors for dim in dims)))
 
 
 @inline

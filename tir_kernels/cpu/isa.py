@@ -19,7 +19,8 @@ class Isa:
 
     `lanes`: float32 lanes of a vector register; `registers`: vector registers that code can name;
     `bf16_dot`: whether an instruction multiplies pairs of bfloat16 and adds them into float32; `emulate_dot`: replace that
-    instruction by plain arithmetic, so that a machine without it can test the kernels that use it.
+    instruction by plain arithmetic, so that a machine without it can test the kernels that use it. `converts_half`: whether an
+    instruction makes a vector of float32 of one of float16, and back.
     """
 
     name: str
@@ -27,10 +28,12 @@ class Isa:
     registers: int
     bf16_dot: bool = False
     emulate_dot: bool = False
+    converts_half: bool = True
 
     def __str__(self) -> str:
         dot = ", bfloat16 dot product" * self.bf16_dot + ", emulated" * self.emulate_dot
-        return f"{self.name}: {self.registers} registers of {self.lanes} float32 lanes{dot}"
+        half = "" if self.converts_half else ", no conversion of float16"
+        return f"{self.name}: {self.registers} registers of {self.lanes} float32 lanes{dot}{half}"
 
     @classmethod
     def of(cls, target: tvm.target.Target | None = None) -> "Isa":
@@ -48,14 +51,16 @@ class Isa:
             return AVX512_BF16 if "avx512bf16" in features else AVX512
         if "neon" in features and _architecture(target) in ("aarch64", "arm64"):
             return NEON
-        return AVX2 if {"avx2", "fma"} <= features else PORTABLE
+        if {"avx2", "fma"} <= features:
+            return AVX2 if "f16c" in features else replace(AVX2, converts_half=False)  # all such CPUs have it
+        return PORTABLE
 
 
 AVX512_BF16 = Isa("avx512bf16", lanes=16, registers=32, bf16_dot=True)
 AVX512 = Isa("avx512", lanes=16, registers=32)
 AVX2 = Isa("avx2", lanes=8, registers=16)
 NEON = Isa("neon", lanes=4, registers=32)  # of 64-bit ARM; with 32 bits there are half as many registers
-PORTABLE = Isa("portable", lanes=4, registers=16)
+PORTABLE = Isa("portable", lanes=4, registers=16, converts_half=False)
 
 
 def _architecture(target: tvm.target.Target) -> str:
@@ -132,6 +137,6 @@ def host_target() -> tvm.target.Target:
 
 def kernel_name(op: str, dtype: str, isa: Isa, tile: Tile | None = None) -> str:
     """`<op>_<dtype>_<rows>x<cols>__<isa>`, for example `gather_gemm_f32_6x16__avx2`."""
-    short = {"float32": "f32", "bfloat16": "bf16", "int32": "i32"}[dtype]
+    short = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int32": "i32"}[dtype]
     shape = f"_{tile.rows}x{tile.cols}" if tile else ""
     return f"{op}_{short}{shape}__{isa.name}"

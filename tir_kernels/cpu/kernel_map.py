@@ -191,6 +191,7 @@ def probe_map(spec: ProbeMap, isa: Isa) -> tvm.tirx.PrimFunc:
         plan_: T.handle,
         slots_: T.handle,
         keys_: T.handle,
+        slots_out_: T.handle,
         pair_in_: T.handle,
         pair_out_: T.handle,
         segment_: T.handle,
@@ -225,7 +226,7 @@ def probe_map(spec: ProbeMap, isa: Isa) -> tvm.tirx.PrimFunc:
                     pairs.add(block, cursor, found[0], i)
             pairs.start(block, T.int64(taps), cursor)
 
-    return kernel
+    return kernel if spec.chosen else script.drop_parameters(kernel, "slots_out_")
 
 
 @cache

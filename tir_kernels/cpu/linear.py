@@ -1,7 +1,7 @@
 """Packed GEMM over rows: the linear layer.
 
-The register tile of the sparse convolution, blocked for the caches. A task is a block of rows and a range of columns. It
-takes one block of the depth after the other: that part of the rows is copied together (bfloat16 is widened on the way), the
+The register tile of the sparse convolution, blocked for the caches. A task is a block of rows and a range of columns. It takes
+one block of the depth after the other: that part of the rows is copied together (narrow types are widened on the way), the
 weights of one panel over it stay in the L1 cache while the rows pass, and sums wait in scratch for the next block. Where the
 depth is cut does not depend on tasks or threads, so the bits do not either.
 """

@@ -14,16 +14,20 @@ from ..script import inline
 from ..spec.pool import Pool, Reduction
 from .guards import check_map
 from .isa import Isa
+from .vector_math import bind
 
 
 def initial(reduction: Reduction):
     """The float32 value that a reduction begins with, as a TIR expression."""
-    return T.min_value("float32") if reduction.mode == "max" and not reduction.max_from_zero else T.float32(0)
+    return T.float32("-inf") if reduction.mode == "max" and not reduction.max_from_zero else T.float32(0)
 
 
 def add(reduction: Reduction, value, row):
-    """One more row, from TIR expressions."""
-    return T.max(value, row) if reduction.mode == "max" else value + row
+    """One more row, from TIR expressions. A maximum keeps NaN, whichever of the two it is: `T.max` passes over the first."""
+    if reduction.mode != "max":
+        return value + row
+    value, row = bind(value), bind(row)  # a load inside of a selection becomes a branch
+    return T.Select(T.isnan(value), T.float32("nan"), T.Select(value > row, value, row))
 
 
 def finish(reduction: Reduction, value, count):

@@ -3,10 +3,10 @@
 Sparse convolution and linear layers differ in where rows come from and go to; the inner loop is this one. The macros are
 TVMScript (`script.inline`), specialised by the closure: a `Tile`, the depth of the sum and the width of the output.
 
-Activations may be float32 or bfloat16; sums are always float32. For bfloat16 there are two ways:
-- with a dot instruction (AVX512-BF16), weights are packed as pairs along the depth and one pair of an activation row is
-  broadcast to all lanes;
-- without one, weights are packed as float32 and the few rows of a tile are widened to float32 first, into scratch that
+Activations may be float32, bfloat16 or float16; sums are always float32. For the narrow types there are two ways:
+- bfloat16 with a dot instruction (AVX512-BF16): weights are packed as pairs along the depth and one pair of an activation row
+  is broadcast to all lanes;
+- else weights are packed as float32 and the few rows of a tile are widened to float32 first, into scratch that
   stays in the L1 cache. It costs what float32 costs and saves memory, not time.
 """
 
@@ -136,7 +136,7 @@ class RegisterTile:
     def __init__(self, isa: Isa, depth: int, width: int, dtype: str):
         self.depth, self.width = depth, width
         self.dot = dtype == "bfloat16" and isa.bf16_dot
-        self.widens = dtype == "bfloat16" and not isa.bf16_dot
+        self.widens = dtype != "float32" and not self.dot
         self.tile = tile = Tile.of(isa, width)
         self.panels = tile.panels(width)
         self.last_width = width - (self.panels - 1) * tile.cols
@@ -184,23 +184,23 @@ class RegisterTile:
         for part in acc.parts:
             (add_dot if self.dot else add_f32)(*part, acc.vectors)
 
-    def multiply(self, acc, a, source, weight, tap, panel):
-        """Emit: acc[r, :] += a[source[r], :] @ weight[tap, panel, :, :], over the depth in order."""
+    def multiply(self, acc, a, source, weight, tap, panel, first=0):
+        """Emit: acc[r, :] += a[source[r], first : first + depth] @ weight[tap, panel, :, :], over the depth in order."""
         depth = self.depth
         if not self.dot:
             with T.serial(0, depth) as c:
-                self._add_step(acc, lambda r: a[source[r], c], lambda column: weight[tap, panel, c, column])
+                self._add_step(acc, lambda r: a[source[r], first + c], lambda column: weight[tap, panel, c, column])
             return
         with T.serial(0, depth // 2) as c:
             self._add_step(
                 acc,
-                lambda r: pair_of_halves(a[source[r], 2 * c], a[source[r], 2 * c + 1]),
+                lambda r: pair_of_halves(a[source[r], first + 2 * c], a[source[r], first + 2 * c + 1]),
                 lambda column: weight[tap, panel, c, column],
             )
         if depth % 2 > 0:  # the pair of the last channel has no second half: never read past a row
             self._add_step(
                 acc,
-                lambda r: T.Cast("int32", T.reinterpret("uint16", a[source[r], depth - 1])),
+                lambda r: T.Cast("int32", T.reinterpret("uint16", a[source[r], first + depth - 1])),
                 lambda column: weight[tap, panel, depth // 2, column],
             )
 
@@ -209,16 +209,23 @@ class RegisterTile:
         with T.serial(0, steps) as c:
             self._add_step(acc, lambda r: a[first_row + r, c], lambda column: weight[0, panel, first_step + c, column])
 
-    def widen(self, wide, rows, a, source, own):
-        """Emit: wide[r, :] = float32(a[source[r], :]); own[r] = r, the place of each of the `rows` rows in `wide`."""
-        depth = self.depth
+    def widen(self, wide, rows, a, source, own, groups=1):
+        """Emit: wide[r, :] = float32(a[source[r], :]); own[r] = r, the place of each of the `rows` rows in `wide`.
+
+        A row of `a` has the depth of each of its `groups`.
+        """
+        depth, lanes = self.depth * groups, self.tile.lanes
 
         @inline
         def widen(wide, a, source, own):
+            # vectors said here: LLVM unrolls a short loop whole and then finds none, as it cannot rule out that both overlap
             for r in T.unroll(rows):
                 own[r] = T.int64(r)
-                for c in range(depth):
-                    wide[r, c] = T.Cast("float32", a[source[r], c])
+                for v in range(depth // lanes):
+                    for lane in T.vectorized(lanes):
+                        wide[r, v * lanes + lane] = T.Cast("float32", a[source[r], v * lanes + lane])
+                for c in range(depth % lanes):
+                    wide[r, depth // lanes * lanes + c] = T.Cast("float32", a[source[r], depth // lanes * lanes + c])
 
         widen(wide, a, source, own)
 
@@ -273,28 +280,35 @@ class RegisterTile:
 
 
 @cache
-def weight_layout(shape: tuple[int, ...], isa: Isa, dtype: str) -> WeightLayout:
-    """How `RegisterTile` reads a weight `dtype` of `shape` [width, *kernel, depth]: [taps, panels, steps, cols]."""
-    width, *kernel, depth = shape
+def weight_layout(shape: tuple[int, ...], isa: Isa, dtype: str, groups: int = 1) -> WeightLayout:
+    """How `RegisterTile` reads a weight `dtype` of `shape` [groups * width, *kernel, depth]: [taps, panels, steps, cols].
+
+    Each group has panels of its own.
+    """
+    rows, *kernel, depth = shape
+    width = rows // groups
     micro = RegisterTile(isa, depth, width, dtype)
 
     def unpack(packed: np.ndarray) -> np.ndarray:
         if micro.dot:  # pairs of upper halves of a float32
             halves = np.stack([packed << 16, packed & -65536], 3).view("float32")  # [taps, panels, steps, 2, cols]
             packed = halves.reshape(*packed.shape[:2], 2 * micro.steps, micro.tile.cols)
-        rows = packed.transpose(1, 3, 0, 2).reshape(micro.panels * micro.tile.cols, len(packed), packed.shape[2])
-        return rows[:width, :, :depth].reshape(shape)
+        padded = micro.panels * micro.tile.cols
+        rows = packed.transpose(1, 3, 0, 2).reshape(groups, padded, len(packed), packed.shape[2])
+        return rows[:, :width, :, :depth].reshape(shape)
 
-    packed = (prod(kernel), micro.panels, micro.steps, micro.tile.cols)
-    return WeightLayout(packed, micro.weight_dtype, pack_weight(micro.tile.cols, len(shape), dtype, micro.dot), unpack)
+    packed = (prod(kernel), groups * micro.panels, micro.steps, micro.tile.cols)
+    pack = pack_weight(micro.tile.cols, len(shape), dtype, micro.dot, groups)
+    return WeightLayout(packed, micro.weight_dtype, pack, unpack)
 
 
 @cache
-def pack_weight(cols: int, ndim: int, dtype: str, dot: bool) -> tvm.tirx.PrimFunc:
+def pack_weight(cols: int, ndim: int, dtype: str, dot: bool, groups: int = 1) -> tvm.tirx.PrimFunc:
     """PrimFunc (weight `dtype` [width, *kernel, depth] of `ndim` axes, packed): the layout that `RegisterTile` reads.
 
     weight: [Cout, Cin] of a linear layer, [Cout, kx, ky, kz, Cin] of a convolution. packed float32 [taps, panels, depth, cols],
-    or, with `dot`, int32 [taps, panels, ceil(depth / 2), cols] of bfloat16 pairs. Columns past `width` are zero.
+    or, with `dot`, int32 [taps, panels, ceil(depth / 2), cols] of bfloat16 pairs. Columns past `width`, of each of
+    its `groups`, are zero.
     """
     packed_dtype = "int32" if dot else "float32"
     shape = width, *sizes, depth = [tvm.tirx.Var(f"size{axis}", "int64") for axis in range(ndim)]
@@ -309,6 +323,17 @@ def pack_weight(cols: int, ndim: int, dtype: str, dot: bool) -> tvm.tirx.PrimFun
             return half(weight, column, tap, 2 * step) | (half(weight, column, tap, 2 * step + 1) << 16)
         return T.Cast("float32", weight[column, tap, step])
 
+    def first_column(panel, panels):
+        """The row of the weight that a panel begins with."""
+        if groups == 1:
+            return panel * cols
+        of_group = panels // groups
+        return panel // of_group * (width // groups) + panel % of_group * cols
+
+    def last_column(panel, panels):
+        """That which its group ends before."""
+        return width if groups == 1 else (panel // (panels // groups) + 1) * (width // groups)
+
     @script.prim_func(s_tir=True)
     def kernel(weight_: T.handle, packed_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "pack_weight"})
@@ -319,10 +344,11 @@ def pack_weight(cols: int, ndim: int, dtype: str, dot: bool) -> tvm.tirx.PrimFun
         for task in T.parallel(taps * panels):
             tap: T.let = task // panels
             panel: T.let = task % panels
-            here: T.let = T.min(T.int64(cols), width - panel * cols)
+            first: T.let = first_column(panel, panels)
+            here: T.let = T.min(T.int64(cols), last_column(panel, panels) - first)
             for step in range(steps):
                 for column in range(here):
-                    packed[tap, panel, step, column] = element(flat, panel * cols + column, tap, step)
+                    packed[tap, panel, step, column] = element(flat, first + column, tap, step)
                 for column in range(cols - here):
                     packed[tap, panel, step, here + column] = T.Cast(packed_dtype, 0)
 

@@ -9,6 +9,24 @@ from ..script import inline
 WIDTH = 32  # partial results of a row: enough vectors in flight for any instruction set, whose width changes no bit
 
 
+def each_channel(channels: int, lanes: int, body: Callable):
+    """Emit: body(c), a macro, for each of the `channels` c, in vectors said here.
+
+    LLVM unrolls a short loop whole, and of a longer one makes vectors only behind a check that what it reads and what it writes
+    do not overlap.
+    """
+
+    @inline
+    def vectors():
+        for v in range(channels // lanes):
+            for lane in T.vectorized(lanes):
+                body(v * lanes + lane)
+        for c in range(channels % lanes):
+            body(channels // lanes * lanes + c)
+
+    vectors()
+
+
 def reduce_row(total, count, value: Callable, combine: Callable, start):
     """Emit: total[0] = all value(i) of the `count` i combined, as 32 interleaved partial results that are then paired up.
 

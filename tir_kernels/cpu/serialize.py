@@ -9,13 +9,13 @@ from .. import script
 from ..buffers import match_buffer
 from ..script import inline
 from ..spec.coordinate_index import BATCH_LIMIT
-from ..spec.serialize import BITS, CountCuts, CutSequence, Serialize, SerialKeys, axes
+from ..spec.serialize import CountCuts, CutSequence, Serialize, SerialKeys, axes, code_dtype
 from .coordinate_index import ROW_CHUNK
-from .guards import check_range, extremes
+from .guards import MOST, check_range, extremes
 from .isa import Isa
 
 LANES = 16  # rows at once
-KEY_BITS = 15  # of a code that go into one column of a key, whose range is that of coordinates
+KEY_BITS = 16  # of a code that go into one column of a key, less 2^15: the range of coordinates
 
 
 @inline
@@ -30,18 +30,19 @@ def unturn(axes, level, axis):
 
 
 @inline
-def hilbert_axes(axes):
-    """Replace the coordinates axes [3, LANES] by those whose Z-order is their place along the Hilbert curve."""
-    for i in range(BITS - 1):
-        unturn(axes, BITS - 1 - i, 0)
-        unturn(axes, BITS - 1 - i, 1)
-        unturn(axes, BITS - 1 - i, 2)
+def hilbert_axes(axes, bits):
+    """Replace the coordinates axes [3, LANES] of `bits` bits by those whose Z-order is their place along the Hilbert curve."""
+    for i in range(bits - 1):
+        unturn(axes, bits - 1 - i, 0)
+        unturn(axes, bits - 1 - i, 1)
+        unturn(axes, bits - 1 - i, 2)
     for lane in T.vectorized(LANES):  # what is left is a Gray code
         second: T.let = axes[1, lane] ^ axes[0, lane]
         third: T.let = axes[2, lane] ^ second
         pairs: T.let = third >> 1 ^ third >> 2
         fours: T.let = pairs ^ pairs >> 2
-        flips: T.let = fours ^ fours >> 4 ^ third >> 9  # every bit: the parity of those above it
+        eights: T.let = fours ^ fours >> 4
+        flips: T.let = eights ^ eights >> 8  # every bit: the parity of the sixteen above it
         axes[0, lane] = axes[0, lane] ^ flips
         axes[1, lane] = second ^ flips
         axes[2, lane] = third ^ flips
@@ -50,46 +51,55 @@ def hilbert_axes(axes):
 @cache
 def serialize(spec: Serialize, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `Serialize`."""
-    mode, shift = spec.mode, spec.shift
+    mode, bits, dtype = spec.mode, spec.bits, code_dtype(spec.bits)
     x, y, z = axes(mode)
-    low = (0, *(-s for s in shift))
-    high = (BATCH_LIMIT - 1, *((1 << BITS) - 1 - s for s in shift))
+
+    def int32(value):
+        """The nearest int32: what lies beyond is out of range all the same."""
+        return T.Cast("int32", T.max(T.min(value, T.int64(MOST)), T.int64(-MOST - 1)))
+
+    def limits(most, least_batch, shifts):
+        """Of batch, x, y, z, where those after the shift are `most`."""
+        return (least_batch, *(int32(most - shift) for shift in shifts))
 
     @inline
-    def encode(coords, first, count, code):
+    def encode(coords, shift, first, count, code):
         """code[first + lane] for `count` lanes, of which there is at least one"""
         axes = T.alloc_buffer((3, LANES), "int32")
-        codes = T.alloc_buffer((LANES,), "int32")
+        codes = T.alloc_buffer((LANES,), dtype)
         for lane in range(LANES):
             row: T.let = first + T.min(T.Cast("int64", lane), count - 1)
-            axes[0, lane] = coords[row, 1 + x] + shift[x]
-            axes[1, lane] = coords[row, 1 + y] + shift[y]
-            axes[2, lane] = coords[row, 1 + z] + shift[z]
+            axes[0, lane] = coords[row, 1 + x] + int32(shift[x])
+            axes[1, lane] = coords[row, 1 + y] + int32(shift[y])
+            axes[2, lane] = coords[row, 1 + z] + int32(shift[z])
         if mode.startswith("hilbert"):
-            hilbert_axes(axes)
+            hilbert_axes(axes, bits)
         for lane in T.vectorized(LANES):
-            codes[lane] = 0
-        for i in T.unroll(BITS):
+            codes[lane] = T.Cast(dtype, 0)
+        for i in T.unroll(bits):
             for axis in T.unroll(3):
                 for lane in T.vectorized(LANES):
-                    codes[lane] = codes[lane] << 1 | axes[axis, lane] >> (BITS - 1 - i) & 1
+                    codes[lane] = codes[lane] << 1 | T.Cast(dtype, axes[axis, lane] >> (bits - 1 - i) & 1)
         for lane in range(T.min(count, T.int64(LANES))):
             code[first + lane] = codes[lane]
 
     @script.prim_func(s_tir=True)
-    def kernel(coords_: T.handle, code_: T.handle):
+    def kernel(coords_: T.handle, shift_x: T.int64, shift_y: T.int64, shift_z: T.int64, code_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "serialize"})
         rows = T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        code = match_buffer(code_, (rows,), "int32")
+        code = match_buffer(code_, (rows,), dtype)
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
         extremes(coords, rows, lowest, highest)
+        shifts = T.meta_var((shift_x, shift_y, shift_z))
+        low = T.meta_var(limits(0, 0, shifts))
+        high = T.meta_var(limits((1 << bits) - 1, BATCH_LIMIT - 1, shifts))
         check_range(coords, rows, lowest, highest, low, high)
         for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
             for i in range((T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK) + LANES - 1) // LANES):
                 first: T.let = chunk * ROW_CHUNK + i * LANES
-                encode(coords, first, rows - first, code)
+                encode(coords, shifts, first, rows - first, code)
 
     return kernel
 
@@ -97,32 +107,42 @@ def serialize(spec: Serialize, isa: Isa) -> tvm.tirx.PrimFunc:
 @cache
 def serial_keys(spec: SerialKeys, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `SerialKeys`."""
+    dtype = code_dtype(spec.bits)
+
+    def column(code, place):
+        """A column of a key; the first has the highest bits."""
+        return T.Cast("int32", code >> (KEY_BITS * (2 - place)) & ((1 << KEY_BITS) - 1)) - (1 << KEY_BITS - 1)
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, code_: T.handle, keys_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "serial_keys"})
         rows = T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
-        code = match_buffer(code_, (rows,), "int32")
+        code = match_buffer(code_, (rows,), dtype)
         keys = match_buffer(keys_, (rows, 4), "int32")
         for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
             for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
                 row: T.let = chunk * ROW_CHUNK + i
                 keys[row, 0] = coords[row, 0]
-                keys[row, 1] = code[row] >> KEY_BITS
-                keys[row, 2] = code[row] & ((1 << KEY_BITS) - 1)
-                keys[row, 3] = 0
+                wide: T.let = T.Cast("int64", code[row])
+                keys[row, 1] = column(wide, 0)
+                keys[row, 2] = column(wide, 1)
+                keys[row, 3] = column(wide, 2)
 
     return kernel
+
+
+def cuts(length, size):
+    """Windows of `size` rows, at least 1, that `length` rows are cut into; no sum of the two, as a size may be any int64."""
+    return T.Select(length > 0, T.truncdiv(length - 1, size) + 1, T.int64(0))
 
 
 @cache
 def count_cuts(spec: CountCuts, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `CountCuts`."""
-    size = spec.size
 
     @script.prim_func(s_tir=True)
-    def kernel(keys_: T.handle, lengths_: T.handle, total_: T.handle):
+    def kernel(keys_: T.handle, size: T.int64, lengths_: T.handle, total_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "count_cuts"})
         rows = T.int64()
         keys = match_buffer(keys_, (rows, 4), "int32")
@@ -135,9 +155,9 @@ def count_cuts(spec: CountCuts, isa: Isa) -> tvm.tirx.PrimFunc:
         total[0] = T.int64(0)
         total[1] = T.int64(0)
         for b in range(BATCH_LIMIT):
-            count: T.let = (lengths[b] + size - 1) // size
+            count: T.let = cuts(lengths[b], size)
             total[0] += count
-            total[1] += count * T.min(T.int64(size), lengths[b])
+            total[1] += count * T.min(size, lengths[b])
 
     return kernel
 
@@ -145,17 +165,16 @@ def count_cuts(spec: CountCuts, isa: Isa) -> tvm.tirx.PrimFunc:
 @cache
 def cut_sequence(spec: CutSequence, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `CutSequence`."""
-    size, shift_sequence = spec.size, spec.shift_sequence
 
     def wrapped(place, length):
         return T.Select(place < length, place, place - length)
 
     @inline
-    def cut(order, first, length, q_order, q_offsets, k_order, k_offsets, window, key):
+    def cut(order, size, shift_sequence, first, length, q_order, q_offsets, k_order, k_offsets, window, key):
         """the windows of one batch element, whose rows are order[first : first + length]; `window` and `key` move on"""
-        count: T.let = (length + size - 1) // size
-        reach: T.let = T.min(T.int64(size), length)
-        move: T.let = T.if_then_else(count > 1, T.floormod(T.int64(shift_sequence), length), T.int64(0))
+        count: T.let = cuts(length, size)
+        reach: T.let = T.min(size, length)
+        move: T.let = T.if_then_else(count > 1, T.floormod(shift_sequence, length), T.int64(0))
         for i in range(length):
             q_order[first + i] = order[first + wrapped(move + i, length)]
         for i in range(count):
@@ -171,6 +190,8 @@ def cut_sequence(spec: CutSequence, isa: Isa) -> tvm.tirx.PrimFunc:
     def kernel(
         order_: T.handle,
         lengths_: T.handle,
+        size: T.int64,
+        shift_sequence: T.int64,
         q_order_: T.handle,
         q_offsets_: T.handle,
         k_order_: T.handle,
@@ -194,7 +215,7 @@ def cut_sequence(spec: CutSequence, isa: Isa) -> tvm.tirx.PrimFunc:
         k_offsets[0] = T.int32(0)
         for b in range(BATCH_LIMIT):
             if lengths[b] > 0:
-                cut(order, first[0], lengths[b], q_order, q_offsets, k_order, k_offsets, window, key)
+                cut(order, size, shift_sequence, first[0], lengths[b], q_order, q_offsets, k_order, k_offsets, window, key)
                 first[0] += lengths[b]
 
     return kernel

@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 from .. import script
 from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
-from ..guards import RAISE_SITES
+from ..guards import RAISE_SITE_COUNT, RAISE_SITES
 from ..script import inline
 from ..spec.coordinate_index import (
     BATCH_LIMIT,
@@ -21,7 +21,7 @@ from ..spec.coordinate_index import (
     PLAN_SIZE,
 )
 from ..spec.geometry import Geometry
-from ..spec.sites import CopySites, FindSites, PlanSites, out_extent
+from ..spec.sites import CopySites, FindSites, PlanSites, extent_along
 from .coordinate_index import (
     GRID_CELLS_PER_SITE,
     SPARE,
@@ -33,6 +33,7 @@ from .coordinate_index import (
     match_index,
     match_plan,
 )
+from .guards import MOST, check_memory, last_of
 from .isa import Isa
 from .unique import divide
 
@@ -52,27 +53,27 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `PlanSites`."""
     geometry, shape, method = spec.geometry, spec.shape, spec.method
     low = DEFAULT_LOW if shape is None else (0, 0, 0, 0)
-    high = (BATCH_LIMIT - 1, *(n - 1 for n in shape)) if isinstance(shape, tuple) else DEFAULT_HIGH
 
-    def last_site(axis, highest):
+    def high(extents):
+        """Largest batch, x, y, z."""
+        if shape != "given":
+            return DEFAULT_HIGH
+        return (BATCH_LIMIT - 1, *(last_of(n, COORDINATE_LIMIT - 1) for n in extents))
+
+    def last_site(axis, highest, extents):
         """Last site of a bounded grid along an axis."""
-        if isinstance(shape, tuple):
-            return T.int64(out_extent(shape, geometry)[axis] - 1)
-        n = T.Cast("int64", highest[axis + 1]) + 1
-        k, s, p, d = (getattr(geometry, field)[axis] for field in ("kernel", "stride", "padding", "dilation"))
-        if geometry.transposed:
-            return (n - 1) * s - 2 * p + k - 1
-        return T.floordiv(n + (2 * p - d * (k - 1) - 1), T.int64(s))
+        n = extents[axis] if shape == "given" else T.Cast("int64", highest[axis + 1]) + 1
+        return extent_along(T.min(n, T.int64(MOST)), geometry, axis, T.min) - 1  # so that no product wraps
 
     @inline
-    def set_range(axis, first, last, plan, highest):
+    def set_range(axis, first, last, plan, highest, extents):
         if shape is None:
             plan.entries[PLAN_ORIGIN + axis + 1] = first
             plan.entries[PLAN_EXTENT + axis + 1] = T.max(last - first + 1, T.int64(0))
         else:
             plan.entries[PLAN_ORIGIN + axis + 1] = T.max(first, T.int64(0))
             plan.entries[PLAN_EXTENT + axis + 1] = T.max(
-                T.min(last, last_site(axis, highest)) - plan.origin(axis + 1) + 1, T.int64(0)
+                T.min(last, last_site(axis, highest, extents)) - plan.origin(axis + 1) + 1, T.int64(0)
             )
         if T.Or(
             plan.origin(axis + 1) < -COORDINATE_LIMIT,
@@ -81,11 +82,11 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
             T.evaluate(T.call_packed(RAISE_SITES, T.int32(axis + 1), first, last))
 
     @inline
-    def site_range(axis, first_tap, last_tap, stride, plan, lowest, highest):
+    def site_range(axis, first_tap, last_tap, stride, plan, lowest, highest, extents):
         low_input: T.let = T.Cast("int64", lowest[axis + 1])
         high_input: T.let = T.Cast("int64", highest[axis + 1])
         if geometry.transposed:
-            set_range(axis, low_input * stride + first_tap, high_input * stride + last_tap, plan, highest)
+            set_range(axis, low_input * stride + first_tap, high_input * stride + last_tap, plan, highest, extents)
         else:
             set_range(
                 axis,
@@ -93,15 +94,15 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
                 T.floordiv(high_input - first_tap, T.int64(stride)),
                 plan,
                 highest,
+                extents,
             )
 
-    def all_axes(plan, lowest, highest):
-        for axis in range(3):
-            offsets = geometry.offsets()[:, axis]
-            site_range(axis, int(offsets.min()), int(offsets.max()), geometry.stride[axis], plan, lowest, highest)
+    def all_axes(plan, lowest, highest, extents):
+        for axis, (k, d, p) in enumerate(zip(geometry.kernel, geometry.dilation, geometry.padding, strict=True)):
+            site_range(axis, -p, d * (k - 1) - p, geometry.stride[axis], plan, lowest, highest, extents)
 
     @script.prim_func(s_tir=True)
-    def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
+    def kernel(coords_: T.handle, size_x: T.int64, size_y: T.int64, size_z: T.int64, plan_: T.handle, size_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "plan_sites"})
         rows = T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
@@ -109,17 +110,22 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
         size = match_buffer(size_, (3,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
-        begin_plan(plan, coords, rows, lowest, highest, low, high)
+        begin_plan(plan, coords, rows, lowest, highest, low, high((size_x, size_y, size_z)))
         plan.entries[PLAN_ORIGIN] = T.Cast("int64", lowest[0])
         plan.entries[PLAN_EXTENT] = T.Cast("int64", highest[0] - lowest[0] + 1)
         if rows > 0:
-            all_axes(plan, lowest, highest)
+            all_axes(plan, lowest, highest, (size_x, size_y, size_z))
         size[2] = rows * most_sites(geometry)
         choose(method, size[2], GRID_CELLS_PER_SITE, plan, size)
         if plan.method == GRID:
             size[2] = T.min(size[2], size[0] - SPARE)
+        if size[2] > MOST:
+            T.evaluate(T.call_packed(RAISE_SITE_COUNT, size[2]))
         size[2] = T.max(size[2], T.int64(1))
+        check_memory("strided_map", (("int32", (size[2], T.int64(4))), ("int32", (size[0],)), ("int64", (size[1],))))
 
+    if shape != "given":
+        kernel = script.drop_parameters(kernel, "size_x", "size_y", "size_z")
     most = most_sites(geometry)
     return with_bounds(kernel, size=[*index_bounds(method, most, GRID_CELLS_PER_SITE), [LinearBound(most), LinearBound(0, 1)]])
 

@@ -31,6 +31,7 @@ from .coordinate_index import (
     grid_limit,
     match_plan,
 )
+from .guards import check_memory
 from .isa import Isa
 
 SORT = HASH  # the method where no grid fits
@@ -85,6 +86,7 @@ def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
             plan.entries[PLAN_METHOD] = T.int64(SORT)
             size[0] = T.int64(1)
             size[1] = T.max(rows * 4, T.int64(1))
+        check_memory("unique", (("int32", (size[0],)), ("int64", (size[1],))))
 
     one, entries = LinearBound(0, 1), LinearBound(4)
     cells = [one] if method == "sort" else [one, grid_bound(method)]

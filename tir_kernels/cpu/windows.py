@@ -18,13 +18,13 @@ from .unique import divide
 @cache
 def window_coords(spec: WindowCoords, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `WindowCoords`."""
-    window, shift = spec.window, spec.shift
+    window = spec.window
 
-    def window_along(coords, row, axis):
-        return divide(coords[row, axis + 1] + shift[axis], window[axis])
+    def window_along(coords, row, axis, shift):
+        return divide(coords[row, axis + 1] + T.Cast("int32", T.floormod(shift, T.int64(window[axis]))), window[axis])
 
     @script.prim_func(s_tir=True)
-    def kernel(coords_: T.handle, windows_: T.handle):
+    def kernel(coords_: T.handle, shift_x: T.int64, shift_y: T.int64, shift_z: T.int64, windows_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "window_coords"})
         rows = T.int64()
         coords = match_buffer(coords_, (rows, 4), "int32")
@@ -37,9 +37,9 @@ def window_coords(spec: WindowCoords, isa: Isa) -> tvm.tirx.PrimFunc:
             for i in range(T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK)):
                 row: T.let = chunk * ROW_CHUNK + i
                 windows[row, 0] = coords[row, 0]
-                windows[row, 1] = window_along(coords, row, 0)
-                windows[row, 2] = window_along(coords, row, 1)
-                windows[row, 3] = window_along(coords, row, 2)
+                windows[row, 1] = window_along(coords, row, 0, shift_x)
+                windows[row, 2] = window_along(coords, row, 1, shift_y)
+                windows[row, 3] = window_along(coords, row, 2, shift_z)
 
     return kernel
 

@@ -45,7 +45,7 @@ def _fold(total: int, *values: int) -> int:
 
 @dataclass(frozen=True)
 class Checksum(Spec):
-    """(words [N], sum uint64 [1]), for any N. `dtype` of the words: "uint32" or "uint16", as wide as the array's elements."""
+    """(words [N]) -> int64, the 64 bits as it were signed, for any N. `dtype` of the words: "uint32" or "uint16"."""
 
     dtype: str
 

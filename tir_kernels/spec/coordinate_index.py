@@ -43,7 +43,8 @@ class PlanIndex(Spec):
     """(coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [2]): checks the range and chooses the method.
 
     `pad`: empty cells around the box along x, y, z, as far as unchecked probes will reach; `method`: one of `METHODS`; `low`,
-    `high`: the range of batch, x, y, z. size = (S, T). Raises ValueError for the first row out of range.
+    `high`: the range of batch, x, y, z; `argument`: the name of the coordinates in messages. size = (S, T). Raises ValueError
+    for the first row out of range.
     """
 
     family: ClassVar[str] = "plan_index"
@@ -51,13 +52,18 @@ class PlanIndex(Spec):
     method: str = "auto"
     low: tuple[int, int, int, int] = DEFAULT_LOW
     high: tuple[int, int, int, int] = DEFAULT_HIGH
+    argument: str = "coords"
 
 
 @dataclass(frozen=True)
 class BuildIndex(Spec):
-    """(coords int32 [N, 4], plan, slots, keys): fills the index; ValueError for the first row that repeats another."""
+    """(coords int32 [N, 4], plan, slots, keys): fills the index; ValueError for the first row that repeats another.
+
+    `argument`: the name of the coordinates in messages.
+    """
 
     family: ClassVar[str] = "build_index"
+    argument: str = "coords"
 
 
 @dataclass(frozen=True)

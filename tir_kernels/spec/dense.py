@@ -25,36 +25,31 @@ def naive_from_dense(dense, coords, channels_last: bool = False):
     return last[tuple(coords.T)].astype(np.float64)
 
 
-def grid_shape(batch: int, channels: int, shape: tuple[int, int, int], channels_last: bool) -> tuple[int, ...]:
-    """The shape of a dense grid."""
+def grid_shape(batch, channels, shape: tuple, channels_last: bool) -> tuple:
+    """The shape of a dense grid, of ints or TIR expressions."""
     return (batch, *shape, channels) if channels_last else (batch, channels, *shape)
 
 
 @dataclass(frozen=True)
 class ToDense(Spec):
-    """(x `dtype` [N, channels], coords int32 [N, 4], out), out of `grid_shape`.
+    """(x `dtype` [N, channels], coords int32 [N, 4], out), out of `grid_shape`, for any batch and extents.
 
     Raises ValueError for the first row of coords outside of the grid, or that repeats another.
     """
 
     family: ClassVar[str] = "to_dense"
     channels: int
-    batch: int
-    shape: tuple[int, int, int]
     dtype: str = "float32"
     channels_last: bool = False
 
 
 @dataclass(frozen=True)
 class FromDense(Spec):
-    """(dense, coords int32 [N, 4], out `dtype` [N, channels]), dense of `grid_shape`.
+    """(dense, coords int32 [N, 4], out `dtype` [N, C]), dense of `grid_shape`, for any batch, extents and channels.
 
     Raises ValueError for the first row of coords outside of the grid.
     """
 
     family: ClassVar[str] = "from_dense"
-    channels: int
-    batch: int
-    shape: tuple[int, int, int]
     dtype: str = "float32"
     channels_last: bool = False

@@ -8,13 +8,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Geometry:
-    """Kernel size, stride, padding and dilation of a convolution along x, y, z."""
+    """Kernel size, stride, padding and dilation of a convolution along x, y, z.
+
+    `output_padding` (transposed only) and `ceil_mode` change only how far the output grid reaches, see `sites.out_extent`.
+    """
 
     kernel: tuple[int, int, int]
     stride: tuple[int, int, int] = (1, 1, 1)
     padding: tuple[int, int, int] = (0, 0, 0)
     dilation: tuple[int, int, int] = (1, 1, 1)
     transposed: bool = False
+    output_padding: tuple[int, int, int] = (0, 0, 0)
+    ceil_mode: bool = False
 
     @classmethod
     def submanifold(cls, kernel, dilation=(1, 1, 1)) -> "Geometry":

@@ -55,12 +55,16 @@ class SubmanifoldMap(Spec):
 class ProbeMap(Spec):
     """(coords_out int32 [M, 4], plan, slots, keys, the map's arrays): any map, by the law.
 
-    The index is that of the input coordinates. For a transposed convolution the law holds with the roles exchanged,
-    coordinate_out = stride * coordinate_in + dilation * k - padding, and a tap counts where the division is exact.
+    The index is that of the input coordinates. `chosen`: the caller chose the output coordinates, and the slots of their own
+    index, int32 [S], come before the map's arrays: they are not read, but only distinct rows have them.
+
+    For a transposed convolution the law holds with the roles exchanged, coordinate_out = stride * coordinate_in + dilation * k
+    - padding, and a tap counts where the division is exact.
     """
 
     family: ClassVar[str] = "probe_map"
     geometry: Geometry
+    chosen: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Reduction:
 
     `mode`: one of `SEGMENT_MODES`. `count_bias` is added to the number of rows that a mean divides by. TRELLIS-like models take
     1: they average into a zero buffer that is itself counted. `max_from_zero`: a maximum starts from 0, as in spconv's CPU
-    pooling.
+    pooling. NaN and infinities propagate as in numpy, in any order of rows: a maximum over NaN is NaN, also from 0.
     """
 
     mode: str

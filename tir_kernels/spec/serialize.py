@@ -4,7 +4,8 @@
     hilbert   the place along the Hilbert curve (Skilling, "Programming the Hilbert curve", AIP Conf. Proc. 707, 2004)
     *_transposed   the same after exchanging x and y
 
-Codes have 10 bits an axis: coordinates run from 0 to 1023 after the shift. More levels would turn the Hilbert curve.
+Codes have `bits` bits an axis: coordinates run from 0 to 2^bits - 1 after the shift. 10 are TRELLIS' codes; 16 take all
+coordinates. The Z-order does not depend on their number; another number of levels turns the Hilbert curve.
 
 A batch element of L rows in the order of their codes is cut into n = ceil(L / size) windows. Places count modulo L, a
 window is centred, and with n > 1 everything moves on by s places (`shift_sequence`):
@@ -24,14 +25,20 @@ from . import Spec
 
 MODES = ("z_order", "z_order_transposed", "hilbert", "hilbert_transposed")
 BITS = 10  # of an axis, as in TRELLIS
+MOST_BITS = 16  # which all coordinates have
 
 
-def naive(coords, mode="z_order", shift=(0, 0, 0)):
-    """Oracle. coords int32 [N, 4] -> codes int32 [N]."""
+def code_dtype(bits: int) -> str:
+    """The dtype of codes."""
+    return "int32" if 3 * bits < 32 else "int64"
+
+
+def naive(coords, mode="z_order", shift=(0, 0, 0), bits=BITS):
+    """Oracle. coords int32 [N, 4] -> codes of `code_dtype` [N]."""
     x = (np.asarray(coords)[:, 1:].astype("int64") + shift)[:, axes(mode)].T.copy()  # [3, N]
     if mode.startswith("hilbert"):
         # Level by level, the smaller cube is the first one turned: mirrored, or with two axes exchanged.
-        for low in [(1 << bit) - 1 for bit in range(BITS - 1, 0, -1)]:
+        for low in [(1 << bit) - 1 for bit in range(bits - 1, 0, -1)]:
             for axis in range(3):
                 upper = (x[axis] & (low + 1)) > 0
                 exchanged = np.where(upper, 0, (x[0] ^ x[axis]) & low)
@@ -40,13 +47,13 @@ def naive(coords, mode="z_order", shift=(0, 0, 0)):
         # What is left is a Gray code.
         x[1] ^= x[0]
         x[2] ^= x[1]
-        for bit in range(1, BITS):
+        for bit in range(1, bits):
             x ^= np.where(x[2] >> bit & 1, (1 << bit) - 1, 0)
     code = np.zeros(len(coords), "int64")
-    for bit in range(BITS):
+    for bit in range(bits):
         for axis in range(3):
             code |= (x[axis] >> bit & 1) << 3 * bit + 2 - axis
-    return code.astype("int32")
+    return code.astype(code_dtype(bits))
 
 
 def naive_partition(coords, code, size: int, shift_sequence: int = 0):
@@ -75,41 +82,40 @@ def axes(mode: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Serialize(Spec):
-    """(coords int32 [N, 4], code int32 [N]); ValueError for a row outside of 0 to 1023 after the shift.
+    """(coords int32 [N, 4], shift along x, y, z, each an int64, code of `code_dtype` [N]).
 
-    `mode`: one of `MODES`.
+    `mode`: one of `MODES`; `bits`: 1 to `MOST_BITS`. ValueError for a row outside of 0 to 2^bits - 1 after the shift.
     """
 
     family: ClassVar[str] = "serialize"
     mode: str
-    shift: tuple[int, int, int]
+    bits: int = BITS
 
 
 @dataclass(frozen=True)
 class SerialKeys(Spec):
-    """(coords int32 [N, 4], code int32 [N], keys int32 [N, 4]): coordinates that ascend as (batch, code)."""
+    """(coords int32 [N, 4], code [N], keys int32 [N, 4]): coordinates that ascend as (batch, code), for codes of `bits`."""
 
     family: ClassVar[str] = "serial_keys"
+    bits: int = BITS
 
 
 @dataclass(frozen=True)
 class CountCuts(Spec):
-    """(keys int32 [N, 4], lengths int64 [BATCH_LIMIT], total int64 [2]), for windows of `size` rows.
+    """(keys int32 [N, 4], size int64, lengths int64 [BATCH_LIMIT], total int64 [2]), for windows of `size` rows.
 
     lengths: the rows of each batch element; total: windows and keys of all.
     """
 
     family: ClassVar[str] = "count_cuts"
-    size: int
 
 
 @dataclass(frozen=True)
 class CutSequence(Spec):
-    """(order int32 [N], lengths, q_order int32 [N], q_offsets int32 [W + 1], k_order int32 [M], k_offsets int32 [W + 1]).
+    """(order int32 [N], lengths, size int64, shift_sequence int64, q_order int32 [N], q_offsets int32 [W + 1],
+    k_order int32 [M], k_offsets int32 [W + 1]), for windows of `size` rows.
 
     order: the rows of each batch element by code, those of one element together; lengths as `CountCuts` returns them.
     """
 
     family: ClassVar[str] = "cut_sequence"
-    size: int
-    shift_sequence: int

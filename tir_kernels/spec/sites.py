@@ -5,6 +5,7 @@ grouped by batch element, ascending; within one they come in order of first touc
 input rows inside. That is the order of spconv's CPU code, which golden data of one batch element records.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,14 +16,21 @@ from .geometry import Geometry
 
 
 def out_extent(shape, geometry: Geometry) -> tuple[int, ...]:
-    """Extent of the output grid along each axis, as spconv computes it.
+    """Extent of the output grid along each axis, as spconv computes it, with PyTorch's output padding and ceil mode.
 
-    Strided: floor((n + 2p - d(k - 1) - 1) / s) + 1. Transposed: (n - 1) s - 2p + k, without the dilation.
+    Strided: floor((n + 2p - d(k - 1) - 1) / s) + 1; in ceil mode the quotient is rounded up, but the last window starts inside
+    of the input or of the padding before it. Transposed: (n - 1) s - 2p + k + output padding, without the dilation.
     """
-    axes = zip(shape, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True)
+    return tuple(extent_along(n, geometry, axis) for axis, n in enumerate(shape))
+
+
+def extent_along(n, geometry: Geometry, axis: int, least: Callable = min):
+    """`out_extent` along one axis: of an int, or of a TIR expression, with the `least` of two of these."""
+    k, s, p, d = (getattr(geometry, field)[axis] for field in ("kernel", "stride", "padding", "dilation"))
     if geometry.transposed:
-        return tuple((n - 1) * s - 2 * p + k for n, k, s, p, _ in axes)
-    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+        return (n - 1) * s + (k - 2 * p + geometry.output_padding[axis])
+    last = n + (2 * p - d * (k - 1) - 1)  # where the window starts that ends at the end of the padded input
+    return (least(last + (s - 1), n + (p - 1)) if geometry.ceil_mode else last) // s + 1
 
 
 def naive(coords, geometry: Geometry, extent=None):
@@ -43,16 +51,17 @@ def naive(coords, geometry: Geometry, extent=None):
 
 @dataclass(frozen=True)
 class PlanSites(Spec):
-    """(coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [3]): the box of the sites, and scratch sizes.
+    """(coords int32 [N, 4], extents, plan int64 [PLAN_SIZE], size int64 [3]): the box of the sites, and scratch sizes.
 
-    `shape`: extent of the input grid, "infer" for one more than the largest coordinate along each axis (upstream's rule), or
-    None for an unbounded lattice. In the first two cases coordinates must not be negative, and sites outside of
-    [0, `out_extent`) are dropped. size = (slots, keys, rows of the list). Raises ValueError for the first row outside.
+    `shape`: "given" where the extents of the input grid are three int64 arguments, else there are none: "infer" for one more
+    than the largest coordinate along each axis (upstream's rule), or None for an unbounded lattice. In the first two cases
+    coordinates must not be negative, and sites outside of [0, `out_extent`) are dropped. size = (slots, keys, rows of the
+    list). Raises ValueError for the first row outside, and where the scratch does not fit into memory.
     """
 
     family: ClassVar[str] = "plan_sites"
     geometry: Geometry
-    shape: tuple[int, int, int] | str | None
+    shape: str | None
     method: str = "auto"
 
 

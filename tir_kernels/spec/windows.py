@@ -24,14 +24,13 @@ def naive(coords, window=(8, 8, 8), shift=(0, 0, 0)):
 
 @dataclass(frozen=True)
 class WindowCoords(Spec):
-    """(coords int32 [N, 4], windows int32 [N, 4]); ValueError for a row out of range.
+    """(coords int32 [N, 4], shift along x, y, z, each an int64, windows int32 [N, 4]); ValueError for a row out of range.
 
-    `shift` from 0 to `window` - 1, so that windows keep within the range of coordinates.
+    A shift counts modulo the window, so that windows keep within the range of coordinates.
     """
 
     family: ClassVar[str] = "window_coords"
     window: tuple[int, int, int]
-    shift: tuple[int, int, int]
 
 
 @dataclass(frozen=True)

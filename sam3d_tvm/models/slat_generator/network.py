@@ -72,8 +72,8 @@ def compile_model(
 ) -> Program:
     """Compile the parts for `target`, by default this CPU, and load them. Weights are not part of the result.
 
-    `precision`: "float32" or "bfloat16", see `sparse_ops.transform.precision.to_precision`; x, times, tokens and velocities
-    are float32 in either. Packed bfloat16 weights take half of the memory where the target has an instruction for their dot
+    `precision`: one of `PRECISIONS`, see `sparse_ops.transform.precision.to_precision`; x, times, tokens and velocities
+    are float32 in any. Packed bfloat16 weights take half of the memory where the target has an instruction for their dot
     product, elsewhere as much as float32 ones.
 
     The result is kept on disk, see `sparse_ops.eager.cache`, and serves any number of blocks. Raises ValueError for another

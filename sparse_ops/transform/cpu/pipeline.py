@@ -4,6 +4,7 @@ import tvm
 from tvm import relax
 
 from ...op.register import SCHEDULED
+from ..check_sizes import CheckSizes
 from ..fold_constants import FoldConstants
 from ..lift_params import LiftParams
 from ..precision import to_precision
@@ -74,6 +75,7 @@ def cpu_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.t
             relax.transform.StaticPlanBlockMemory(),
             relax.transform.LowerAllocTensor(),
             relax.transform.KillAfterLastUse(),
+            CheckSizes(),
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),

@@ -162,9 +162,9 @@ def _given(call: relax.Call, args: list) -> dict:
 
 
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
-    """In that type; bfloat16 as float64 of the same values."""
-    if dtype == "bfloat16":
-        return array.astype(ml_dtypes.bfloat16).astype(np.float64)
+    """In that type; bfloat16 and float16 as float64 of the same values."""
+    if dtype in ("bfloat16", "float16"):
+        return array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype).astype(np.float64)
     return array.astype(np.float64 if dtype == "float32" else dtype)
 
 

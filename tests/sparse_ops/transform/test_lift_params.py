@@ -27,7 +27,7 @@ def module():
     return mod
 
 
-@pytest.mark.parametrize("precision, casts", [("float32", 0), ("bfloat16", 1)])
+@pytest.mark.parametrize("precision, casts", [("float32", 0), ("bfloat16", 1), ("float16", 1)])
 def test_before_and_after(precision, casts):
     """Packing goes, and with it the casts of weights; the casts of features stay."""
     with host_target():
@@ -41,7 +41,7 @@ def test_before_and_after(precision, casts):
     assert len(after["main"].params) == 3 and after["main"].params[1].ty.ndim == 4  # packed
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_numbers_and_the_order_of_reading(precision):
     vm = relax.VirtualMachine(build(module(), lift_params=True, precision=precision), tvm.cpu())
     x, first, second = arrays((5, 8), *SHAPES[1:])

@@ -138,8 +138,9 @@ def test_symbolic_rows_and_other_types():
         return R.add(r, product(x, w))
 
     shapes = ("b", "s", 8), W, ("b", "s", 6)
-    assert calls(RecognizeLinear()(graph(call, *shapes, dtype="bfloat16")), "sparse_ops.linear")
-    assert not calls(RecognizeLinear()(graph(call, *shapes, dtype="float16")), "sparse_ops.linear")
+    for dtype in ("bfloat16", "float16"):
+        assert calls(RecognizeLinear()(graph(call, *shapes, dtype=dtype)), "sparse_ops.linear")
+    assert not calls(RecognizeLinear()(graph(call, *shapes, dtype="float64")), "sparse_ops.linear")
     (linear,) = calls(RecognizeLinear()(graph(call, *shapes)), "sparse_ops.linear")
     assert arguments(linear) == {"residual"}
     assert not np.isscalar(linear.ty.shape.values[0])

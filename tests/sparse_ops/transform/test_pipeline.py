@@ -88,7 +88,7 @@ def pairs_of(mod, dimension):
     return [value for value in values if sum(dim.same_as(size) for dim in value.ty.shape.values) > 1]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_vit_block(vit, precision):
     model, inputs = vit
     vm = compiled(imported(model, inputs, dynamic=(TOKENS,)), precision=precision)
@@ -164,7 +164,7 @@ def test_without_a_target():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="precision: expected one of 'float32', 'bfloat16', given 'float64'"):
+    with pytest.raises(ValueError, match="precision: expected one of 'float32', 'bfloat16', 'float16', given 'float64'"):
         cpu_pipeline(precision="float64")
     mod = graph(lambda x: relax.op.add(x, x), (3,))
     target = tvm.target.Target({"kind": "cuda", "arch": "sm_90", "host": {"kind": "llvm"}})

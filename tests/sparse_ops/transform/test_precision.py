@@ -1,4 +1,4 @@
-"""`to_precision`: what becomes bfloat16, what stays float32, and how far the results move."""
+"""`to_precision`: what becomes bfloat16 or float16, what stays float32, and how far the results move."""
 
 import numpy as np
 import pytest
@@ -44,18 +44,20 @@ def block(x, weight, gamma, bias, heads=2):
 
 SHAPES = [(N, C), (C, C), (C,), (C,)]
 NARROW = to_precision("bfloat16")
+both = pytest.mark.parametrize("narrow", ["bfloat16", "float16"])
 
 
-def test_everything_between_our_ops_is_bfloat16():
+@both
+def test_everything_between_our_ops_is_narrow(narrow):
     before = graph(block, *SHAPES)
-    after = NARROW(before)
+    after = to_precision(narrow)(before)
     tvm.ir.assert_structural_equal(after["main"].ty, before["main"].ty)
     assert ops(after).count("astype") == 3  # x, the weight, the result
-    assert dtypes(after, "sparse_ops.attention") == [["bfloat16"] * 3 + ["int32"] * 2 + ["bfloat16"]]
-    assert dtypes(after, "sparse_ops.layer_norm") == [["bfloat16", "float32", "float32", "bfloat16"]] * 2
+    assert dtypes(after, "sparse_ops.attention") == [[narrow] * 3 + ["int32"] * 2 + [narrow]]
+    assert dtypes(after, "sparse_ops.layer_norm") == [[narrow, "float32", "float32", narrow]] * 2
     kinds = {tuple(kind) for kind in dtypes(after, "sparse_ops.linear")}
-    assert kinds == {("bfloat16", "bfloat16", "float32", *residual, "bfloat16") for residual in ([], ["bfloat16"])}
-    assert {str(call.ty.dtype) for call in calls(after, "reshape")} == {"bfloat16"}
+    assert kinds == {(narrow, narrow, "float32", *residual, narrow) for residual in ([], [narrow])}
+    assert {str(call.ty.dtype) for call in calls(after, "reshape")} == {narrow}
 
 
 def test_float32_changes_nothing():
@@ -76,13 +78,14 @@ def test_moves_need_no_casts():
     assert within(interpret(after, *given), interpret(graph(call, *SHAPES[:2]), *given), 0.01)
 
 
-def test_casts_of_the_caller_are_left_out():
-    """A caller that keeps bfloat16 between functions gets no way over float32."""
+@both
+def test_casts_of_the_caller_are_left_out(narrow):
+    """A caller that keeps a narrow type between functions gets no way over float32."""
 
     def call(x, w):
-        return R.astype(emit(op.linear(emit(R.astype(x, "float32")), emit(R.astype(w, "float32")))), "bfloat16")
+        return R.astype(emit(op.linear(emit(R.astype(x, "float32")), emit(R.astype(w, "float32")))), narrow)
 
-    assert ops(NARROW(graph(call, *SHAPES[:2], dtype="bfloat16"))) == ["sparse_ops.linear"]
+    assert ops(to_precision(narrow)(graph(call, *SHAPES[:2], dtype=narrow))) == ["sparse_ops.linear"]
 
 
 def test_other_ops_compute_in_float32():
@@ -127,18 +130,19 @@ def within(found: np.ndarray, expected: np.ndarray, share: float) -> bool:
     return 1e-4 < error < share
 
 
-def test_24_blocks_stay_within_two_percent():
+@pytest.mark.parametrize(("precision", "share"), [("bfloat16", 0.02), ("float16", 0.0025)])  # of as many bits less
+def test_24_blocks_stay_within_two_percent(precision, share):
     """With random weights, of its own for each block. What a block hands to the next is rounded, as within one model."""
     rng = np.random.default_rng(0)
-    before, after = graph(block, *SHAPES), NARROW(graph(block, *SHAPES))
+    before, after = graph(block, *SHAPES), to_precision(precision)(graph(block, *SHAPES))
     wide = narrow = rng.standard_normal((N, C), dtype=np.float32)
     for _ in range(24):
         weight = rng.standard_normal((C, C)) / np.sqrt(C)
         gamma, bias = 1 + 0.1 * rng.standard_normal(C), 0.1 * rng.standard_normal(C)
         wide, narrow = interpret(before, wide, weight, gamma, bias), interpret(after, narrow, weight, gamma, bias)
-    assert within(narrow, wide, 0.02)
+    assert within(narrow, wide, share)
 
 
 def test_wrong_precision():
-    with pytest.raises(ValueError, match=r"to_precision: precision: expected one of 'float32', 'bfloat16', given 'float16'"):
-        to_precision("float16")
+    with pytest.raises(ValueError, match=r"precision: expected one of 'float32', 'bfloat16', 'float16', given 'int8'"):
+        to_precision("int8")

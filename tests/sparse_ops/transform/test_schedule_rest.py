@@ -229,24 +229,28 @@ def test_same_bits_with_any_number_of_threads(isa, executables):
     assert one == two
 
 
-@pytest.mark.parametrize("name", ["gelu", "chain", "softmax", "transpose", "sum of rows", "sum of columns", "product"])
-def test_bfloat16_is_computed_in_float32(name, isa, executables):
+@pytest.mark.parametrize(
+    "name", ["gelu", "chain", "softmax", "transpose", "sum of all", "sum of rows", "sum of columns", "product"]
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_types_are_computed_in_float32(name, dtype, isa, executables):
     """Rounded once on the way out: what is inside of a kernel, sums above all, is float32."""
     case = CASES[name]
-    executable = executable_of(name, isa, executables, "bfloat16")
-    arrays = inputs(case, {"n": 97, "m": 31}, "bfloat16")
+    executable = executable_of(name, isa, executables, dtype)
+    arrays = inputs(case, {"n": 97, "m": 31}, dtype)
     (out,) = run(executable, arrays)
     expected = case.oracle(*(array.astype("float64") for array in arrays))
-    assert_close(out, expected, dtype="bfloat16")
+    assert_close(out, expected, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name, function", [("gelu", "erf"), ("tanh", "tanh"), ("sigmoid", "sigmoid"), ("softmax", "exp")])
-def test_functions_become_polynomials(name, function):
+def test_functions_become_polynomials(name, function, dtype):
     def calls(mod):
         return {getattr(call.op, "name", "") for call in found(mod, ir.Call)}
 
-    assert f"tirx.{function}" in calls(unscheduled(CASES[name]))
-    assert not {f"tirx.{name}" for name in ("exp", "erf", "tanh", "sigmoid")} & calls(scheduled(CASES[name]))
+    assert f"tirx.{function}" in calls(unscheduled(CASES[name], dtype))
+    assert not {f"tirx.{name}" for name in ("exp", "erf", "tanh", "sigmoid")} & calls(scheduled(CASES[name], dtype))
 
 
 def test_special_values_pass_through():

@@ -6,7 +6,7 @@ Three steps, each on one PrimFunc:
    blocks that work row by row share one loop over the rows, the outer loops are fused and run in parallel, the innermost
    one is contiguous in memory. `products` puts matrix products into register tiles. `reductions` cuts large reductions to
    few results into parts of fixed size, so that their bits do not depend on the number of threads.
-2. `lower` takes the blocks away, and bfloat16 between the loads and the stores with them.
+2. `lower` takes the blocks away, and bfloat16 and float16 between the loads and the stores with them.
 3. `finish` rewrites the innermost loops: `vectors` of fixed width with a remainder; sums in interleaved `partial_sums`; `exp`,
    `tanh`, `sigmoid` and `erf` of float32 as `polynomials`, which vectorize, where the C library's functions do not.
 """
@@ -15,6 +15,9 @@ import logging
 
 import tvm
 from tvm import s_tir, tirx
+
+from tir_kernels.cpu.float16 import spelled_out
+from tir_kernels.cpu.isa import Isa
 
 from ....op.register import SCHEDULED
 from .block import NotUnderstood
@@ -43,7 +46,8 @@ class ScheduleRest:
     def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
         for gv, func in mod.functions_items():
             if isinstance(func, tirx.PrimFunc) and not (func.attrs and SCHEDULED in func.attrs):
-                mod.update_func(gv, _scheduled(gv.name_hint, func))
+                func = _scheduled(gv.name_hint, func)
+                mod.update_func(gv, func if Isa.of().converts_half else spelled_out(func))
         return mod
 
 

@@ -1,7 +1,9 @@
-"""Step 2: the blocks go, and bfloat16 between the loads and the stores with them."""
+"""Step 2: the blocks go, and bfloat16 and float16 between the loads and the stores with them."""
 
 import tvm
 from tvm import s_tir, tirx
+
+from .float16 import computed_in_float32
 
 _LOWERING = tvm.transform.Sequential(
     [
@@ -18,4 +20,4 @@ _LOWERING = tvm.transform.Sequential(
 
 
 def lower(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    return _LOWERING(tvm.IRModule({"main": func}))["main"]
+    return computed_in_float32(_LOWERING(tvm.IRModule({"main": func}))["main"])

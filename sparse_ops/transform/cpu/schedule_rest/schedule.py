@@ -53,8 +53,10 @@ def schedule_blocks(func: tirx.PrimFunc, tile: bool = True, share_rows: bool = T
         if tile and (product := find_product(block)):
             done |= tile_product(sch, block, *product)
             continue
-        if block.stores[0].buffer in results and str(block.stores[0].buffer.dtype) == "bfloat16":
-            sch.cache_write(rv, 0, "global")  # sums are float32, see `lower`
+        if block.stores[0].buffer in results and str(block.stores[0].buffer.dtype) in ("bfloat16", "float16"):
+            copy = sch.cache_write(rv, 0, "global")  # sums are float32, see `lower`
+            if not len(block.stores[0].buffer.shape):
+                sch.add_unit_loop(copy)  # `rfactor` fails beside a block without loops
             block = Block(sch, rv)
         done |= cut(sch, block)
     blocks = [Block(sch, rv) for rv in sch.get_child_blocks(root) if sch.get(rv).name_hint not in done]
