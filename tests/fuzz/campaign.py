@@ -179,14 +179,14 @@ def vocabulary() -> dict[str, list[str]]:
     from .cloud import DTYPES, FORMS
     from .network import KINDS
     from .operations import OPERATIONS
-    from .steps import HAS_GROUPS, HAS_MAPS, STEPS, Convolution, Pool
+    from .steps import STEPS, Convolution, Pool
 
-    variants = ["", *([", chosen"] if HAS_MAPS else []), *([", grouped"] if HAS_GROUPS else [])]
+    variants = ["", ", chosen", ", grouped", ", chosen, grouped"]
     convolutions = [f"convolution, {form}{variant}" for form in ("subm", "strided", "transposed") for variant in variants]
     return {
         "steps": [
             *convolutions,
-            *(f"pool, {mode}" for mode in pool.MODES),
+            *(f"pool, {mode}{variant}" for mode in pool.MODES for variant in ("", ", chosen")),
             *(step.__name__ for step in STEPS if step not in (Convolution, Pool)),
         ],
         "operations": [operation.__name__ for operation in OPERATIONS],

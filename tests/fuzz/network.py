@@ -44,7 +44,7 @@ class Palette:
     def draw(cls, seed: int, page: int) -> "Palette":
         rng = np.random.default_rng([seed, page, 1])
         dims = int(rng.choice([1, 2, 3], p=[0.1, 0.15, 0.75]))
-        dtype = str(rng.choice(DTYPES if steps.HAS_HALF else DTYPES[:2], p=[0.45, 0.3, 0.25] if steps.HAS_HALF else [0.6, 0.4]))
+        dtype = str(rng.choice(DTYPES, p=[0.45, 0.3, 0.25]))
         cin, channels, cout = (int(n) for n in rng.choice(CHANNELS, 3))
 
         def draw(of: type[Step], a: int, b: int, **more) -> Step:
@@ -97,7 +97,7 @@ class Network:
         palette = Palette.draw(seed, index // PAGE)
         rng = np.random.default_rng([seed, index, 2])
         cloud = Cloud.draw(rng, palette.dims)
-        special = steps.HAS_SPECIAL and bool(rng.random() < 0.08)
+        special = bool(rng.random() < 0.08)
         taken, plans = [], [Plan(cloud.voxels())]
 
         def take(step: Step) -> None:

@@ -275,7 +275,7 @@ def refusals(case: Case) -> None:
         "int64 coordinates": lambda: tensor(coords=coords.astype("int64")),
         "five columns": lambda: tensor(coords=np.zeros((len(coords), 5), "int32")),
         "no batch elements": lambda: tensor(batch=0),
-        "wrong channels": lambda: case.layers and sparse_ops.BatchNorm1d(network.palette.cin + 1)(tensor()),
+        "wrong channels": lambda: sparse_ops.BatchNorm1d(network.palette.cin + 1)(tensor()),
         "an array as a tensor": lambda: sparse_ops.SubMConv3d(3, 3, 3)(feats),
         "an even kernel": lambda: sparse_ops.SubMConv3d(3, 3, 2),
     }

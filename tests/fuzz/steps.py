@@ -14,9 +14,8 @@ from tvm.relax.frontend.nn import Tensor
 
 import sparse_ops
 from sparse_ops import functional, nn, op
-from sparse_ops.eager.arrays import as_kind, as_tensor, dtype_of, kind_of
+from sparse_ops.eager.arrays import as_kind, as_tensor, dtype_of, kind_of, reshape
 from sparse_ops.eager.call import run as run_op
-from sparse_ops.eager.arrays import reshape
 from sparse_ops.nn.attention import heads_of
 from sparse_ops.nn.attention import rows_of as rows_of_heads
 from sparse_ops.nn.carrier import emit
@@ -207,19 +206,19 @@ class Convolution(Step):
             }
             if max(kernel) == max(more["stride"]) == 1:
                 more["padding"] = (0, 0, 0)
-            elif form == "transposed" and HAS_MAPS and rng.random() < 0.4:
+            elif form == "transposed" and rng.random() < 0.4:
                 room = [max(s, d) - 1 for s, d in zip(more["stride"], more["dilation"], strict=True)]
                 more["output_padding"] = tuple(int(rng.integers(0, most + 1)) for most in room)
         common_divisors = [g for g in range(1, min(cin, cout) + 1) if cin % g == cout % g == 0]
         return cls(
             form=form,
             kernel=kernel,
-            groups=int(rng.choice(common_divisors[1:])) if HAS_GROUPS and common_divisors[1:] and rng.random() < 0.4 else 1,
+            groups=int(rng.choice(common_divisors[1:])) if common_divisors[1:] and rng.random() < 0.4 else 1,
             bias=bool(rng.random() < 0.7),
             norm=bool(rng.random() < 0.3),
             activation=str(rng.choice(list(ACTIVATIONS))) if rng.random() < 0.4 else "none",
             keyed=bool(rng.random() < 0.7),
-            chosen=HAS_MAPS and bool(rng.random() < 0.15),
+            chosen=bool(rng.random() < 0.15),
             **more,
             **common,
         )
@@ -364,7 +363,7 @@ def other_voxels(seed: int, at: Voxels) -> Voxels:
     """Voxels of the caller's beside those of a tensor: some of these and others, within the same grid."""
     rng = np.random.default_rng([seed, 2])
     drawn = Cloud.draw(rng, at.dims, 300)
-    own = at.coords[rng.permutation(at.rows)[: at.rows // 2]]
+    own = at.coords[np.argsort(keys(at.coords))][rng.permutation(at.rows)[: at.rows // 2]]  # in whatever order rows are
     fresh = replace(drawn, negative=at.unbounded, given=False).voxels().coords
     fresh = fresh[fresh[:, 0] < at.batch]
     both = np.concatenate([own, fresh])
@@ -436,7 +435,7 @@ class Inverse(Step):
     @classmethod
     def draw(cls, rng, **common):
         divisors = [g for g in range(2, common["cin"] + 1) if common["cin"] % g == common["cout"] % g == 0]
-        groups = int(rng.choice(divisors)) if HAS_GROUPS and divisors and rng.random() < 0.3 else 1
+        groups = int(rng.choice(divisors)) if divisors and rng.random() < 0.3 else 1
         return cls(bias=bool(rng.random() < 0.7), groups=groups, **common)
 
     def bound(self, rng, plans):
@@ -497,6 +496,7 @@ class Pool(Step):
     count_bias: int = 0
     ceil_mode: bool = False
     keyed: bool = True
+    chosen: bool = False  # onto voxels of the caller's
     takes_special = True
 
     @classmethod
@@ -512,14 +512,19 @@ class Pool(Step):
             dilation=axes_of(rng, dims, (1, [1, 2]), p=[0.85, 0.15]),
             from_zero=mode == "max" and bool(rng.random() < 0.3),
             count_bias=int(rng.integers(0, 3)) if mode == "mean" else 0,
-            ceil_mode=HAS_MAPS and bool(rng.random() < 0.3),
+            ceil_mode=bool(rng.random() < 0.3),
             keyed=bool(rng.random() < 0.7),
+            chosen=bool(rng.random() < 0.15),
             **common,
         )
 
     @property
     def kind(self):
-        return f"pool, {self.mode}"
+        return f"pool, {self.mode}{', chosen' if self.chosen else ''}"
+
+    @property
+    def draws_voxels(self) -> bool:
+        return self.chosen
 
     @property
     def geometry(self):
@@ -531,7 +536,12 @@ class Pool(Step):
         return {"max": {"from_zero": self.from_zero}, "mean": {"count_bias": self.count_bias}, "sum": {}}[self.mode]
 
     def plan(self, plans):
-        return strided_plan(plans[-1].out, self.geometry, self.keyed)
+        at = plans[-1].out
+        if self.chosen:
+            other = other_voxels(self.seed, at)
+            neighbours = table(at.coords, other.coords, self.geometry)
+            return Plan(other, at, self.keyed, neighbours, geometry=self.geometry, sides={"onto": other.coords})
+        return strided_plan(at, self.geometry, self.keyed)
 
     def layer(self, weights):
         of = {"max": "Max", "mean": "Avg", "sum": "Sum"}[self.mode]
@@ -544,20 +554,21 @@ class Pool(Step):
         )
 
     def run(self, layer, tensors, plan):
-        return layer(tensors[-1]), []
+        x = tensors[-1]
+        return layer(x, tensor_on(plan.out, like=x)) if self.chosen else layer(x), []
 
     def trace(self, module, tensors, sides, plan):
         x, more = tensors[-1], {"ceil_mode": True} if self.ceil_mode else {}
         shape, key = None if plan.out.unbounded else "infer", f"step {self.place}" if self.keyed else None
         axes = self.kernel, self.stride, self.padding, self.dilation
-        if self.mode == "sum":
-            to, kernel_map = x.sites.strided(*axes, shape, **more)
-            return linked(
-                x, emit(op.pool(x.feats._expr, kernel_map.expr, to.coords._expr, mode="sum")), to, kernel_map, key
-            ), []
+        onto = nn.Sites(sides["onto"], x.sites.batch) if self.chosen else None
+        if self.mode == "sum":  # for which there is no module
+            to, kernel_map = x.sites.strided(*axes, shape, **more) if onto is None else (onto, x.sites.map_to(onto, *axes))
+            pooled = emit(op.pool(x.feats._expr, kernel_map.expr, to.coords._expr, mode="sum"))
+            return linked(x, pooled, to, kernel_map, key), []
         of = {"max": nn.SparseMaxPool3d, "mean": nn.SparseAvgPool3d}[self.mode]
         options = {"max_from_zero": self.from_zero} if self.mode == "max" else self.options
-        return of(*axes, **options, indice_key=key, shape=shape, **more)(x), []
+        return of(*axes, **options, indice_key=key, shape=shape, **more)(x, onto), []
 
     def expected(self, weights, plan, feats):
         reduction = pool.Reduction(self.mode, self.count_bias, self.from_zero)
@@ -833,10 +844,6 @@ class SparseAdd(Step):
     def run(self, layer, tensors, plan):
         return sparse_ops.sparse_add(tensors[-1], self._other(tensors[-1], plan)), []
 
-    @property
-    def traces(self):
-        return HAS_MAPS
-
     def _symbolic(self, x, sides):
         return nn.SymbolicSparseTensor.of(sides["feats"], sides["coords"], x.sites.batch)
 
@@ -993,10 +1000,8 @@ class Upsample(Step):
     dimensions = (3,)
 
     def bound(self, rng, plans):
-        undone = [
-            i for i, plan in enumerate(plans) if plan.out is plans[-1].out and plan.source is not None and plan.geometry is None
-        ]
-        return replace(super().bound(rng, plans), ref=undone[-1]) if undone else None
+        ref = downsampling(plans)
+        return None if ref is None else replace(super().bound(rng, plans), ref=ref)
 
     def plan(self, plans):
         undone = plans[self.ref]
@@ -1012,6 +1017,66 @@ class Upsample(Step):
 
     def expected(self, weights, plan, feats):
         return same(feats[-1][plan.inverse]), []
+
+
+@dataclass
+class UpsampledConvolution(Step):
+    """A convolution of what is upsampled to the voxels that downsampling came from, without these rows."""
+
+    kernel: tuple = (3, 3, 3)
+    bias: bool = True
+    activation: str = "none"
+    dimensions = (3,)
+
+    @classmethod
+    def draw(cls, rng, **common):
+        activation = str(rng.choice(list(ACTIVATIONS))) if rng.random() < 0.4 else "none"
+        kernel = axes_of(rng, common["dims"], (1, [1, 3]), p=[0.2, 0.8])
+        if max(kernel) == 1:  # which is a matrix, as spconv has it
+            kernel = (1, 1, 3)
+        return cls(kernel=kernel, bias=bool(rng.random() < 0.7), activation=activation, **common)
+
+    def bound(self, rng, plans):
+        ref = downsampling(plans)
+        return None if ref is None else replace(super().bound(rng, plans), ref=ref)
+
+    def draw_weights(self, rng):
+        weights = {"weight": random(rng, (self.cout, *self.kernel, self.cin), self.dtype, 1 / sqrt(self.cin * 6))}
+        return weights | ({"bias": random(rng, self.cout, "float32", 0.3)} if self.bias else {})
+
+    def plan(self, plans):
+        undone = plans[self.ref]
+        at, geometry = undone.source, Geometry.submanifold(self.kernel)
+        return Plan(at, table=table(at.coords, at.coords, geometry), inverse=undone.inverse)
+
+    def layer(self, weights):
+        return sparse_ops.Weights(weights["weight"], weights.get("bias"))
+
+    def run(self, layer, tensors, plan):
+        x, finer = tensors[-1], tensors[self.ref - 1]
+        parent = to_kind(plan.inverse, kind_of(x.feats))
+        kernel_map = finer.kernel_map(self.kernel, (1, 1, 1))
+        feats = functional.upsampled_conv(x.feats, layer, kernel_map, parent, activation=self.activation)
+        return finer.replace_feature(feats), []
+
+    def module(self):
+        return nn.SubMConv3d(self.cin, self.cout, self.kernel, bias=self.bias, dtype=self.dtype)
+
+    def trace(self, module, tensors, sides, plan):
+        return module.of_upsampled(tensors[-1], tensors[-1].sites.finer, activation=self.activation), []
+
+    def expected(self, weights, plan, feats):
+        weight = weights["weight"].reshape(self.cout, -1, self.cin)
+        y, size = conv(feats[-1][plan.inverse], weight, plan.table, weights.get("bias"))
+        return Wanted(ACTIVATIONS[self.activation](y), weight.shape[1] * self.cin + 1, size), []
+
+
+def downsampling(plans: list[Plan]) -> int | None:
+    """The step that led from finer voxels to those of the last tensor."""
+    found = [
+        i for i, plan in enumerate(plans) if plan.out is plans[-1].out and plan.source is not None and plan.geometry is None
+    ]
+    return found[-1] if found else None
 
 
 @dataclass
@@ -1114,6 +1179,7 @@ class SerialAttention(WindowAttention):
     move: int = 0
     mode: str = "z_order"
     curve_shift: tuple = (0, 0, 0)
+    bits: int = serialize.BITS
 
     @classmethod
     def draw(cls, rng, **common):
@@ -1124,34 +1190,35 @@ class SerialAttention(WindowAttention):
             move=int(rng.choice([0, 3, 24])),
             mode=str(rng.choice(serialize.MODES)),
             curve_shift=tuple(int(n) for n in rng.integers(0, 4, 3)),
+            bits=int(rng.choice([10, 13, 16])),
             **common,
         )
 
     def plan(self, plans):
         at = plans[-1].out
-        if not on_curve(at, self.curve_shift):
+        if not on_curve(at, self.curve_shift, self.bits):
             return Plan(at, refusal="coords")
-        code = serialize.naive(at.coords, self.mode, self.curve_shift)
+        code = serialize.naive(at.coords, self.mode, self.curve_shift, self.bits)
         return Plan(at, table=serialize.naive_partition(at.coords, code, self.size, self.move))
 
     def run(self, layer, tensors, plan):
         x = tensors[-1]
-        found = functional.serialized_partition(x.coords, self.size, self.move, self.curve_shift, self.mode)
+        found = functional.serialized_partition(x.coords, self.size, self.move, self.curve_shift, self.mode, self.bits)
         return self._attend(x, *found), [*found]
 
     def trace(self, module, tensors, sides, plan):
         x = tensors[-1]
-        partition = x.sites.serialized(self.size, self.move, self.curve_shift, self.mode)
+        partition = x.sites.serialized(self.size, self.move, self.curve_shift, self.mode, self.bits)
         return self._attend_in_graph(x, partition), [*partition.fields]
 
     def expected(self, weights, plan, feats):
         return self._wanted(plan, feats[-1]), [same(part) for part in plan.table]
 
 
-def on_curve(at: Voxels, shift) -> bool:
-    """Whether codes of 10 bits an axis hold all voxels."""
+def on_curve(at: Voxels, shift, bits: int) -> bool:
+    """Whether codes of so many bits an axis hold all voxels."""
     places = at.coords[:, 1:] + np.array(shift)
-    return not len(places) or bool((places >= 0).all() and (places < 1 << serialize.BITS).all())
+    return not len(places) or bool((places >= 0).all() and (places < 1 << bits).all())
 
 
 # What only looks
@@ -1237,26 +1304,28 @@ class Serialize(Step):
 
     mode: str = "z_order"
     shift: tuple = (0, 0, 0)
+    bits: int = serialize.BITS
     probes = True
     takes_special = True
     dimensions = (3,)
 
     @classmethod
     def draw(cls, rng, **common):
-        return cls(mode=str(rng.choice(serialize.MODES)), shift=tuple(int(n) for n in rng.integers(0, 9, 3)), **common)
+        shift = tuple(int(n) for n in rng.integers(0, 9, 3))
+        return cls(mode=str(rng.choice(serialize.MODES)), shift=shift, bits=int(rng.choice([8, 10, 16])), **common)
 
     def plan(self, plans):
         at = plans[-1].out
-        return Plan(at, refusal=None if on_curve(at, self.shift) else "coords")
+        return Plan(at, refusal=None if on_curve(at, self.shift, self.bits) else "coords")
 
     def run(self, layer, tensors, plan):
-        return tensors[-1], [functional.serialize(tensors[-1].coords, self.mode, self.shift)]
+        return tensors[-1], [functional.serialize(tensors[-1].coords, self.mode, self.shift, self.bits)]
 
     def trace(self, module, tensors, sides, plan):
-        return tensors[-1], [emit(op.serialize(tensors[-1].coords._expr, self.mode, self.shift))]
+        return tensors[-1], [emit(op.serialize(tensors[-1].coords._expr, self.mode, self.shift, self.bits))]
 
     def expected(self, weights, plan, feats):
-        return None, [same(serialize.naive(plan.out.coords, self.mode, self.shift))]
+        return None, [same(serialize.naive(plan.out.coords, self.mode, self.shift, self.bits))]
 
 
 @dataclass
@@ -1269,7 +1338,8 @@ class Lookup(Step):
     def plan(self, plans):
         at = plans[-1].out
         rng = np.random.default_rng(self.seed)
-        near = at.coords[rng.integers(0, max(at.rows, 1), at.rows // 2 and 50)] + rng.integers(-1, 2, (at.rows // 2 and 50, 4))
+        count = 50 if at.rows else 0
+        near = at.coords[rng.integers(0, max(at.rows, 1), count)] + rng.integers(-1, 2, (count, 4))
         return Plan(at, sides={"queries": near.astype("int32")})
 
     def run(self, layer, tensors, plan):
@@ -1390,12 +1460,6 @@ class Voxelize(Step):
         return None, [same(coords), same(inverse), Wanted(values, max(np.bincount(inverse), default=1), np.sqrt(squares))]
 
 
-# For as long as they are not everywhere.
-HAS_MAPS = hasattr(sparse_ops, "prune")
-HAS_GROUPS = "groups" in functional.sparse_conv.__code__.co_varnames
-HAS_HALF = "float16" in sparse_ops.eager.arrays.__dict__.get("FLOATS", ()) or "float16" in sparse_ops.op.signature.FLOATS
-HAS_SPECIAL = hasattr(pool, "never")
-
 # Every step with how often it is drawn for a palette.
 STEPS: dict[type[Step], float] = {
     Convolution: 8,
@@ -1409,8 +1473,12 @@ STEPS: dict[type[Step], float] = {
     Add: 1,
     Cat: 0.8,
     SparseAdd: 0.8,
+    SparseCat: 0.6,
+    Prune: 0.8,
+    Intersection: 0.4,
     Downsample: 1,
     Upsample: 0.8,
+    UpsampledConvolution: 0.6,
     Subdivide: 0.5,
     WindowAttention: 0.7,
     SerialAttention: 0.5,
@@ -1420,4 +1488,4 @@ STEPS: dict[type[Step], float] = {
     Lookup: 0.3,
     Devoxelize: 0.5,
     Voxelize: 0.4,
-} | ({SparseCat: 0.6, Prune: 0.8, Intersection: 0.4} if HAS_MAPS else {})
+}
