@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from tir_kernels.spec.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
+
 from .oracle import Voxels, keys
 
 # Borders of tiles, blocks and chunks, and what lies between.
 ROWS = (0, 1, 2, 3, 7, 16, 31, 63, 64, 65, 100, 129, 200, 300, 511, 512, 513, 700, 1025, 1500, 2500)
 LIKELY = np.array([2, 3, 2, 2, 2, 2, 2, 3, 3, 3, 6, 4, 6, 6, 3, 3, 3, 4, 3, 2, 1], float)
-FORMS = ("blob", "plane", "line", "scattered", "far", "shell")
+FORMS = ("blob", "plane", "line", "scattered", "far", "shell", "edge")
 ORDERS = ("any", "by element", "ascending")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -32,8 +34,8 @@ class Cloud:
     @classmethod
     def draw(cls, rng: np.random.Generator, dims: int, most: int = ROWS[-1]) -> "Cloud":
         rows = min(int(rng.choice(ROWS, p=LIKELY / LIKELY.sum())), most)
-        batch = int(rng.choice([1, 2, 3, 5], p=[0.35, 0.3, 0.25, 0.1]))
-        filled = rng.choice(batch, int(rng.integers(1, batch + 1)), replace=False)
+        batch = int(rng.choice([1, 2, 3, 5, BATCH_LIMIT], p=[0.35, 0.3, 0.22, 0.1, 0.03]))
+        filled = rng.choice(batch, int(rng.integers(1, min(batch, 5) + 1)), replace=False)
         negative = bool(rng.random() < 0.2)
         return cls(
             seed=int(rng.integers(1 << 31)),
@@ -54,6 +56,8 @@ class Cloud:
         coords = [np.insert(place, 0, b, axis=1) for b, place in zip(self.elements, places, strict=True)]
         coords = np.concatenate([np.zeros((0, 4), int), *coords])
         coords[:, 1 : 4 - self.dims] = 0
+        if self.form == "edge" and len(coords) and not self.negative:
+            coords[:, 4 - self.dims :] += COORDINATE_LIMIT - 1 - coords[:, 4 - self.dims :].max(0)
         _, first = np.unique(keys(coords), return_index=True)  # in fewer dimensions places may fall together
         coords = coords[np.sort(first)]
         if self.order == "ascending":
@@ -63,10 +67,11 @@ class Cloud:
             if self.order == "by element":
                 coords = coords[np.argsort(coords[:, 0], kind="stable")]
         if shape is None and self.given:
-            room = coords[:, 1:].max(0, initial=0) + 1 + rng.integers(0, 4, 3)
+            room = np.minimum(coords[:, 1:].max(0, initial=0) + 1 + rng.integers(0, 4, 3), COORDINATE_LIMIT)
             shape = (1,) * (3 - self.dims) + tuple(int(n) for n in room[3 - self.dims :])
         elif self.negative and len(coords):
-            coords[:, 4 - self.dims :] -= rng.integers(1, 9, self.dims)
+            low = coords[:, 4 - self.dims :].min(0) + COORDINATE_LIMIT if self.form == "edge" else rng.integers(1, 9, self.dims)
+            coords[:, 4 - self.dims :] -= low
         return Voxels.of(coords, None if infers else shape, self.batch, self.dims, infers)
 
     def _places(self, rng, count: int) -> np.ndarray:
@@ -80,7 +85,7 @@ class Cloud:
             side = [1] * (3 - d) + [{1: 30000, 2: 1500, 3: 90}[d]] * d
         else:  # most of a cube
             side = [1] * (3 - d) + [int((1.6 * count) ** (1 / d)) + 2] * d
-        cells = rng.permutation(int(np.prod(side)))[:count]
+        cells = rng.choice(int(np.prod(side)), count, replace=False)
         places = np.stack(np.unravel_index(cells, side), 1).astype(int)
         if self.form == "shell" and d == 3:
             places = np.unique(places * [1, 1, 0] + [0, 0, 1] * (places[:, :1] ** 2 // 3 + places[:, 1:2]), axis=0)

@@ -108,7 +108,7 @@ class Network:
                 plan = made.plan(plans)
             except TooFar:
                 return
-            if (np.abs(plan.out.coords[:, 1:]) >= COORDINATE_LIMIT).any():
+            if (plan.out.coords[:, 1:] < -COORDINATE_LIMIT).any() or (plan.out.coords[:, 1:] >= COORDINATE_LIMIT).any():
                 return
             terms = 0 if plan.table is None or made.probes else len(plan.table) * plan.out.rows * step.cin * step.cout
             if (plan.refusal and rng.random() < 0.7) or plan.out.rows > MOST_ROWS or terms > MOST_TERMS:
@@ -119,8 +119,9 @@ class Network:
         if special:
             palette = replace(palette, cin=palette.channels)
         else:
-            while not taken:  # with a linear layer it comes to an end
-                take(palette.stems[int(rng.integers(2))])
+            take(palette.stems[int(rng.integers(2))])
+            if not taken:  # too much to multiply
+                take(palette.stems[0])
         for _ in range(int(rng.integers(1, 7))):
             if plans[-1].refusal is None:
                 take(palette.steps[int(rng.integers(PALETTE))])

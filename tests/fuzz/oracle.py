@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tir_kernels.spec import sparse_conv
 from tir_kernels.spec.geometry import Geometry
 
 REACH = 1 << 16  # coordinates lie within +-REACH, also those that are only asked for
@@ -135,15 +134,16 @@ def conv(x, weight, neighbours, bias=None, groups: int = 1):
     x [N, Cin], weight [Cout, taps, Cin / groups], neighbours int32 [taps, M]. The size is the root of the sum of squares of all
     terms, as large as a sum of terms of either sign comes out; results may be smaller where terms cancel.
     """
-    x, weight = x.astype("float64"), weight.astype("float64")
-    cout, cin = len(weight), x.shape[1]
-    sums, squares = [], []
-    for g in range(groups):
-        own, part = slice(g * cin // groups, (g + 1) * cin // groups), slice(g * cout // groups, (g + 1) * cout // groups)
-        matrices, columns = weight[part].transpose(1, 2, 0), x[:, own]  # [taps, Cin / groups, Cout / groups]
-        summand = None if bias is None else bias[part]
-        sums.append(sparse_conv.naive(columns, matrices, neighbours, summand))
-        squares.append(
-            sparse_conv.naive(columns**2, matrices**2, neighbours, None if summand is None else summand.astype("float64") ** 2)
-        )
-    return np.concatenate(sums, 1), np.sqrt(np.concatenate(squares, 1))
+    cout, taps, width = weight.shape
+    sums = np.zeros((neighbours.shape[1], cout))
+    if bias is not None:
+        sums += bias.astype("float64")
+    squares = sums**2
+    x, matrices = x.astype("float64"), weight.astype("float64").reshape(groups, cout // groups, taps, width)
+    for tap, rows in enumerate(neighbours):
+        hit = np.flatnonzero(rows >= 0)
+        columns = x[rows[hit]].reshape(len(hit), groups, width).transpose(1, 0, 2)
+        own = matrices[:, :, tap].transpose(0, 2, 1)
+        sums[hit] += (columns @ own).transpose(1, 0, 2).reshape(len(hit), cout)
+        squares[hit] += (columns**2 @ own**2).transpose(1, 0, 2).reshape(len(hit), cout)
+    return sums, np.sqrt(squares)

@@ -36,6 +36,7 @@ from tir_kernels.spec import (
 )
 from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.channel_affine import of_batch_norm
+from tir_kernels.spec.coordinate_index import COORDINATE_LIMIT
 from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.kernel_map import naive_inverse
 from tir_kernels.spec.sites import out_extent
@@ -1380,7 +1381,10 @@ class Devoxelize(Step):
         near = at.coords[np.argsort(keys(at.coords))][rng.integers(0, at.rows, count)] if at.rows else np.zeros((count, 4), int)
         points = ((near[:, 1:] * self.stride + rng.uniform(-0.7, 1.7, (count, 3))) * size + origin).astype("float32")
         sides = {"points": points, "batch_index": near[:, 0].astype("int32")}
-        return Plan(at, sides=sides, table=(size.astype("float32"), origin.astype("float32")))
+        grid = size.astype("float32"), origin.astype("float32")
+        cells = np.floor(quantize.positions(points, *grid))
+        inside = (cells >= -COORDINATE_LIMIT).all() and (cells < COORDINATE_LIMIT).all()
+        return Plan(at, sides=sides, table=grid, refusal=None if inside else "points")
 
     def run(self, layer, tensors, plan):
         x = tensors[-1]
