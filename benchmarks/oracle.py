@@ -75,7 +75,7 @@ def sites_of(coords: np.ndarray, geometry: Geometry, extent: int) -> np.ndarray:
     return np.unique(np.concatenate(found), axis=0).astype(np.int32)
 
 
-def convolve(feats: np.ndarray, weight: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """fp64 convolution of the rows of a neighbour table [taps, M]; weight [Cout, kx, ky, kz, Cin]."""
+def convolve(feats: np.ndarray, weight: np.ndarray, table: np.ndarray, groups: int = 1) -> np.ndarray:
+    """fp64 convolution of the rows of a neighbour table [taps, M]; weight [Cout, kx, ky, kz, Cin / groups]."""
     per_tap = weight.reshape(weight.shape[0], -1, weight.shape[-1]).transpose(1, 2, 0)
-    return naive_conv(feats, per_tap, table)
+    return naive_conv(feats, per_tap, table, groups=groups)

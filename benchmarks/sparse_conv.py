@@ -3,6 +3,8 @@
     python -m benchmarks.sparse_conv [--quick] [--json FILE] [--only SUBSTRING]
 
     subm3_<occupancy>_c<channels>        submanifold 3^3, map ready, fp32 and bf16
+    depthwise3_<occupancy>_c<channels>   the same of as many groups as channels, against the memory's bandwidth
+    grouped3_<occupancy>_c64_g<groups>   and of fewer groups, against our own without groups
     map3_<occupancy>_<grid|hash>         its kernel map
     unique_, downsample2_<occupancy>     distinct voxels with the inverse, of all and of all halved
     cold_subm3_<occupancy>_c<channels>   map and convolution, from coordinates and features
@@ -32,6 +34,7 @@ from sparse_ops.op.kernel_map import strided_map, submanifold_map
 from sparse_ops.op.sparse_conv import sparse_conv
 from sparse_ops.op.unique import downsample
 from tests.tolerance import compare
+from tir_kernels.cpu.bandwidth import Triad
 from tir_kernels.dispatch import host_target
 from tir_kernels.spec.geometry import Geometry
 
@@ -73,7 +76,7 @@ def features(rows: int, channels: int, dtype: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def weight_of(geometry: Geometry, cin: int, cout: int, dtype: str) -> np.ndarray:
-    """A weight [Cout, kx, ky, kz, Cin] under which values keep their size."""
+    """A weight [Cout, kx, ky, kz, Cin] under which values keep their size; Cin of one group."""
     rng = np.random.default_rng(cin * cout)
     weight = rng.standard_normal((cout, *geometry.kernel, cin), "float32") / np.float32(np.sqrt(geometry.taps * cin))
     return weight.astype(NUMPY[dtype])
@@ -123,7 +126,7 @@ def map_function(geometry: Geometry, extent: int = 0, method: str = "auto"):
 
 
 @functools.cache
-def conv_function(geometry: Geometry, cin: int, cout: int, dtype: str):
+def conv_function(geometry: Geometry, cin: int, cout: int, dtype: str, groups: int = 1):
     """(x, output coordinates, pair_in, pair_out, segment, rows) -> features"""
     bb = relax.BlockBuilder()
     n, m, blocks, slots, columns = symbols("n", "m", "blocks", "slots", "columns")
@@ -132,10 +135,10 @@ def conv_function(geometry: Geometry, cin: int, cout: int, dtype: str):
     shapes = {"pair_in": [blocks, slots], "pair_out": [blocks, slots], "segment": [blocks, columns]}
     kernel_map = [relax.Var(name, relax.TensorType(shape, "int32")) for name, shape in shapes.items()]
     kernel_map.append(relax.Var("rows", relax.TensorType([2], "int64")))
-    weight = relax.const(tvm.runtime.tensor(weight_of(geometry, cin, cout, dtype)), dtype)
+    weight = relax.const(tvm.runtime.tensor(weight_of(geometry, cin // groups, cout, dtype)), dtype)
     with bb.function("main", [x, coords, *kernel_map]):
         with bb.dataflow():
-            result = bb.emit_output(sparse_conv(x, weight, relax.Tuple(kernel_map), coords))
+            result = bb.emit_output(sparse_conv(x, weight, relax.Tuple(kernel_map), coords, groups=groups))
         bb.emit_func_output(result)
     return compiled(bb)
 
@@ -170,7 +173,7 @@ def unique_function(factor: int):
 # Checks: fp64 for sampled rows, spconv with one thread for all of them.
 
 
-def check_values(feats, weight, table: np.ndarray, right: Callable[[], np.ndarray] | None) -> Callable:
+def check_values(feats, weight, table: np.ndarray, right: Callable[[], np.ndarray] | None, groups: int = 1) -> Callable:
     """check(features): SAMPLE rows against fp64, and all rows against `right()` where it is given.
 
     A narrower result is a float32 sum rounded once; in float32 the depth of the sum counts.
@@ -180,7 +183,7 @@ def check_values(feats, weight, table: np.ndarray, right: Callable[[], np.ndarra
 
     @functools.cache
     def expected():
-        return oracle.convolve(feats, weight, table[:, sample])
+        return oracle.convolve(feats, weight, table[:, sample], groups)
 
     all_rows = functools.cache(right) if right else None
 
@@ -232,6 +235,55 @@ def subm_warm(occupancy: str, cin: int, cout: int, dtype: str) -> Case:
     pairs = int((table >= 0).sum())
     facts = {"voxels": len(coords), "pairs": pairs, "cin": cin, "cout": cout}
     return Case(dtype, ours(dtype, feats), check, peers, 2.0 * pairs * cin * cout, facts)
+
+
+@functools.cache
+def memory() -> Peer:
+    """The bandwidth that all threads see, as a peer: its arrays are made once."""
+    stream = Triad()
+    expected = np.full(stream.arrays[2].shape, stream.RESULT, "float32")
+    return Peer(stream, lambda out: [compare(out.numpy(), expected, name="triad")], own_pool=True)
+
+
+def grouped_warm(occupancy: str, channels: int, groups: int, dtype: str, peers: Callable[[], dict[str, Peer]]) -> Case:
+    """Submanifold 3^3 in groups, with the map ready. `bytes`: x, the pairs of the map and the result, each once."""
+    coords, table = coords_of(occupancy), table_of(occupancy)
+    feats = features(len(coords), channels, dtype)
+    given, x = tvm.runtime.tensor(coords), tvm.runtime.tensor(feats)
+    _, kernel_map = map_function(SUBM3)(given)
+    function = conv_function(SUBM3, channels, channels, dtype, groups)
+    values = check_values(feats, weight_of(SUBM3, channels // groups, channels, dtype), table, None, groups)
+    pairs = int((table >= 0).sum())
+    facts = {"voxels": len(coords), "pairs": pairs, "cin": channels, "cout": channels, "groups": groups}
+    facts["bytes"] = 2 * feats.nbytes + 8 * pairs
+
+    def check(result):
+        return values(arrays(result)[-1])
+
+    flops = 2.0 * pairs * channels * channels // groups
+    return Case(dtype, lambda: function(x, given, *kernel_map), check, peers(), flops, facts)
+
+
+def ungrouped(occupancy: str, channels: int, dtype: str) -> dict[str, Peer]:
+    """Our own convolution of as many channels in one group."""
+    case = grouped_warm(occupancy, channels, 1, dtype, dict)
+    return {"ours_ungrouped": Peer(case.ours, case.check, own_pool=True)}
+
+
+def run_grouped(bench: Benchmark, quick: bool) -> None:
+    """Depthwise convolutions, which the memory bounds, and those of fewer groups."""
+    for occupancy, channels in itertools.product(("nut_64",) if quick else ("nut_64", "nut_128"), (64, 128, 256)):
+        for dtype in ("float32",) if quick else ("float32", "bfloat16"):
+            name = f"depthwise3_{occupancy.replace('_', '')}_c{channels}"
+            make = functools.partial(grouped_warm, occupancy, channels, channels, dtype, lambda: {"triad": memory()})
+            if row := bench.run(name, make):
+                moved = memory().call.moved
+                row["bandwidth_gbs"] = moved / row["peers"]["triad"] / 1e6
+                row["gbs"] = row["bytes"] / row["ours_ms"] / 1e6
+                row["bandwidth_fraction"] = row["ratios"]["triad"] * row["bytes"] / moved  # of paired times
+    for groups, dtype in itertools.product((8,) if quick else (4, 8, 16), ("float32",) if quick else ("float32", "bfloat16")):
+        peers = functools.partial(ungrouped, "nut_64", 64, dtype)
+        bench.run(f"grouped3_nut64_c64_g{groups}", functools.partial(grouped_warm, "nut_64", 64, groups, dtype, peers))
 
 
 def map_case(occupancy: str, method: str) -> Case:
@@ -350,6 +402,7 @@ def run_cases(bench: Benchmark, quick: bool) -> None:
                 continue
             bench.run(f"subm3_{name_of(occupancy)}_{channels}", functools.partial(subm_warm, occupancy, cin, cout, dtype))
 
+    run_grouped(bench, quick)
     for occupancy, channels in itertools.product(occupancies, (32,) if quick else (32, 128)):
         bench.run(f"cold_subm3_{name_of(occupancy)}_c{channels}", functools.partial(cold_case, SUBM3, occupancy, channels))
     for kind, geometry in {"strided_k3s2p1": STRIDED, "transposed_k2s2": TRANSPOSED}.items():
@@ -373,16 +426,18 @@ def run_cases(bench: Benchmark, quick: bool) -> None:
 
 @dataclass(frozen=True)
 class Mark:
-    """A goal for all rows that `covers` picks: at least `target` times as fast as `peer`, or a fraction of the peak."""
+    """A goal for all rows that `covers` picks: at least `target` times as fast as `peer`, or a fraction: that of the peak, or
+    the row's entry `fraction`."""
 
     text: str
     target: float
     covers: Callable[[dict], bool]
     peer: str = ""
+    fraction: str = "peak_fraction"
 
     def value(self, row: dict) -> float | None:
         """What a row reached; None where it was not measured."""
-        return row["ratios"].get(self.peer) if self.peer else row["peak_fraction"]
+        return row["ratios"].get(self.peer) if self.peer else row.get(self.fraction)
 
     def needs(self, row: dict) -> float:
         """The fraction of the machine's peak that the mark asks for on this row; 0 where it is not arithmetic."""
@@ -405,6 +460,12 @@ MARKS = [
     Mark("subm3 fp32, 64+ channels, of the peak", 0.85, lambda r: is_subm(r, "float32", 64)),
     Mark("subm3 fp32, 32 channels, of the peak", 0.55, lambda r: is_subm(r, "float32", 32, 32)),
     Mark("subm3 bf16, 128+ channels, against our fp32", 1.8, lambda r: is_subm(r, "bfloat16", 128), "ours_float32"),
+    Mark(
+        "depthwise 3^3, 64-256 channels, of the memory's bandwidth",
+        0.6,
+        lambda r: "bandwidth_fraction" in r,
+        fraction="bandwidth_fraction",
+    ),
     Mark("kernel map by grid, against spconv", 20, lambda r: r.get("method") == "grid", "spconv"),
     Mark("kernel map by hash, against spconv", 4, lambda r: r.get("method") == "hash", "spconv"),
     Mark(

@@ -15,7 +15,7 @@ from benchmarks import harness, oracle, sparse_conv
 from benchmarks.harness import Benchmark, Case, Options, Peer, WrongResult
 from tests.instruction_sets import ISAS
 from tests.tolerance import compare
-from tir_kernels.cpu import peak
+from tir_kernels.cpu import bandwidth, peak
 from tir_kernels.cpu.isa import Isa, host_target
 from tir_kernels.spec import kernel_map, sites
 
@@ -56,6 +56,21 @@ def test_the_peak_is_positive_and_knows_its_dtypes():
     assert peak.measure_peak("bfloat16", threads=1, seconds=0.002) > 0
     with pytest.raises(ValueError, match="float16"):
         peak.measure_peak("float16")
+
+
+def test_a_depthwise_case_is_held_against_the_triad(tmp_path, monkeypatch):
+    monkeypatch.setattr(bandwidth, "array_bytes", lambda: 1 << 20)
+    sparse_conv.memory.cache_clear()
+    triad = sparse_conv.memory().call
+    assert triad.moved == 3 << 20
+    assert (triad().numpy() == triad.RESULT).all()
+    file = tmp_path / "out.json"
+    assert sparse_conv.main(["--quick", "--only", "depthwise3_nut64_c64", "--json", str(file)]) == 0
+    sparse_conv.memory.cache_clear()
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["groups"] == row["cin"] == 64
+    assert row["bytes"] == 2 * row["voxels"] * 64 * 4 + 8 * row["pairs"]
+    assert row["bandwidth_fraction"] == pytest.approx(row["ratios"]["triad"] * row["bytes"] / triad.moved)
 
 
 def test_json_has_the_documented_form(tmp_path):

@@ -16,10 +16,24 @@ from tir_kernels.spec.coordinate_index import COORDINATE_LIMIT
 from . import steps
 from .cloud import DTYPES, Cloud, numpy_dtype
 from .oracle import TooFar, Voxels
-from .steps import MOST_ROWS, MOST_TERMS, STEPS, Convolution, Linear, Plan, Step, Wanted, to_kind, to_numpy
+from .steps import (
+    MOST_ROWS,
+    MOST_TERMS,
+    STEPS,
+    Convolution,
+    Downsample,
+    Linear,
+    Plan,
+    Step,
+    Upsample,
+    UpsampledConvolution,
+    Wanted,
+    to_kind,
+    to_numpy,
+)
 
 PAGE = 50  # cases that share a palette
-PALETTE = 14  # steps in it
+CONVOLUTIONS, OTHERS = 5, 10  # steps in it
 CHANNELS = (1, 2, 3, 4, 6, 8, 12, 16, 17, 24, 32, 33, 48, 64, 65)
 KINDS = ("numpy", "torch", "tvm")
 
@@ -50,15 +64,14 @@ class Palette:
         def draw(of: type[Step], a: int, b: int, **more) -> Step:
             return of.draw(rng, dims=dims, dtype=dtype, cin=a, cout=b, **more)
 
-        known = [of for of in STEPS if dims in of.dimensions]
-        weights = np.array([STEPS[of] for of in known])
-        # A convolution of each form, and the rest by chance.
-        drawn = [Convolution] * 3 + [known[i] for i in rng.choice(len(known), PALETTE - 3, p=weights / weights.sum())]
-        forms = ["subm", "strided", "transposed", *[""] * PALETTE]
-        body = [
-            draw(of, channels, channels, **({"form": form} if of is Convolution else {}))
-            for of, form in zip(drawn, forms, strict=False)
-        ]
+        known = [of for of in STEPS if dims in of.dimensions and of is not Convolution]
+        chances = np.array([STEPS[of] for of in known])
+        drawn = [known[i] for i in rng.choice(len(known), OTHERS, replace=False, p=chances / chances.sum())]
+        if Downsample not in drawn and (Upsample in drawn or UpsampledConvolution in drawn):
+            drawn.append(Downsample)
+        forms = ["subm", "strided", "transposed", *[""] * (CONVOLUTIONS - 3)]  # "": any
+        body = [draw(Convolution, channels, channels, form=form) for form in forms]
+        body += [draw(of, channels, channels) for of in drawn]
         stems = [draw(Linear, cin, channels), draw(Convolution, cin, channels, form="subm")]
         heads = [draw(Linear, channels, cout), draw(Convolution, channels, cout)]
         return cls(dims, dtype, cin, channels, stems, body, heads)
@@ -108,7 +121,7 @@ class Network:
                 plan = made.plan(plans)
             except TooFar:
                 return
-            if (plan.out.coords[:, 1:] < -COORDINATE_LIMIT).any() or (plan.out.coords[:, 1:] >= COORDINATE_LIMIT).any():
+            if (plan.out.coords[:, 1:] >= COORDINATE_LIMIT).any() or max(plan.out.shape or (0,)) > COORDINATE_LIMIT:
                 return
             terms = 0 if plan.table is None or made.probes else len(plan.table) * plan.out.rows * step.cin * step.cout
             if (plan.refusal and rng.random() < 0.7) or plan.out.rows > MOST_ROWS or terms > MOST_TERMS:
@@ -124,7 +137,7 @@ class Network:
                 take(palette.stems[0])
         for _ in range(int(rng.integers(1, 7))):
             if plans[-1].refusal is None:
-                take(palette.steps[int(rng.integers(PALETTE))])
+                take(palette.steps[int(rng.integers(len(palette.steps)))])
         if plans[-1].refusal is None and rng.random() < 0.3:
             take(palette.heads[int(rng.integers(2))])
         weights = [step.draw_weights(rng) for step in taken]

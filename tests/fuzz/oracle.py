@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tir_kernels.spec.coordinate_index import COORDINATE_LIMIT
 from tir_kernels.spec.geometry import Geometry
 
 REACH = 1 << 16  # coordinates lie within +-REACH, also those that are only asked for
@@ -109,7 +110,7 @@ def table(coords_in, coords_out, geometry: Geometry) -> np.ndarray:
 
 
 def sites(coords, geometry: Geometry, extent) -> np.ndarray:
-    """`sites.naive`: output voxels in order of first touch by batch element, int32 [M, 4]."""
+    """`sites.naive`: output voxels in order of first touch by batch element, int32 [M, 4]. Raises TooFar."""
     coords, touched = np.asarray(coords, "int64"), [np.zeros((0, 4), "int64")]
     for offset in geometry.offsets():
         if geometry.transposed:
@@ -117,6 +118,8 @@ def sites(coords, geometry: Geometry, extent) -> np.ndarray:
         else:
             place, rest = np.divmod(coords[:, 1:] - offset, geometry.stride)
             inside = ~rest.any(1)
+        if (place[inside] < -COORDINATE_LIMIT).any() or (place[inside] >= COORDINATE_LIMIT).any():
+            raise TooFar  # also where they would lie outside of the grid
         if extent is not None:
             inside = inside & ((place >= 0) & (place < extent)).all(1)
         touched.append(np.concatenate([coords[:, :1], place], 1)[inside])

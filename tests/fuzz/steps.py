@@ -1464,9 +1464,9 @@ class Voxelize(Step):
         return None, [same(coords), same(inverse), Wanted(values, max(np.bincount(inverse), default=1), np.sqrt(squares))]
 
 
-# Every step with how often it is drawn for a palette.
+# Every step with how often it is drawn for a palette; every palette has convolutions.
 STEPS: dict[type[Step], float] = {
-    Convolution: 8,
+    Convolution: 0,
     Inverse: 2,
     Pool: 2.5,
     Linear: 1.5,

@@ -8,9 +8,9 @@ import tvm
 from tests.sparse_ops.walk import with_threads
 from tir_kernels.cpu.isa import host_target
 from tir_kernels.dispatch import kernel_for
-from tir_kernels.spec.checksum import CHUNK, LANES, Checksum, naive
+from tir_kernels.spec.checksum import CHUNK, CHUNKS, LANES, Checksum, naive
 
-SIZES = [0, 1, LANES - 1, LANES, LANES + 1, CHUNK - 1, CHUNK, CHUNK + 1, 6 * CHUNK + 77]
+SIZES = [0, 1, LANES - 1, LANES, LANES + 1, CHUNK - 1, CHUNK, CHUNK + 1, 6 * CHUNK + 77, (CHUNKS + 3) * CHUNK + 1]
 
 
 def compiled(dtype: str):
@@ -26,6 +26,13 @@ def test_equals_the_oracle(isa, dtype):
     for size in SIZES:
         words = np.random.default_rng(size).integers(0, np.iinfo(dtype).max, size, dtype, endpoint=True)
         assert [with_threads(count, lambda words=words: call(words)) for count in (1, 2)] == [naive(words)] * 2
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "uint16"])
+def test_takes_no_workspace(isa, dtype):
+    """TVM would not give it back, as the kernel returns a number."""
+    module = tvm.compile(tvm.IRModule({"checksum": kernel_for(Checksum(dtype), host_target()).function}), host_target())
+    assert "Workspace" not in module.mod.inspect_source()
 
 
 def test_every_change_is_seen():

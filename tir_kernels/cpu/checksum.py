@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 from .. import script
 from ..buffers import match_buffer
 from ..script import inline
-from ..spec.checksum import CHUNK, LANES, ODD, ODD_64, Checksum
+from ..spec.checksum import CHUNK, CHUNKS, LANES, ODD, ODD_64, Checksum
 from .isa import Isa
 
 FEW = 16  # chunks, of 1 MB at most, that one thread reads: to wake others and wait for them would take longer
@@ -29,14 +29,14 @@ def mix(h, lane, word):
 
 
 @inline
-def sum_chunk(words, n, chunk, sums):
-    """sums[chunk] = what chunk `chunk` of the `n` words comes to."""
+def sum_chunk(words, n, size, chunk, sums):
+    """sums[chunk] = what chunk `chunk` of `size` of the `n` words comes to."""
     h = T.alloc_buffer((LANES,), "uint32")
     sum_ = T.alloc_buffer((1,), "uint64")
     for lane in T.vectorized(LANES):
         h[lane] = T.Cast("uint32", lane)
-    first: T.let = chunk * CHUNK
-    count: T.let = T.min(n - first, T.int64(CHUNK))
+    first: T.let = chunk * size
+    count: T.let = T.min(n - first, size)
     for step in range(count // LANES):
         for lane in T.vectorized(LANES):
             mix(h, lane, T.Cast("uint32", words[first + step * LANES + lane]))
@@ -57,15 +57,19 @@ def checksum(spec: Checksum, isa: Isa) -> tvm.tirx.PrimFunc:
         T.func_attr({"tirx.noalias": True, "global_symbol": "checksum"})
         n = T.int64()
         words = match_buffer(words_, (n,), spec.dtype)
-        chunks: T.let = (n + CHUNK - 1) // CHUNK
-        sums = T.alloc_buffer((chunks,), "uint64")
+        size: T.let = T.max(T.int64(CHUNK), (n + CHUNKS * LANES - 1) // (CHUNKS * LANES) * LANES)
+        chunks: T.let = (n + size - 1) // size
+        # On the stack, as TVM gives no workspace back behind a `return`: all of it is written, or its size would not be known.
+        sums = T.alloc_buffer((CHUNKS,), "uint64")
+        for i in range(CHUNKS):
+            sums[i] = T.uint64(0)
         total = T.alloc_buffer((1,), "uint64")
         if chunks <= FEW:
             for chunk in range(chunks):
-                sum_chunk(words, n, chunk, sums)
+                sum_chunk(words, n, size, chunk, sums)
         else:
             for chunk in T.parallel(chunks):
-                sum_chunk(words, n, chunk, sums)
+                sum_chunk(words, n, size, chunk, sums)
         total[0] = T.Cast("uint64", n)
         for chunk in range(chunks):
             fold(total, sums[chunk])

@@ -135,8 +135,7 @@ class Sorted:
     """The pairs of a block by output row: those of row r are from entry first[r] to before first[r + 1], ascending by tap."""
 
     first: tvm.tirx.Buffer  # [block rows + 2]
-    source: tvm.tirx.Buffer  # [slots] input rows
-    tap: tvm.tirx.Buffer  # [slots]
+    pair: tvm.tirx.Buffer  # [slots] input row * 2^32 + tap: one load and store each
 
 
 @cache
@@ -161,16 +160,15 @@ def depthwise_conv(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
             for i in range(T.Cast("int64", o.segment[block, tap + 1]) - start):
                 row: T.let = T.Cast("int64", o.pair_out[block, start + i]) + 1
                 place: T.let = T.Cast("int64", by_row.first[row])
-                by_row.source[place] = o.pair_in[block, start + i]
-                by_row.tap[place] = T.Cast("int32", tap)
-                by_row.first[row] += 1
+                by_row.pair[place] = T.Cast("int64", o.pair_in[block, start + i]) << 32 | tap
+                by_row.first[row] = T.Cast("int32", place + 1)
 
-    def add_pair(acc, o, source, tap, panel, sums, channel_of):
+    def add_pair(acc, x, own, source, tap, sums, channel_of):
         """Emit: the sums of a panel take in one pair, a vector of an input row at a time."""
         ramp = T.Ramp(0, 1, lanes)
 
         def features(vector):
-            row = o.feats[source, T.Ramp(channel_of(vector), 1, lanes)]
+            row = x[source, T.Ramp(channel_of(vector), 1, lanes)]
             return row if dtype == "float32" else T.Cast(f"float32x{lanes}", row)
 
         def exchanged(row, c):
@@ -182,10 +180,10 @@ def depthwise_conv(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
                 for c in range(depth):
                     product = (vector * cut.chunk + time) * depth + c
                     factor = exchanged(features(vector), c)
-                    T.buffer_store(part, part[i, ramp] + factor * o.weight[panel, tap, product, ramp], [i, ramp])
+                    T.buffer_store(part, part[i, ramp] + factor * own[tap, product, ramp], [i, ramp])
 
     @inline
-    def convolve_row(o, row, begin, end, by_row, panel, vectors, sums, first_time, channel_of):
+    def convolve_row(o, row, begin, end, by_row, own, vectors, sums, first_time, channel_of):
         acc = T.meta_var(Accumulators(vectors * sums, lanes, lanes))
         out_channel = T.meta_var(lambda i, lane: cut.out_channel(channel_of(i // sums) + lane, first_time + i % sums))
         acc.load(
@@ -196,17 +194,21 @@ def depthwise_conv(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
             )
         )
         for entry in range(begin, end):
-            source: T.let = T.Cast("int64", by_row.source[entry])
-            tap: T.let = T.Cast("int64", by_row.tap[entry])
-            add_pair(acc, o, source, tap, panel, sums, channel_of)
+            source: T.let = by_row.pair[entry] >> 32
+            tap: T.let = by_row.pair[entry] & T.int64(0xFFFFFFFF)
+            add_pair(acc, o.feats, own, source, tap, sums, channel_of)
         acc.store(lambda value, i, lane: T.buffer_store(o.out, T.Cast(dtype, act(value)), [row, out_channel(i, lane)]))
 
     @inline
-    def convolve_panel(o, first_row, rows, by_row, panel, vectors, sums, first_time, channel_of):
+    def convolve_panel(o, first_row, rows, taps, by_row, own, panel, vectors, sums, first_time, channel_of):
+        # a weight may begin anywhere, and loads across cache lines cost twice as much: scratch begins at one
+        for tap, product in T.grid(taps, products):
+            for lane in T.vectorized(lanes):
+                own[tap, product, lane] = o.weight[panel, tap, product, lane]
         for row in range(rows):
             begin: T.let = T.Cast("int64", by_row.first[row])
             end: T.let = T.Cast("int64", by_row.first[row + 1])
-            convolve_row(o, first_row + row, begin, end, by_row, panel, vectors, sums, first_time, channel_of)
+            convolve_row(o, first_row + row, begin, end, by_row, own, vectors, sums, first_time, channel_of)
 
     def over_panels(body):
         """Emit `body(panel, vectors, sums, first_time, channel_of)` for all panels; the last one across has code of its own."""
@@ -222,21 +224,20 @@ def depthwise_conv(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
             body(chunk * cut.across + last, cut.last_vectors, sums, first_time, lambda v: cut.first_channel(rest + v))
 
     @inline
-    def convolve_block(o, block, first_row, rows, taps, by_row):
+    def convolve_block(o, block, first_row, rows, taps, by_row, own):
         sort_pairs(o, block, rows, taps, by_row)
-        over_panels(lambda *panel: convolve_panel(o, first_row, rows, by_row, *panel))
+        over_panels(lambda *panel: convolve_panel(o, first_row, rows, taps, by_row, own, *panel))
 
     @inline
     def convolve(o, num_out, blocks, taps, slots):
-        for block in T.parallel(blocks):
-            T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)  # neighbouring blocks cost alike: deal them out
+        for block in T.parallel(blocks):  # consecutive ones to a thread: they read the same rows, which stay in its L2 cache
             block_rows: T.let = slots // taps
             first_row: T.let = block * block_rows
             first = T.alloc_buffer((slots // taps + 2,), "int32")
-            source = T.alloc_buffer((slots,), "int32")
-            tap = T.alloc_buffer((slots,), "int32")
-            by_row = T.meta_var(Sorted(first, source, tap))
-            convolve_block(o, block, first_row, T.min(block_rows, num_out - first_row), taps, by_row)
+            pair = T.alloc_buffer((slots,), "int64")
+            own = T.alloc_buffer((taps, products, lanes), "float32")
+            by_row = T.meta_var(Sorted(first, pair))
+            convolve_block(o, block, first_row, T.min(block_rows, num_out - first_row), taps, by_row, own)
 
     @script.prim_func(s_tir=True)
     def kernel(

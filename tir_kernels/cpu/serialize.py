@@ -64,14 +64,17 @@ def serialize(spec: Serialize, isa: Isa) -> tvm.tirx.PrimFunc:
 
     @inline
     def encode(coords, shift, first, count, code):
-        """code[first + lane] for `count` lanes, of which there is at least one"""
+        """code[first + lane] for `count` lanes, of which there is at least one; shift [3]: in the order of `axes`"""
         axes = T.alloc_buffer((3, LANES), "int32")
         codes = T.alloc_buffer((LANES,), dtype)
         for lane in range(LANES):
             row: T.let = first + T.min(T.Cast("int64", lane), count - 1)
-            axes[0, lane] = coords[row, 1 + x] + int32(shift[x])
-            axes[1, lane] = coords[row, 1 + y] + int32(shift[y])
-            axes[2, lane] = coords[row, 1 + z] + int32(shift[z])
+            axes[0, lane] = coords[row, 1 + x]
+            axes[1, lane] = coords[row, 1 + y]
+            axes[2, lane] = coords[row, 1 + z]
+        for axis in T.unroll(3):
+            for lane in T.vectorized(LANES):
+                axes[axis, lane] = axes[axis, lane] + shift[axis]
         if mode.startswith("hilbert"):
             hilbert_axes(axes, bits)
         for lane in T.vectorized(LANES):
@@ -91,15 +94,19 @@ def serialize(spec: Serialize, isa: Isa) -> tvm.tirx.PrimFunc:
         code = match_buffer(code_, (rows,), dtype)
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
+        moved = T.alloc_buffer((3,), "int32")
         extremes(coords, rows, lowest, highest)
         shifts = T.meta_var((shift_x, shift_y, shift_z))
         low = T.meta_var(limits(0, 0, shifts))
         high = T.meta_var(limits((1 << bits) - 1, BATCH_LIMIT - 1, shifts))
         check_range(coords, rows, lowest, highest, low, high)
+        moved[0] = int32(shifts[x])
+        moved[1] = int32(shifts[y])
+        moved[2] = int32(shifts[z])
         for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
             for i in range((T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK) + LANES - 1) // LANES):
                 first: T.let = chunk * ROW_CHUNK + i * LANES
-                encode(coords, shifts, first, rows - first, code)
+                encode(coords, moved, first, rows - first, code)
 
     return kernel
 
