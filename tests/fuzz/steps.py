@@ -60,8 +60,8 @@ class Plan:
     out: Voxels
     source: Voxels | None = None
     keyed: bool = False
-    table: np.ndarray | None = None  # of neighbours, int32 [taps, M]
-    inverse: np.ndarray | None = None  # of downsampling, int32 [N]
+    table: Any = None  # of neighbours, int32 [taps, M]; partitions of attention, grids of points
+    inverse: np.ndarray | None = None  # the row that each row comes from or goes to, or a mask of rows
     geometry: Geometry | None = None
     sides: dict[str, np.ndarray] = field(default_factory=dict)  # arrays that the run takes beside features
     other: Voxels | None = None  # of a second tensor
@@ -94,6 +94,7 @@ class Step:
     by_row: ClassVar[bool] = True  # whether a result has the same bits wherever in the tensor its rows are
     draws_voxels: ClassVar[bool] = False  # whether it brings voxels of its own, which depend on those of all elements
     takes_special: ClassVar[bool] = False  # whether NaN and infinities are promised to come out as numpy has them
+    traces: ClassVar[bool] = True  # whether a graph can have it
     dimensions: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
     @classmethod
@@ -143,8 +144,6 @@ class Step:
         """As `run`, in a graph."""
         raise NotImplementedError
 
-    traces: ClassVar[bool] = True
-
     def expected(
         self, weights: dict[str, np.ndarray], plan: Plan, feats: list[np.ndarray]
     ) -> tuple[Wanted | None, list[Wanted]]:
@@ -163,10 +162,12 @@ def axes_of(rng, dims: int, choices, p=None) -> tuple[int, int, int]:
 
 
 def random(rng, shape, dtype: str, size: float = 1.0) -> np.ndarray:
+    """Normal values of a size, rounded to a dtype."""
     return (rng.standard_normal(shape) * size).astype(numpy_dtype(dtype))
 
 
 def same(array) -> Wanted:
+    """Exactly these values."""
     return Wanted(np.asarray(array))
 
 
@@ -766,7 +767,7 @@ class Add(Step):
     """The sum with an earlier tensor on the same voxels."""
 
     def bound(self, rng, plans):
-        ref = earlier(rng, plans, self.cin)
+        ref = earlier(rng, plans)
         return None if ref is None else replace(super().bound(rng, plans), ref=ref)
 
     def run(self, layer, tensors, plan):
@@ -781,7 +782,7 @@ class Add(Step):
         return Wanted(a + b, 1, np.hypot(a, b)), []
 
 
-def earlier(rng, plans: list[Plan], channels: int) -> int | None:
+def earlier(rng, plans: list[Plan]) -> int | None:
     """The node of an earlier tensor on the voxels of the last one. The input may have other channels."""
     found = [i for i, plan in enumerate(plans[:-1]) if i and plan.out is plans[-1].out]
     return int(rng.choice(found)) if found else None
@@ -792,7 +793,7 @@ class Cat(Step):
     """Features beside those of an earlier tensor, and a linear layer back to as many channels."""
 
     def bound(self, rng, plans):
-        ref = earlier(rng, plans, self.cin)
+        ref = earlier(rng, plans)
         return None if ref is None else replace(super().bound(rng, plans), ref=ref)
 
     def draw_weights(self, rng):
