@@ -447,9 +447,11 @@ class SparseInverseConv3d(_Convolution):
             )
         if layer.target is not x.coordinates and not np.array_equal(layer.target.coords.numpy(), x.coordinates.coords.numpy()):
             raise ValueError(f"input: expected the voxels that the layer {self.indice_key!r} put out")
-        if "inverse" not in layer.target.maps or layer.target.maps["inverse"][0] is not layer.kernel_map:
-            layer.target.maps["inverse"] = layer.kernel_map, functional.inverse_map(layer.kernel_map)
-        return self._convolve(x, layer.target.maps["inverse"][1], layer.source)
+        of, inverse = layer.target.maps.get("inverse", (None, None))
+        if of is not layer.kernel_map:  # kept for one map: other threads may put theirs in its place at any time
+            inverse = functional.inverse_map(layer.kernel_map)
+            layer.target.maps["inverse"] = layer.kernel_map, inverse
+        return self._convolve(x, inverse, layer.source)
 
 
 class SparseMaxPool3d(SparseModule):
