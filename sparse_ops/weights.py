@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from .eager.arrays import describe, kind_of
-from .op.numbers import as_axes, check_int, shown
+from .op.numbers import MOST_STEP, as_axes, check_int, check_most, shown
 
 MOST_AXES = 3
 NEVER, ALWAYS, ODD = "never", "always", "if odd in number"
@@ -144,6 +144,7 @@ def _axes(argument: str, value, ndim: int) -> tuple[int, ...]:
     axes = as_axes(value, ndim)
     if axes is None or min(axes) < 1:
         raise ValueError(f"{argument}: expected an int or {ndim} of at least 1, given {shown(value)}")
+    check_most(argument, value, axes, MOST_STEP)
     return axes
 
 

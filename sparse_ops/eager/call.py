@@ -102,7 +102,10 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
     options = {key: _option(signature, key, value) for key, value in options.items()}
     weights = arrays.get("weight")
     if "weight" in signature.by_name and signature.by_name["weight"].kind is Kind.WEIGHT:
-        weights = weights if isinstance(weights, Weights) else Weights(weights, arrays.get("bias"))
+        if not isinstance(weights, Weights):
+            weights = Weights(weights, arrays.get("bias"))
+        elif arrays.get("bias") is not None:
+            raise ValueError(f"bias: expected None beside Weights, which hold one, given {describe(arrays['bias'])}")
         arrays = {**arrays, "weight": weights.weight, "bias": weights.bias}
     else:
         weights = None

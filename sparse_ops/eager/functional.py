@@ -15,7 +15,7 @@ from tir_kernels.spec.geometry import Geometry
 
 from .. import op
 from ..op.index import fitting_extent, triple
-from ..op.numbers import check_int, check_positive
+from ..op.numbers import MOST_SIZE, check_int, check_positive
 from ..op.quantize import origins, voxel_sizes
 from ..op.signature import FLOATS
 from ..op.windows import LEAST_SHIFT, window_axes
@@ -135,7 +135,7 @@ def window_partition(coords, window, shift=0):
 
 def serialize(coords, mode: str = "z_order", shift=0, bits: int = 10):
     """Place of every row of int32 [N, 4] along a space-filling curve: codes [N]; see `op.serialize`."""
-    given = {"coords": coords, "shift": triple("serialize", "shift", shift, LEAST_SHIFT)}
+    given = {"coords": coords, "shift": triple("serialize", "shift", shift, LEAST_SHIFT, MOST_SIZE)}
     return run("serialize", op.serialize, kind_of(coords), given, {"mode": mode, "bits": bits})
 
 
@@ -146,7 +146,7 @@ def serialized_partition(coords, window: int, shift_sequence: int = 0, shift=0, 
         "coords": coords,
         "window": (check_int(name, "window", window, 1),),
         "shift_sequence": (check_int(name, "shift_sequence", shift_sequence, 0),),
-        "shift": triple(name, "shift", shift, LEAST_SHIFT),
+        "shift": triple(name, "shift", shift, LEAST_SHIFT, MOST_SIZE),
     }
     out = run(name, op.serialized_partition, "tvm", given, {"mode": mode, "bits": bits})
     return _all_as(kind_of(coords), out)
@@ -189,7 +189,7 @@ def strided_map(
     tensor = _coords(coords)
     axes = _geometry_options("strided_map", kernel_size, stride, padding, dilation, transposed)
     axes |= {"output_padding": triple("strided_map", "output_padding", output_padding, 0), "ceil_mode": ceil_mode}
-    extents = None if shape is None or isinstance(shape, str) else triple("strided_map", "shape", shape, 1)
+    extents = None if shape is None or isinstance(shape, str) else triple("strided_map", "shape", shape, 1, MOST_SIZE)
     if extents is not None:
         fitting_extent("", extents, Geometry(*axes.values()))
     options = {**axes, "method": method} | ({"shape": shape} if extents is None else {})
@@ -296,7 +296,8 @@ def gather_rows(x, index):
 
 def to_dense(x, coords, batch: int, shape: tuple[int, int, int], channels_last: bool = False):
     """Rows at their places in a grid of zeros: [batch, C, *shape], or [batch, *shape, C]; see `op.to_dense`."""
-    extents = {"batch": (check_int("to_dense", "batch", batch, 1),), "shape": triple("to_dense", "shape", shape, 1)}
+    shape = triple("to_dense", "shape", shape, 1, MOST_SIZE)
+    extents = {"batch": (check_int("to_dense", "batch", batch, 1),), "shape": shape}
     options = {"channels_last": channels_last}
     return run("to_dense", op.to_dense, kind_of(x), {"x": x, "coords": coords, **extents}, options)
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from tir_kernels.spec.geometry import Geometry
 
-from ..op.index import check_ceil_mode, fitting_extent, output_padding_of
-from ..op.numbers import as_axes, as_int, check_flag, check_groups, check_int, shown
+from ..op.index import check_ceil_mode, check_taps, fitting_extent, output_padding_of
+from ..op.numbers import MOST_STEP, as_axes, as_int, check_flag, check_groups, check_int, check_most, shown
 from ..op.signature import FLOATS
 from . import functional
 from .arrays import Checked, as_kind, as_tensor, describe, dtype_of, reshape
@@ -31,10 +31,11 @@ from .tensor import CoordinateSet, Layer, SparseTensor
 
 
 def _axes(argument: str, value, dimensions: int, least: int) -> tuple[int, ...]:
-    """An int or one for each axis, at least `least`."""
+    """An int or one for each axis, from `least` to `MOST_STEP`."""
     axes = as_axes(value, dimensions)
     if axes is None or min(axes) < least:
         raise ValueError(f"{argument}: expected an int or {dimensions} of at least {least}, given {shown(value)}")
+    check_most(argument, value, axes, MOST_STEP)
     return axes
 
 
@@ -171,6 +172,7 @@ class _Convolution(SparseModule):
         self.groups = check_groups("groups", groups, in_channels, out_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = _axes("kernel_size", kernel_size, self.ndim, 1)
+        check_taps(type(self).__name__, self.kernel_size)
         fan_in = in_channels // groups * int(np.prod(self.kernel_size))
         random = np.random.default_rng()
         limit = 1 / np.sqrt(fan_in)
@@ -209,8 +211,8 @@ class _Convolution(SparseModule):
 
     def _weights(self, make) -> Weights:
         """The parameters as they are now; `make(weight)` brings the weight to kernel layout, by a view or by a copy."""
-        if tuple(self.weight.shape) != self.weight_shape:
-            raise ValueError(f"weight: expected shape {list(self.weight_shape)}, given {list(self.weight.shape)}")
+        if tuple(getattr(self.weight, "shape", ())) != self.weight_shape:
+            raise ValueError(f"weight: expected shape {list(self.weight_shape)}, given {describe(self.weight)}")
         of, kept = getattr(self, "_kept", None) or (None, None)
         if make == self.pointwise_weight:
             holds = checksum(as_tensor(self.weight, "weight", FLOATS, self.weight_shape), dtype_of(self.weight))
@@ -448,9 +450,11 @@ class SparseInverseConv3d(_Convolution):
             )
         if layer.target is not x.coordinates and not np.array_equal(layer.target.coords.numpy(), x.coordinates.coords.numpy()):
             raise ValueError(f"input: expected the voxels that the layer {self.indice_key!r} put out")
-        if "inverse" not in layer.target.maps or layer.target.maps["inverse"][0] is not layer.kernel_map:
-            layer.target.maps["inverse"] = layer.kernel_map, functional.inverse_map(layer.kernel_map)
-        return self._convolve(x, layer.target.maps["inverse"][1], layer.source)
+        of, inverse = layer.target.maps.get("inverse", (None, None))
+        if of is not layer.kernel_map:  # kept for one map: other threads may put theirs in its place at any time
+            inverse = functional.inverse_map(layer.kernel_map)
+            layer.target.maps["inverse"] = layer.kernel_map, inverse
+        return self._convolve(x, inverse, layer.source)
 
 
 class SparseMaxPool3d(SparseModule):
@@ -478,6 +482,7 @@ class SparseMaxPool3d(SparseModule):
     ):
         super().__init__()
         self.kernel_size = _axes("kernel_size", kernel_size, self.ndim, 1)
+        check_taps(type(self).__name__, self.kernel_size)
         self.stride = self.kernel_size if stride is None else _axes("stride", stride, self.ndim, 1)
         self.padding = _axes("padding", padding, self.ndim, 0)
         self.dilation = _axes("dilation", dilation, self.ndim, 1)

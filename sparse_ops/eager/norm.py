@@ -173,7 +173,10 @@ def _detached(array):
 
 def _checksum(name: str, array, dtypes: tuple[str, ...], shape: tuple[int, ...]):
     """What stands for the elements of an array; None for none. ValueError for another dtype or shape."""
-    return None if array is None else (dtype_of(array), checksum(as_tensor(array, name, dtypes, shape), dtype_of(array)))
+    if array is None:
+        return None
+    tensor = as_tensor(array, name, dtypes, shape)  # refuses what is no array and has no dtype
+    return dtype_of(array), checksum(tensor, dtype_of(array))
 
 
 BatchNorm = SparseBatchNorm = BatchNorm1d

@@ -9,7 +9,7 @@ from tir_kernels.spec.serialize import BITS
 
 from .. import op
 from ..op.index import triple
-from ..op.numbers import check_int
+from ..op.numbers import MOST_SIZE, check_int
 from ..op.serialize import check_curve
 from ..op.windows import LEAST_SHIFT, window_axes
 from .carrier import Partition, Sites, SymbolicSparseTensor, check_sparse, emit
@@ -108,7 +108,7 @@ class SerializedSelfAttention(SelfAttention):
         window = check_int(name, "window", window, 1)
         shift_sequence = check_int(name, "shift_sequence", shift_sequence, 0)
         check_curve(name, mode, bits)
-        self.partition = window, shift_sequence, triple(name, "shift", shift, LEAST_SHIFT), mode, bits
+        self.partition = window, shift_sequence, triple(name, "shift", shift, LEAST_SHIFT, MOST_SIZE), mode, bits
 
     def attend(self, sites: Sites, q: nn.Tensor, k: nn.Tensor, v: nn.Tensor) -> nn.Tensor:
         return _within(sites.serialized(*self.partition), q, k, v)

@@ -7,7 +7,7 @@ from tir_kernels.spec.pool import MODES, SEGMENT_MODES
 
 from .. import op
 from ..op.index import check_ceil_mode, triple
-from ..op.numbers import check_flag
+from ..op.numbers import MOST_SIZE, check_flag
 from ..op.register import check_choice
 from .carrier import Sites, SymbolicSparseTensor, check_sparse, emit
 from .conv import linked
@@ -200,7 +200,7 @@ class ToDense(nn.Module):
     """
 
     def __init__(self, shape, channels_first: bool = True):
-        self.shape = triple("nn.ToDense", "shape", shape, 1)
+        self.shape = triple("nn.ToDense", "shape", shape, 1, MOST_SIZE)
         self.channels_first = check_flag("nn.ToDense", "channels_first", channels_first)
 
     def forward(self, x: SymbolicSparseTensor) -> nn.Tensor:

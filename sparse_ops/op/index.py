@@ -12,7 +12,7 @@ from tir_kernels.spec.coordinate_index import METHODS, PLAN_SIZE, BuildIndex, Pl
 from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.sites import out_extent
 
-from .numbers import as_axes, check_flag, check_int, shown
+from .numbers import MOST_SIZE, MOST_STEP, as_axes, check_flag, check_int, check_most, shown
 from .register import call_spec, check_choice
 from .signature import MAP_DTYPES
 
@@ -33,11 +33,12 @@ def int32_of_rank(ndim: int) -> relax.TensorType:
     return relax.TensorType(dtype="int32", ndim=ndim)
 
 
-def triple(op: str, argument: str, value, least: int) -> tuple[int, int, int]:
-    """An int or three of them, each at least `least`, as a tuple along x, y, z; ValueError otherwise."""
+def triple(op: str, argument: str, value, least: int, most: int = MOST_STEP) -> tuple[int, int, int]:
+    """An int or three of them, each from `least` to `most`, as a tuple along x, y, z; ValueError otherwise."""
     axes = as_axes(value, 3)
     if axes is None or min(axes) < least:
         raise ValueError(f"sparse_ops.{op}: {argument}: expected an int or three of at least {least}, given {shown(value)}")
+    check_most(f"sparse_ops.{op}: {argument}", value, axes, most)
     return axes
 
 
@@ -69,10 +70,11 @@ def dimensions(op: str, argument: str, value, least: int, count: int = 3) -> rel
     elif isinstance(value, tvm.ir.Expr):
         axes = [value] * count
     elif isinstance(value, list | tuple) and any(isinstance(axis, tvm.ir.Expr) for axis in value):
-        numbers = triple(op, argument, tuple(least if isinstance(axis, tvm.ir.Expr) else axis for axis in value), least)
+        plain = tuple(least if isinstance(axis, tvm.ir.Expr) else axis for axis in value)
+        numbers = triple(op, argument, plain, least, MOST_SIZE)
         axes = [axis if isinstance(axis, tvm.ir.Expr) else n for axis, n in zip(value, numbers, strict=True)]
     else:
-        axes = triple(op, argument, value, least)
+        axes = triple(op, argument, value, least, MOST_SIZE)
     return relax.ShapeExpr([axis if isinstance(axis, tvm.ir.Expr) else tvm.tirx.IntImm("int64", axis) for axis in axes])
 
 

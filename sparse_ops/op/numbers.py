@@ -5,6 +5,9 @@ from numbers import Real
 
 import numpy as np
 
+MOST_STEP = 1 << 20  # of a kernel, stride, padding, dilation, factor or window: more than the 65536 places of an axis
+MOST_SIZE = (1 << 63) - 1  # of an extent, a shift, a number of rows or of batch elements
+
 
 def as_int(value) -> int | None:
     """`value` as an int if it is an integer of any kind, such as np.int64, but no bool; None for anything else."""
@@ -40,7 +43,14 @@ def check_int(op: str, argument: str, value, least: int) -> int:
     number = as_int(value)
     if number is None or number < least:
         raise ValueError(f"sparse_ops.{op}: {argument}: expected an int of at least {least}, given {shown(value)}")
+    check_most(f"sparse_ops.{op}: {argument}", value, (number,), MOST_SIZE)
     return number
+
+
+def check_most(where: str, value, numbers: tuple[int, ...], most: int) -> None:
+    """ValueError, whose words `where` begins, if one of the numbers that `value` means is above `most`."""
+    if max(numbers, default=0) > most:
+        raise ValueError(f"{where}: expected at most {most}, given {shown(value)}")
 
 
 def check_positive(op: str, argument: str, value) -> float:

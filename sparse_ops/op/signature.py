@@ -303,6 +303,9 @@ def _check(bound: Bound, argument: Argument) -> None:
             if features and want is not None and analyzer.can_prove(have != want):
                 bound.refuse(f"{features}: expected {have} channels, as {argument.name} [{given}] takes, given {want}")
     _unify(bound, shape, wanted, dims, lambda: bound.refuse(f"{argument.name}: expected {expected()}, given {ty}"))
+    for dim in shape:
+        if isinstance(dim, str) and dim in bound.signature.known and bound.dims[dim] == 0:
+            bound.refuse(f"{argument.name}: expected at least 1 of {dim}, given {ty}")
     if open_ended:
         bound.dims[...] = dims[len(shape) :]
 

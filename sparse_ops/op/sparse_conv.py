@@ -72,13 +72,11 @@ def _derive(bound: Bound) -> Mapping:
     cin, cout, groups = bound.dims["cin"], bound.dims["cout"], bound.options["groups"] or 1
     if cin % groups or cout % groups:
         bound.refuse(f"groups: expected a divisor of {cin} input and {cout} output channels, given {groups}")
-    sizes = [cout, *bound.shape(("kx", "ky", "kz"))]
-    given, expected = ([*sizes, depth] for depth in (bound.dims["group_cin"], cin // groups))
-    if given != expected and groups == 1:
-        bound.refuse(f"x: expected {given[-1]} channels, as weight {given} takes, given {cin}")
-    if given != expected:
-        words = f" for {cin} input channels in {groups} groups"
-        bound.refuse(f"weight: expected {bound.dtype} {expected}, given {bound.dtype} {given}{words}")
+    depth = bound.dims["group_cin"]
+    if depth * groups != cin:
+        weight = [cout, *bound.shape(("kx", "ky", "kz")), depth]
+        words = f" in {groups} groups" if groups > 1 else ""
+        bound.refuse(f"x: expected {depth * groups} channels, as weight {weight}{words} takes, given {cin}")
     return {}
 
 

@@ -7,6 +7,7 @@ from tir_kernels.spec.coordinate_index import COORDINATE_LIMIT
 from tir_kernels.spec.windows import GroupRows, WindowCoords
 
 from .index import dimensions, emit_shape, emit_tuple, int32, int32_of_rank, triple
+from .numbers import MOST_SIZE
 from .register import call_spec, register_op
 from .signature import Bound, Signature, coordinates, extents
 from .unique import unique
@@ -42,7 +43,7 @@ def numbers(bound: Bound, argument: str) -> list:
 
 def window_axes(op: str, window, shift) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Window and shift along x, y, z. A shift by a whole window changes nothing and is taken off."""
-    window, shift = triple(op, "window", window, 1), triple(op, "shift", shift, LEAST_SHIFT)
+    window, shift = triple(op, "window", window, 1), triple(op, "shift", shift, LEAST_SHIFT, MOST_SIZE)
     return window, tuple(s % w for s, w in zip(shift, window, strict=True))
 
 

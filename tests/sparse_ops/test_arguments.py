@@ -1,6 +1,7 @@
 """Arguments of eager calls, graph modules and ops: integers of any kind, spconv's order, and what does not fit is named."""
 
 import inspect
+import re
 
 import ml_dtypes
 import numpy as np
@@ -183,6 +184,12 @@ def layer_of(**state):
     return layer
 
 
+def folded_of(place, **state):
+    network = sparse_ops.SparseSequential(sparse_ops.SubMConv3d(4, 4, 3), sparse_ops.BatchNorm1d(4))
+    vars(network[place]).update(state)
+    return network
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -236,11 +243,69 @@ def layer_of(**state):
             lambda: layer_of(weight=LAYER.weight.astype("float64"))(tensor()),
             "weight: .* given float64 .*: pass weight.astype",
         ),
+        (lambda: layer_of(weight=None)(tensor()), r"weight: expected shape \[4, 3, 3, 3, 4\], given NoneType None"),
+        (lambda: layer_of(weight=[1.0])(tensor()), r"weight: expected shape \[4, 3, 3, 3, 4\], given list \[1.0\]"),
+        (lambda: folded_of(0, weight=[1.0])(tensor()), r"weight: expected .* given list \[1.0\]: neither a numpy array nor"),
+        (lambda: folded_of(0, bias=[1.0])(tensor()), r"bias: expected float32 \[4\], given list \[1.0\]: neither a numpy"),
+        (lambda: folded_of(1, running_mean=[1.0])(tensor()), r"running_mean: expected .* given list \[1.0\]: neither a numpy"),
+        (
+            lambda: F.linear(feats(), F.Weights(np.ones((3, 4), "float32")), np.ones(3, "float32")),
+            r"bias: expected None beside Weights, which hold one, given float32 \[3\]",
+        ),
     ],
 )
 def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("value", [(1 << 20) + 1, 1 << 31, 10**20, (1, 1, 10**20)], ids=str)
+def test_steps_beyond_any_grid_are_refused(value):
+    """Before they are compiled: that of 2^31 took hours, and no integer of TVM holds 10^20."""
+    for name in sorted(AXES.keys() - {"spatial_shape", "shape", "shape of op", "shape of nn"}):
+        with pytest.raises(ValueError, match=rf"{name.split()[0]}: expected at most 1048576, given {re.escape(repr(value))}"):
+            AXES[name](value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: F.to_dense(feats(), COORDS, 2, 10**20),
+        lambda: F.to_dense(feats(), COORDS, 10**20, 4),
+        lambda: F.segment_pool(feats(), np.zeros(5, "int32"), 10**20),
+        lambda: F.batch_offsets(COORDS, 10**20),
+        lambda: F.serialize(COORDS, shift=10**20),
+        lambda: F.serialized_partition(COORDS, 10**20),
+        lambda: op.to_dense(relax.Var("x", relax.TensorType([5, 4], "float32")), C, 1, 10**20),
+    ],
+)
+def test_sizes_beyond_int64_are_refused(call):
+    with pytest.raises(ValueError, match=rf"(shape|batch|rows|shift|window): expected at most {(1 << 63) - 1}, given {10**20}"):
+        call()
+
+
+def test_the_widest_stride_is_compiled_at_once():
+    down = sparse_ops.SparseConv3d(4, 4, 3, 1 << 20)(tensor())
+    np.testing.assert_array_equal(down.coords, [[0, 0, 0, 0], [1, 0, 0, 0]])
+
+
+NARROW = np.zeros((5, 0), "float32")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SparseTensor(NARROW, COORDS, 4).dense(), "x: expected at least 1 of channels"),
+        (lambda: F.segment_pool(NARROW, np.zeros(5, "int32"), 2), "x: expected at least 1 of channels"),
+        (lambda: F.pool(NARROW, MAP, "max"), "x: expected at least 1 of channels"),
+        (lambda: F.linear(feats(), np.zeros((0, 4), "float32")), "weight: expected at least 1 of cout"),
+        (lambda: F.sparse_conv(feats(), np.zeros((0, 3, 3, 3, 4), "float32"), MAP), "weight: expected at least 1 of cout"),
+    ],
+)
+def test_no_channels_are_refused(call, message):
+    """`dense()` of them wrote behind its result, and others did not compile."""
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_a_kernel_as_large_as_the_padded_grid_fits():

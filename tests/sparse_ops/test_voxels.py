@@ -154,6 +154,24 @@ def test_the_inverse_of_a_layer_that_went_to_chosen_voxels():
             call()
 
 
+def test_an_inverse_map_is_that_of_its_layer_whatever_other_threads_keep():
+    """A target that the caller chose may belong to two layers, whose inverses take turns in its cache."""
+    rng = np.random.default_rng(3)
+    coords, chosen = voxels(rng, 40), SparseTensor(features(rng, 30, 3), voxels(rng, 30))
+    down, up = sparse_ops.SparseConv3d(3, 4, 3, 2, 1, indice_key="a"), sparse_ops.SparseInverseConv3d(4, 3, 3, "a")
+    y = down(SparseTensor(features(rng, 40, 3), coords), chosen)
+    expected = up(y).feats
+    up(down(SparseTensor(features(rng, 40, 3), coords[::-1].copy()), chosen))
+    theirs = chosen.coordinates.maps["inverse"]
+
+    class Raced(dict):
+        def __setitem__(self, key, value):
+            super().__setitem__(key, theirs if key == "inverse" else value)
+
+    chosen.coordinates.maps = Raced(chosen.coordinates.maps)
+    np.testing.assert_array_equal(up(y).feats, expected)
+
+
 def test_fewer_dimensions():
     rng = np.random.default_rng(3)
     coords = np.unique(rng.integers(0, 6, (20, 3)), axis=0).astype("int32") % np.array([1, 6, 6], "int32")

@@ -1,5 +1,6 @@
 """Output sites of strided and transposed sparse convolutions: plan, find, copy."""
 
+from collections import Counter
 from functools import cache
 
 import tvm
@@ -44,7 +45,7 @@ def most_sites(geometry: Geometry) -> int:
         return geometry.taps
     most = 1
     for k, s, d in zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True):
-        most *= max(sum((d * tap - rest) % s == 0 for tap in range(k)) for rest in range(s))
+        most *= max(Counter(d * tap % s for tap in range(k)).values())
     return most
 
 
