@@ -117,6 +117,8 @@ class Network:
             made = step.bound(rng, plans)
             if made is None or (special and not made.takes_special):
                 return
+            if made.draws_voxels and min(plans[-1].out.shape or (1,)) < 1:  # nobody can make others on a grid without cells
+                return
             try:
                 plan = made.plan(plans)
             except TooFar:

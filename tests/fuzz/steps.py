@@ -356,7 +356,7 @@ def strided_plan(at: Voxels, geometry: Geometry, keyed: bool) -> Plan:
         shape = out_extent(extent, geometry)
         if min(shape) < 1 <= min(extent) and not at.infers:
             return Plan(at, refusal="kernel_size: expected a kernel that the padded grid has room for")
-        shape = tuple(max(n, 0) for n in shape)
+        shape = (0,) * 3 if min(extent) < 1 else tuple(max(n, 0) for n in shape)  # none of voxels: there is no grid to infer
         out = sites(at.coords, geometry, shape)
     return Plan(at.moved(out, shape), at, keyed, table(at.coords, out, geometry), geometry=geometry)
 
