@@ -26,6 +26,7 @@ SIGNATURE = Signature(
     ),
     options=("stride", "padding", "dilation", "activation"),
     known=("cin", "cout", "kd", "kh", "kw"),
+    summed=("cin",),
     result=("batch", "cout", *OUT_SIZE),
 )
 

@@ -22,6 +22,7 @@ SIGNATURE = Signature(
     ),
     options=("activation", "out_dtype"),
     known=("cin", "cout"),
+    summed=("cin",),
     result=("n", "cout"),
 )
 

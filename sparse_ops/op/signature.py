@@ -114,15 +114,16 @@ def rows_like(name: str, rows: str) -> Argument:
 class Signature:
     """The arguments of op `name`, and its options: names of attributes, None where a call has none.
 
-    `known`: dimensions that kernels are built for, which must be numbers. `result`: shape of the result, of the dtype of the
-    first argument, for ops that need no inference of their own. `narrows`: whether the op may work in a narrower type within a
-    float32 model.
+    `known`: dimensions that kernels are built for, which must be numbers; of these `summed` may be 0, as sums over nothing are
+    known. `result`: shape of the result, of the dtype of the first argument, for ops that need no inference of their own.
+    `narrows`: whether the op may work in a narrower type within a float32 model.
     """
 
     name: str
     arguments: tuple[Argument, ...]
     options: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
+    summed: tuple[str, ...] = ()
     result: Shape | None = None
     narrows: bool = True
 
@@ -138,6 +139,10 @@ class Signature:
     @cached_property
     def by_name(self) -> Mapping[str, Argument]:
         return {argument.name: argument for argument in self.arguments}
+
+    @cached_property
+    def nonzero(self) -> frozenset[str]:
+        return frozenset(self.known) - frozenset(self.summed)
 
     @property
     def optional(self) -> tuple[str, ...]:
@@ -304,7 +309,7 @@ def _check(bound: Bound, argument: Argument) -> None:
                 bound.refuse(f"{features}: expected {have} channels, as {argument.name} [{given}] takes, given {want}")
     _unify(bound, shape, wanted, dims, lambda: bound.refuse(f"{argument.name}: expected {expected()}, given {ty}"))
     for dim in shape:
-        if isinstance(dim, str) and dim in bound.signature.known and bound.dims[dim] == 0:
+        if isinstance(dim, str) and dim in bound.signature.nonzero and bound.dims[dim] == 0:
             bound.refuse(f"{argument.name}: expected at least 1 of {dim}, given {ty}")
     if open_ended:
         bound.dims[...] = dims[len(shape) :]
