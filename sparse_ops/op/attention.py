@@ -21,6 +21,7 @@ SIGNATURE = Signature(
     ),
     options=("scale",),
     known=("heads", "depth"),
+    summed=("depth",),
     result=("n", "heads", "depth"),
 )
 
