@@ -256,7 +256,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     assert net.conv.bias.tolist() == [1.0] * 4
     with pytest.raises(ValueError, match="state: expected arrays by name, given int 3"):
         net.load_state_dict(3)
-    with pytest.raises(ValueError, match=r"pass tensor.to\(torch.float32\)"):
+    with pytest.raises(ValueError, match=r"pass tensor.float\(\)"):
         net.load_state_dict({"conv.bias": torch.ones(4).double()}, strict=False)
 
 

@@ -57,7 +57,7 @@ def test_constant_features_give_the_bias():
         ({"eps": 0.0}, "eps: expected a number above 0, given 0.0"),
         ({"activation": "elu"}, "activation: expected one of"),
         ({"x": [6]}, "x: expected .* of at least 2 dimensions"),
-        ({"x": [2, 0, 3], "weight": [0], "bias": [0]}, "groups: expected a divisor of 0 channels, given 3"),
+        ({"x": [2, 0, 3], "weight": [0], "bias": [0]}, "x: expected at least 1 of channels"),
         ({"bias": [5]}, "bias: expected \\[6\\] of float32"),
     ],
 )
