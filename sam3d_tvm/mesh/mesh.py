@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from sam3d_tvm.checks import check_choice, check_finite
+from sam3d_tvm.frames import GLTF, OBJECT, rotation
 from sparse_ops.deploy.files import write_bytes
 
 SUFFIXES = (".glb", ".ply")
-Z_UP_TO_Y_UP = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]])  # points as rows are multiplied by it from the right
+Z_UP_TO_Y_UP = rotation(OBJECT, GLTF).T  # points as rows are multiplied by it from the right
 LINEAR_COLORS = "_LINEAR"  # what the colours are called until they are in their place
 
 

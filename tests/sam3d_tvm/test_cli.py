@@ -239,5 +239,5 @@ def test_help(capsys, argv):
 
 
 def test_the_installed_command_is_this_one():
-    project = (Path(cli.__file__).parents[1] / "pyproject.toml").read_text()
+    project = (Path(cli.__file__).parents[2] / "pyproject.toml").read_text()
     assert f'sam3d-tvm = "{cli.__name__}:{cli.main.__name__}"' in project
