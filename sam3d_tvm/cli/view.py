@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sam3d_tvm import console as shown
 from sam3d_tvm.cli.options import check_folder
@@ -28,10 +27,10 @@ def view(
     check_size("size", size, 16)
     folder = splat.parent if output is None else output
     check_folder(folder)
-    console = Console()
+    console = shown.output()
     gaussians = load_splat(splat)
     pictures = []
-    with shown.bars(console) as tell:
+    with shown.bars() as tell:
         for number, camera in enumerate(orbit_box(*gaussians.bounds, views)):
             tell("views", number, views)
             pictures.append(splat_picture(gaussians, camera, size))
