@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sam3d_tvm.outputs import Result, ResultFolder, lacks_scene, write_scene
-from sam3d_tvm.pipeline import OnProgress, Picture, Pipeline, of_object
+from sam3d_tvm.pipeline import OnProgress, Picture, Pipeline, Progress, of_object
 from sam3d_tvm.run_folder import RunFolder, check_writable
 from sam3d_tvm.structure import STRUCTURE
 
@@ -51,6 +51,9 @@ def generate_into(
     results: list[Result] = []
     written: list[Path] = []
 
+    def told(number: int) -> OnProgress:
+        return of_object(on_progress, number) if several else on_progress
+
     def generate(number: int, names: Sequence[str], writer: ResultFolder) -> Result:
         name = f"object_{number}" if several else ""
         result = pipeline.generate(
@@ -59,7 +62,7 @@ def generate_into(
             formats=names,
             structure=_file(from_structure, name),
             resume=writer.structure,
-            on_progress=of_object(on_progress, number) if several else on_progress,
+            on_progress=told(number),
             on_part=writer,
             **options,
         )
@@ -68,7 +71,9 @@ def generate_into(
     writers = [ResultFolder(run.below(f"object_{n + 1}") if several else run, formats) for n in range(max(1, len(masks)))]
     for number, writer in enumerate(writers, 1):
         results.append(result := generate(number, writer.lacking, writer))
+        told(number)(Progress("pictures", 0, 1))
         written += writer.finish(result)
+        told(number)(Progress("pictures", 1, 1))
     if not several:
         run.keep_objects([])
         return results, written
