@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from sam3d_tvm.frames import CAMERA, GLTF, OBJECT, Frame
+from sam3d_tvm.frames import CAMERA, GLTF, OBJECT, OPENCV, OPENGL, Frame
 from sam3d_tvm.mesh.mesh import Mesh, save_mesh
 from sam3d_tvm.overview import overview
 from sam3d_tvm.png import save_png
 from sam3d_tvm.pose import Pose
-from sam3d_tvm.splat.gaussians import Gaussians, save_splat
+from sam3d_tvm.splat.files import save_splat
+from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.splat.render import voxel_picture
 from sam3d_tvm.splat.viewer import write_viewer
 from sparse_ops.deploy.files import save_safetensors, write_bytes
@@ -120,6 +121,9 @@ def _format(model: str, file: str, frame: Frame, write: Callable[[Path, Gaussian
 
 FORMATS = {
     "ply": _format("slat_decoder_gs", "splat.ply", OBJECT, save_splat),
+    "compressed.ply": _format("slat_decoder_gs", "splat.compressed.ply", OPENCV, save_splat),
+    "splat": _format("slat_decoder_gs", "splat.splat", OPENCV, save_splat),
+    "spz": _format("slat_decoder_gs", "splat.spz", OPENGL, save_splat),
     "html": _format("slat_decoder_gs", "splat.html", OBJECT, write_viewer),
     "ply4": _format("slat_decoder_gs_4", "splat_4.ply", OBJECT, save_splat),
     "glb": _format("slat_decoder_mesh", "mesh.glb", GLTF, save_mesh),

@@ -20,7 +20,7 @@ def view(
     from sam3d_tvm.checks import check_size
     from sam3d_tvm.png import save_png
     from sam3d_tvm.splat.cameras import orbit_box
-    from sam3d_tvm.splat.gaussians import load_splat
+    from sam3d_tvm.splat.files import load_splat
     from sam3d_tvm.splat.picture import contact_sheet, splat_picture
     from sam3d_tvm.splat.viewer import write_viewer
 
