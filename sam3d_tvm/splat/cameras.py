@@ -3,7 +3,7 @@
 Pixels are counted from the top left corner of the picture: the centre of its first pixel is (0.5, 0.5).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,6 +91,23 @@ def orbit_box(
     # focal * |right or down| / (radius + forward) is at most half of the picture less the margin.
     radius = (np.abs(viewed[..., :2]).max(-1) * focal / (0.5 - MARGIN) - viewed[..., 2]).max()
     return orbit(count, elevation_degrees, (low + high) / 2, max(radius, LEAST_RADIUS), focal, frame)
+
+
+def camera_towards(position, low, high, frame: Frame = OBJECT) -> Camera | None:
+    """A camera at `position` [3] that looks at the middle of the box from `low` [3] to `high` [3], upright as `frame` says, and
+    of a focal length that fills the picture with it but for a margin; None where the box is not in front of it as a whole."""
+    position, low, high = (as_floats(name, v, (3,)) for name, v in (("position", position), ("low", low), ("high", high)))
+    forward, up = (low + high) / 2 - position, np.array(frame.up, np.float64)
+    right = np.cross(forward, up)
+    if not np.linalg.norm(right) > UNIT * np.linalg.norm(forward):
+        return None
+    axes = np.stack([right, np.cross(forward, right), forward])
+    camera = Camera(axes / np.linalg.norm(axes, axis=1, keepdims=True), position)
+    corners = camera.view(np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * (high - low) + low)
+    if not corners[:, 2].min() > 0:
+        return None
+    extent = (np.abs(corners[:, :2]) / corners[:, 2:]).max()
+    return replace(camera, focal=(0.5 - MARGIN) / extent) if extent > 0 else camera
 
 
 def _rotations(count: int, elevation_degrees: float, frame: Frame) -> np.ndarray:
