@@ -3,12 +3,14 @@
 import json
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sam3d_tvm.mesh.mesh import Mesh, save_mesh
+from sam3d_tvm.frames import CAMERA, GLTF, OBJECT, Frame
+from sam3d_tvm.mesh.mesh import Mesh, save_mesh, save_mesh_scene
 from sam3d_tvm.overview import overview
 from sam3d_tvm.png import save_png
 from sam3d_tvm.pose import Pose
@@ -22,9 +24,9 @@ from sparse_ops.deploy.files import save_safetensors, write_bytes
 class Result:
     """One object.
 
-    coords: its voxels, int32 [N, 4] as (0, x, y, z) on a grid of `resolution`, the object being within -0.5..0.5. pose: where
-    it is in its scene. latents: float32 [N, C], what the decoders were given. gaussians, few_gaussians, mesh: those that were
-    asked for. seconds: by stage.
+    coords: its voxels, int32 [N, 4] as (0, x, y, z) on a grid of `resolution`, the object being within -0.5..0.5 of
+    `frames.OBJECT`. pose: where it is in `frames.CAMERA`. latents: float32 [N, C], what the decoders were given. gaussians,
+    few_gaussians, mesh: those that were asked for. seconds: by stage. name: what the object is called in a scene.
     """
 
     coords: np.ndarray
@@ -35,6 +37,7 @@ class Result:
     few_gaussians: Gaussians | None
     mesh: Mesh | None
     seconds: dict[str, float] = field(default_factory=dict)
+    name: str = "object"
 
     @property
     def points(self) -> np.ndarray:
@@ -42,16 +45,13 @@ class Result:
         return (self.coords[:, 1:].astype(np.float32) + np.float32(0.5)) / np.float32(self.resolution) - np.float32(0.5)
 
     def in_scene(self) -> "Result":
-        """The same with Gaussians and mesh where the pose puts them."""
-        return Result(
-            self.coords,
-            self.resolution,
-            self.pose,
-            self.latents,
-            None if self.gaussians is None else self.gaussians.transformed(self.pose),
-            None if self.few_gaussians is None else self.few_gaussians.transformed(self.pose),
-            None if self.mesh is None else self.mesh.transformed(self.pose.matrix()[0]),
-            self.seconds,
+        """The same with Gaussians and mesh where the pose puts them, in `frames.CAMERA`."""
+        gaussians, few, mesh = self.gaussians, self.few_gaussians, self.mesh
+        return replace(
+            self,
+            gaussians=None if gaussians is None else gaussians.transformed(self.pose),
+            few_gaussians=None if few is None else few.transformed(self.pose),
+            mesh=None if mesh is None else mesh.transformed(self.pose.matrix()[0]),
         )
 
     def save(self, folder: str | os.PathLike, formats: Sequence[str] = ("ply", "glb")) -> list[Path]:
@@ -63,12 +63,9 @@ class Result:
         folder, written = Path(folder), []
         formats = () if self.latents is None else tuple(formats)
         check_formats(formats)
+        self._check_has(formats)
         for name in formats:
-            if getattr(self, FORMATS[name].attribute) is None:
-                raise ValueError(f"formats: expected those that were asked for when generating, given {name!r}")
-        for name in formats:
-            file = folder / FORMATS[name].file
-            FORMATS[name].write(file, getattr(self, FORMATS[name].attribute))
+            FORMATS[name].write(file := folder / FORMATS[name].file, self)
             written.append(file)
         arrays = {"coords": self.coords, "points": self.points}
         if self.latents is not None:
@@ -88,52 +85,93 @@ class Result:
             written.append(file)
         return written
 
+    def _check_has(self, formats: Sequence[str]) -> None:
+        """ValueError for a format of something that was not decoded."""
+        for name in formats:
+            if any(getattr(self, DECODED[model]) is None for model in FORMATS[name].models):
+                raise ValueError(f"formats: expected those that were asked for when generating, given {name!r}")
+
+
+# Which part of a result a model decodes.
+DECODED = {"slat_decoder_gs": "gaussians", "slat_decoder_gs_4": "few_gaussians", "slat_decoder_mesh": "mesh"}
+
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file: the model that decodes what it holds, the part of a `Result`, the file's name, how it is written."""
+    """A kind of file: the models that decode what it holds, the file's name and the axes of what it holds, how it is written
+    for one object, and for the objects of a scene, whose file has "scene_" before its name and is in `frames.CAMERA`."""
 
-    model: str
-    attribute: str
+    models: tuple[str, ...]
     file: str
-    write: Callable[[Path, Gaussians | Mesh], None]
+    frame: Frame
+    write: Callable[[Path, Result], None]
+    write_scene: Callable[[Path, Sequence[Result]], None]
+
+
+def _format(model: str, file: str, frame: Frame, write: Callable[[Path, Gaussians], None]) -> Format:
+    """A format of one part of a result, whose parts of several objects are merged."""
+
+    def write_scene(path: Path, results: Sequence[Result]) -> None:
+        parts = [getattr(result.in_scene(), DECODED[model]) for result in results]
+        write(path, type(parts[0]).merged(parts))
+
+    return Format((model,), file, frame, lambda path, result: write(path, getattr(result, DECODED[model])), write_scene)
+
+
+def _mesh_format(file: str, frame: Frame) -> Format:
+    """A format of meshes, in which a scene keeps its objects apart where it can."""
+
+    def write_scene(path: Path, results: Sequence[Result]) -> None:
+        save_mesh_scene(path, [(result.name, result.mesh, result.pose.matrix()[0]) for result in results])
+
+    return Format(("slat_decoder_mesh",), file, frame, lambda path, result: save_mesh(path, result.mesh), write_scene)
 
 
 FORMATS = {
-    "ply": Format("slat_decoder_gs", "gaussians", "splat.ply", save_splat),
-    "html": Format("slat_decoder_gs", "gaussians", "splat.html", write_viewer),
-    "ply4": Format("slat_decoder_gs_4", "few_gaussians", "splat_4.ply", save_splat),
-    "glb": Format("slat_decoder_mesh", "mesh", "mesh.glb", save_mesh),
-    "mesh.ply": Format("slat_decoder_mesh", "mesh", "mesh.ply", save_mesh),
+    "ply": _format("slat_decoder_gs", "splat.ply", OBJECT, save_splat),
+    "html": _format("slat_decoder_gs", "splat.html", OBJECT, write_viewer),
+    "ply4": _format("slat_decoder_gs_4", "splat_4.ply", OBJECT, save_splat),
+    "glb": _mesh_format("mesh.glb", GLTF),
+    "mesh.ply": _mesh_format("mesh.ply", OBJECT),
+    "obj": _mesh_format("mesh.obj", GLTF),
+    "stl": _mesh_format("mesh.stl", OBJECT),
 }
 
 
 def check_formats(formats: Sequence[str], models: Collection[str] | None = None) -> set[str]:
-    """The models that decode what `formats` hold. ValueError for a format that is not known, or, given `models`, one that none
-    of them decodes."""
+    """The models that decode what `formats` hold. ValueError for a format that is not known, or, given `models`, one that these
+    do not decode."""
     if isinstance(formats, str):
         raise ValueError(f"formats: expected a list of names, given the string {formats!r}")
-    known = {name: kind for name, kind in FORMATS.items() if models is None or kind.model in models}
+    known = {name: kind for name, kind in FORMATS.items() if models is None or set(kind.models) <= set(models)}
     if strange := [name for name in formats if name not in known]:
         raise ValueError(f"formats: expected names among {', '.join(known)}, given {', '.join(map(str, strange))}")
-    return {known[name].model for name in formats}
+    return {model for name in formats for model in known[name].models}
 
 
 def save_scene(results: Sequence[Result], folder: str | os.PathLike, formats: Sequence[str] = ("ply", "glb")) -> list[Path]:
-    """Every object in a folder of its own, and all of them in one file for each of `formats`, where their poses put them."""
+    """Every object in a folder of its own, and all of them in one file for each of `formats`, where their poses put them in
+    `frames.CAMERA`."""
     folder, written = Path(folder), []
     for number, result in enumerate(results, 1):
         written += result.save(folder / f"object_{number}", formats)
-    placed = [result.in_scene() for result in results if result.latents is not None]
-    for name in formats if placed else ():
-        parts = [getattr(result, FORMATS[name].attribute) for result in placed]
-        file = folder / f"scene_{FORMATS[name].file}"
-        FORMATS[name].write(file, type(parts[0]).merged(parts))
+    decoded = [result for result in results if result.latents is not None]
+    for name in formats if decoded else ():
+        FORMATS[name].write_scene(file := folder / f"scene_{FORMATS[name].file}", decoded)
         written.append(file)
     return written
 
 
-def pose_as_json(pose: Pose) -> dict[str, list[float]]:
-    """Rotation (w, x, y, z), translation and scale of one object: points as rows are multiplied by scale, then by the rotation
-    matrix from the right, then moved."""
-    return {name: getattr(pose, name)[0].tolist() for name in ("rotation", "translation", "scale")}
+def pose_as_json(pose: Pose) -> dict[str, Any]:
+    """The pose of one object. Raw values: rotation (w, x, y, z), translation and scale; points as rows are multiplied by scale,
+    then by the rotation matrix from the right, then moved. And for every file that one object becomes the matrix that takes
+    columns (x, y, z, 1) of its coordinates into `frames.CAMERA`."""
+    raw = {name: getattr(pose, name)[0].tolist() for name in ("rotation", "translation", "scale")}
+    matrices = {kind.file: pose.into_camera(kind.frame)[0].tolist() for kind in FORMATS.values()}
+    return {
+        **raw,
+        "convention": "matrices are right-handed and act on columns: camera = matrix @ (x, y, z, 1); the rotation (w, x, y, z) "
+        "and scale as they are act on rows: camera = (point * scale) @ rotation_matrix + translation",
+        "camera": CAMERA.words,
+        "matrices": matrices,
+    }

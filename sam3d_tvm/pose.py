@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sam3d_tvm.checks import check_finite
+from sam3d_tvm.frames import OBJECT, Frame, matrix
 from sparse_ops.eager.arrays import as_kind, as_tensor
 
 # What the first stage was trained to give are 6D rotations with this mean and standard deviation taken out.
@@ -62,11 +63,15 @@ class Pose:
 
     def matrix(self) -> np.ndarray:
         """float32 [B, 4, 4]: rows (point, 1) are multiplied by it from the right."""
-        matrix = np.zeros((len(self.scale), 4, 4), np.float32)
-        matrix[:, :3, :3] = self.scale[:, :, None] * self.rotation_matrix
-        matrix[:, 3, :3] = self.translation
-        matrix[:, 3, 3] = 1
-        return matrix
+        found = np.zeros((len(self.scale), 4, 4), np.float32)
+        found[:, :3, :3] = self.scale[:, :, None] * self.rotation_matrix
+        found[:, 3, :3] = self.translation
+        found[:, 3, 3] = 1
+        return found
+
+    def into_camera(self, frame: Frame = OBJECT) -> np.ndarray:
+        """float64 [B, 4, 4]: takes columns (x, y, z, 1) of objects, whose axes are those of `frame`, into `frames.CAMERA`."""
+        return self.matrix().astype(np.float64).transpose(0, 2, 1) @ matrix(frame, OBJECT)
 
     def scaled(self, factor) -> "Pose":
         """The pose with its scale multiplied by `factor`, a number above 0 or one for each element [B]: what the coarser grid
@@ -102,10 +107,10 @@ def decode_pose(latents: Mapping, scene_scale=None, scene_shift=None) -> Pose:
     scene_shift = _finite("scene_shift", np.zeros((batch, 3), np.float32) if scene_shift is None else scene_shift, (batch, 3))
     uniform = (scene_scale > 0).all(1) & (scene_scale == scene_scale[:, :1]).all(1)
     _check_rows("scene_scale", "one number above 0 for all axes", uniform, scene_scale)
-    matrix = rotation_6d_to_matrix(denormalise_rotation(rotation))
+    turned = rotation_6d_to_matrix(denormalise_rotation(rotation))
     with np.errstate(over="ignore"):  # `Pose` refuses what is infinite
         scale = np.exp(scale).mean(1, keepdims=True) * scene_scale
-        fields = (matrix_to_quaternion(matrix), translation * scene_scale + scene_shift, scale)
+        fields = (matrix_to_quaternion(turned), translation * scene_scale + scene_shift, scale)
         return Pose(*(field.astype(np.float32) for field in fields))
 
 

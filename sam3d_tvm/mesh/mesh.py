@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from sam3d_tvm.checks import check_choice, check_finite
+from sam3d_tvm.frames import CAMERA, GLTF, OBJECT, matrix, rotation
 from sam3d_tvm.mesh.gltf import Node, glb_bytes
 from sam3d_tvm.mesh.obj import Object, obj_bytes
 from sparse_ops.deploy.files import write_bytes
 
 SUFFIXES = (".glb", ".ply", ".obj", ".stl")
-TURNED = (".glb", ".obj")  # to y up
-Z_UP_TO_Y_UP = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]])  # points as rows are multiplied by it from the right
+TURNED = (".glb", ".obj")  # from `frames.OBJECT` to `frames.GLTF`
+Z_UP_TO_Y_UP = rotation(OBJECT, GLTF).T  # points as rows are multiplied by it from the right
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,7 @@ def save_mesh(path: str | os.PathLike, mesh: Mesh) -> None:
     """
     suffix = _check_writable(path, mesh)
     if suffix in TURNED:
-        _write(path, [("mesh", mesh, None)], Z_UP_TO_Y_UP)
+        _write(path, [("mesh", mesh, None)], Z_UP_TO_Y_UP, GLTF.words)
     else:
         _write_flat(path, mesh)
 
@@ -144,11 +145,11 @@ def save_mesh_scene(path: str | os.PathLike, objects: Sequence[tuple[str, Mesh, 
     for _, mesh, _ in objects:
         suffix = _check_writable(path, mesh)
     if suffix == ".glb":
-        _write(path, objects, Z_UP_TO_Y_UP)
+        _write(path, objects, Z_UP_TO_Y_UP, GLTF.words)
     elif suffix == ".obj":
-        _write(path, [(name, mesh.transformed(matrix), None) for name, mesh, matrix in objects], np.eye(3))
+        _write(path, [(name, mesh.transformed(pose), None) for name, mesh, pose in objects], np.eye(3), CAMERA.words)
     else:
-        _write_flat(path, Mesh.merged([mesh.transformed(matrix) for _, mesh, matrix in objects]))
+        _write_flat(path, Mesh.merged([mesh.transformed(pose) for _, mesh, pose in objects]))
 
 
 def _check_writable(path: str | os.PathLike, mesh: Mesh) -> str:
@@ -172,13 +173,16 @@ def _write_flat(path: str | os.PathLike, mesh: Mesh) -> None:
         write_bytes(path, made.export(file_type="stl"))
 
 
-def _write(path: str | os.PathLike, objects: Sequence[tuple[str, Mesh, np.ndarray | None]], turn: np.ndarray) -> None:
-    """A .glb or .obj file. Vertices as rows are multiplied by `turn` from the right; a matrix, of rows too, is from those."""
+def _write(
+    path: str | os.PathLike, objects: Sequence[tuple[str, Mesh, np.ndarray | None]], turn: np.ndarray, axes: str
+) -> None:
+    """A .glb or .obj file of named meshes, whose vertices as rows are multiplied by `turn` from the right. A pose, the matrix
+    of rows from `frames.OBJECT` into the scene or None, becomes that of a node, from `frames.GLTF`. `axes`: what .obj says."""
     if Path(path).suffix.lower() == ".obj":
         parts = [
             Object(name, mesh.vertices @ turn, mesh.vertex_normals @ turn, mesh.faces, _srgb(mesh)) for name, mesh, _ in objects
         ]
-        write_bytes(path, obj_bytes(parts, "y up; colours, behind the positions, in sRGB"))
+        write_bytes(path, obj_bytes(parts, f"{axes}; colours, behind the positions, in sRGB"))
     else:
         parts = [
             Node(
@@ -187,21 +191,15 @@ def _write(path: str | os.PathLike, objects: Sequence[tuple[str, Mesh, np.ndarra
                 mesh.vertex_normals @ turn,
                 mesh.faces,
                 None if mesh.vertex_attributes is None else linear(_srgb(mesh)),
-                matrix=None if matrix is None else (np.linalg.inv(_homogeneous(turn)) @ matrix).T,
+                matrix=None if pose is None else pose.T.astype(np.float64) @ matrix(GLTF, OBJECT),
             )
-            for name, mesh, matrix in objects
+            for name, mesh, pose in objects
         ]
         write_bytes(path, glb_bytes(parts))
 
 
 def _srgb(mesh: Mesh) -> np.ndarray | None:
     return None if mesh.vertex_attributes is None else mesh.vertex_attributes[:, :3]
-
-
-def _homogeneous(turn: np.ndarray) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, :3] = turn
-    return matrix
 
 
 def linear(colors: np.ndarray) -> np.ndarray:

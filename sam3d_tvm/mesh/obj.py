@@ -45,4 +45,4 @@ def mtl_bytes(picture: str) -> bytes:
 def _lines(keyword: str, form: str, rows: np.ndarray, numbers: int = 1) -> str:
     """A line for each of `rows` [N, C]: the keyword and C / numbers times `form`, which takes that many numbers."""
     line = " ".join([keyword, *[form] * (rows.shape[1] // numbers)]) + "\n"
-    return line * len(rows) % tuple(rows.reshape(-1).tolist())
+    return line * len(rows) % tuple((rows + 0).reshape(-1).tolist())  # no -0

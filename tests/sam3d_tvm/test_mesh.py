@@ -193,7 +193,7 @@ def test_obj_is_y_up_with_srgb_colors(tmp_path):
     normals = np.array([line.split()[1:] for line in lines if line.startswith("vn ")], float)  # trimesh makes its own
     np.testing.assert_allclose(normals, CORNER.vertex_normals[:, [0, 2, 1]] * [1, 1, -1], atol=1e-6)
     assert [line.split()[1:] for line in lines if line.startswith("f ")] == [[f"{i + 1}//{i + 1}" for i in f] for f in FACES]
-    assert "y up" in lines[0] and lines[1] == "o mesh"
+    assert "x right, y up, z towards the viewer" in lines[0] and lines[1] == "o mesh"
     assert lines[2].split() == ["v", "0", "0", "0", "0", "0.5", "1"]
 
 
@@ -255,6 +255,7 @@ def test_a_scene_as_obj_has_a_group_an_object(tmp_path):
     save_mesh_scene(tmp_path / "scene.obj", SCENE)
     groups = [line for line in (tmp_path / "scene.obj").read_text().splitlines() if line.startswith("o ")]
     assert groups == ["o lamp", "o a table of two lines"]
+    assert (tmp_path / "scene.obj").read_text().startswith("# x left, y up, z away;")
 
 
 def test_a_scene_of_nothing_is_refused(tmp_path):

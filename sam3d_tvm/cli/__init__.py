@@ -1,0 +1,61 @@
+"""The command line: `sam3d-tvm generate`, `compile`, `view`, `validate`, `bench`, `info` and `demo`; a file a command.
+
+Only what every command needs is imported here; TVM is imported by the commands, after `--threads` has been looked at.
+"""
+
+from collections.abc import Sequence
+
+import typer
+
+from sam3d_tvm import console as shown
+from sam3d_tvm.cli import bench, compile, generate, info, validate, view
+from sam3d_tvm.cli.options import BAD_OPTIONS, FAILED, STOPPED
+
+USAGE_ERROR = typer.BadParameter.__base__  # click's, of which newer versions of typer bring a copy of their own
+
+app = typer.Typer(
+    help="SAM-3D-Objects in Apache TVM.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+COMMANDS = {
+    "generate": generate.generate,
+    "demo": generate.demo,
+    "compile": compile.compile_,
+    "view": view.view,
+    "validate": validate.validate,
+    "bench": bench.bench,
+    "info": info.info,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    """SAM-3D-Objects in Apache TVM."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code: 0, or 2 for options that make no sense, 1 for what went wrong later."""
+    try:
+        code = app(args=None if argv is None else list(argv), prog_name="sam3d-tvm", standalone_mode=False)
+    except USAGE_ERROR as error:
+        return _fail(error.format_message(), BAD_OPTIONS)
+    except ValueError as error:
+        return _fail(str(error), BAD_OPTIONS)
+    except OSError as error:
+        return _fail(str(error), FAILED)
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
+    if code == STOPPED:
+        return _fail("stopped", STOPPED)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    shown.say_error(message)
+    return code

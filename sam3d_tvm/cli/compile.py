@@ -1,0 +1,32 @@
+"""`sam3d-tvm compile`: the models of a checkpoint for this CPU."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sam3d_tvm import console as shown
+from sam3d_tvm.cli.options import Precision, Preset, Threads, Verbose, begin, check_folder, open_pipeline
+
+
+def compile_(
+    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint folder with pipeline.yaml, as published.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the compiled models.")] = None,
+    preset: Preset = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    verbose: Verbose = False,
+) -> None:
+    """Compiles the models of a checkpoint for this CPU, once. Needs torch; generating does not."""
+    begin(threads)
+    if output is not None:
+        check_folder(output)
+    console = Console()
+    with shown.without_warnings(verbose), shown.bars(console) as tell:
+        if checkpoint is None and preset is None:
+            raise ValueError("checkpoint: expected a checkpoint folder, or --preset, given neither")
+        pipeline = open_pipeline(checkpoint, output, preset, precision, tell)
+    rows = {name: f"{pipeline.artifacts.weight_bytes(name) / 2**20:,.1f} MiB" for name in pipeline.config.models}
+    console.print(shown.pairs_table(rows), highlight=False)
+    console.print(f"compiled into {pipeline.artifacts.folder}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,40 @@
+"""`sam3d-tvm validate`: every component against PyTorch."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sam3d_tvm import console as shown
+from sam3d_tvm.cli.options import FAILED, Json, Threads, begin
+
+
+def validate(
+    component: Annotated[list[str] | None, typer.Option(help="Only this one; may be given several times.")] = None,
+    size: Annotated[
+        str, typer.Option(help="tiny, or full: the size of SAM-3D-Objects, which takes minutes and 12 GB.")
+    ] = "tiny",
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16; PyTorch computes in float32 in any case.")
+    ] = "float32",
+    json: Json = False,
+    threads: Threads = None,
+) -> int:
+    """Compares every compiled component with PyTorch: shapes, errors, time. Weights are random.
+
+    Exits with 1 when a component fails. Needs torch.
+    """
+    begin(threads)
+    from json import dumps
+
+    from sam3d_tvm.validate import validate as verdicts
+
+    found = []
+    with Console(stderr=True).status("validate ...") as status:
+        for verdict in verdicts(component or (), size, precision, lambda message: status.update(f"{message} ...")):
+            found.append(verdict)
+    if json:
+        typer.echo(dumps([verdict.as_json() for verdict in found], indent=1))
+    else:
+        Console().print(shown.verdict_table(found))
+    return 0 if all(verdict.ok for verdict in found) else FAILED
