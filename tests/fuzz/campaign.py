@@ -2,6 +2,8 @@
 
 import faulthandler
 import multiprocessing
+import os
+import signal
 import time
 import traceback
 from collections import Counter
@@ -116,6 +118,8 @@ def _cases(seed: int, first: int, last: int | None, seconds: float, plant: str, 
     try:
         while fault is None:
             if not here.poll(STARTING if current is None else patience):
+                os.kill(worker.pid, signal.SIGUSR1)  # says where it is
+                worker.join(2)
                 worker.kill()
                 fault = f"hangs: no word for {patience:.0f} s"
                 break
@@ -140,6 +144,7 @@ def _cases(seed: int, first: int, last: int | None, seconds: float, plant: str, 
 def work(pipe, seed: int, first: int, last: int | None, seconds: float, plant: str) -> None:
     """Run cases, and say through the pipe which one runs."""
     faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     if plant:
         import_module(plant)
     from .network import Network
