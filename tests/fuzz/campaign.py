@@ -117,7 +117,7 @@ def _cases(seed: int, first: int, last: int | None, seconds: float, plant: str, 
     current, fault = None, None
     try:
         while fault is None:
-            if not here.poll(STARTING if current is None else patience):
+            if not _speaks(here, STARTING if current is None else patience):
                 os.kill(worker.pid, signal.SIGUSR1)  # says where it is
                 worker.join(2)
                 worker.kill()
@@ -139,6 +139,11 @@ def _cases(seed: int, first: int, last: int | None, seconds: float, plant: str, 
     if current is None:
         raise RuntimeError(f"between cases, behind {seed}:{first}: {fault}")
     yield current, {}, fault
+
+
+def _speaks(pipe, seconds: float) -> bool:
+    """Whether something comes through a pipe. While this process is stopped, time does not count: so is the other one."""
+    return any(pipe.poll(min(1.0, seconds)) for _ in range(max(1, round(seconds))))
 
 
 def work(pipe, seed: int, first: int, last: int | None, seconds: float, plant: str) -> None:
