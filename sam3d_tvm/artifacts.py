@@ -16,6 +16,7 @@ import numpy as np
 import tvm
 
 from sam3d_tvm.checkpoint import Checkpoint
+from sam3d_tvm.checkpoint_files import PIPELINE as CHECKPOINT
 from sam3d_tvm.checks import check_choice, check_size
 from sam3d_tvm.config import PipelineConfig, preset
 from sam3d_tvm.fingerprint import fingerprint
@@ -50,7 +51,7 @@ class Source(Protocol):
 
 
 class CheckpointSource(Checkpoint):
-    """A checkpoint folder."""
+    """A checkpoint folder, with the decoders that it has, see `Checkpoint`."""
 
     def identity(self, name: str) -> str:
         """Of the file: size, time of its last change, and a hash over three parts of it, as all of it is gigabytes."""
@@ -188,9 +189,11 @@ def default_folder(label: str) -> Path:
     return base / label
 
 
-def checkpoint_label(folder: Path, precision: str) -> str:
-    """A name for the artifacts of a checkpoint folder."""
-    return f"{folder.resolve().name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}-{precision}"
+def checkpoint_label(checkpoint: Checkpoint, precision: str) -> str:
+    """A name for the artifacts of a checkpoint: of its folder, by whichever of its paths it was given."""
+    folder, file = checkpoint.folder.resolve(), checkpoint.pipeline_file.name
+    place = os.fsencode(folder if file == CHECKPOINT else folder / file)
+    return f"{folder.name}-{hashlib.sha256(place).hexdigest()[:12]}-{precision}"
 
 
 def _loads(folder: Path) -> bool:

@@ -181,7 +181,9 @@ def check_formats(formats: Sequence[str], models: Collection[str] | None = None)
         raise ValueError(f"formats: expected a list of names, given the string {formats!r}")
     known = {name: kind for name, kind in FORMATS.items() if models is None or set(kind.models) <= set(models)}
     if strange := [name for name in formats if name not in known]:
-        raise ValueError(f"formats: expected names among {', '.join(known)}, given {', '.join(map(str, strange))}")
+        lacking = sorted({model for name in strange if name in FORMATS for model in FORMATS[name].models} - set(models or ()))
+        reason = f": the models were compiled without {', '.join(lacking)}, compile a checkpoint with it" if lacking else ""
+        raise ValueError(f"formats: expected names among {', '.join(known)}, given {', '.join(map(str, strange))}{reason}")
     return {model for name in formats for model in known[name].models}
 
 

@@ -70,7 +70,7 @@ def generate(
             load_rgba(image, mask)
         if pointmap is not None:
             load_pointmap(pointmap)
-        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell)
+        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, () if stage1_only else names)
         options = {
             "pointmap": pointmap,
             "seed": seed,
