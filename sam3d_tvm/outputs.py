@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sam3d_tvm.frames import CAMERA, GLTF, OBJECT, Frame
-from sam3d_tvm.mesh.mesh import Mesh, save_mesh
+from sam3d_tvm.frames import CAMERA, GLTF, OBJECT, OPENCV, OPENGL, Frame, matrix
+from sam3d_tvm.mesh.mesh import Mesh, save_mesh, save_mesh_scene
 from sam3d_tvm.overview import overview
 from sam3d_tvm.png import save_png
 from sam3d_tvm.pose import Pose
 from sam3d_tvm.run_folder import RunFolder
-from sam3d_tvm.splat.gaussians import Gaussians, save_splat
+from sam3d_tvm.splat.files import save_splat
+from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.splat.render import voxel_picture
 from sam3d_tvm.splat.viewer import write_viewer
 from sam3d_tvm.structure import STRUCTURE, Structure
@@ -30,8 +31,12 @@ class Result:
 
     coords: its voxels, int32 [N, 4] as (0, x, y, z) on a grid of `resolution`, the object being within -0.5..0.5 of
     `frames.OBJECT`. pose: where it is in `frames.CAMERA`. latents: float32 [N, C], what the decoders were given. gaussians,
-    few_gaussians, mesh: those that were asked for. seconds: by stage. name: what the object is called in a scene. made_with:
-    what decided the result, see `structure`. What is not known yet, while a run goes on, is None.
+    few_gaussians, mesh: those that were asked for. seconds: by stage. name: what the object is called in a scene. What is not
+    known yet, while a run goes on, is None.
+
+    photo: uint8 [h, w, 4], the photo and its mask for views.png. random_weights: whether the models have such.
+    in_pointmap_units: whether there was a point map, whose units then are those of the pose; else they are of the object.
+    made_with: what decided the result, see `structure`.
     """
 
     coords: np.ndarray
@@ -43,6 +48,9 @@ class Result:
     mesh: Mesh | None
     seconds: dict[str, float] = field(default_factory=dict)
     name: str = "object"
+    photo: np.ndarray | None = None
+    random_weights: bool = False
+    in_pointmap_units: bool = False
     made_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -80,11 +88,38 @@ class Result:
         """What views.png shows, or voxels.png of the first stage alone; None if there is nothing to be seen."""
         if self.latents is None:
             return voxel_picture(self.coords, self.points)
-        return overview(self.few_gaussians if self.gaussians is None else self.gaussians, self.mesh)
+        return self.overview()
 
     def has_all(self, formats: Sequence[str]) -> bool:
         """Whether all is decoded that files of these formats hold."""
         return all(getattr(self, DECODED[model]) is not None for model in check_formats(formats))
+
+    def overview(self) -> Image.Image | None:
+        """What views.png shows; None if there is nothing to be seen."""
+        gaussians = self.few_gaussians if self.gaussians is None else self.gaussians
+        return overview(gaussians, self.mesh, self.photo, self.pose if self.in_pointmap_units else None, self.random_weights)
+
+    def pose_as_json(self) -> dict[str, Any]:
+        """What pose.json holds: the raw values of the pose, and for every file that one object may become the matrix that takes
+        columns (x, y, z, 1) of its coordinates into `frames.CAMERA`; see docs/frames.md."""
+        frames = {"structure.safetensors": OBJECT, **{kind.file: kind.frame for kind in FORMATS.values()}}
+        matrices = {file: self.pose.into_camera(frame)[0].tolist() for file, frame in frames.items() if frame is not None}
+        return {
+            **{name: getattr(self.pose, name)[0].tolist() for name in ("rotation", "translation", "scale")},
+            "convention": "The rotation is a unit quaternion (w, x, y, z); with scale and translation it acts on points of "
+            "splat.ply as rows, as in PyTorch3D: camera = (point * scale) @ rotation_matrix + translation. The matrices are "
+            "4x4, by rows, right-handed, and act on columns, on coordinates of the file that they are named by: "
+            "camera = matrix @ (x, y, z, 1).",
+            "camera": {
+                "axes": CAMERA.words,
+                "units": "those of the point map"
+                if self.in_pointmap_units
+                else "of the object, whose true size is not known without a point map",
+                "to_opencv": matrix(CAMERA, OPENCV).tolist(),
+                "to_opengl": matrix(CAMERA, OPENGL).tolist(),
+            },
+            "matrices": matrices,
+        }
 
     def _check_has(self, formats: Sequence[str]) -> None:
         """ValueError for a format of something that was not decoded."""
@@ -102,17 +137,18 @@ DECODED = {"slat_decoder_gs": "gaussians", "slat_decoder_gs_4": "few_gaussians",
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file: the models that decode what it holds, the file's name and the axes of what it holds, how it is written
-    for one object, and for the objects of a scene, whose file has "scene_" before its name and is in `frames.CAMERA`."""
+    """A kind of file: the models that decode what it holds, the file's name, the axes of what it holds (None where nobody reads
+    coordinates from it), how it is written for one object, and for the objects of a scene, whose file has "scene_" before its
+    name and is in `frames.CAMERA`, unless its format has axes of its own."""
 
     models: tuple[str, ...]
     file: str
-    frame: Frame
+    frame: Frame | None
     write: Callable[[Path, Result], None]
     write_scene: Callable[[Path, Sequence[Result]], None]
 
 
-def _format(model: str, file: str, frame: Frame, write: Callable[[Path, Gaussians | Mesh], None]) -> Format:
+def _format(model: str, file: str, frame: Frame | None, write: Callable[[Path, Gaussians], None]) -> Format:
     """A format of one part of a result, whose parts of several objects are merged."""
 
     def write_scene(path: Path, results: Sequence[Result]) -> None:
@@ -122,12 +158,26 @@ def _format(model: str, file: str, frame: Frame, write: Callable[[Path, Gaussian
     return Format((model,), file, frame, lambda path, result: write(path, getattr(result, DECODED[model])), write_scene)
 
 
+def _mesh_format(file: str, frame: Frame) -> Format:
+    """A format of meshes, in which a scene keeps its objects apart where it can."""
+
+    def write_scene(path: Path, results: Sequence[Result]) -> None:
+        save_mesh_scene(path, [(result.name, result.mesh, result.pose.matrix()[0]) for result in results])
+
+    return Format(("slat_decoder_mesh",), file, frame, lambda path, result: save_mesh(path, result.mesh), write_scene)
+
+
 FORMATS = {
     "ply": _format("slat_decoder_gs", "splat.ply", OBJECT, save_splat),
-    "html": _format("slat_decoder_gs", "splat.html", OBJECT, write_viewer),
+    "compressed.ply": _format("slat_decoder_gs", "splat.compressed.ply", OPENCV, save_splat),
+    "splat": _format("slat_decoder_gs", "splat.splat", OPENCV, save_splat),
+    "spz": _format("slat_decoder_gs", "splat.spz", OPENGL, save_splat),
+    "html": _format("slat_decoder_gs", "splat.html", None, write_viewer),
     "ply4": _format("slat_decoder_gs_4", "splat_4.ply", OBJECT, save_splat),
-    "glb": _format("slat_decoder_mesh", "mesh.glb", GLTF, save_mesh),
-    "mesh.ply": _format("slat_decoder_mesh", "mesh.ply", OBJECT, save_mesh),
+    "glb": _mesh_format("mesh.glb", GLTF),
+    "mesh.ply": _mesh_format("mesh.ply", OBJECT),
+    "obj": _mesh_format("mesh.obj", GLTF),
+    "stl": _mesh_format("mesh.stl", OBJECT),
 }
 
 
@@ -138,7 +188,9 @@ def check_formats(formats: Sequence[str], models: Collection[str] | None = None)
         raise ValueError(f"formats: expected a list of names, given the string {formats!r}")
     known = {name: kind for name, kind in FORMATS.items() if models is None or set(kind.models) <= set(models)}
     if strange := [name for name in formats if name not in known]:
-        raise ValueError(f"formats: expected names among {', '.join(known)}, given {', '.join(map(str, strange))}")
+        lacking = sorted({model for name in strange if name in FORMATS for model in FORMATS[name].models} - set(models or ()))
+        reason = f": the models were compiled without {', '.join(lacking)}, compile a checkpoint with it" if lacking else ""
+        raise ValueError(f"formats: expected names among {', '.join(known)}, given {', '.join(map(str, strange))}{reason}")
     return {model for name in formats for model in known[name].models}
 
 
@@ -208,7 +260,7 @@ class ResultFolder:
     def __call__(self, result: Result) -> list[Path]:
         """Writes what is ready, and returns the paths of it."""
         written = [self.run.write(STRUCTURE, result.structure.save, VOXELS if result.latents is None else LATENTS)]
-        pose = (json.dumps(pose_as_json(result.pose), indent=1) + "\n").encode()
+        pose = (json.dumps(result.pose_as_json(), indent=1) + "\n").encode()
         written.append(self.run.write(POSE, lambda path: write_bytes(path, pose)))
         for name in self.formats:
             kind = FORMATS[name]
@@ -226,18 +278,3 @@ class ResultFolder:
             written.append(self.run.write(file, lambda path: save_png(path, picture), of))
         self.run.keep_only([path.name for path in written])
         return written
-
-
-def pose_as_json(pose: Pose) -> dict[str, Any]:
-    """The pose of one object. Raw values: rotation (w, x, y, z), translation and scale; points as rows are multiplied by scale,
-    then by the rotation matrix from the right, then moved. And for every file that one object becomes the matrix that takes
-    columns (x, y, z, 1) of its coordinates into `frames.CAMERA`."""
-    raw = {name: getattr(pose, name)[0].tolist() for name in ("rotation", "translation", "scale")}
-    matrices = {kind.file: pose.into_camera(kind.frame)[0].tolist() for kind in FORMATS.values()}
-    return {
-        **raw,
-        "convention": "matrices are right-handed and act on columns: camera = matrix @ (x, y, z, 1); the rotation (w, x, y, z) "
-        "and scale as they are act on rows: camera = (point * scale) @ rotation_matrix + translation",
-        "camera": CAMERA.words,
-        "matrices": matrices,
-    }

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,7 @@ from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.condition_embedder.run import nearest_index
 from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import DECODED, Result, check_formats
+from sam3d_tvm.overview import thumbnail
 from sam3d_tvm.photo import images
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.pose import decode_pose
@@ -88,11 +88,15 @@ class Pipeline:
         folder: str | os.PathLike,
         artifacts: str | os.PathLike | None = None,
         *,
+        formats: Sequence[str] | None = None,
         precision: str = "float32",
         target: tvm.target.Target | None = None,
         on_model: OnCompile = lambda name, done, total: None,
     ) -> "Pipeline":
-        """The pipeline of a checkpoint folder as SAM-3D-Objects publishes it, see `checkpoint`.
+        """The pipeline of a checkpoint folder as SAM-3D-Objects publishes it, or of another path that `Checkpoint` takes.
+
+        formats: the decoders that these need must be there; by default any may be missing. A notice says which is left out, and
+        which file was taken for another.
 
         Compiled for `target`, by default this CPU, into the folder `artifacts`, by default one in the user's cache, unless that
         was done before. `precision`: "float32", or another of `PRECISIONS` inside the models. `on_model` as in
@@ -101,8 +105,10 @@ class Pipeline:
         Raises ValueError for anything about the folder that is not as it should be: a file that is missing, truncated or holds
         code, a `_target_` that is not known, parameters that are missing, not known, misshapen or not finite.
         """
-        source = CheckpointSource(folder)
-        place = artifacts or default_folder(checkpoint_label(Path(folder), precision))
+        source = CheckpointSource(folder, None if formats is None else check_formats(formats))
+        for note in source.notes:
+            say(note)
+        place = artifacts or default_folder(checkpoint_label(source, precision))
         return cls(compile_artifacts(source, place, precision, target, on_model))
 
     @classmethod
@@ -198,7 +204,20 @@ class Pipeline:
         if len(coords) == 0:
             raise Failure("structure: no voxel is occupied: try another seed, or check that the mask covers the object")
         resolution = self.config.slat_generator.resolution
-        result = Result(coords, resolution, pose, feats, None, None, None, run.seconds, made_with=made_with)
+        result = Result(
+            coords,
+            resolution,
+            pose,
+            feats,
+            None,
+            None,
+            None,
+            run.seconds,
+            photo=run.photo,
+            random_weights=self.artifacts.random_weights,
+            in_pointmap_units=pointmap is not None,
+            made_with=made_with,
+        )
         on_part(result)
         if stage1_only:
             return result
@@ -325,6 +344,7 @@ class Run:
     ):
         self.artifacts, self.config, self.seconds = artifacts, artifacts.config, {}
         self.given: dict[str, str | None] = {}  # digests of image, mask and point map
+        self.photo = None  # what views.png shows of it
         self._on_progress, self._on_step = on_progress, on_step
 
     @contextmanager
@@ -353,6 +373,7 @@ class Run:
         with self._stage("image"):
             rgba = _rgba(image, mask)
             self.given = {"image": _sha256(rgba[..., :3]), "mask": _sha256(rgba[..., 3]), "pointmap": None}
+            self.photo = thumbnail(rgba)
             options = self.config.preprocessing
             if pointmap is not None:
                 pointmap = images.load_pointmap(pointmap) if isinstance(pointmap, (str, os.PathLike)) else pointmap

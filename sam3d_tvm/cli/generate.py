@@ -35,7 +35,10 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Strength for the structure.")] = None,
     slat_guidance: Annotated[float | None, typer.Option(help="Strength for the structured latents.")] = None,
     shortcut: Annotated[bool, typer.Option("--shortcut", help="A structure in few steps, without guidance.")] = False,
-    formats: Annotated[str, typer.Option(help="Names with commas between: ply, html, ply4, glb, mesh.ply.")] = "ply,glb",
+    formats: Annotated[
+        str,
+        typer.Option(help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl."),
+    ] = "ply,glb",
     stage1_only: Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone.")] = False,
     precision: Precision = None,
     threads: Threads = None,
@@ -82,7 +85,7 @@ def generate(
         RunFolder(output)
         if resume is not None and not is_begun(resume):
             say(f"resume: nothing in {str(resume)!r} to go on with, the run begins anew")
-        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell)
+        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, () if stage1_only else names)
         try:
             results, written = generate_into(
                 pipeline,
