@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sam3d_tvm.frames import CAMERA, GLTF, OBJECT, OPENCV, OPENGL, Frame, matrix
-from sam3d_tvm.mesh.mesh import Mesh, save_mesh
+from sam3d_tvm.mesh.mesh import Mesh, save_mesh, save_mesh_scene
 from sam3d_tvm.overview import overview
 from sam3d_tvm.png import save_png
 from sam3d_tvm.pose import Pose
@@ -141,7 +141,7 @@ class Format:
     write_scene: Callable[[Path, Sequence[Result]], None]
 
 
-def _format(model: str, file: str, frame: Frame | None, write: Callable[[Path, Gaussians | Mesh], None]) -> Format:
+def _format(model: str, file: str, frame: Frame | None, write: Callable[[Path, Gaussians], None]) -> Format:
     """A format of one part of a result, whose parts of several objects are merged."""
 
     def write_scene(path: Path, results: Sequence[Result]) -> None:
@@ -151,6 +151,15 @@ def _format(model: str, file: str, frame: Frame | None, write: Callable[[Path, G
     return Format((model,), file, frame, lambda path, result: write(path, getattr(result, DECODED[model])), write_scene)
 
 
+def _mesh_format(file: str, frame: Frame) -> Format:
+    """A format of meshes, in which a scene keeps its objects apart where it can."""
+
+    def write_scene(path: Path, results: Sequence[Result]) -> None:
+        save_mesh_scene(path, [(result.name, result.mesh, result.pose.matrix()[0]) for result in results])
+
+    return Format(("slat_decoder_mesh",), file, frame, lambda path, result: save_mesh(path, result.mesh), write_scene)
+
+
 FORMATS = {
     "ply": _format("slat_decoder_gs", "splat.ply", OBJECT, save_splat),
     "compressed.ply": _format("slat_decoder_gs", "splat.compressed.ply", OPENCV, save_splat),
@@ -158,8 +167,10 @@ FORMATS = {
     "spz": _format("slat_decoder_gs", "splat.spz", OPENGL, save_splat),
     "html": _format("slat_decoder_gs", "splat.html", None, write_viewer),
     "ply4": _format("slat_decoder_gs_4", "splat_4.ply", OBJECT, save_splat),
-    "glb": _format("slat_decoder_mesh", "mesh.glb", GLTF, save_mesh),
-    "mesh.ply": _format("slat_decoder_mesh", "mesh.ply", OBJECT, save_mesh),
+    "glb": _mesh_format("mesh.glb", GLTF),
+    "mesh.ply": _mesh_format("mesh.ply", OBJECT),
+    "obj": _mesh_format("mesh.obj", GLTF),
+    "stl": _mesh_format("mesh.stl", OBJECT),
 }
 
 
@@ -170,7 +181,9 @@ def check_formats(formats: Sequence[str], models: Collection[str] | None = None)
         raise ValueError(f"formats: expected a list of names, given the string {formats!r}")
     known = {name: kind for name, kind in FORMATS.items() if models is None or set(kind.models) <= set(models)}
     if strange := [name for name in formats if name not in known]:
-        raise ValueError(f"formats: expected names among {', '.join(known)}, given {', '.join(map(str, strange))}")
+        lacking = sorted({model for name in strange if name in FORMATS for model in FORMATS[name].models} - set(models or ()))
+        reason = f": the models were compiled without {', '.join(lacking)}, compile a checkpoint with it" if lacking else ""
+        raise ValueError(f"formats: expected names among {', '.join(known)}, given {', '.join(map(str, strange))}{reason}")
     return {model for name in formats for model in known[name].models}
 
 

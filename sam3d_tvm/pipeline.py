@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from sam3d_tvm.mesh.flexicubes import extract_mesh
 from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.condition_embedder.run import nearest_index
+from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import Result, check_formats
 from sam3d_tvm.overview import thumbnail
 from sam3d_tvm.photo import images
@@ -78,11 +78,15 @@ class Pipeline:
         folder: str | os.PathLike,
         artifacts: str | os.PathLike | None = None,
         *,
+        formats: Sequence[str] | None = None,
         precision: str = "float32",
         target: tvm.target.Target | None = None,
         on_model: OnCompile = lambda name, done, total: None,
     ) -> "Pipeline":
-        """The pipeline of a checkpoint folder as SAM-3D-Objects publishes it, see `checkpoint`.
+        """The pipeline of a checkpoint folder as SAM-3D-Objects publishes it, or of another path that `Checkpoint` takes.
+
+        formats: the decoders that these need must be there; by default any may be missing. A notice says which is left out, and
+        which file was taken for another.
 
         Compiled for `target`, by default this CPU, into the folder `artifacts`, by default one in the user's cache, unless that
         was done before. `precision`: "float32", or another of `PRECISIONS` inside the models. `on_model` as in
@@ -91,8 +95,10 @@ class Pipeline:
         Raises ValueError for anything about the folder that is not as it should be: a file that is missing, truncated or holds
         code, a `_target_` that is not known, parameters that are missing, not known, misshapen or not finite.
         """
-        source = CheckpointSource(folder)
-        place = artifacts or default_folder(checkpoint_label(Path(folder), precision))
+        source = CheckpointSource(folder, None if formats is None else check_formats(formats))
+        for note in source.notes:
+            say(note)
+        place = artifacts or default_folder(checkpoint_label(source, precision))
         return cls(compile_artifacts(source, place, precision, target, on_model))
 
     @classmethod
