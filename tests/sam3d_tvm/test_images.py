@@ -367,5 +367,7 @@ def test_files_of_points_that_cannot_be_read(tmp_path):
         with pytest.raises(ValueError, match=rf"pointmap '.*{name}': expected an array in a .npy or .npz file, cannot read it"):
             load_pointmap(tmp_path / name)
     np.savez(tmp_path / "several.npz", a=POINTS, b=POINTS)
-    with pytest.raises(ValueError, match=r"several.npz': expected one array, or one called 'pointmap', 'pointmaps' or 'points', given a, b"):
+    with pytest.raises(
+        ValueError, match=r"several.npz': expected one array, or one called 'pointmap', 'pointmaps' or 'points', given a, b"
+    ):
         load_pointmap(tmp_path / "several.npz")
