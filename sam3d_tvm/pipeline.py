@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,9 @@ from sam3d_tvm.mesh.flexicubes import extract_mesh
 from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.condition_embedder.run import nearest_index
+from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import Result, check_formats
+from sam3d_tvm.overview import thumbnail
 from sam3d_tvm.photo import images
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.pose import decode_pose
@@ -77,11 +78,15 @@ class Pipeline:
         folder: str | os.PathLike,
         artifacts: str | os.PathLike | None = None,
         *,
+        formats: Sequence[str] | None = None,
         precision: str = "float32",
         target: tvm.target.Target | None = None,
         on_model: OnCompile = lambda name, done, total: None,
     ) -> "Pipeline":
-        """The pipeline of a checkpoint folder as SAM-3D-Objects publishes it, see `checkpoint`.
+        """The pipeline of a checkpoint folder as SAM-3D-Objects publishes it, or of another path that `Checkpoint` takes.
+
+        formats: the decoders that these need must be there; by default any may be missing. A notice says which is left out, and
+        which file was taken for another.
 
         Compiled for `target`, by default this CPU, into the folder `artifacts`, by default one in the user's cache, unless that
         was done before. `precision`: "float32", or another of `PRECISIONS` inside the models. `on_model` as in
@@ -90,8 +95,10 @@ class Pipeline:
         Raises ValueError for anything about the folder that is not as it should be: a file that is missing, truncated or holds
         code, a `_target_` that is not known, parameters that are missing, not known, misshapen or not finite.
         """
-        source = CheckpointSource(folder)
-        place = artifacts or default_folder(checkpoint_label(Path(folder), precision))
+        source = CheckpointSource(folder, None if formats is None else check_formats(formats))
+        for note in source.notes:
+            say(note)
+        place = artifacts or default_folder(checkpoint_label(source, precision))
         return cls(compile_artifacts(source, place, precision, target, on_model))
 
     @classmethod
@@ -164,8 +171,13 @@ class Pipeline:
         coords, factors = run.voxels(latents["shape"])
         pose = decode_pose(latents, inputs.scale, inputs.shift).scaled(factors)
         resolution = self.config.slat_generator.resolution
+        known = {
+            "photo": run.photo,
+            "random_weights": self.artifacts.random_weights,
+            "in_pointmap_units": pointmap is not None,
+        }
         if stage1_only:
-            return Result(coords, resolution, pose, None, None, None, None, dict(run.seconds))
+            return Result(coords, resolution, pose, None, None, None, None, dict(run.seconds), **known)
         if len(coords) == 0:
             raise ValueError("structure: no voxel is occupied: try another seed, or check that the mask covers the object")
         self.check_memory(max_memory, len(coords), stage1_only)
@@ -173,7 +185,8 @@ class Pipeline:
         feats = run.latents(coords, tokens, seed, slat)
         gaussians = {name: run.gaussians(name, coords, feats) for name in GAUSSIAN_DECODERS if name in wanted}
         mesh = run.mesh(coords, feats) if "slat_decoder_mesh" in wanted else None
-        return Result(coords, resolution, pose, feats, *(gaussians.get(name) for name in GAUSSIAN_DECODERS), mesh, run.seconds)
+        decoded = (*(gaussians.get(name) for name in GAUSSIAN_DECODERS), mesh)
+        return Result(coords, resolution, pose, feats, *decoded, run.seconds, **known)
 
     def generate_scene(self, image: Picture, masks: Sequence[Picture], **options) -> list[Result]:
         """The objects of several masks, each as `generate` makes it, with poses in one scene if there is a point map."""
@@ -220,6 +233,7 @@ class Run:
         on_step: Callable[[str, Step], None] = lambda stage, step: None,
     ):
         self.artifacts, self.config, self.seconds = artifacts, artifacts.config, {}
+        self.photo = None  # what views.png shows of it
         self._on_progress, self._on_step = on_progress, on_step
 
     @contextmanager
@@ -247,6 +261,7 @@ class Run:
     def inputs(self, image: Picture, mask: Picture | None, pointmap: Any) -> Preprocessed:
         with self._stage("image"):
             rgba = _rgba(image, mask)
+            self.photo = thumbnail(rgba)
             options = self.config.preprocessing
             if pointmap is not None:
                 pointmap = images.load_pointmap(pointmap) if isinstance(pointmap, (str, os.PathLike)) else pointmap
