@@ -189,7 +189,7 @@ def _cost(picture: Picture, name: str) -> tuple[tuple[int, int], int, int]:
         return (0, 0), 8, 0
     with opened(picture, _name(name, picture)) as file:
         check_sides(*file.size, _name(name, picture))
-        return file.size, bytes_to_read(file), 3 if name == "mask" and file.mode not in ("1", "L", "P") else 0
+        return file.size, bytes_to_read(file), 4 if name == "mask" and file.mode not in ("1", "L", "P") else 0
 
 
 @dataclass(frozen=True, eq=False)
