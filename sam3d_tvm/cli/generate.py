@@ -29,30 +29,51 @@ def generate(
     artifacts: Artifacts = None,
     preset: Preset = None,
     pointmap: Annotated[Path | None, typer.Option(help="A position in space for each pixel, .npy or .npz.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 42,
-    steps: Annotated[int | None, typer.Option(help="Of both generators; by default what the checkpoint says.")] = None,
-    slat_steps: Annotated[int | None, typer.Option(help="Of the structured latents alone.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Strength for the structure.")] = None,
-    slat_guidance: Annotated[float | None, typer.Option(help="Strength for the structured latents.")] = None,
-    shortcut: Annotated[bool, typer.Option("--shortcut", help="A structure in few steps, without guidance.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the noise, from 0. Equal seeds give equal results.")] = 42,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of both samplers, at least 1.", show_default="the checkpoint's, 25 as published")
+    ] = None,
+    slat_steps: Annotated[
+        int | None, typer.Option(help="Steps for the structured latents alone, at least 1.", show_default="as --steps")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Strength of guidance for the structure, any number; 0: none.", show_default="the checkpoint's, 7"),
+    ] = None,
+    slat_guidance: Annotated[
+        float | None, typer.Option(help="The same for the structured latents.", show_default="the checkpoint's, 1")
+    ] = None,
+    shortcut: Annotated[
+        bool, typer.Option("--shortcut", help="A structure in few steps: give --steps 1 to 4. Guidance is not used.")
+    ] = False,
     formats: Annotated[
         str,
         typer.Option(help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl."),
     ] = "ply,glb",
-    stage1_only: Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone.")] = False,
+    stage1_only: Annotated[
+        bool, typer.Option("--stage1-only", help="Voxels and pose alone; --resume goes on from there.")
+    ] = False,
     precision: Precision = None,
     threads: Threads = None,
-    max_memory: Annotated[str | None, typer.Option(help="Refuse what is estimated to take more: 8G, 500M.")] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Refuse what is estimated to take more memory: a number and K, M, G or T, of 1,024 each.",
+            show_default="no limit",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="The folder of a run with the same options that was interrupted: goes on with it, in place of --output."
+            help="In place of --output: the folder of a run with the same options that was interrupted. What is there is kept; "
+            "files come to the same bytes."
         ),
     ] = None,
     from_structure: Annotated[
         Path | None,
         typer.Option(
-            help="structure.safetensors of another run, or its folder: its voxels and pose, in place of the first stage."
+            help="structure.safetensors of another run, or its folder: its voxels and pose in place of the first stage."
         ),
     ] = None,
     verbose: Verbose = False,
@@ -144,7 +165,7 @@ def _summary(result) -> str:
     return ", ".join(parts)
 
 
-def demo(output: Output = Path("out/demo"), seed: Annotated[int, typer.Option(help="Of the noise.")] = 42) -> None:
+def demo(output: Output = Path("out/demo"), seed: Annotated[int, typer.Option(help="Of the noise, from 0.")] = 42) -> None:
     """Everything at a tiny size, with random weights, on a photo that comes along: a cup of coffee.
 
     The pictures show what a splat and a mesh look like, not a model's skill. The first run compiles, which takes minutes.

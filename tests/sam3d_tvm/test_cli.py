@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -168,7 +169,7 @@ def test_bench_counts_all_steps(capsys):
         (["--preset", "huge"], "error: preset: expected one of 'tiny', 'full', given 'huge'"),
         (["--precision", "bfloat16"], "error: precision: expected that of the artifacts, float32, given 'bfloat16'"),
         (["--colour", "red"], "error: No such option: --colour"),
-        (["--checkpoint", "none"], "error: checkpoint: expected a folder with pipeline.yaml, given 'none'"),
+        (["--checkpoint", "none"], "error: checkpoint: expected a folder with pipeline.yaml"),
     ],
 )
 def test_bad_options_are_one_line_and_no_work(capsys, monkeypatch, tmp_path, quick, argv, says):
@@ -185,7 +186,7 @@ def test_bad_options_are_one_line_and_no_work(capsys, monkeypatch, tmp_path, qui
         (["info", "--threads", "0"], "error: threads: expected an integer of at least 1, given 0"),
         (["info", "nowhere"], "error: artifacts: expected a folder with pipeline.json, given 'nowhere'"),
         (["compile"], "error: checkpoint: expected a checkpoint folder, or --preset, given neither"),
-        (["compile", "nowhere"], "error: checkpoint: expected a folder with pipeline.yaml, given 'nowhere'"),
+        (["compile", "nowhere"], "error: checkpoint: expected a folder with pipeline.yaml"),
         (["view", "nothing.ply"], "error: path: "),
         (["view", "nothing.ply", "--views", "0"], "error: views: expected an integer of at least 1, given 0"),
         (["generate", "nothing.png", "--preset", "tiny"], "error: image 'nothing.png': expected a picture"),
@@ -257,17 +258,25 @@ def test_version(capsys):
     assert (done.returncode, done.stdout, done.stderr) == (0, f"sam3d-tvm {__version__}\n", "")
 
 
+@pytest.fixture(scope="module")
+def structure(photo, tmp_path_factory) -> Path:
+    """What `generate --stage1-only` writes."""
+    folder = tmp_path_factory.mktemp("structure") / "out"
+    options = ["--artifacts", str(tiny_artifacts().folder), "--steps", "1", "--stage1-only", "-o", str(folder)]
+    assert cli.main(["generate", *map(str, photo), *options]) == 0
+    return folder
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no such shell")
-@pytest.mark.parametrize("redirect", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-", "2>&1 | head -1", "> /dev/full 2>&1"])
-def test_streams_that_nobody_reads_end_nothing(capsys, quick, tmp_path, redirect):
+@pytest.mark.parametrize("redirect", ["2>&-", "<&- >&- 2>&-", "2>&1 | head -1", "> /dev/full 2>&1"])
+def test_streams_that_nobody_reads_end_nothing(quick, structure, tmp_path, redirect):
     """Nor do files that are opened get the number of a stream that is closed, and what libraries print there."""
-    assert run(capsys, *quick, "--stage1-only", "-o", tmp_path / "whole")[0] == 0
     argv = [sys.executable, "-m", "sam3d_tvm", *quick, "--stage1-only", "-o", str(tmp_path / "out")]
     script = f"{shlex.join(argv)} {redirect}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
-        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+        path.name: path.read_bytes() for path in structure.iterdir()
     }
 
 
@@ -298,6 +307,16 @@ def test_info(capsys):
 def test_help(capsys, argv):
     code, out, _ = run(capsys, *argv)
     assert code == 0 and "sam3d-tvm" in out
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_every_option(capsys, monkeypatch, command):
+    """In 80 columns nothing is cut off, and every option says what it is."""
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0 and "…" not in out and max(map(len, out.splitlines())) <= 80
+    options = re.findall(r"^│ [* ]*--([a-z0-9-]+)([^│]*)│$", out, re.MULTILINE)
+    assert ("help" in dict(options)) and all(len(text.split()) >= 4 for _, text in options), options
 
 
 def test_the_installed_command_is_this_one():
