@@ -66,6 +66,7 @@ def generate(
     output = _folder(output, resume)
     console = shown.output()
     with shown.without_warnings(verbose), shown.bars() as tell:
+        from sam3d_tvm import memory
         from sam3d_tvm.checks import check_size
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
@@ -78,6 +79,8 @@ def generate(
         for name, value, least in (("seed", seed, 0), ("steps", steps, 1), ("slat_steps", slat_steps, 1)):
             check_size(name, least if value is None else value, least)
         for mask in masks or [None]:
+            if limit is not None:
+                memory.check({memory.IMAGE: memory.of_photo(image, mask, pointmap is not None)}, limit, "")
             load_rgba(image, mask)
         if pointmap is not None:
             load_pointmap(pointmap)

@@ -69,7 +69,7 @@ def test_equal_arguments_give_equal_bytes(pipeline, photo, result, tmp_path):
 
 def test_other_libraries_read_the_files(result, tmp_path):
     written = result.save(tmp_path, ["ply", "html", "glb", "mesh.ply", "obj", "stl"])
-    assert sorted(written) == sorted(tmp_path.iterdir())
+    assert sorted((*written, tmp_path / "run.json")) == sorted(tmp_path.iterdir())
     splat = plyfile.PlyData.read(tmp_path / "splat.ply")["vertex"]
     np.testing.assert_array_equal(splat["x"], result.gaussians.xyz[:, 0])
     mesh = trimesh.load(tmp_path / "mesh.glb", force="mesh", process=False)
