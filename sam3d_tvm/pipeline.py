@@ -194,7 +194,8 @@ class Pipeline:
         )
         known = begun or resumed
         voxels = memory.TYPICAL_VOXELS if known is None else len(known.coords)
-        self.check_memory(max_memory, voxels, stage1_only, formats)
+        photo = 0 if max_memory is None else memory.of_photo(image, mask, pointmap is not None or depth is not None)
+        self.check_memory(max_memory, voxels, stage1_only, formats, photo)
         run = Run(self.artifacts, on_progress)
         seen = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics, "mask_upright": mask_upright}
         inputs = run.inputs(image, mask, pointmap, axes=pointmap_axes, **seen)
@@ -322,29 +323,30 @@ class Pipeline:
         voxels: int = memory.TYPICAL_VOXELS,
         stage1_only: bool = False,
         formats: Sequence[str] | None = None,
+        photo: int = 0,
     ) -> dict[str, int]:
         """The bytes that each stage is estimated to take at its peak, for so many voxels. `formats`: those that are decoded,
-        by default all."""
+        by default all. `photo`: what the photo takes, if that is to be a stage, "image", too."""
         check_size("voxels", voxels, 0)
         weights = {name: self.artifacts.weight_bytes(name) for name in self.config.models}
         found = memory.estimate(self.config, weights, voxels, stage1_only)
         idle = set() if formats is None else set(DECODED) - check_formats(formats, self.config.models)
-        return {name: value for name, value in found.items() if name not in idle}
+        first = {memory.IMAGE: photo} if photo else {}
+        return first | {name: value for name, value in found.items() if name not in idle}
 
     def check_memory(
-        self, max_memory: int | None, voxels: int, stage1_only: bool = False, formats: Sequence[str] | None = None
+        self,
+        max_memory: int | None,
+        voxels: int,
+        stage1_only: bool = False,
+        formats: Sequence[str] | None = None,
+        photo: int = 0,
     ) -> None:
         """ValueError with the estimate if a stage is estimated to take more than `max_memory` bytes."""
         if max_memory is None:
             return
-        check_size("max_memory", max_memory, 1)
-        found = self.memory(voxels, stage1_only, formats)
-        worst = max(found, key=found.__getitem__)
-        if found[worst] > max_memory:
-            raise ValueError(
-                f"max_memory: expected at least {found[worst] / 2**30:.2f} GiB, which {worst} is estimated to take for "
-                f"{voxels:,} voxels, given {max_memory / 2**30:.2f} GiB"
-            )
+        found = self.memory(voxels, stage1_only, formats, photo)
+        memory.check(found, max_memory, f"for {voxels:,} voxels")
 
 
 class Run:

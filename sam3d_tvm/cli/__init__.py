@@ -12,7 +12,7 @@ import typer
 
 from sam3d_tvm import console as shown
 from sam3d_tvm.cli import bench, compile, generate, info, validate, view
-from sam3d_tvm.cli.options import BAD_OPTIONS, FAILED, STOPPED
+from sam3d_tvm.cli.options import BAD_OPTIONS, EXAMPLES, FAILED, STOPPED
 
 LABELS = re.compile(r"all|#?[0-9a-fA-F]+(,#?[0-9a-fA-F]+)*")
 USAGE_ERROR = typer.BadParameter.__base__  # click's, of which newer versions of typer bring a copy of their own
@@ -33,7 +33,7 @@ COMMANDS = {
     "info": info.info,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, epilog=EXAMPLES.get(name))(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from sam3d_tvm.checks import Failure
 
             return _fail(str(error), FAILED if isinstance(error, Failure) else BAD_OPTIONS)
-        except BrokenPipeError:  # nobody reads the help, or what is printed at the end
+        except (BrokenPipeError, SystemExit):  # nobody reads the help: rich says so by the latter
             return 0
         except OSError as error:
             return _fail(str(error), FAILED)

@@ -78,30 +78,51 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 42,
-    steps: Annotated[int | None, typer.Option(help="Of both generators; by default what the checkpoint says.")] = None,
-    slat_steps: Annotated[int | None, typer.Option(help="Of the structured latents alone.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Strength for the structure.")] = None,
-    slat_guidance: Annotated[float | None, typer.Option(help="Strength for the structured latents.")] = None,
-    shortcut: Annotated[bool, typer.Option("--shortcut", help="A structure in few steps, without guidance.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the noise, from 0. Equal seeds give equal results.")] = 42,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of both samplers, at least 1.", show_default="the checkpoint's, 25 as published")
+    ] = None,
+    slat_steps: Annotated[
+        int | None, typer.Option(help="Steps for the structured latents alone, at least 1.", show_default="as --steps")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Strength of guidance for the structure, any number; 0: none.", show_default="the checkpoint's, 7"),
+    ] = None,
+    slat_guidance: Annotated[
+        float | None, typer.Option(help="The same for the structured latents.", show_default="the checkpoint's, 1")
+    ] = None,
+    shortcut: Annotated[
+        bool, typer.Option("--shortcut", help="A structure in few steps: give --steps 1 to 4. Guidance is not used.")
+    ] = False,
     formats: Annotated[
         str,
         typer.Option(help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl."),
     ] = "ply,glb",
-    stage1_only: Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone.")] = False,
+    stage1_only: Annotated[
+        bool, typer.Option("--stage1-only", help="Voxels and pose alone; --resume goes on from there.")
+    ] = False,
     precision: Precision = None,
     threads: Threads = None,
-    max_memory: Annotated[str | None, typer.Option(help="Refuse what is estimated to take more: 8G, 500M.")] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Refuse what is estimated to take more memory: a number and K, M, G or T, of 1,024 each.",
+            show_default="no limit",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="The folder of a run with the same options that was interrupted: goes on with it, in place of --output."
+            help="In place of --output: the folder of a run with the same options that was interrupted. What is there is kept; "
+            "files come to the same bytes."
         ),
     ] = None,
     from_structure: Annotated[
         Path | None,
         typer.Option(
-            help="structure.safetensors of another run, or its folder: its voxels and pose, in place of the first stage."
+            help="structure.safetensors of another run, or its folder: its voxels and pose in place of the first stage."
         ),
     ] = None,
     verbose: Verbose = False,
@@ -115,6 +136,7 @@ def generate(
     output = _folder(output, resume)
     console = shown.output()
     with shown.without_warnings(verbose), shown.bars() as tell:
+        from sam3d_tvm import memory
         from sam3d_tvm.checks import check_size
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
@@ -127,6 +149,9 @@ def generate(
         check_formats(names)
         for name, value, least in (("seed", seed, 0), ("steps", steps, 1), ("slat_steps", slat_steps, 1)):
             check_size(name, least if value is None else value, least)
+        for mask in () if limit is None else masks or [None]:
+            with_points = pointmap is not None or depth is not None
+            memory.check({memory.IMAGE: memory.of_photo(image, mask, with_points)}, limit, "")
         given, objects = (list(masks or []), None) if labels is None else _labelled(image, masks, labels, mask_upright)
         for mask in given or [None]:
             photo = load_photo(image, mask, mask_upright)
@@ -212,7 +237,7 @@ def _summary(result) -> str:
     return ", ".join(parts)
 
 
-def demo(output: Output = Path("out/demo"), seed: Annotated[int, typer.Option(help="Of the noise.")] = 42) -> None:
+def demo(output: Output = Path("out/demo"), seed: Annotated[int, typer.Option(help="Of the noise, from 0.")] = 42) -> None:
     """Everything at a tiny size, with random weights, on a photo that comes along: a cup of coffee.
 
     The pictures show what a splat and a mesh look like, not a model's skill. The first run compiles, which takes minutes.
