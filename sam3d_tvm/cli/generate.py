@@ -38,16 +38,16 @@ def generate(
     labels: Annotated[
         str | None,
         typer.Option(
-            metavar="[LABEL,...]",
-            help="The mask is a picture of labels, each of which is an object; all of them, or those named, as 3,7.",
+            metavar="LABELS",
+            help="The mask is a picture of labels, an object each: those named, as 3,7, or all if none are.",
         ),
     ] = None,
     mask_upright: Annotated[
         bool,
         typer.Option(
             "--mask-upright",
-            help="A mask without EXIF was drawn on the photo as it is seen; by default on its pixels as they lie in the file, "
-            "where that fits.",
+            help="A mask without EXIF data was drawn on the photo as it is seen, not on its pixels as they lie in the file, "
+            "where both fit.",
         ),
     ] = False,
     pointmap: Annotated[
@@ -64,20 +64,19 @@ def generate(
         Path | None, typer.Option(help="Depth for each pixel in place of a point map: .png of 16 bits, .tiff, .npy, .npz, .pt.")
     ] = None,
     depth_scale: Annotated[
-        float | None, typer.Option(help="Units of depth in a metre; by default 1000 for integers, 1 for floats.")
+        float | None, typer.Option(help="Units of depth in a metre, above 0.", show_default="1000 for integers, 1 for floats")
     ] = None,
     intrinsics: Annotated[
         str | None,
-        typer.Option(help="Of the depth's camera: fx,fy,cx,cy in its pixels, or a file of them or of a 3x3 matrix."),
-    ] = None,
-    scene: Annotated[
-        bool | None,
         typer.Option(
-            "--scene/--no-scene",
-            help="Write all objects into scene_* files too; by default with a point map or depth.",
-            show_default=False,
+            help="Of the depth's camera: fx,fy,cx,cy in its pixels, or a file of them or of a 3x3 matrix.",
+            show_default="those in the file of the depth",
         ),
     ] = None,
+    scene: Annotated[
+        bool,
+        typer.Option("--scene", help="Write several objects into scene_* files even without a point map or depth."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the noise, from 0. Equal seeds give equal results.")] = 42,
     steps: Annotated[
         int | None, typer.Option(help="Steps of both samplers, at least 1.", show_default="the checkpoint's, 25 as published")
@@ -170,7 +169,7 @@ def generate(
                 image,
                 given,
                 formats=names,
-                scene=scene,
+                scene=scene or None,
                 names=objects,
                 resume=resume is not None,
                 from_structure=from_structure,
