@@ -20,15 +20,63 @@ from sam3d_tvm.cli.options import (
     open_pipeline,
 )
 
+ALL_LABELS = "all"
+
 
 def generate(
-    image: Annotated[Path, typer.Argument(help="A photo: PNG, JPEG, ...; its alpha channel is the mask if none is given.")],
-    masks: Annotated[list[Path] | None, typer.Argument(help="A mask for each object, of the photo's size.")] = None,
+    image: Annotated[
+        Path, typer.Argument(help="A photo: PNG, JPEG, HEIC, AVIF, ...; its alpha channel is the mask if none is given.")
+    ],
+    masks: Annotated[
+        list[Path] | None,
+        typer.Argument(help="A mask for each object, of the photo's size: 0 outside, any one value inside, or soft edges."),
+    ] = None,
     output: OptionalOutput = None,
     checkpoint: Checkpoint = None,
     artifacts: Artifacts = None,
     preset: Preset = None,
-    pointmap: Annotated[Path | None, typer.Option(help="A position in space for each pixel, .npy or .npz.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABELS",
+            help="The mask is a picture of labels, an object each: those named, as 3,7, or all if none are.",
+        ),
+    ] = None,
+    mask_upright: Annotated[
+        bool,
+        typer.Option(
+            "--mask-upright",
+            help="A mask without EXIF data was drawn on the photo as it is seen, not on its pixels as they lie in the file, "
+            "where both fit.",
+        ),
+    ] = False,
+    pointmap: Annotated[
+        Path | None, typer.Option(help="A position in space for each pixel: .npy, .npz, .pt; unknown where NaN or 0, 0, 0.")
+    ] = None,
+    pointmap_axes: Annotated[
+        str,
+        typer.Option(
+            help="auto tells them by signs; pytorch3d: x left, y up, z away; opencv: x right, y down, z away; opengl: x right, "
+            "y up, z towards the viewer."
+        ),
+    ] = "auto",
+    depth: Annotated[
+        Path | None, typer.Option(help="Depth for each pixel in place of a point map: .png of 16 bits, .tiff, .npy, .npz, .pt.")
+    ] = None,
+    depth_scale: Annotated[
+        float | None, typer.Option(help="Units of depth in a metre, above 0.", show_default="1000 for integers, 1 for floats")
+    ] = None,
+    intrinsics: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the depth's camera: fx,fy,cx,cy in its pixels, or a file of them or of a 3x3 matrix.",
+            show_default="those in the file of the depth",
+        ),
+    ] = None,
+    scene: Annotated[
+        bool,
+        typer.Option("--scene", help="Write several objects into scene_* files even without a point map or depth."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the noise, from 0. Equal seeds give equal results.")] = 42,
     steps: Annotated[
         int | None, typer.Option(help="Steps of both samplers, at least 1.", show_default="the checkpoint's, 25 as published")
@@ -91,7 +139,8 @@ def generate(
         from sam3d_tvm.checks import check_size
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
-        from sam3d_tvm.photo.images import load_pointmap, load_rgba
+        from sam3d_tvm.photo.images import load_photo
+        from sam3d_tvm.photo.pointmaps import load_points
         from sam3d_tvm.run_folder import RunFolder, check_writable
         from sam3d_tvm.runs import generate_into, is_begun
 
@@ -99,12 +148,15 @@ def generate(
         check_formats(names)
         for name, value, least in (("seed", seed, 0), ("steps", steps, 1), ("slat_steps", slat_steps, 1)):
             check_size(name, least if value is None else value, least)
-        for mask in masks or [None]:
-            if limit is not None:
-                memory.check({memory.IMAGE: memory.of_photo(image, mask, pointmap is not None)}, limit, "")
-            load_rgba(image, mask)
-        if pointmap is not None:
-            load_pointmap(pointmap)
+        for mask in () if limit is None else masks or [None]:
+            with_points = pointmap is not None or depth is not None
+            memory.check({memory.IMAGE: memory.of_photo(image, mask, with_points)}, limit, "")
+        given, objects = (list(masks or []), None) if labels is None else _labelled(image, masks, labels, mask_upright)
+        for mask in given or [None]:
+            photo = load_photo(image, mask, mask_upright)
+        points = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics}
+        load_points(pointmap, pointmap_axes, **points, size=photo.size, orientation=photo.orientation)
+        del photo
         check_writable(output)
         RunFolder(output)
         if resume is not None and not is_begun(resume):
@@ -115,11 +167,16 @@ def generate(
                 pipeline,
                 output,
                 image,
-                masks or [],
+                given,
                 formats=names,
+                scene=scene or None,
+                names=objects,
                 resume=resume is not None,
                 from_structure=from_structure,
                 pointmap=pointmap,
+                pointmap_axes=pointmap_axes,
+                **points,
+                mask_upright=mask_upright,
                 seed=seed,
                 steps=steps,
                 slat_steps=slat_steps,
@@ -144,6 +201,20 @@ def generate(
         console.print(_summary(result), highlight=False)
     for path in written:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _labelled(image: Path, masks: list[Path] | None, labels: str, mask_upright: bool) -> tuple[list, list[str]]:
+    """A mask for each label of the only mask, as arrays, and what the objects are called."""
+    from sam3d_tvm.notices import say
+    from sam3d_tvm.photo.images import split_labels
+
+    if len(masks or ()) != 1:
+        raise ValueError(f"labels: expected one mask, a picture of labels, given {len(masks or ())}")
+    wanted = None if labels == ALL_LABELS else [label.strip() for label in labels.split(",")]
+    found = split_labels(masks[0], wanted, image, mask_upright)
+    names = [f"label_{label}" for label, _ in found]
+    say(f"labels: {', '.join(f'object {number} is {name}' for number, name in enumerate(names, 1))}")
+    return [mask for _, mask in found], names
 
 
 def _folder(output: Path | None, resume: Path | None) -> Path:

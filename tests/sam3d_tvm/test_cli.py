@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trimesh
 from PIL import Image
 
 from sam3d_tvm import __version__, cli
@@ -79,9 +80,67 @@ def test_equal_options_give_equal_bytes_with_any_threads(capsys, quick, tmp_path
 
 
 def test_several_masks_make_a_scene(capsys, quick, photo, tmp_path):
-    code, out, _ = run(capsys, *quick[:3], photo[1], *quick[3:], "-o", tmp_path)
+    columns, rows = np.meshgrid(np.arange(64), np.arange(48))
+    np.save(tmp_path / "points.npy", np.stack([columns - 32, rows - 24, np.full_like(rows, 50)], -1) / 50)
+    argv = [*quick[:3], photo[1], *quick[3:], "--pointmap", tmp_path / "points.npy"]
+    code, out, err = run(capsys, *argv, "-o", tmp_path / "out")
     assert code == 0 and "scene_splat.ply" in out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["object_1", "object_2", RUN, "scene_splat.ply"]
+    assert "axes are those of opencv, x right, y down, z away from the viewer" in err and err.count("note: ") == 1
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["object_1", "object_2", RUN, "scene_splat.ply"]
+    code, _, err = run(capsys, *argv, "-o", tmp_path / "named", "--pointmap-axes", "opencv")
+    assert code == 0 and "note: " not in err
+    for name in ("scene_splat.ply", "object_1/splat.ply", "object_1/pose.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "named" / name).read_bytes()
+
+
+def test_without_a_point_map_a_scene_is_written_only_if_asked_for(capsys, quick, photo, tmp_path):
+    argv = [*quick[:3], photo[1], *quick[3:]]
+    code, out, err = run(capsys, *argv, "-o", tmp_path / "out")
+    assert code == 0 and "note: several masks without a point map" in err and "unless asked for by --scene" in err
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"object_1", "object_2"} <= names and not [name for name in names if name.startswith("scene_")]
+    code, out, err = run(capsys, *argv, "-o", tmp_path / "out", "--scene")
+    assert code == 0 and "scene_splat.ply" in out and "they lie over one another in a scene" in err
+
+
+def test_labels_are_objects(capsys, quick, photo, tmp_path):
+    labels = np.zeros((48, 64), np.uint8)
+    labels[5:30, 5:25], labels[10:40, 35:60] = 3, 7
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    np.save(tmp_path / "depth.npy", np.random.default_rng(0).uniform(1, 2, (48, 64)))
+    argv = [quick[0], quick[1], tmp_path / "labels.png", *quick[3:], "-o", tmp_path / "out"]
+    code, _, err = run(capsys, *argv)
+    assert code == 2 and "given 0, 3, 7; several labels are several objects: --labels" in err
+    scene = ["--formats", "glb", "--depth", tmp_path / "depth.npy", "--intrinsics", "60,60,32,24"]
+    for place in (["--labels", *argv[1:]], [*argv[1:], "--labels"]):  # a file behind it is no label
+        code, _, err = run(capsys, argv[0], *place, *scene)
+        assert code == 0 and "note: labels: object 1 is label_3, object 2 is label_7" in err
+    nodes = trimesh.load(tmp_path / "out" / "scene_mesh.glb").graph.nodes_geometry
+    assert set(nodes) == {"label_3", "label_7"}
+    code, _, err = run(capsys, *argv, "--labels", "7")
+    assert code == 0 and "object 1 is label_7" in err and (tmp_path / "out" / "splat.ply").exists()
+    for wrong, says in (("7,9", "labels: expected different ones of those in"), ("7,7", "labels: expected different ones")):
+        code, _, err = run(capsys, *argv, "--labels", wrong)
+        assert code == 2 and err.startswith(f"error: {says}")
+    code, _, err = run(capsys, *quick[:3], photo[1], *quick[3:], "--labels")
+    assert code == 2 and err.startswith("error: labels: expected one mask, a picture of labels, given 2")
+
+
+def test_a_mask_on_raw_pixels_gives_what_an_upright_one_does(capsys, quick, photo, tmp_path):
+    with Image.open(photo[0]) as picture, Image.open(photo[1]) as mask:
+        exif = Image.Exif()
+        exif[0x0112] = 8
+        picture.rotate(-90, expand=True).save(tmp_path / "photo.png", exif=exif)  # as a camera on its side has it
+        mask.rotate(-90, expand=True).save(tmp_path / "mask.png")
+    assert run(capsys, *quick, "-o", tmp_path / "upright")[0] == 0
+    argv = [quick[0], tmp_path / "photo.png", tmp_path / "mask.png", *quick[3:], "-o", tmp_path / "raw"]
+    code, _, err = run(capsys, *argv)
+    assert code == 0 and err.count("turned by 90 degrees counterclockwise as the photo is by its EXIF data") == 1
+    for name in FILES:
+        assert (tmp_path / "upright" / name).read_bytes() == (tmp_path / "raw" / name).read_bytes(), name
+    code, _, err = run(capsys, *argv, "--mask-upright")
+    assert code == 2 and "expected 64 x 48 pixels, as the photo has upright, given 48 x 64" in err
 
 
 def test_stage_one_alone(capsys, quick, tmp_path):
@@ -166,6 +225,10 @@ def test_bench_counts_all_steps(capsys):
         (["--max-memory", "lots"], "error: max_memory: expected a size such as 8G or 500M, given 'lots'"),
         (["--max-memory", "100M"], "error: max_memory: expected at least "),
         (["--pointmap", "none.npy"], "error: pointmap 'none.npy': expected an array"),
+        (["--pointmap-axes", "blender"], "error: pointmap_axes: expected one of 'auto', 'pytorch3d', 'opencv', 'opengl'"),
+        (["--intrinsics", "1,2,3,4"], "error: intrinsics: expected with depth alone"),
+        (["--depth-scale", "0"], "error: depth_scale: expected with depth alone"),
+        (["--depth", "none.png", "--intrinsics", "1,2,3,4"], "error: depth 'none.png': expected a picture"),
         (["--preset", "huge"], "error: preset: expected one of 'tiny', 'full', given 'huge'"),
         (["--precision", "bfloat16"], "error: precision: expected that of the artifacts, float32, given 'bfloat16'"),
         (["--colour", "red"], "error: No such option: --colour"),
