@@ -14,7 +14,8 @@ from PIL import Image
 
 from sam3d_tvm import cli
 from sam3d_tvm.pipeline import Pipeline
-from sam3d_tvm.splat.gaussians import Gaussians, save_splat
+from sam3d_tvm.splat.files import save_splat
+from sam3d_tvm.splat.gaussians import Gaussians
 from tests.sam3d_tvm.tiny_pipeline import tiny_artifacts
 
 # The command line in a process of its own, where a signal stops it even if a shell has started all this in the background, for
