@@ -21,7 +21,7 @@ def signed_distance(points: np.ndarray) -> np.ndarray:
 
 
 def pattern(points: np.ndarray) -> np.ndarray:
-    """Colours of points [N, 3], float64 [N, 3] from 0 to 1: stripes of some 5 to 15 cubes of a grid of 256, hard spots, shades."""
+    """Colours of points [N, 3], float64 [N, 3] from 0 to 1: stripes of 5 to 15 cubes of a grid of 256, spots, shades."""
     x, y, z = points.T
     stripes = 0.5 + 0.5 * np.tanh(4 * np.sin(180 * x + 8 * np.sin(20 * z)))
     checks = 0.5 + 0.5 * np.tanh(6 * np.sin(110 * y) * np.sin(95 * z))
@@ -51,7 +51,7 @@ def ring_mesh(resolution: int = 256) -> Mesh:
 
 
 def ring_gaussians(mesh: Mesh, count: int = 400_000, seed: int = 0) -> Gaussians:
-    """`count` flat Gaussians on the surface of the mesh, evenly over its area, with the colours of the pattern where they are."""
+    """`count` flat Gaussians on the surface of the mesh, evenly over its area, in the colours of the pattern."""
     rng = np.random.default_rng(seed)
     corners = mesh.vertices[mesh.faces].astype(np.float64)
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
@@ -61,7 +61,7 @@ def ring_gaussians(mesh: Mesh, count: int = 400_000, seed: int = 0) -> Gaussians
     normals = np.stack([(signed_distance(xyz + step) - signed_distance(xyz - step)) for step in SLOPE * np.eye(3)], -1)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     # The shortest turn from z to the normal.
-    half = normals + [0, 0, 1 + 1e-9]
+    half = normals + np.array([0, 0, 1 + 1e-9])
     half /= np.linalg.norm(half, axis=1, keepdims=True)
     quaternion = np.stack([half[:, 2], -half[:, 1], half[:, 0], np.zeros(count)], -1)
     spacing = np.sqrt(areas.sum() / 2 / count)

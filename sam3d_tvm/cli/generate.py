@@ -37,8 +37,18 @@ def generate(
     shortcut: Annotated[bool, typer.Option("--shortcut", help="A structure in few steps, without guidance.")] = False,
     formats: Annotated[
         str,
-        typer.Option(help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl."),
+        typer.Option(
+            help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl, "
+            "textured.glb, textured.obj."
+        ),
     ] = "ply,glb",
+    triangles: Annotated[
+        int | None,
+        typer.Option(help="The most triangles of meshes, from 4; by default 20,000 with a texture, else as many as there are."),
+    ] = None,
+    texture_size: Annotated[
+        int | None, typer.Option(help="Pixels of a texture along each side, 16 to 8192; by default 1024.")
+    ] = None,
     stage1_only: Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone.")] = False,
     precision: Precision = None,
     threads: Threads = None,
@@ -67,6 +77,7 @@ def generate(
     console = shown.output()
     with shown.without_warnings(verbose), shown.bars() as tell:
         from sam3d_tvm.checks import check_size
+        from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
         from sam3d_tvm.photo.images import load_pointmap, load_rgba
@@ -75,6 +86,7 @@ def generate(
 
         # What is wrong with the input, or with the folder, is said before models are compiled.
         check_formats(names)
+        surface = Surface(triangles, TEXTURE_SIZE if texture_size is None else texture_size)
         for name, value, least in (("seed", seed, 0), ("steps", steps, 1), ("slat_steps", slat_steps, 1)):
             check_size(name, least if value is None else value, least)
         for mask in masks or [None]:
@@ -102,6 +114,8 @@ def generate(
                 guidance=guidance,
                 slat_guidance=slat_guidance,
                 shortcut=shortcut,
+                triangles=surface.triangles,
+                texture_size=surface.texture_size,
                 stage1_only=stage1_only,
                 max_memory=limit,
                 on_progress=lambda progress: tell(progress.stage, progress.done, progress.total),
@@ -136,9 +150,14 @@ def _summary(result) -> str:
     if result.gaussians is not None:
         parts.append(f"{len(result.gaussians):,} Gaussians")
     if result.mesh is not None:
-        watertight = "" if result.mesh.is_watertight else "not "
-        parts.append(f"a mesh of {len(result.mesh.faces):,} triangles, {watertight}watertight")
+        parts.append(_described("a mesh", result.written_mesh))
+    if result.baked is not None:
+        parts.append(_described("with a texture", result.baked.mesh))
     return ", ".join(parts)
+
+
+def _described(what: str, mesh) -> str:
+    return f"{what} of {len(mesh.faces):,} triangles, {'' if mesh.is_watertight else 'not '}watertight"
 
 
 def demo(output: Output = Path("out/demo"), seed: Annotated[int, typer.Option(help="Of the noise.")] = 42) -> None:

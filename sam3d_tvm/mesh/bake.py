@@ -1,8 +1,9 @@
 """Textures: the colours of Gaussians, or of a mesh's vertices, as they are seen from all around, on a mesh of fewer triangles.
 
 simplify -> unwrap -> draw the Gaussians from `views` cameras -> every texel takes the mean of the views that see it, those that
-look straight at it before those from aside. Whether a view sees a texel is told by its depth. What no view sees has the colour of
-the mesh there, and what lies between the charts that of their borders.
+look straight at it before those from aside. Whether a view sees a texel is told by its depth. What no view sees has the colour
+of the mesh there, and what lies between the charts that of their borders. Walls of closed cavities, which nobody sees, are left
+out before.
 """
 
 import io
@@ -26,6 +27,7 @@ TRIANGLES, TEXTURE_SIZE, VIEWS = 20_000, 1024, 100
 TEXTURE_SIZES = (16, 8192)
 VIEW_SIZES = (256, 2048)  # pixels; between, half of the texture's, which show as much as its texels
 SLACK = 0.015  # by how much depths may differ, as a part of the mesh's largest extent
+BATCH = 1 << 20  # texels that are looked at together
 LEAST_COVER = 0.5  # of a pixel by Gaussians
 LEAST_COSINE = 0.15  # between a normal and the way to the viewer
 GOLDEN = np.pi * (3 - np.sqrt(5))
@@ -88,7 +90,23 @@ def textured_picture(
     return draw_faces(mesh.vertices, mesh.faces, shade, camera, size, background)
 
 
-def check_texture(triangles: int, texture_size: int, views: int) -> None:
+@dataclass(frozen=True)
+class Surface:
+    """How meshes are written: with at most so many triangles (by default as many as there are, and 20,000 under a texture) and
+    a texture of so many pixels along each side. ValueError for fewer than 4 triangles, a size outside 16 to 8192."""
+
+    triangles: int | None = None
+    texture_size: int = TEXTURE_SIZE
+
+    def __post_init__(self):
+        check_texture(self.textured_triangles, self.texture_size)
+
+    @property
+    def textured_triangles(self) -> int:
+        return TRIANGLES if self.triangles is None else self.triangles
+
+
+def check_texture(triangles: int, texture_size: int, views: int = VIEWS) -> None:
     """ValueError for fewer than 4 triangles, a texture size outside 16 to 8192, and no views."""
     check_triangles(triangles)
     low, high = TEXTURE_SIZES
@@ -108,8 +126,8 @@ def bake(
     """`mesh` with about `triangles` faces and a texture of `texture_size` pixels along each side, in which are the colours of
     `gaussians`, or without any those of its own vertices, as `views` cameras around it see them.
 
-    Equal arguments give equal results, at any number of threads. Raises ValueError as `check_texture` and `simplify`, for a mesh
-    without faces, and for one without colours if there are no Gaussians.
+    Equal arguments give equal results, at any number of threads. Raises ValueError as `check_texture` and `simplify`, for a
+    mesh without faces, and for one without colours if there are no Gaussians.
     """
     check_texture(triangles, texture_size, views)
     if len(mesh.faces) == 0:
@@ -117,12 +135,17 @@ def bake(
     if gaussians is None or len(gaussians) == 0:
         if mesh.vertex_attributes is None:
             raise ValueError("mesh: expected colours at its vertices where there are no Gaussians, given none")
-        gaussians = gaussians_of(mesh)
+        gaussians = None
     seconds: dict[str, float] = {}
-    simple = _timed(seconds, "simplify", lambda: simplify(without_cavities(mesh), triangles))
+    visible = _timed(seconds, "cavities", lambda: without_cavities(mesh))
+    simple = _timed(seconds, "simplify", lambda: simplify(visible, triangles))
     corners, faces, uv = _timed(seconds, "unwrap", lambda: unwrap(simple, texture_size))
     texels = _timed(seconds, "texels", lambda: _Texels(simple, corners, faces, uv, texture_size))
-    sums = _timed(seconds, "views", lambda: _seen_colors(texels, simple, gaussians, views, texture_size))
+    if gaussians is None and simple is visible:  # its colours are there as they are
+        sums = np.zeros((len(texels.points), 4), np.float32)
+    else:
+        source = gaussians_of(visible) if gaussians is None else gaussians
+        sums = _timed(seconds, "views", lambda: _seen_colors(texels, simple, source, views, texture_size))
     texture = _timed(seconds, "fill", lambda: texels.filled(sums, simple))
     return TexturedMesh(simple, corners, faces, uv, texture, seconds)
 
@@ -149,7 +172,7 @@ def gaussians_of(mesh: Mesh) -> Gaussians:
     """A flat, nearly opaque Gaussian at every vertex, as wide as it is far to its neighbours, in the vertex's colour."""
     normals = mesh.vertex_normals.astype(np.float64)
     normals[~normals.any(1)] = [0, 0, 1]
-    half = normals + [0, 0, 1]
+    half = normals + np.array([0, 0, 1])
     half = np.where(half.any(1)[:, None], half, [1, 0, 0])
     half /= np.linalg.norm(half, axis=1, keepdims=True)  # the half turn around it takes z to the normal
     ends = mesh.vertices[mesh.faces].astype(np.float64)
@@ -168,6 +191,9 @@ def gaussians_of(mesh: Mesh) -> Gaussians:
     )
 
 
+AS_IT_IS = Surface()
+
+
 class _Texels:
     """The pixels of a texture that lie in a chart, M of them, and where they are on the mesh."""
 
@@ -177,8 +203,11 @@ class _Texels:
         found = faces_at_samples(places, np.ones((len(faces), 3)), size)  # [size^2]
         self.pixels = np.flatnonzero(found >= 0)  # [M]
         self.faces = found[self.pixels]
-        centres = np.stack([self.pixels % size, self.pixels // size], 1) + 0.5
-        self.weights = planes(places[self.faces] - centres[:, None])[..., 2]  # [M, 3], of the corners of its face
+        self.weights = np.empty((len(self.pixels), 3), np.float32)  # [M, 3], of the corners of its face
+        for start in range(0, len(self.pixels), BATCH):
+            some = slice(start, start + BATCH)
+            centres = np.stack([self.pixels[some] % size, self.pixels[some] // size], 1) + 0.5
+            self.weights[some] = planes(places[self.faces[some]] - centres[:, None])[..., 2]
         self.corners = corners[faces[self.faces]]  # [M, 3]
         self.points = self._mean(mesh.vertices)
         self.normals = self._mean(mesh.vertex_normals)
@@ -189,13 +218,13 @@ class _Texels:
 
     def filled(self, sums: np.ndarray, mesh: Mesh) -> np.ndarray:
         """The texture, uint8 [size, size, 3], of weighted sums of colours and weights [M, 4]."""
-        weights = sums[:, 3:].astype(np.float64)
+        weights = sums[:, 3:]
         colors = sums[:, :3] / np.where(weights > 0, weights, 1)
         seen = weights[:, 0] > 0
         if mesh.vertex_attributes is not None:
             colors[~seen] = self._mean(mesh.vertex_attributes[:, :3])[~seen]
             seen = np.ones_like(seen)
-        canvas = np.zeros((self.size**2, 4))
+        canvas = np.zeros((self.size**2, 4), np.float32)
         canvas[self.pixels[seen]] = np.concatenate([colors[seen], np.ones((seen.sum(), 1))], 1)
         return np.rint(255 * np.clip(_pull_push(canvas.reshape(self.size, self.size, 4)), 0, 1)).astype(np.uint8)
 
@@ -219,8 +248,8 @@ def view_size(texture_size: int) -> int:
 
 
 def _pull_push(canvas: np.ndarray) -> np.ndarray:
-    """Colours [S, S, 3] of a canvas [S, S, 4] of colours and a 1 where they are known: known ones as they are, others from means
-    over ever larger squares (Gortler et al., The Lumigraph, 1996)."""
+    """Colours [S, S, 3] of a canvas [S, S, 4] of colours and a 1 where they are known: known ones as they are, others from
+    means over ever larger squares (Gortler et al., The Lumigraph, 1996)."""
     size = len(canvas)
     known = canvas[..., 3:]
     if size == 1:

@@ -23,9 +23,9 @@ def mesh_picture(
 ) -> Image.Image:
     """An RGB picture of `size` x `size` pixels of a mesh as a camera sees it, in its colours, or grey if it has none.
 
-    Both sides of a face are drawn; faces that are not in front of the camera as a whole are left out. Without `light` colours are
-    shown as they are. Equal input gives equal bytes. Raises ValueError for a size outside 1 to 2048 and a background that is not
-    three integers from 0 to 255.
+    Both sides of a face are drawn; faces that are not in front of the camera as a whole are left out. Without `light` colours
+    are shown as they are. Equal input gives equal bytes. Raises ValueError for a size outside 1 to 2048 and a background that
+    is not three integers from 0 to 255.
     """
 
     def shade(faces: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -46,8 +46,8 @@ def draw_faces(
     size: int,
     background: tuple[int, int, int],
 ) -> Image.Image:
-    """As `mesh_picture`, of vertices [V, 3] and triangles [F, 3] in the colours that `shade` gives, from 0 to 1, [P, 3], for the
-    faces that are seen at samples, [P], and where in them, barycentric [P, 3]."""
+    """As `mesh_picture`, of vertices [V, 3] and triangles [F, 3] in the colours that `shade` gives, from 0 to 1, [P, 3], for
+    the faces that are seen at samples, [P], and where in them, barycentric [P, 3]."""
     check_size("size", size, 1)
     if size > LARGEST_SIZE:
         raise ValueError(f"size: expected an integer up to {LARGEST_SIZE}, given {size}")

@@ -11,8 +11,8 @@ def unwrap(mesh: Mesh, texture_size: int) -> tuple[np.ndarray, np.ndarray, np.nd
     """Texture coordinates of the faces of `mesh`.
 
     Returns corners int32 [W], the vertex of the mesh that each vertex of the cut mesh is; faces int32 [F, 3] of those, in the
-    order of the mesh; uv float32 [W, 2] from 0 to 1 within a texture of `texture_size` pixels along each side. Equal meshes give
-    equal results, whatever the number of threads.
+    order of the mesh; uv float32 [W, 2] from 0 to 1 within a texture of `texture_size` pixels along each side. Equal meshes
+    give equal results, whatever the number of threads.
     """
     import xatlas
 

@@ -50,8 +50,8 @@ class Raster:
 
 
 class Lookup:
-    """What points [M, 3] with normals [M, 3] see of themselves in pictures: `sums` float32 [M, 4], weighted colours and weights,
-    to which every call adds; see `splat_tiles.look_up`."""
+    """What points [M, 3] with normals [M, 3] see of themselves in pictures: `sums` float32 [M, 4], weighted colours and
+    weights, to which every call adds; see `splat_tiles.look_up`."""
 
     def __init__(self, points: np.ndarray, normals: np.ndarray, least_cover: float, least_cosine: float):
         lengths = np.linalg.norm(normals, axis=1, keepdims=True)

@@ -31,9 +31,7 @@ ROTATION, POSITION, FOCAL, SIDE, CAMERA = 0, 9, 12, 13, 14
 
 
 @cache
-def project(
-    near: float, low_pass: float, largest_reach: float, least_alpha: float, beyond: float
-) -> tvm.tirx.PrimFunc:
+def project(near: float, low_pass: float, largest_reach: float, least_alpha: float, beyond: float) -> tvm.tirx.PrimFunc:
     """PrimFunc (xyz [N, 3], axes [N, 9], opacity [N], color [N, 3], camera [CAMERA], ellipses [N, COLUMNS], tiles [N, 4]).
 
     axes: the columns of a matrix whose product with its transpose is the covariance, stored by rows. tiles: int32 (first, end)
@@ -42,7 +40,13 @@ def project(
 
     @script.prim_func(s_tir=True)
     def kernel(
-        xyz_: T.handle, axes_: T.handle, opacity_: T.handle, color_: T.handle, camera_: T.handle, ellipses_: T.handle, tiles_: T.handle
+        xyz_: T.handle,
+        axes_: T.handle,
+        opacity_: T.handle,
+        color_: T.handle,
+        camera_: T.handle,
+        ellipses_: T.handle,
+        tiles_: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "project"})
         n = T.int64()
@@ -112,9 +116,7 @@ def project(
                 bottom: T.let = T.floor(T.max(T.float32(0), T.min(camera[SIDE], center_y + high + T.float32(0.5))))
                 ellipses[row, FIRST] = top
                 ellipses[row, END] = bottom
-                drawn: T.let = T.And(
-                    T.And(seen[2] >= T.float32(near), reach > T.float32(0)), T.And(right > left, bottom > top)
-                )
+                drawn: T.let = T.And(T.And(seen[2] >= T.float32(near), reach > T.float32(0)), T.And(right > left, bottom > top))
                 tiles[row, 0] = T.if_then_else(drawn, T.Cast("int32", left) // TILE, 0)
                 tiles[row, 1] = T.if_then_else(drawn, (T.Cast("int32", right) + (TILE - 1)) // TILE, 0)
                 tiles[row, 2] = T.if_then_else(drawn, T.Cast("int32", top) // TILE, 0)
@@ -282,15 +284,11 @@ def look_up(least_cover: float, least_cosine: float) -> tvm.tirx.PrimFunc:
                 row: T.let = chunk * CHUNK + i
                 for k in T.unroll(3):
                     offset[k] = points[row, k] - camera[POSITION + k]
-                facing: T.let = -(
-                    offset[0] * normals[row, 0] + offset[1] * normals[row, 1] + offset[2] * normals[row, 2]
-                )
+                facing: T.let = -(offset[0] * normals[row, 0] + offset[1] * normals[row, 1] + offset[2] * normals[row, 2])
                 distance: T.let = T.sqrt(offset[0] * offset[0] + offset[1] * offset[1] + offset[2] * offset[2])
                 if facing > T.float32(least_cosine) * distance:
                     for k in T.unroll(3):
-                        seen[k] = (
-                            camera[3 * k] * offset[0] + camera[3 * k + 1] * offset[1] + camera[3 * k + 2] * offset[2]
-                        )
+                        seen[k] = camera[3 * k] * offset[0] + camera[3 * k + 1] * offset[1] + camera[3 * k + 2] * offset[2]
                     if seen[2] > T.float32(0):
                         cosine: T.let = facing / distance
                         strength: T.let = cosine * cosine
