@@ -73,7 +73,7 @@ def run(pipeline, folder: Path, masks=(), stop: str | None = None, **options) ->
             raise KeyboardInterrupt
 
     image = options.pop("image", disc_photo()[..., :3] if masks else disc_photo())
-    options = QUICK | options | {"on_progress": on_progress}
+    options = QUICK | options | {"on_progress": on_progress, "scene": len(masks) > 1}
     if stop is None:
         generate_into(pipeline, folder, image, masks, **options)
     else:
@@ -297,7 +297,7 @@ def test_an_earlier_run_stays_until_something_is_written(pipeline, whole, tmp_pa
 def test_names_of_files_lead_nowhere_else(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     digest = "0" * 64
-    entry = {"bytes": 4, "sha256": digest, "of": "", "with": ["../mine.txt"]}
+    entry = {"bytes": 4, "sha256": digest, "of": ""}
     out = tmp_path / "out"
     out.mkdir()
     files = dict.fromkeys(("../mine.txt", str(tmp_path / "mine.txt"), "..", "", "run.json"), entry)
@@ -314,23 +314,6 @@ def test_the_run_json_of_another_program_is_not_touched(pipeline, tmp_path, text
     with pytest.raises(ValueError, match=r"output: expected no run\.json that this program has not written"):
         run(pipeline, tmp_path)
     assert contents(tmp_path) == {"run.json": text.encode()}
-
-
-def test_files_that_belong_together(tmp_path):
-    def write(path: Path) -> None:
-        path.write_text("main")
-        path.with_name("other.txt").write_text("other")
-
-    RunFolder(tmp_path).write("main.txt", write, others=["other.txt", "third.txt"])
-    assert RunFolder(tmp_path, resume=True).has("main.txt")
-    (tmp_path / "other.txt").write_text("changed")
-    assert not RunFolder(tmp_path, resume=True).has("main.txt")
-    RunFolder(tmp_path, resume=True).write("main.txt", write, others=["other.txt"])
-    folder = RunFolder(tmp_path, resume=True)
-    folder.keep_only(["main.txt"])
-    assert contents(tmp_path).keys() == {"main.txt", "other.txt", "run.json"}
-    RunFolder(tmp_path).write("new.txt", lambda path: path.write_text("new"))
-    assert contents(tmp_path).keys() == {"new.txt", "run.json"}
 
 
 def test_a_folder_is_tried_and_left_as_it_was(tmp_path):
