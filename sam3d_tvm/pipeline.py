@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import tvm
-from PIL import Image
 
 from sam3d_tvm import __version__, memory
 from sam3d_tvm.artifacts import (
@@ -42,7 +41,8 @@ from sam3d_tvm.models.condition_embedder.run import nearest_index
 from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import DECODED, FORMATS, Result, check_formats
 from sam3d_tvm.overview import thumbnail
-from sam3d_tvm.photo import images
+from sam3d_tvm.photo import images, pointmaps
+from sam3d_tvm.photo.images import Picture
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.pose import decode_pose
 from sam3d_tvm.sampler import Guidance, Step
@@ -50,8 +50,11 @@ from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.structure import STAGES, Structure, differences
 
 POINTMAPS = ("pointmap", "rgb_pointmap")
+OVERLAP = (
+    "several masks without a point map: nothing tells where the objects are, and they lie over one another in a scene; give "
+    "a point map or depth (--pointmap, --depth)"
+)
 GIVEN = ("image", "mask", "pointmap")
-Picture = str | os.PathLike | np.ndarray | Image.Image
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,11 @@ class Pipeline:
         mask: Picture | None = None,
         *,
         pointmap: str | os.PathLike | np.ndarray | None = None,
+        pointmap_axes: str = pointmaps.AUTO,
+        depth: Picture | None = None,
+        depth_scale: float | None = None,
+        intrinsics: str | os.PathLike | Sequence[float] | np.ndarray | None = None,
+        mask_upright: bool = False,
         seed: int = 42,
         steps: int | None = None,
         slat_steps: int | None = None,
@@ -160,9 +168,10 @@ class Pipeline:
     ) -> Result:
         """One object from a photo.
 
-        image, mask: files, arrays or Pillow images, see `images`; without a mask the image's alpha channel is it. pointmap: a
-        position in space for each pixel, floats [H, W, 3] or [3, H, W] or a file of such, in the convention of PyTorch3D's
-        cameras (x left, y up, z away); without one the pose is in units of the object, and the structure sees no crop.
+        image, mask, mask_upright: files, arrays or Pillow images, see `images.load_photo`; without a mask the image's alpha
+        channel is it. pointmap: a position in space for each pixel, floats [H, W, 3] or [3, H, W] or a file of such, in
+        `pointmap_axes`, which "auto" tells from the points; or depth with intrinsics, see `pointmaps.load_points`. Without them
+        the pose is in units of the object, and the structure sees no crop. What was understood is said by a `notices.Notice`.
 
         seed: of the noise. steps, guidance: of the structure, slat_steps, slat_guidance: of the structured latents, which
         default to the same steps, and all else to the checkpoint's values. shortcut: a structure in few steps, without
@@ -189,9 +198,11 @@ class Pipeline:
         )
         known = begun or resumed
         voxels = memory.TYPICAL_VOXELS if known is None else len(known.coords)
-        self.check_memory(max_memory, voxels, stage1_only, formats)
+        photo = 0 if max_memory is None else memory.of_photo(image, mask, pointmap is not None or depth is not None)
+        self.check_memory(max_memory, voxels, stage1_only, formats, photo)
         run = Run(self.artifacts, on_progress)
-        inputs = run.inputs(image, mask, pointmap)
+        seen = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics, "mask_upright": mask_upright}
+        inputs = run.inputs(image, mask, pointmap, axes=pointmap_axes, **seen)
         made_with = self._made_with(run.given | {"seed": seed}, first, slat, shortcut)
         if begun is not None:
             begun, made_with = self._from_structure(begun, made_with)
@@ -219,7 +230,7 @@ class Pipeline:
             run.seconds,
             photo=run.photo,
             random_weights=self.artifacts.random_weights,
-            in_pointmap_units=pointmap is not None,
+            in_pointmap_units=inputs.scale is not None,
             made_with=made_with,
             surface=surface,
         )
@@ -298,10 +309,15 @@ class Pipeline:
         return found
 
     def generate_scene(self, image: Picture, masks: Sequence[Picture], **options) -> list[Result]:
-        """The objects of several masks, each as `generate` makes it, with poses in one scene if there is a point map."""
+        """The objects of several masks, each as `generate` makes it, with poses in one scene if there is a point map.
+
+        Without one a `notices.Notice` says that they lie over one another. `images.split_labels` makes masks of labels.
+        """
         if isinstance(masks, (str, os.PathLike)) or len(masks) < 1:
             raise ValueError(f"masks: expected a list of at least one, given {masks!r}")
         on_progress = options.pop("on_progress", lambda progress: None)
+        if len(masks) > 1 and not has_points(options):
+            say(OVERLAP)
         results = []
         for number, mask in enumerate(masks, 1):
             tell = of_object(on_progress, number) if len(masks) > 1 else on_progress
@@ -314,29 +330,30 @@ class Pipeline:
         voxels: int = memory.TYPICAL_VOXELS,
         stage1_only: bool = False,
         formats: Sequence[str] | None = None,
+        photo: int = 0,
     ) -> dict[str, int]:
         """The bytes that each stage is estimated to take at its peak, for so many voxels. `formats`: those that are decoded,
-        by default all."""
+        by default all. `photo`: what the photo takes, if that is to be a stage, "image", too."""
         check_size("voxels", voxels, 0)
         weights = {name: self.artifacts.weight_bytes(name) for name in self.config.models}
         found = memory.estimate(self.config, weights, voxels, stage1_only)
         idle = set() if formats is None else set(DECODED) - check_formats(formats, self.config.models)
-        return {name: value for name, value in found.items() if name not in idle}
+        first = {memory.IMAGE: photo} if photo else {}
+        return first | {name: value for name, value in found.items() if name not in idle}
 
     def check_memory(
-        self, max_memory: int | None, voxels: int, stage1_only: bool = False, formats: Sequence[str] | None = None
+        self,
+        max_memory: int | None,
+        voxels: int,
+        stage1_only: bool = False,
+        formats: Sequence[str] | None = None,
+        photo: int = 0,
     ) -> None:
         """ValueError with the estimate if a stage is estimated to take more than `max_memory` bytes."""
         if max_memory is None:
             return
-        check_size("max_memory", max_memory, 1)
-        found = self.memory(voxels, stage1_only, formats)
-        worst = max(found, key=found.__getitem__)
-        if found[worst] > max_memory:
-            raise ValueError(
-                f"max_memory: expected at least {found[worst] / 2**30:.2f} GiB, which {worst} is estimated to take for "
-                f"{voxels:,} voxels, given {max_memory / 2**30:.2f} GiB"
-            )
+        found = self.memory(voxels, stage1_only, formats, photo)
+        memory.check(found, max_memory, f"for {voxels:,} voxels")
 
 
 class Run:
@@ -376,15 +393,26 @@ class Run:
         yield MODELS[name].open(self.artifacts.load(name), config)
         gc.collect()
 
-    def inputs(self, image: Picture, mask: Picture | None, pointmap: Any) -> Preprocessed:
+    def inputs(
+        self,
+        image: Picture,
+        mask: Picture | None,
+        pointmap: Any,
+        *,
+        axes: str = "pytorch3d",
+        mask_upright: bool = False,
+        **depth: Any,
+    ) -> Preprocessed:
+        """What the generators see. `axes`: those of the point map, as upstream has them, or "auto". `depth`: depth, depth_scale
+        and intrinsics of `pointmaps.load_points`."""
         with self._stage("image"):
-            rgba = _rgba(image, mask)
+            photo = images.load_photo(image, mask, mask_upright)
+            rgba = photo.rgba
             self.given = {"image": _sha256(rgba[..., :3]), "mask": _sha256(rgba[..., 3]), "pointmap": None}
             self.photo = thumbnail(rgba)
             options = self.config.preprocessing
+            pointmap = pointmaps.load_points(pointmap, axes, **depth, size=photo.size, orientation=photo.orientation)
             if pointmap is not None:
-                pointmap = images.load_pointmap(pointmap) if isinstance(pointmap, (str, os.PathLike)) else pointmap
-                pointmap = images.as_pointmap(pointmap)
                 self.given["pointmap"] = _sha256(pointmap)
                 pointmap = _over_pixels(pointmap, rgba.shape[:2])
                 if options.clip_pointmap_beyond_scale is not None:
@@ -455,6 +483,11 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def has_points(options: Mapping[str, Any]) -> bool:
+    """Whether options of `Pipeline.generate` have what puts objects into one scene."""
+    return any(options.get(name) is not None for name in ("pointmap", "depth"))
+
+
 def denormalised(feats: np.ndarray, config: PipelineConfig) -> np.ndarray:
     """Structured latents float32 [N, C] in the units that the decoders were trained with."""
     return feats * np.float32(config.slat_std) + np.float32(config.slat_mean)
@@ -474,16 +507,6 @@ def _over_pixels(pointmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A point map [3, h, w] with a point for every pixel of a picture (H, W), the nearest one."""
     rows, columns = (nearest_index(old, new) for old, new in zip(pointmap.shape[1:], size, strict=True))
     return pointmap if pointmap.shape[1:] == size else pointmap[:, rows[:, None], columns]
-
-
-def _rgba(image: Picture, mask: Picture | None) -> np.ndarray:
-    """uint8 [H, W, 4] of files, arrays or Pillow images."""
-    if isinstance(image, (str, os.PathLike)) and (mask is None or isinstance(mask, (str, os.PathLike))):
-        return images.load_rgba(image, mask)
-    image = images.load_image(image) if isinstance(image, (str, os.PathLike)) else image
-    if isinstance(mask, (str, os.PathLike)):
-        mask = images.load_mask(mask)
-    return images.as_rgba(image, mask)
 
 
 def _sampling(default: Sampling, steps_name: str, steps: int | None, strength_name: str, strength: float | None) -> Sampling:

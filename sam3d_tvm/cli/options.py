@@ -12,19 +12,42 @@ from sam3d_tvm.tvm_without_torch import import_tvm
 BAD_OPTIONS, FAILED, STOPPED = 2, 1, 130  # exit codes
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
-OptionalOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.  [default: out]")]
+EXAMPLES = {
+    "generate": "Example: sam3d-tvm generate photo.jpg mask.png --checkpoint checkpoints/hf -o out --formats ply,glb",
+    "compile": "Example: sam3d-tvm compile checkpoints/hf -o artifacts",
+    "view": "Example: sam3d-tvm view out/splat.ply",
+    "info": "Example: sam3d-tvm info artifacts",
+    "validate": "Example: sam3d-tvm validate --component dinov2",
+}
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if it is not there.")]
+OptionalOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.", show_default="out")]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(help="Checkpoint as published: its folder, the download's root, or pipeline.yaml.", envvar="SAM3D_CHECKPOINT"),
 ]
 Artifacts = Annotated[
-    Path | None, typer.Option(help="Folder of the compiled models; alone, what was compiled before.", envvar="SAM3D_ARTIFACTS")
+    Path | None,
+    typer.Option(
+        help="Folder of the compiled models; by default one in the user's cache. Without --checkpoint and --preset: a folder "
+        "that was compiled before.",
+        envvar="SAM3D_ARTIFACTS",
+    ),
 ]
-Preset = Annotated[str | None, typer.Option(help="Random weights in place of a checkpoint: tiny or full.")]
-Precision = Annotated[str | None, typer.Option(help="float32, which is the default, or bfloat16 or float16 inside the models.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; by default all cores.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show estimates, times of all stages, and warnings.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="Random weights in place of a checkpoint: tiny (seconds, MBs) or full (the real sizes, many GBs)."),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Inside the models: float32, bfloat16 or float16.", show_default="float32, or that of --artifacts"),
+]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads, at least 1.", show_default="all cores that the process may use")
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show estimates of memory, times of all stages, and warnings of libraries.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
