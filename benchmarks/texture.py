@@ -4,9 +4,9 @@
     python -m benchmarks.texture --demo                 # and the cup of the demo, with the models of the preset tiny
     python -m benchmarks.texture --triangles 20000 --texture-size 1024 --views 100 --json FILE
 
-PSNR over eight views that nothing was baked from, against pictures of the splat, on white: of the mesh with its texture, of the
-whole mesh with the colours of its vertices, and of the simplified one with those; without light. "Inside" counts the pixels that
-all three cover.
+PSNR over eight views that nothing was baked from, against pictures of the splat, on white: of the mesh with its texture, of
+the whole mesh with the colours of its vertices, and of the simplified one with those; without light. "Inside" counts the
+pixels that all three cover.
 """
 
 import argparse
@@ -94,9 +94,7 @@ def main() -> None:
     parser.add_argument("--triangles", type=int, default=TRIANGLES)
     parser.add_argument("--texture-size", type=int, default=TEXTURE_SIZE)
     parser.add_argument("--views", type=int, default=VIEWS)
-    parser.add_argument(
-        "--demo", action="store_true", help="the cup of the demo, too; compiles the preset tiny where it has to"
-    )
+    parser.add_argument("--demo", action="store_true", help="the cup of the demo, too; may compile the preset tiny")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and rows to FILE")
     options = parser.parse_args()
     mesh = ring_mesh()

@@ -252,15 +252,9 @@ def _summary(result) -> str:
         parts.append(_described("with a texture", result.baked.mesh))
     return ", ".join(parts)
 
-    triangles: Annotated[
-        int | None,
-        typer.Option(
-            help="The most triangles of meshes, at least 4.", show_default="20,000 with a texture, else as many as there are"
-        ),
-    ] = (None,)
-    texture_size: Annotated[
-        int | None, typer.Option(help="Pixels of a texture along each side, 16 to 8192.", show_default="1024")
-    ] = (None,)
+
+def _described(what: str, mesh) -> str:
+    return f"{what} of {len(mesh.faces):,} triangles, {'' if mesh.is_watertight else 'not '}watertight"
 
 
 def demo(output: Output = Path("out/demo"), seed: Annotated[int, typer.Option(help="Of the noise, from 0.")] = 42) -> None:
