@@ -27,8 +27,9 @@ TRIANGLES, TEXTURE_SIZE, VIEWS = 20_000, 1024, 100
 TEXTURE_SIZES = (16, 8192)
 VIEW_SIZES = (256, 2048)  # pixels; between, half of the texture's, which show as much as its texels
 SLACK = 0.015  # by how much depths may differ, as a part of the mesh's largest extent
+RINGS = 2  # around charts, in texels, that are filled from their rim alone
 BATCH = 1 << 20  # texels that are looked at together
-LEAST_COVER = 0.5  # of a pixel by Gaussians
+WIDTH = 0.45  # of the Gaussians of a mesh, in lengths of its edges
 LEAST_COSINE = 0.15  # between a normal and the way to the viewer
 GOLDEN = np.pi * (3 - np.sqrt(5))
 
@@ -169,25 +170,26 @@ def bake_cameras(mesh: Mesh, views: int) -> list[Camera]:
 
 
 def gaussians_of(mesh: Mesh) -> Gaussians:
-    """A flat, nearly opaque Gaussian at every vertex, as wide as it is far to its neighbours, in the vertex's colour."""
-    normals = mesh.vertex_normals.astype(np.float64)
+    """Flat, nearly opaque Gaussians in the colours of a mesh, at its vertices and in the middles of its faces, in this order,
+    so wide that next to nothing shines through."""
+    ends = mesh.vertices[mesh.faces].astype(np.float64)  # [F, 3, 3]
+    edges = np.linalg.norm(ends - np.roll(ends, 1, 1), axis=2)  # [F, 3]: before each corner
+    owners, count = mesh.faces.reshape(-1), len(mesh.vertices)
+    means = np.bincount(owners, edges.reshape(-1), count) / np.maximum(np.bincount(owners, minlength=count), 1)
+    widths = WIDTH * np.concatenate([means, edges.mean(1)])
+    used = np.flatnonzero(widths > 0)
+    normals = np.concatenate([mesh.vertex_normals, mesh.face_normals]).astype(np.float64)[used]
     normals[~normals.any(1)] = [0, 0, 1]
     half = normals + np.array([0, 0, 1])
     half = np.where(half.any(1)[:, None], half, [1, 0, 0])
     half /= np.linalg.norm(half, axis=1, keepdims=True)  # the half turn around it takes z to the normal
-    ends = mesh.vertices[mesh.faces].astype(np.float64)
-    lengths = np.linalg.norm(ends - np.roll(ends, 1, 1), axis=2)  # [F, 3]: of the edges before each corner
-    owners = mesh.faces.reshape(-1)
-    counts = np.maximum(np.bincount(owners, minlength=len(normals)), 1)
-    widths = np.bincount(owners, lengths.reshape(-1), len(normals)) / counts / 2
-    used = np.flatnonzero(widths > 0)
-    scaling = widths[used, None] * [1, 1, 0.1]
+    colors = mesh.vertex_attributes[:, :3]
     return Gaussians(
-        xyz=mesh.vertices[used],
-        features_dc=(mesh.vertex_attributes[used, :3] - 0.5) / CONSTANT_HARMONIC,
+        xyz=np.concatenate([mesh.vertices, ends.mean(1)])[used],
+        features_dc=(np.concatenate([colors, colors[mesh.faces].mean(1)])[used] - 0.5) / CONSTANT_HARMONIC,
         opacity_logit=np.full(len(used), 4.0),
-        log_scaling=np.log(scaling),
-        quaternion=np.concatenate([np.zeros((len(used), 1)), half[used]], 1),
+        log_scaling=np.log(widths[used, None] * [1, 1, 0.1]),
+        quaternion=np.concatenate([np.zeros((len(used), 1)), half], 1),
     )
 
 
@@ -226,14 +228,14 @@ class _Texels:
             seen = np.ones_like(seen)
         canvas = np.zeros((self.size**2, 4), np.float32)
         canvas[self.pixels[seen]] = np.concatenate([colors[seen], np.ones((seen.sum(), 1))], 1)
-        return np.rint(255 * np.clip(_pull_push(canvas.reshape(self.size, self.size, 4)), 0, 1)).astype(np.uint8)
+        return np.rint(255 * np.clip(_pull_push(_dilated(canvas.reshape(self.size, self.size, 4))), 0, 1)).astype(np.uint8)
 
 
 def _seen_colors(texels: _Texels, mesh: Mesh, gaussians: Gaussians, views: int, texture_size: int) -> np.ndarray:
     """Weighted sums of colours and weights over the views, float32 [M, 4]."""
     from sam3d_tvm.splat.raster import Lookup, Raster
 
-    raster, lookup = Raster(gaussians), Lookup(texels.points, texels.normals, LEAST_COVER, LEAST_COSINE)
+    raster, lookup = Raster(gaussians), Lookup(texels.points, texels.normals, LEAST_COSINE)
     side = view_size(texture_size)
     slack = SLACK * float((mesh.vertices.max(0) - mesh.vertices.min(0)).max())
     for camera in bake_cameras(mesh, views):
@@ -245,6 +247,19 @@ def view_size(texture_size: int) -> int:
     """Pixels of a view along each side."""
     low, high = VIEW_SIZES
     return min(max(texture_size // 2, low), high) // 16 * 16
+
+
+def _dilated(canvas: np.ndarray, rings: int = RINGS) -> np.ndarray:
+    """A canvas as of `_pull_push`, in which pixels beside known ones are known as the means of these, so many times: what is
+    mixed in at the rim of a chart is like the rim."""
+    size = len(canvas)
+    for _ in range(rings):
+        wide = np.pad(canvas, ((1, 1), (1, 1), (0, 0)))
+        sums = sum(wide[y : y + size, x : x + size] for y in range(3) for x in range(3))
+        count = sums[..., 3:]
+        near = np.concatenate([sums[..., :3] / np.where(count > 0, count, 1), np.minimum(count, 1)], 2)
+        canvas = np.where(canvas[..., 3:] > 0, canvas, near)
+    return canvas
 
 
 def _pull_push(canvas: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from sam3d_tvm.splat.cameras import Camera
 from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.splat.picture import BEYOND, LARGEST_ALPHA, LEAST_ALPHA, LOW_PASS, NEAR, OPAQUE, REACH
 from tir_kernels.cpu import splat_tiles as kernels
-from tir_kernels.cpu.splat_tiles import CHANNELS, COLUMNS, DEPTH, SEEN, TILE, compiled
+from tir_kernels.cpu.splat_tiles import CHANNELS, COLUMNS, SEEN, TILE, compiled
 
 
 class Raster:
@@ -26,8 +26,8 @@ class Raster:
         self._composite = compiled(kernels.composite(LARGEST_ALPHA, OPAQUE))
 
     def draw(self, camera: Camera, side: int) -> tvm.runtime.Tensor:
-        """float32 [CHANNELS, side, side], with a side that is a multiple of `TILE`: red, green, blue, what is seen of what is
-        behind all, depth; the first three and the last as sums over Gaussians, by what is seen of each."""
+        """float32 [CHANNELS, side, side], with a side that is a multiple of `TILE`: red, green and blue as sums over what is
+        seen of each Gaussian, how much is seen of what is behind all, and the depth, see `splat_tiles.composite`."""
         self._project(*self._given, camera_numbers(camera, side), self._ellipses, self._tiles)
         across = side // TILE
         wide = _tensor(np.array([across]), np.int32)
@@ -53,11 +53,11 @@ class Lookup:
     """What points [M, 3] with normals [M, 3] see of themselves in pictures: `sums` float32 [M, 4], weighted colours and
     weights, to which every call adds; see `splat_tiles.look_up`."""
 
-    def __init__(self, points: np.ndarray, normals: np.ndarray, least_cover: float, least_cosine: float):
+    def __init__(self, points: np.ndarray, normals: np.ndarray, least_cosine: float):
         lengths = np.linalg.norm(normals, axis=1, keepdims=True)
         self._points, self._normals = _tensor(points), _tensor(normals / np.where(lengths > 0, lengths, 1))
         self._sums = _tensor(np.zeros((len(points), 4)))
-        self._look_up = compiled(kernels.look_up(least_cover, least_cosine))
+        self._look_up = compiled(kernels.look_up(least_cosine))
 
     def add(self, camera: Camera, picture: tvm.runtime.Tensor, slack: float) -> None:
         """Adds what a picture of `Raster` has at the points, where its depth is within `slack` of theirs."""
@@ -72,12 +72,6 @@ class Lookup:
 def over(picture: np.ndarray, background=(1.0, 1.0, 1.0)) -> np.ndarray:
     """What `Raster.draw` gave as colours over a background: float32 [side, side, 3]."""
     return np.moveaxis(picture[:SEEN] + picture[SEEN] * np.float32(background)[:, None, None], 0, -1)
-
-
-def depth_of(picture: np.ndarray) -> np.ndarray:
-    """The mean depth of what is seen at every pixel of it, [side, side]; NaN where nothing is."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(picture[SEEN] < 1, picture[DEPTH] / (1 - picture[SEEN]), np.nan)
 
 
 def camera_numbers(camera: Camera, side: int) -> tvm.runtime.Tensor:

@@ -16,6 +16,7 @@ from PIL import Image
 from sam3d_tvm.mesh.bake import (
     Surface,
     TexturedMesh,
+    _dilated,
     _pull_push,
     bake,
     bake_cameras,
@@ -33,6 +34,7 @@ from sam3d_tvm.splat.gaussians import CONSTANT_HARMONIC, Gaussians
 from sam3d_tvm.splat.picture import splat_picture
 from tests.sam3d_tvm.test_mesh import CORNER, LAMP, SECOND, TABLE, glb_parts
 from tests.sam3d_tvm.test_simplify import ball
+from tests.tolerance import assert_close
 
 SMALL = {"texture_size": 128, "views": 24}
 
@@ -44,13 +46,14 @@ def painted(points: np.ndarray) -> np.ndarray:
 
 
 def gaussians_on_ball(count: int = 20_000) -> Gaussians:
-    rng = np.random.default_rng(1)
-    points = rng.standard_normal((count, 3))
-    points /= 2 * np.linalg.norm(points, axis=1, keepdims=True)
+    """On a spiral, so that there are no holes to see the other side through."""
+    z, turn = 1 - (2 * np.arange(count) + 1) / count, np.pi * (3 - np.sqrt(5)) * np.arange(count)
+    level = np.sqrt(1 - z**2)
+    points = np.stack([level * np.cos(turn), level * np.sin(turn), z], -1) / 2
     return Gaussians(
         points,
         (painted(points) - 0.5) / CONSTANT_HARMONIC,
-        np.full(count, 3.0),
+        np.full(count, 4.0),
         np.full((count, 3), np.log(0.008)),
         np.tile([1.0, 0, 0, 0], (count, 1)),
     )
@@ -74,16 +77,17 @@ def texture_at(mesh: TexturedMesh, weights) -> tuple[np.ndarray, np.ndarray]:
 def test_texels_have_the_colours_of_the_gaussians(textured):
     assert 950 <= len(textured.faces) <= 1000 and textured.is_watertight
     assert textured.texture.shape == (128, 128, 3) and textured.texture.dtype == np.uint8
-    for weights in ([1 / 3, 1 / 3, 1 / 3], [0.8, 0.1, 0.1], [0.1, 0.1, 0.8]):
+    # A texel is some 0.02 wide, and colours change by up to 0.9 a unit. Where a corner of a face is in no texel of its chart it
+    # is filled from some two texels away.
+    for weights, away in (([1 / 3, 1 / 3, 1 / 3], 1), ([0.8, 0.1, 0.1], 3), ([0.1, 0.1, 0.8], 3)):
         points, colors = texture_at(textured, weights)
-        # A texel is some 0.02 wide, the blur of a Gaussian 0.008 and of a view's pixel 0.005: colours change by 0.8 a unit.
         error = np.abs(colors - painted(points / (2 * np.linalg.norm(points, axis=1, keepdims=True))))
-        assert error.max() < 0.05 and error.mean() < 0.012
+        assert error.max() < 0.02 * 0.9 * np.sqrt(2) * away and error.mean() < 0.012
 
 
 def test_a_textured_mesh_looks_like_the_splat_from_places_it_was_not_baked_from(textured):
     camera = orbit_box([-0.5] * 3, [0.5] * 3, 5, 13.0)[3]
-    middle = np.s_[25:75, 25:75]  # without the outline
+    middle = np.s_[35:65, 35:65]  # without the outline
     shown, wrong = textured_picture(textured, camera, 100), mesh_picture(textured.mesh, camera, 100, light=False)
     wanted = np.asarray(splat_picture(gaussians_on_ball(), camera, 100), float)[middle]
     assert np.abs(np.asarray(shown, float)[middle] - wanted).mean() < 255 * 0.012
@@ -128,18 +132,21 @@ def test_seams_and_gutters_are_filled_from_the_charts():
     np.testing.assert_allclose(filled.sum(-1), 1, atol=1e-5)  # means of the two
     assert filled[3, 0, 0] > 0.8 and filled[4, 6, 2] > 0.5
     assert (_pull_push(np.zeros((4, 4, 4), np.float32)) == 0).all()
+    ring = _dilated(canvas, 1)
+    assert (ring[:4, :4, 3] == 1).all() and np.array_equal(ring[3, 3], [1, 0, 0, 1]) and not ring[4, 0].any()
+    assert (_dilated(canvas, 2)[4, :4, 0] > 0).all()
     one = np.zeros((16, 16, 4), np.float32)
     one[3, 4] = [0.25, 0.5, 0.75, 1]
     np.testing.assert_allclose(_pull_push(one), np.broadcast_to([0.25, 0.5, 0.75], (16, 16, 3)), atol=1e-6)
 
 
 def test_texels_beside_a_chart_are_like_its_border(textured):
-    """What a viewer that reads between texels, or a smaller copy of the texture, mixes in."""
+    """What a viewer that reads between texels, or a smaller copy of the texture, mixes in: from up to three texels away."""
     for face, where in zip(textured.faces, textured.uv[textured.faces], strict=True):
         edge = where.mean(0) + 1.02 * (where[0] - where.mean(0))
         row, column = np.clip((edge[::-1] * 128).astype(int), 0, 127)
         near = painted(textured.vertices[face[:1]] / np.linalg.norm(textured.vertices[face[0]]) / 2)
-        assert np.abs(textured.texture[row, column] / 255 - near).max() < 0.1
+        assert np.abs(textured.texture[row, column] / 255 - near).max() < 0.02 * 0.9 * np.sqrt(2) * 3
 
 
 def test_charts_keep_faces_and_do_not_overlap():
@@ -166,7 +173,7 @@ def test_cameras_are_all_around_and_see_all_of_the_mesh():
     directions = []
     for camera in bake_cameras(mesh, 40):
         pixels, depth = camera.project(mesh.vertices, 100)
-        assert (depth > 0).all() and pixels.min() >= 0 and pixels.max() <= 100 and np.ptp(pixels, 0).max() > 40
+        assert (depth > 0).all() and pixels.min() >= 0 and pixels.max() <= 100 and np.ptp(pixels, 0).max() > 30
         directions.append(camera.rotation[2])
     cosines = np.array(directions) @ np.array(directions).T
     assert np.sort(cosines, 1)[:, -2].min() > 0.8  # every one has a neighbour
@@ -176,9 +183,11 @@ def test_cameras_are_all_around_and_see_all_of_the_mesh():
 def test_gaussians_of_a_mesh_lie_flat_on_it():
     mesh = ball(300)
     found = gaussians_of(mesh)
-    assert np.array_equal(found.xyz, mesh.vertices)
-    np.testing.assert_allclose(found.colors, mesh.vertex_attributes[:, :3], atol=1e-6)
-    normals = mesh.vertex_normals.astype(float)
+    middles = mesh.vertices[mesh.faces].mean(1)
+    assert_close(found.xyz, np.concatenate([mesh.vertices, middles]), 3)
+    colors = np.concatenate([mesh.vertex_attributes, mesh.vertex_attributes[mesh.faces].mean(1)])[:, :3]
+    assert_close(found.colors, colors, 3)
+    normals = np.concatenate([mesh.vertex_normals, mesh.face_normals]).astype(float)
     xx, xy, xz, yy, yz, zz = found.covariance.T.astype(float)
     matrices = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]).transpose(2, 0, 1)
     along = np.einsum("ni,nij,nj->n", normals, matrices, normals)
@@ -218,7 +227,7 @@ def test_the_same_bytes_on_one_core_and_on_all():
         ({"views": 0}, "views: expected an integer of at least 1, given 0"),
         (
             {"mesh": Mesh(CORNER.vertices, CORNER.faces[:0])},
-            "mesh: expected at least one face to bake a texture for, given none",
+            "mesh: expected at least one face to bake a texture for",
         ),
         ({"mesh": Mesh(CORNER.vertices, CORNER.faces)}, "mesh: expected colours at its vertices where there are no Gaussians"),
     ],
@@ -286,7 +295,7 @@ def test_obj_as_other_libraries_read_it(corner, tmp_path):
 
 
 def result(mesh: Mesh, pose: Pose, name: str) -> Result:
-    """With Gaussians along the edges, which no view takes for the faces: textures have the colours of the mesh."""
+    """With a Gaussian that no view of the mesh shows: textures have the colours of the mesh."""
     return Result(np.int32([[0, 1, 2, 3]]), 64, pose, np.zeros((1, 8), np.float32), far_away(), None, mesh, name=name)
 
 

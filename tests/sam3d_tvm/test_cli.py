@@ -221,6 +221,8 @@ def test_bench_counts_all_steps(capsys):
         (["--seed", "-1"], "error: seed: expected an integer of at least 0, given -1"),
         (["--guidance", "nan"], "error: guidance: expected a finite number, given nan"),
         (["--formats", "ply,fbx"], "error: formats: expected names among ply, "),
+        (["--triangles", "3"], "error: triangles: expected an integer of at least 4, given 3"),
+        (["--texture-size", "8"], "error: texture_size: expected an integer of at least 16, given 8"),
         (["--threads", "0"], "error: threads: expected an integer of at least 1, given 0"),
         (["--max-memory", "lots"], "error: max_memory: expected a size such as 8G or 500M, given 'lots'"),
         (["--max-memory", "100M"], "error: max_memory: expected at least "),

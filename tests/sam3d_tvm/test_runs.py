@@ -157,6 +157,33 @@ def test_other_formats_are_added(pipeline, whole, tmp_path):
     assert contents(tmp_path / "mesh") == contents(whole)
 
 
+def test_a_texture_is_a_stage_and_belongs_to_its_options(pipeline, tmp_path):
+    options = {"formats": ("textured.glb", "textured.obj", "mesh.ply"), "triangles": 300, "texture_size": 64}
+    texture = {"textured.glb", "textured.obj", "textured.mtl", "textured.png"}
+    assert run(pipeline, tmp_path / "one", **options)[-3:] == ["mesh", "texture", "pictures"]
+    first = contents(tmp_path / "one")
+    assert set(first) == FIRST | texture | {"mesh.ply", "views.png"}
+    # Interrupted before the texture, and taken up again; only what is lacking is baked.
+    run(pipeline, tmp_path / "two", stop="texture", **options)
+    assert not (tmp_path / "two" / "textured.png").exists()
+    assert "texture" in run(pipeline, tmp_path / "two", resume=True, **options)
+    assert contents(tmp_path / "two") == first
+    assert run(pipeline, tmp_path / "two", resume=True, **options) == ["image", "pictures"]
+    (tmp_path / "two" / "textured.mtl").unlink()
+    assert "texture" in run(pipeline, tmp_path / "two", resume=True, **options)
+    assert contents(tmp_path / "two") == first
+    # Of another size: new files in place of the old ones, the others as they were.
+    assert "texture" in run(pipeline, tmp_path / "two", resume=True, **options | {"texture_size": 32})
+    other = contents(tmp_path / "two")
+    assert set(other) == set(first) and {name for name in first if first[name] != other[name]} == {
+        *(texture - {"textured.mtl"} - ({"textured.obj"} if first["textured.obj"] == other["textured.obj"] else set())),
+        "run.json",
+    }
+    with pytest.raises(ValueError, match="triangles: expected an integer of at least 4, given 1"):
+        run(pipeline, tmp_path / "none", **options | {"triangles": 1})
+    assert not (tmp_path / "none").exists()
+
+
 def test_from_voxels_alone_to_all(pipeline, whole, tmp_path):
     assert "latents" not in run(pipeline, tmp_path, stage1_only=True)
     assert {path.name for path in tmp_path.iterdir()} == FIRST | {"voxels.png"}

@@ -177,8 +177,9 @@ def deal() -> tvm.tirx.PrimFunc:
 def composite(largest_alpha: float, opaque: float) -> tvm.tirx.PrimFunc:
     """PrimFunc (ellipses [N, COLUMNS], members int32 [P], starts int32 [tiles + 1], picture [CHANNELS, side, side]).
 
-    members[starts[t] : starts[t + 1]]: the ellipses of tile t, by rows of tiles, nearest first. Colours and depth are sums over
-    what is seen of each Gaussian, not divided by it.
+    members[starts[t] : starts[t + 1]]: the ellipses of tile t, by rows of tiles, nearest first. Colours are sums over what is
+    seen of each Gaussian, not divided by it. The depth is that of the one behind which less than half is seen of what is
+    further back, a median, which does not mind what shines through; 0 where there is none.
     """
 
     @inline
@@ -208,8 +209,11 @@ def composite(largest_alpha: float, opaque: float) -> tvm.tirx.PrimFunc:
                 weight = T.bind(alpha * before)
                 for channel in T.unroll(3):
                     sums[channel, y, lane] = sums[channel, y, lane] + weight * ellipses[item, COLOR + channel]
-                sums[DEPTH, y, lane] = sums[DEPTH, y, lane] + weight * ellipses[item, FAR]
-                sums[SEEN, y, lane] = before - weight
+                after = T.bind(before - weight)
+                depth = T.bind(sums[DEPTH, y, lane])
+                passed = T.bind(T.Select(after < T.float32(0.5), ellipses[item, FAR], depth))
+                sums[DEPTH, y, lane] = T.Select(before >= T.float32(0.5), passed, depth)
+                sums[SEEN, y, lane] = after
 
     @script.prim_func(s_tir=True)
     def kernel(ellipses_: T.handle, members_: T.handle, starts_: T.handle, picture_: T.handle):
@@ -247,20 +251,20 @@ def composite(largest_alpha: float, opaque: float) -> tvm.tirx.PrimFunc:
 
 
 @cache
-def look_up(least_cover: float, least_cosine: float) -> tvm.tirx.PrimFunc:
+def look_up(least_cosine: float) -> tvm.tirx.PrimFunc:
     """PrimFunc (points [M, 3], normals [M, 3], camera [CAMERA], picture [CHANNELS, side, side], slack [1], sums [M, 4]).
 
-    Adds to sums the colour that a picture has where a point is seen, and a weight: bilinear, over those of four pixels of which
-    at least `least_cover` is covered, at a depth within `slack` of the point's, times the square of the cosine between its
-    normal and the ray, which is at least `least_cosine`.
+    Adds to sums the colour that a picture has where a point is seen, and a weight: bilinear, over those of four pixels that
+    have a depth, within `slack` of the point's, times the square of the cosine between its normal and the ray, which is at
+    least `least_cosine`.
     """
 
     @inline
     def add_pixel(picture, sums, row, x, y, weight, depth, slack, side):
         if T.And(T.And(x >= 0, x < side), T.And(y >= 0, y < side)):
-            cover: T.let = T.float32(1) - picture[SEEN, y, x]
-            if cover > T.float32(least_cover):
-                if T.abs(picture[DEPTH, y, x] / cover - depth) < slack:
+            if picture[DEPTH, y, x] > T.float32(0):
+                if T.abs(picture[DEPTH, y, x] - depth) < slack:
+                    cover: T.let = T.float32(1) - picture[SEEN, y, x]
                     sums[row, 0] = sums[row, 0] + weight * picture[RED, y, x] / cover
                     sums[row, 1] = sums[row, 1] + weight * picture[GREEN, y, x] / cover
                     sums[row, 2] = sums[row, 2] + weight * picture[BLUE, y, x] / cover
