@@ -33,12 +33,13 @@ from sam3d_tvm.artifacts import (
 )
 from sam3d_tvm.checks import Failure, check_size
 from sam3d_tvm.config import PipelineConfig, Sampling
+from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface, TexturedMesh
 from sam3d_tvm.mesh.flexicubes import extract_mesh
 from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.condition_embedder.run import nearest_index
 from sam3d_tvm.notices import say
-from sam3d_tvm.outputs import DECODED, Result, check_formats
+from sam3d_tvm.outputs import DECODED, FORMATS, Result, check_formats
 from sam3d_tvm.overview import thumbnail
 from sam3d_tvm.photo import images, pointmaps
 from sam3d_tvm.photo.images import Picture
@@ -156,6 +157,8 @@ class Pipeline:
         slat_guidance: float | None = None,
         shortcut: bool = False,
         formats: Sequence[str] = ("ply", "glb"),
+        triangles: int | None = None,
+        texture_size: int = TEXTURE_SIZE,
         stage1_only: bool = False,
         max_memory: int | None = None,
         structure: str | os.PathLike | Structure | None = None,
@@ -172,8 +175,9 @@ class Pipeline:
 
         seed: of the noise. steps, guidance: of the structure, slat_steps, slat_guidance: of the structured latents, which
         default to the same steps, and all else to the checkpoint's values. shortcut: a structure in few steps, without
-        guidance. formats: what the result is for, a part of `outputs.FORMATS`: only what they need is decoded. stage1_only:
-        voxels and pose alone. max_memory: bytes.
+        guidance. formats: what the result is for, a part of `outputs.FORMATS`: only what they need is decoded. triangles,
+        texture_size: of meshes and textures when they are written, see `bake.Surface`. stage1_only: voxels and pose alone.
+        max_memory: bytes.
 
         structure: what another run came to, or its structure.safetensors: voxels and pose are taken in place of the first
         stage, and latents in place of the second generator if this run would come to the same. resume: what an earlier run
@@ -186,7 +190,7 @@ class Pipeline:
         voxels before any work, for the real number after the structure; and, `checks.Failure`, where no voxel is occupied.
         """
         check_size("seed", seed, 0)
-        wanted = check_formats(formats, self.config.models)
+        wanted, surface = check_formats(formats, self.config.models), Surface(triangles, texture_size)
         begun, resumed = self._structure(structure), self._structure(resume)
         first = _sampling(self.config.ss_sampling, "steps", steps, "guidance", guidance)
         slat = _sampling(
@@ -228,6 +232,7 @@ class Pipeline:
             random_weights=self.artifacts.random_weights,
             in_pointmap_units=inputs.scale is not None,
             made_with=made_with,
+            surface=surface,
         )
         on_part(result)
         if stage1_only:
@@ -241,6 +246,8 @@ class Pipeline:
         for name in (name for name in DECODED if name in wanted):
             decoded = run.gaussians(name, coords, feats) if name in GAUSSIAN_DECODERS else run.mesh(coords, feats)
             result = replace(result, **{DECODED[name]: decoded})
+            if any(FORMATS[other].textured and result.has_all([other]) for other in formats) and result.baked is None:
+                run.texture(result)
             on_part(result)
         return result
 
@@ -451,6 +458,10 @@ class Run:
             raw = decoder(coords, feats)
             offsets = self.artifacts.offset_perturbation[name]
             return Gaussians.from_features(coords, raw, decoder.config.resolution, decoder.config.representation, offsets)
+
+    def texture(self, result: Result) -> TexturedMesh:
+        with self._stage("texture"):
+            return result.textured
 
     def mesh(self, coords: np.ndarray, feats: np.ndarray) -> Mesh:
         with self._stage("mesh"), self._model("slat_decoder_mesh") as decoder:

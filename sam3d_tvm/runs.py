@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
 from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import Result, ResultFolder, lacks_scene, write_scene
 from sam3d_tvm.pipeline import OVERLAP, OnProgress, Picture, Pipeline, Progress, has_points, of_object
@@ -28,6 +29,8 @@ def generate_into(
     from_structure: str | os.PathLike | None = None,
     scene: bool | None = None,
     names: Sequence[str] | None = None,
+    triangles: int | None = None,
+    texture_size: int = TEXTURE_SIZE,
     on_progress: OnProgress = lambda progress: None,
     **options,
 ) -> tuple[list[Result], list[Path]]:
@@ -42,7 +45,7 @@ def generate_into(
     finished objects and files are kept, and in the end there are the bytes of a run that was not interrupted, with the formats
     of both. Otherwise files that an earlier run left are removed when the first one is written; files that are not, or not any
     more, as a run wrote them never are. from_structure: the structure.safetensors of another run, or the folder of one, whose
-    voxels and poses are taken.
+    voxels and poses are taken. triangles, texture_size: as of `Pipeline.generate`.
 
     Raises ValueError as `Pipeline.generate`, also for a run to be resumed whose options differ; and before any work for
     something in the way of the folder. OSError, with the name of the folder or file, where it cannot be written.
@@ -73,11 +76,16 @@ def generate_into(
             resume=writer.structure,
             on_progress=told(number),
             on_part=writer,
+            triangles=triangles,
+            texture_size=texture_size,
             **options,
         )
         return replace(result, name=names[number - 1] if names else name or result.name)
 
-    writers = [ResultFolder(run.below(f"object_{n + 1}") if several else run, formats) for n in range(max(1, len(masks)))]
+    surface = Surface(triangles, texture_size)
+    writers = [
+        ResultFolder(run.below(f"object_{n + 1}") if several else run, formats, surface) for n in range(max(1, len(masks)))
+    ]
     for number, writer in enumerate(writers, 1):
         results.append(result := generate(number, writer.lacking, writer))
         told(number)(Progress("pictures", 0, 1))

@@ -96,8 +96,20 @@ def generate(
     ] = False,
     formats: Annotated[
         str,
-        typer.Option(help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl."),
+        typer.Option(
+            help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl, "
+            "textured.glb, textured.obj."
+        ),
     ] = "ply,glb",
+    triangles: Annotated[
+        int | None,
+        typer.Option(
+            help="The most triangles of meshes, at least 4.", show_default="20,000 with a texture, else as many as there are"
+        ),
+    ] = None,
+    texture_size: Annotated[
+        int | None, typer.Option(help="Pixels of a texture along each side, 16 to 8192.", show_default="1024")
+    ] = None,
     stage1_only: Annotated[
         bool, typer.Option("--stage1-only", help="Voxels and pose alone; --resume goes on from there.")
     ] = False,
@@ -137,6 +149,7 @@ def generate(
     with shown.without_warnings(verbose), shown.bars() as tell:
         from sam3d_tvm import memory
         from sam3d_tvm.checks import check_size
+        from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
         from sam3d_tvm.photo.images import load_photo
@@ -146,6 +159,7 @@ def generate(
 
         # What is wrong with the input, or with the folder, is said before models are compiled.
         check_formats(names)
+        surface = Surface(triangles, TEXTURE_SIZE if texture_size is None else texture_size)
         for name, value, least in (("seed", seed, 0), ("steps", steps, 1), ("slat_steps", slat_steps, 1)):
             check_size(name, least if value is None else value, least)
         for mask in () if limit is None else masks or [None]:
@@ -183,6 +197,8 @@ def generate(
                 guidance=guidance,
                 slat_guidance=slat_guidance,
                 shortcut=shortcut,
+                triangles=surface.triangles,
+                texture_size=surface.texture_size,
                 stage1_only=stage1_only,
                 max_memory=limit,
                 on_progress=lambda progress: tell(progress.stage, progress.done, progress.total),
@@ -231,9 +247,14 @@ def _summary(result) -> str:
     if result.gaussians is not None:
         parts.append(f"{len(result.gaussians):,} Gaussians")
     if result.mesh is not None:
-        watertight = "" if result.mesh.is_watertight else "not "
-        parts.append(f"a mesh of {len(result.mesh.faces):,} triangles, {watertight}watertight")
+        parts.append(_described("a mesh", result.written_mesh))
+    if result.baked is not None:
+        parts.append(_described("with a texture", result.baked.mesh))
     return ", ".join(parts)
+
+
+def _described(what: str, mesh) -> str:
+    return f"{what} of {len(mesh.faces):,} triangles, {'' if mesh.is_watertight else 'not '}watertight"
 
 
 def demo(output: Output = Path("out/demo"), seed: Annotated[int, typer.Option(help="Of the noise, from 0.")] = 42) -> None:

@@ -21,7 +21,7 @@ from sam3d_tvm.notices import heard_by
 from sam3d_tvm.pipeline import Pipeline, Run
 from sam3d_tvm.run_folder import RunFolder, check_writable
 from sam3d_tvm.runs import generate_into
-from sam3d_tvm.structure import Structure
+from sam3d_tvm.structure import STAGES, Structure, differences
 from sparse_ops.deploy.files import save_safetensors
 from tests.sam3d_tvm.tiny_pipeline import disc_photo, tiny_artifacts
 
@@ -198,6 +198,13 @@ def test_a_run_of_other_models_is_not_taken_up(pipeline, whole, monkeypatch):
     other.keys = other.keys | {"ss_decoder": {"code": "another", "weights": "other ones"}}
     with pytest.raises(ValueError, match=r"ss_decoder [0-9a-f]{8}\.\.\., given"):
         run(Pipeline(other), whole, resume=True)
+
+
+def test_a_decoder_more_or_less_is_no_difference():
+    ours = {"decoders": {"slat_decoder_gs": "a", "slat_decoder_mesh": "b"}}
+    assert differences(ours, {"decoders": {"slat_decoder_gs": "a"}}, STAGES) == ""
+    assert differences({"decoders": {"slat_decoder_gs": "a"}}, ours, STAGES) == ""
+    assert differences(ours, {"decoders": {"slat_decoder_gs": "c"}}, STAGES) == "slat_decoder_gs c, given a"
 
 
 def test_options_of_latents_may_change_before_there_are_any(pipeline, tmp_path):
