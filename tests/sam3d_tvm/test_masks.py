@@ -1,6 +1,9 @@
 """Masks as people have them: what is understood in one way is taken, all else refused with the values found."""
 
+import sys
+
 import numpy as np
+import pillow_heif
 import pytest
 import torch
 from PIL import Image, ImageFilter
@@ -432,7 +435,6 @@ def test_labels_need_a_format_without_losses(tmp_path):
 
 
 def test_heic_and_avif(tmp_path):
-    pillow_heif = pytest.importorskip("pillow_heif")
     smooth = np.asarray(Image.fromarray(PHOTO).resize((600, 400), Image.Resampling.BICUBIC))
     picture = Image.fromarray(smooth)
     pillow_heif.from_pillow(picture).save(tmp_path / "photo.heic", quality=95)
@@ -449,7 +451,6 @@ def test_heic_and_avif(tmp_path):
 @pytest.mark.parametrize("suffix", ["heic", "avif"])
 def test_heic_and_avif_of_phones(tmp_path, suffix, orientation):
     """A photo with a bright corner, whose orientation is carried out once."""
-    pillow_heif = pytest.importorskip("pillow_heif")
     lying = np.zeros((64, 96, 3), np.uint8)
     lying[:32, :24] = 255
     path, picture = tmp_path / f"photo.{suffix}", Image.fromarray(lying)
@@ -463,13 +464,12 @@ def test_heic_and_avif_of_phones(tmp_path, suffix, orientation):
 
 def test_heic_without_the_library(tmp_path, monkeypatch):
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ValueError, match=r"image '.*photo.heic': expected pillow-heif to be installed .* 'sam3d-tvm\[heif\]'"):
         load_rgba(tmp_path / "photo.heic")
 
 
 def test_a_broken_heic(tmp_path):
-    pytest.importorskip("pillow_heif")
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(ValueError, match=r"image '.*photo.heic': expected a picture as PNG, .*HEIC, cannot read it"):
         load_rgba(tmp_path / "photo.heic")

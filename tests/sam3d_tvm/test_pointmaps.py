@@ -65,6 +65,16 @@ def test_axes_of_scenes_of_all_kinds(seed):
     assert axes_seen(points) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.0001])
+def test_axes_of_large_maps(share):
+    rows, columns = np.mgrid[:1200, :1600].astype(np.float32)
+    points = np.stack([columns - 700, 500 - rows, np.full_like(rows, -900)]) * RNG.uniform(1, 2, (1200, 1600)).astype(
+        np.float32
+    )
+    points[:, RNG.random((1200, 1600)) > share] = np.nan
+    assert axes_seen(points) == SIGNS["opengl"]
+
+
 def test_orthographic_maps_have_axes_too():
     assert axes_seen(np.stack([COLUMNS, -ROWS, np.full_like(ROWS, 7)]).astype(np.float32)) == (1, -1, 1)
 
