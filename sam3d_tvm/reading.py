@@ -4,6 +4,7 @@ Here are all limits: a file beyond one is refused before anything is walked, unp
 file, what was given and what was expected.
 """
 
+import ast
 import io
 import math
 import os
@@ -13,8 +14,9 @@ import struct
 import zipfile
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import yaml
 
 from sparse_ops.deploy.reading import DEPTH, INTEGERS, read_bytes, read_head, shown
@@ -25,6 +27,11 @@ ZIP_ENTRIES = 100_000
 ZIP_DIRECTORY = 32 << 20  # bytes
 PICKLE_BYTES = 8 << 20  # of names and sizes; the largest published one has 1 MB
 PICKLE_OPCODES = 1_000_000
+NPY_HEADER = 4096  # bytes; one of numbers has about 100
+DEFLATE = 1032  # times its bytes that deflate expands to at most
+PLY_HEADER, PLY_LINES = 64 << 10, 1000  # bytes and lines; Gaussians with all harmonics have 70 lines
+PLY_LISTS = 1_000_000  # rows of elements with lists, which are read one by one
+PIXELS, PIXELS_A_BYTE = 1 << 24, 10_000  # of a picture: so many, or so many for each byte of its file
 
 
 class _Loader(yaml.SafeLoader):
@@ -275,3 +282,112 @@ _WEIGHTS = re.compile(
 def _code(names: list[str]) -> list[str]:
     """Those of `names` that files of weights do not import."""
     return sorted({name for name in names if not _WEIGHTS.fullmatch(name)})
+
+
+def read_npy(file: BinaryIO, size: int, name: str) -> np.ndarray:
+    """The array of an open .npy file of `size` bytes: bools, integers or floats, of which no more are read than it says.
+
+    ValueError for a file that is none, holds objects, or is not as long as its header says, before anything is allocated.
+    """
+    start = file.read(8)
+    if start[:6] != b"\x93NUMPY" or start[6:7] not in b"\1\2\3" or len(start) < 8:
+        raise ValueError(f"{name}: expected a .npy file of version 1 to 3, given one that begins {shown(start)}")
+    length = int.from_bytes(file.read(2 if start[6] == 1 else 4), "little")
+    if length > NPY_HEADER:
+        raise ValueError(f"{name}: expected a header of at most {NPY_HEADER:,} bytes in a .npy file, given {length:,}")
+    text = file.read(length)
+    try:
+        header = ast.literal_eval(text.decode("latin-1" if start[6] < 3 else "utf-8").strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{name}: expected a header of names and values in a .npy file, given {shown(text)}") from error
+    if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
+        raise ValueError(f"{name}: expected dtype, order and shape in a .npy file, given {shown(header)}")
+    descr, shape = header["descr"], header["shape"]
+    if not isinstance(descr, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|f16|c8|c16)", descr):
+        objects = "objects, which may be code and are not read" if "O" in str(descr) else shown(descr)
+        raise ValueError(f"{name}: expected bools, integers or floats in a .npy file, given {objects}")
+    if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"{name}: expected a shape of integers of 0 or more, given {shown(shape)}")
+    dtype = np.dtype(descr)
+    head = 8 + (2 if start[6] == 1 else 4) + length
+    if math.prod(shape) * dtype.itemsize > size - head:
+        raise ValueError(
+            f"{name}: expected {math.prod(shape) * dtype.itemsize:,} bytes for {dtype} {list(shape)}, given {size - head:,}: "
+            "the file is cut short"
+        )
+    values = np.empty(math.prod(shape), dtype)
+    if values.size and file.readinto(values.view(np.uint8)) != values.nbytes:
+        raise ValueError(f"{name}: expected {values.nbytes:,} bytes for {dtype} {list(shape)}, given fewer")
+    return values.reshape(shape[::-1]).T if header["fortran_order"] else values.reshape(shape)
+
+
+def npz_entries(path: Path, name: str) -> dict[str, zipfile.ZipInfo]:
+    """The arrays of a .npz file by name. ValueError as `zip_entries`, and for one that says it expands to more than it can."""
+    found = {}
+    for entry in zip_entries(path, name):
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
+            raise ValueError(f"{name}: expected entries as numpy writes them, given {shown(entry.filename)}, packed otherwise")
+        factor = 1 if entry.compress_type == zipfile.ZIP_STORED else DEFLATE
+        if entry.file_size > factor * entry.compress_size:
+            raise ValueError(
+                f"{name}: expected an array of at most {factor * entry.compress_size:,} bytes in {shown(entry.filename)}, "
+                f"given {entry.file_size:,}"
+            )
+        found[entry.filename.removesuffix(".npy")] = entry
+    return found
+
+
+def check_ply(path: str | os.PathLike, name: str) -> None:
+    """ValueError unless a file begins with the header of a .ply file, and is as long as its elements, types and counts ask."""
+    path = Path(path)
+    head = read_head(path, PLY_HEADER, name)
+    end = re.search(rb"\nend_header(\r\n|\n|\r)|\rend_header(\r\n?)", head)
+    if not head.startswith(b"ply") or end is None:
+        given = f"none within {PLY_HEADER:,} bytes" if head.startswith(b"ply") else f"{shown(head[:16])}"
+        raise ValueError(f"{name}: expected the header of a .ply file, up to end_header, given {given}")
+    lines = head[: end.start()].decode("latin-1").splitlines()
+    if len(lines) > PLY_LINES:
+        raise ValueError(f"{name}: expected at most {PLY_LINES:,} lines in the header of a .ply file, given {len(lines):,}")
+    left, text, elements = path.stat().st_size - end.end(), False, []
+    for line in lines[1:]:
+        words = line.split()
+        if words[:1] == ["format"]:
+            text = words[1:2] == ["ascii"]
+        elif words[:1] == ["element"]:
+            if len(words) != 3 or not re.fullmatch(r"\d{1,18}", words[2], re.ASCII):
+                raise ValueError(f"{name}: expected a name and a number of rows, given {shown(line)}")
+            elements.append([words[1], int(words[2]), 0, False, set()])
+        elif words[:1] == ["property"]:
+            is_list = words[1:2] == ["list"]
+            kind = words[2] if is_list and len(words) > 2 else words[1] if len(words) > 1 else ""
+            if not elements or kind not in PLY_TYPES or len(words) != (5 if is_list else 3) or words[-1] in elements[-1][4]:
+                raise ValueError(f"{name}: expected a type and a name of its own for a property, given {shown(line)}")
+            elements[-1][4].add(words[-1])
+            elements[-1][2] += 2 if text else PLY_TYPES[kind]  # a digit and a space
+            elements[-1][3] |= is_list
+    if len({element[0] for element in elements}) < len(elements):
+        raise ValueError(f"{name}: expected every element of a .ply file once, given {', '.join(e[0] for e in elements[:10])}")
+    for element, count, width, has_lists, _ in elements:
+        if count and not width:
+            raise ValueError(f"{name}: expected properties of the element {shown(element)}, given none for {count:,} rows")
+        if has_lists and count > PLY_LISTS:
+            raise ValueError(f"{name}: expected at most {PLY_LISTS:,} rows with lists, given {count:,} of {shown(element)}")
+        left -= count * width
+        if left < -1:  # the last space may be missing
+            raise ValueError(
+                f"{name}: expected a .ply file that holds {count:,} rows of {shown(element)}, given {-left:,} bytes too few: "
+                "it is cut short"
+            )
+
+
+_PLY_SIZES = ("char int8 uchar uint8", "short int16 ushort uint16", "int int32 uint uint32 float float32", "double float64")
+PLY_TYPES = {name: 1 << power for power, names in enumerate(_PLY_SIZES) for name in names.split()}
+
+
+def check_pixels(width: int, height: int, path: str | os.PathLike, name: str) -> None:
+    """ValueError for a picture file that says it has far more pixels than its bytes can hold: reading would allocate them."""
+    most = max(PIXELS, PIXELS_A_BYTE * os.stat(path).st_size)
+    if width * height > most:
+        raise ValueError(
+            f"{name}: expected at most {most:,} pixels in a file of {os.stat(path).st_size:,} bytes, given {width} x {height}"
+        )
