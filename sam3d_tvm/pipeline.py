@@ -38,6 +38,7 @@ from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.condition_embedder.run import nearest_index
 from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import Result, check_formats
+from sam3d_tvm.overview import thumbnail
 from sam3d_tvm.photo import images
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.pose import decode_pose
@@ -170,8 +171,13 @@ class Pipeline:
         coords, factors = run.voxels(latents["shape"])
         pose = decode_pose(latents, inputs.scale, inputs.shift).scaled(factors)
         resolution = self.config.slat_generator.resolution
+        known = {
+            "photo": run.photo,
+            "random_weights": self.artifacts.random_weights,
+            "in_pointmap_units": pointmap is not None,
+        }
         if stage1_only:
-            return Result(coords, resolution, pose, None, None, None, None, dict(run.seconds))
+            return Result(coords, resolution, pose, None, None, None, None, dict(run.seconds), **known)
         if len(coords) == 0:
             raise ValueError("structure: no voxel is occupied: try another seed, or check that the mask covers the object")
         self.check_memory(max_memory, len(coords), stage1_only)
@@ -179,7 +185,8 @@ class Pipeline:
         feats = run.latents(coords, tokens, seed, slat)
         gaussians = {name: run.gaussians(name, coords, feats) for name in GAUSSIAN_DECODERS if name in wanted}
         mesh = run.mesh(coords, feats) if "slat_decoder_mesh" in wanted else None
-        return Result(coords, resolution, pose, feats, *(gaussians.get(name) for name in GAUSSIAN_DECODERS), mesh, run.seconds)
+        decoded = (*(gaussians.get(name) for name in GAUSSIAN_DECODERS), mesh)
+        return Result(coords, resolution, pose, feats, *decoded, run.seconds, **known)
 
     def generate_scene(self, image: Picture, masks: Sequence[Picture], **options) -> list[Result]:
         """The objects of several masks, each as `generate` makes it, with poses in one scene if there is a point map."""
@@ -226,6 +233,7 @@ class Run:
         on_step: Callable[[str, Step], None] = lambda stage, step: None,
     ):
         self.artifacts, self.config, self.seconds = artifacts, artifacts.config, {}
+        self.photo = None  # what views.png shows of it
         self._on_progress, self._on_step = on_progress, on_step
 
     @contextmanager
@@ -253,6 +261,7 @@ class Run:
     def inputs(self, image: Picture, mask: Picture | None, pointmap: Any) -> Preprocessed:
         with self._stage("image"):
             rgba = _rgba(image, mask)
+            self.photo = thumbnail(rgba)
             options = self.config.preprocessing
             if pointmap is not None:
                 pointmap = images.load_pointmap(pointmap) if isinstance(pointmap, (str, os.PathLike)) else pointmap
