@@ -10,6 +10,7 @@ YAML is data here: strings at `_target_` are looked up in the table `TARGETS` an
 names. What stands in pipeline.yaml stays within its folder as it is written; where links lead is for the user to say.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -36,6 +37,10 @@ from sparse_ops.deploy.reading import shown
 from sparse_ops.deploy.weights import LazyArray
 
 OFFSETS = "offset_perturbation"  # saved with the Gaussian decoder, but no parameter of it
+# The largest numbers that are taken, by name: what is made of them is made before weights are looked at.
+LAYERS, LARGEST, LONGEST = 128, 1 << 17, 16
+LIMITS = {"num_res_blocks": LAYERS, "num_res_blocks_middle": LAYERS, "num_io_res_blocks": LAYERS, "num_blocks": LAYERS}
+LIMITS |= {"depth": LAYERS, "steps": 10_000, "size": 4096, "input_size": 4096, "img_size": 4096, "mlp_ratio": 64}
 # What a checkpoint may hold that only training reads.
 TRAINING = (".point_remapper.", ".dropped_xyz_token")
 
@@ -63,6 +68,8 @@ class Checkpoint:
         self._parsed: dict[str, Mapping[str, Any]] = {}
         pipeline = self._yaml(where)
         options = _options(pipeline, where)
+        for name, part in options.items():
+            _check_sizes(dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part, where, name)
         read = {}
         for name, model in MODELS.items():
             try:
@@ -179,8 +186,23 @@ def _model(value: Mapping[str, Any], path: tuple[str, ...], file: str, expected:
         raise ValueError(f"{where}: {reason}") from error
     if not isinstance(found, expected):
         given = node.get("_target_") if isinstance(node, Mapping) else node
-        raise ValueError(f"{where}: expected a model that makes a {expected.__name__}, given {given!r}")
+        raise ValueError(f"{where}: expected a model that makes a {expected.__name__}, given {shown(given)}")
+    _check_sizes(dataclasses.asdict(found), where)
     return found
+
+
+def _check_sizes(value: Any, where: str, name: str = "") -> None:
+    """ValueError for a number above its limit, and for a list that is longer than any model has."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_sizes(part, where, str(key))
+    elif isinstance(value, (list, tuple)):
+        if len(value) > LONGEST:
+            raise ValueError(f"{where}: {name}: expected at most {LONGEST} of them, given {len(value):,}")
+        for part in value:
+            _check_sizes(part, where, name)
+    elif isinstance(value, (int, float)) and not abs(value) <= (most := LIMITS.get(name, LARGEST)):
+        raise ValueError(f"{where}: {name}: expected at most {most:,}, given {value}")
 
 
 def _built(node: Any) -> Any:

@@ -12,7 +12,7 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -85,7 +85,7 @@ class _Loader(yaml.SafeLoader):
 
     def integer(self, node: yaml.Node) -> int:
         text = self.construct_scalar(node)
-        value = self.construct_yaml_int(node) if len(text) <= 100 else None
+        value = self.construct_yaml_int(node) if len(text) <= 100 else INTEGERS.stop
         if value not in INTEGERS:
             raise _error(f"expected integers within int64, given {shown(text)}", node.start_mark)
         return value
@@ -234,8 +234,8 @@ def check_pickles(data: bytes, count: int, size: int, name: str) -> None:
                 opcodes += 1
                 if opcodes > PICKLE_OPCODES:
                     raise ValueError(f"more than {PICKLE_OPCODES:,} steps")
-                if isinstance(argument, int):
-                    last = argument
+                if code.name in ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4"):
+                    last = int(argument)
                 if code.name == "BINPERSID":
                     numbers += max(last, 0)
                 _note_global(code.name, argument, texts, found)
@@ -284,6 +284,56 @@ def _code(names: list[str]) -> list[str]:
     return sorted({name for name in names if not _WEIGHTS.fullmatch(name)})
 
 
+def torch_kind(path: Path, name: str) -> str | None:
+    """ "zip" or "pickle" for a file of torch, of whose tensors only names and sizes are looked at; None for a file of another
+    kind. ValueError for one that is damaged, incomplete, or holds code, and for other archives and pickles."""
+    head = read_head(path, 2, name)
+    if head == b"PK":
+        check_torch_zip(path, name)
+        return "zip"
+    if head[:1] == b"\x80" and head[1:] in (b"\2", b"\3", b"\4", b"\5"):
+        check_torch_pickle(path, name)
+        return "pickle"
+    return None
+
+
+def load_torch(path: Path, name: str, kind: str | None = None) -> Any:
+    """What a file of torch holds, of a `torch_kind` that is known or is found here: tensors, in containers, as they are stored.
+
+    ValueError where torch is not installed, for what is no such file, and for one that holds more or is larger in memory.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(f"{name}: torch is needed to read it, or convert it to .safetensors: {error}") from error
+    kind, value, refused = kind or torch_kind(path, name), None, False
+    if kind is None:
+        raise ValueError(f"{name}: expected a file of torch, given one that begins {shown(read_head(path, 16, name))}")
+    try:  # files of torch before 1.6 cannot be mapped
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+    except Exception:  # of many kinds, for files that are damaged, or hold more than tensors
+        refused = True
+    if refused:  # here nothing is left of what torch says, which is to load it in an unsafe way
+        raise ValueError(f"{name}: not a file of weights alone: it is damaged, or holds more than tensors and numbers")
+    size, level = path.stat().st_size, [value]
+    for _ in range(DEPTH):
+        for tensor in (node for node in level if isinstance(node, torch.Tensor)):
+            kept = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+            if not kept or tensor.numel() * tensor.element_size() > size:
+                given = f"{tensor.dtype} {list(tensor.shape)}, {tensor.layout} on {tensor.device}"
+                raise ValueError(f"{name}: expected tensors within the file of {size:,} bytes, given {given}")
+        level = [child for node in level if isinstance(node, (dict, list, tuple)) for child in _children(node)]
+        if len(level) > PICKLE_OPCODES:
+            break
+    if level:
+        raise ValueError(f"{name}: expected tensors in few containers, given more than {DEPTH} inside of each other")
+    return value
+
+
+def _children(node: dict | list | tuple) -> Iterable:
+    return node.values() if isinstance(node, dict) else node
+
+
 def read_npy(file: BinaryIO, size: int, name: str) -> np.ndarray:
     """The array of an open .npy file of `size` bytes: bools, integers or floats, of which no more are read than it says.
 
@@ -303,7 +353,7 @@ def read_npy(file: BinaryIO, size: int, name: str) -> np.ndarray:
     if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
         raise ValueError(f"{name}: expected dtype, order and shape in a .npy file, given {shown(header)}")
     descr, shape = header["descr"], header["shape"]
-    if not isinstance(descr, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|f16|c8|c16)", descr):
+    if not isinstance(descr, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|f16)", descr):
         objects = "objects, which may be code and are not read" if "O" in str(descr) else shown(descr)
         raise ValueError(f"{name}: expected bools, integers or floats in a .npy file, given {objects}")
     if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):

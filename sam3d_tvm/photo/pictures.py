@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 
 from sam3d_tvm.photo.arrays import check_sides
 from sam3d_tvm.photo.orientation import UPRIGHT
+from sam3d_tvm.reading import check_pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")  # closed: Pillow opens others with programs
 HEIC = "HEIC"  # read by pillow-heif, the extra "heif"
@@ -31,6 +32,7 @@ def opened(path: str | os.PathLike, name: str) -> Iterator[Image.Image]:
         heic = start[4:8] == b"ftyp" and start[8:] in HEIC_BRANDS
         with _pillow_without_limit():  # for the header; pixels are read after our own check
             picture = _heic(path, name) if heic else Image.open(path, formats=formats)
+        check_pixels(*picture.size, path, name)
     except Exception as error:  # Pillow raises errors of many kinds for broken files
         if isinstance(error, ValueError) and str(error).startswith(name):
             raise

@@ -28,7 +28,7 @@ from sparse_ops.build import unchecked
 from sparse_ops.deploy.files import DTYPES, save_safetensors, write_bytes
 from sparse_ops.deploy.manifest import MANIFEST, FunctionSpec, Manifest, TensorSpec, build, leaves
 from sparse_ops.deploy.reading import JSON_BYTES, digest, read_bytes, safetensors_header
-from sparse_ops.deploy.weights import State, check_arrays
+from sparse_ops.deploy.weights import LISTED, State, check_arrays
 from sparse_ops.eager.arrays import as_kind, as_tensor, kind_of
 from sparse_ops.program import Program
 from sparse_ops.transform.lift_params import TRANSFORM_PARAMS
@@ -154,7 +154,10 @@ class Component:
     def _load(cls, folder: Path) -> "Component":
         try:
             manifest, code = Manifest.from_json(read_bytes(folder / MANIFEST, JSON_BYTES))
-            manifest.check_runs_here()
+            try:
+                manifest.check_runs_here()
+            except ValueError as error:
+                raise ValueError(f"{MANIFEST}: {error}") from error
             file = folder / code["file"]
             if code["file"] not in FORMS.values() or digest(file) != code["sha256"]:
                 raise ValueError(f"{code['file']}: not what {MANIFEST} says, it is damaged or of another artifact")
@@ -262,7 +265,8 @@ def _mapped(file: Path, specs: Sequence[TensorSpec]) -> list[tvm.runtime.Tensor]
         array = np.frombuffer(memory, np.dtype(spec.dtype), count, start + entry["data_offsets"][0]).reshape(spec.shape)
         found[name] = as_tensor(array, name, (spec.dtype,), spec.shape)
     if problems:
-        raise ValueError(f"{file.name}: " + "; ".join(sorted(problems)))
+        more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+        raise ValueError(f"{file.name}: not what {MANIFEST} says: " + "; ".join(sorted(problems)[:LISTED] + more))
     return [found[spec.name] for spec in specs]
 
 

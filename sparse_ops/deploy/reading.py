@@ -94,14 +94,10 @@ def parse_json(data: bytes | str, name: str) -> Any:
 
 def check_depth(value: Any) -> None:
     """ValueError if lists and objects are more than `DEPTH` inside of each other."""
-    level = [value]
-    for _ in range(DEPTH + 1):
-        level = [
-            child
-            for node in level
-            if isinstance(node, (Mapping, list))
-            for child in (node.values() if isinstance(node, Mapping) else node)
-        ]
+    level = [value] if isinstance(value, (Mapping, list)) else []
+    for _ in range(DEPTH):
+        parts = [part for node in level for part in (node.values() if isinstance(node, Mapping) else node)]
+        level = [part for part in parts if isinstance(part, (Mapping, list))]
         if not level:
             return
     raise ValueError(f"expected at most {DEPTH} lists and objects inside of each other, given more")

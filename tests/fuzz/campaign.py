@@ -47,7 +47,6 @@ class Report:
         lines += [f"{self.line(case)}   # {words.splitlines()[0]}" for case, words in self.failures]
         return "\n".join(lines)
 
-
     def line(self, case: str) -> str:
         """The command line that runs one case again."""
         return reproduction(case, self.plant, self.command)

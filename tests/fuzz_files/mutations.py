@@ -1,4 +1,4 @@
-"""What may befall a file: any bytes, lines and words of a text, and the parts of formats whose lengths and sums are set right."""
+"""What may befall a file: any bytes, words of a text, and parts of formats, whose lengths and sums are then set right."""
 
 import io
 import json
@@ -129,13 +129,14 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(10)
 )
 WORDS = [
-    "0", "-1", "1", "2", "255", "65536", str(2**31), str(2**63 - 1), str(2**63), str(-(2**63) - 1), "9" * 25, "9" * 5000, "1e999",
-    "-1e999", "1e-999", ".inf", ".nan", "NaN", "Infinity", "0x" + "f" * 4000, "1:2:3:4", "0777", "null", "~", "true", "false", "no",
-    '""', "[]", "{}", "[[]]", '"a"', '"' + "a" * 20000 + '"', "[" * 100 + "]" * 100, "[" * 100000, "{" * 5000, '{"a":' * 5000, "[0, 1]",
-    "2001-99-99", "2001-01-01", "!!python/object/apply:os.mkdir [ran]", "!!int abc", "!!int ''", "!!float ''", "!!bool x",
-    "!!binary x", "!!timestamp x", "!!set {a}", "!!omap [a: 1]", "!x y", "&a [*a]", "*a", "<<: *a", "&a {<<: *a}", "? [a]\n: b", "=",
-    '"\\ud800"', '"\\u0000"', "\x00", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "\u2028", "\ufeff", "%YAML 9.9",
-    "---", "...", "- " * 2000, "../x", "/etc/passwd", "a\\b", "%TAG ! !", "|", ">", "@", "`", "\t", "a: " * 500,
+    "0", "-1", "1", "2", "255", "65536", str(2**31), str(2**63 - 1), str(2**63), str(-(2**63) - 1), "9" * 25, "9" * 5000,
+    "1e999", "-1e999", "1e-999", ".inf", ".nan", "NaN", "Infinity", "0x" + "f" * 4000, "1:2:3:4", "0777", "null", "~", "true",
+    "false", "no", '""', "[]", "{}", "[[]]", '"a"', '"' + "a" * 20000 + '"', "[" * 100 + "]" * 100, "[" * 100000, "{" * 5000,
+    '{"a":' * 5000, "[0, 1]", "2001-99-99", "2001-01-01", "!!python/object/apply:os.mkdir [ran]", "!!int abc", "!!int ''",
+    "!!float ''", "!!bool x", "!!binary x", "!!timestamp x", "!!set {a}", "!!omap [a: 1]", "!x y", "&a [*a]", "*a", "<<: *a",
+    "&a {<<: *a}", "? [a]\n: b", "=", '"\\ud800"', '"\\u0000"', "\x00",
+    "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "\u2028", "\ufeff", "%YAML 9.9", "---", "...", "- " * 2000,
+    "../x", "/etc/passwd", "a\\b", "%TAG ! !", "|", ">", "@", "`", "\t", "a: " * 500,
 ]  # fmt: skip
 
 
@@ -465,10 +466,11 @@ def _head_of_text(change) -> Callable[[Rng, bytearray], bytearray]:
 
 
 PLY_LINES = [
-    "element vertex 1000000000", "element vertex -1", "element x 999999999999999999", "element face 10", "property float x", "comment x",
-    "property list uchar int vertex_indices", "property list int int x", "property list char float y", "property double f_dc_0",
-    "property uchar x", "property x y", "element", "format ascii 1.0", "format binary_big_endian 1.0", "format x 2", "obj_info x",
-    "end_header", "property list", "element vertex 99999999999999999999999", "element vertex 5", "property float " + "a" * 5000,
+    "element vertex 1000000000", "element vertex -1", "element x 999999999999999999", "element face 10", "property float x",
+    "comment x", "property list uchar int vertex_indices", "property list int int x", "property list char float y",
+    "property double f_dc_0", "property uchar x", "property x y", "element", "format ascii 1.0",
+    "format binary_big_endian 1.0", "format x 2", "obj_info x", "end_header", "property list",
+    "element vertex 99999999999999999999999", "element vertex 5", "property float " + "a" * 5000,
 ]  # fmt: skip
 
 

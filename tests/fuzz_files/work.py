@@ -18,6 +18,7 @@ from tests.fuzz.campaign import Report
 
 SECONDS = 10.0  # of a case, of this process's time: others may use the machine
 PATIENCE = 40.0  # without a word
+WORDS = 20_000  # characters of a message
 MEMORY = 1 << 30  # bytes beyond those at the start of a case
 ADVICE = ("weights_only", "safe_globals", "allow_pickle", "fully trust", "trust the", "Trust the")
 
@@ -92,12 +93,12 @@ def one(kind, data: bytes) -> str:
 
 
 def _check_words(error: ValueError, kind, file: Path) -> None:
-    """Failure unless the message names the file in one printable text, and nothing in it or behind it advises what is unsafe."""
+    """Failure unless the message names the file, can be printed, and nothing in it or behind it advises what is unsafe."""
     words = str(error)
     if not any(name in words for name in (file.name, *kind.also)):
         raise Failure(f"a ValueError that does not name {file.name}: {words[:300]}") from error
     words.encode()  # a message is printed
-    if len(words) > 5000:
+    if len(words) > WORDS:
         raise Failure(f"a message of {len(words):,} characters: {words[:300]}")
     links = [error]
     while links:
