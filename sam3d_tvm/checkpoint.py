@@ -84,7 +84,7 @@ class Checkpoint:
         try:
             models = {name: MODELS[name].complete(found, read) for name, found in read.items()}
             self.config = PipelineConfig(**models, **options)
-        except ValueError as error:  # models that do not fit together
+        except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:  # that do not fit together
             raise ValueError(f"{where}: {error}") from error
 
     def _read(self, pipeline: Mapping[str, Any], name: str) -> Any:

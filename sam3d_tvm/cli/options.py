@@ -13,6 +13,7 @@ BAD_OPTIONS, FAILED, STOPPED = 2, 1, 130  # exit codes
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+OptionalOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.  [default: out]")]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(help="Checkpoint as published: its folder, the download's root, or pipeline.yaml.", envvar="SAM3D_CHECKPOINT"),

@@ -24,6 +24,12 @@ def check_sides(width: int, height: int, name: str) -> None:
         raise ValueError(f"{name}: expected sides of 1 to {MAX_SIDE} pixels, given {width} x {height}")
 
 
+def check_is_file(path: str | os.PathLike) -> None:
+    """ValueError for a pipe, a device or a folder, of which the first two may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("it is no file")
+
+
 def as_array(value, name: str):
     """The array of what has one, as a tensor of torch, and else `value` itself. ValueError where that cannot be had."""
     if isinstance(value, np.ndarray) or not hasattr(value, "__array__"):
@@ -59,6 +65,7 @@ def read_arrays(path: str | os.PathLike, name: str, wanted: Sequence[str]) -> di
     if Path(path).suffix.lower() in (".pt", ".pth"):
         return _of_torch(path, name, wanted)
     try:
+        check_is_file(path)
         with open(path, "rb") as file:
             if file.read(4) != b"PK\x03\x04":
                 file.seek(0)

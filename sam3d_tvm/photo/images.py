@@ -173,6 +173,11 @@ def memory_of_photo(image: Picture, mask: Picture | None = None) -> int:
     return pixels * (4 + max(reading + own, mask_reading + mask_own + 2))  # its values and what is inside
 
 
+def size_of_photo(image: Picture) -> tuple[int, int]:
+    """Width and height, of a file from its header."""
+    return _size_and_orientation(image)[0]
+
+
 def _cost(picture: Picture, name: str) -> tuple[tuple[int, int], int, int]:
     """Width and height, and for each pixel the bytes that reading takes and those that are in memory before."""
     if isinstance(picture, Image.Image):
@@ -184,7 +189,7 @@ def _cost(picture: Picture, name: str) -> tuple[tuple[int, int], int, int]:
         return (0, 0), 8, 0
     with opened(picture, _name(name, picture)) as file:
         check_sides(*file.size, _name(name, picture))
-        return file.size, bytes_to_read(file), 3 if name == "mask" and file.mode not in ("1", "L", "P") else 0
+        return file.size, bytes_to_read(file), 4 if name == "mask" and file.mode not in ("1", "L", "P") else 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -222,7 +222,8 @@ def _plane_of_colours(colours: np.ndarray, name: str, lossy: bool) -> Plane:
 def _of_colours(name: str, some: Sequence[str], count: int) -> str:
     if count > MAX_LABELS:
         return (
-            f"{name}: expected 0 outside of the object and one value inside, given a picture of {count} colours, as a photo has"
+            f"{name}: expected 0 outside of the object and one value inside, given a picture of more than {MAX_LABELS} "
+            "colours, as a photo or an overlay on it has"
         )
     return (
         f"{name}: expected black outside of the object and one colour inside, given {count} colours: {', '.join(some)}"

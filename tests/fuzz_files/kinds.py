@@ -20,9 +20,13 @@ from sam3d_tvm.models import MODELS
 from sam3d_tvm.photo.images import load_image, load_mask
 from sam3d_tvm.photo.pictures import readable_formats
 from sam3d_tvm.photo.pointmaps import as_intrinsics, load_points
+from sam3d_tvm.pose import Pose
+from sam3d_tvm.run_folder import RUN, RunFolder
 from sam3d_tvm.splat.files import SPLAT_FORMATS, load_splat
 from sam3d_tvm.splat.gaussians import SHAPES, Gaussians
+from sam3d_tvm.structure import STRUCTURE, Structure
 from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.files import write_bytes
 from sparse_ops.deploy.weights import check_arrays
 from tests.sam3d_tvm.fake_checkpoint import PUBLISHED, states, write_checkpoint, write_state
 from tests.sparse_ops.deploy.test_from_nn import made, random_state
@@ -310,6 +314,27 @@ def _mask_npz() -> tuple[bytes, ...]:
     return _npz(True, mask=_pixels()[..., 3]), _npz(False, mask=_pixels()[..., 3] > 0)
 
 
+# Results of earlier runs.
+
+
+@cache
+def _structure() -> tuple[bytes, ...]:
+    coords = np.stack([np.zeros(20), *np.unravel_index(np.arange(20) * 7, (8, 8, 8))], 1).astype(np.int32)
+    pose = Pose(np.float32([[1, 0, 0, 0]]), np.zeros((1, 3), np.float32), np.ones((1, 3), np.float32))
+    found = []
+    for latents in (None, np.ones((20, 8), np.float32)):
+        Structure(coords, 16, pose, latents, {"structure": {"seed": 1}}).save(file := _new_folder() / STRUCTURE)
+        found.append(file.read_bytes())
+    return tuple(found)
+
+
+@cache
+def _run_json() -> tuple[bytes, ...]:
+    folder = RunFolder(_new_folder() / "run")
+    folder.write("splat.ply", lambda path: write_bytes(path, b"a splat"), "seed 1")
+    return ((folder.folder / RUN).read_bytes(),)
+
+
 INTRINSICS = (
     b'{"fx": 50.5, "fy": 50.5, "cx": 31.5, "cy": 23.5}',
     b'{"K": [[50.5, 0, 31.5], [0, 50.5, 23.5], [0, 0, 1]]}',
@@ -349,5 +374,7 @@ KINDS = [
     Kind("point map .pt", "zip", _point_pt, _alone("points.pt"), lambda file: load_points(file)),
     Kind("mask .npy", "npy", _mask_npy, _alone("mask.npy"), load_mask),
     Kind("mask .npz", "npz", _mask_npz, _alone("mask.npz"), load_mask),
+    Kind("structure.safetensors", "safetensors", _structure, _alone(STRUCTURE), Structure.load),
+    Kind("run.json", "json", _run_json, _alone(RUN), lambda file: RunFolder(file.parent, resume=True).has("splat.ply")),
     Kind("intrinsics .json", "json", lambda: INTRINSICS, _alone("camera.json"), lambda file: as_intrinsics(file, (64, 48))),
 ]

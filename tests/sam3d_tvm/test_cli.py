@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3d_tvm import cli
+from sam3d_tvm import __version__, cli
 from sam3d_tvm.pipeline import Pipeline
 from sam3d_tvm.splat.files import save_splat
 from sam3d_tvm.splat.gaussians import Gaussians
-from tests.sam3d_tvm.tiny_pipeline import tiny_artifacts
+from tests.sam3d_tvm.tiny_pipeline import copied_artifacts, tiny_artifacts
 
 # The command line in a process of its own, where a signal stops it even if a shell has started all this in the background, for
 # which it makes every process ignore that signal.
@@ -28,6 +29,7 @@ print("started", flush=True)
 raise SystemExit(cli.main())
 """
 FILES = ("pose.json", "splat.ply", "structure.safetensors", "views.png")
+RUN = "run.json"  # written beside them, and not told of
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_generate_writes_its_files_and_says_so(capsys, quick, tmp_path):
     assert code == 0 and "error" not in err
     for text in ("structure", "latents", "voxels", "Gaussians", "GiB estimated", "seconds", *FILES):
         assert text in out
-    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted((*FILES, RUN))
 
 
 def test_equal_options_give_equal_bytes_with_any_threads(capsys, quick, tmp_path):
@@ -66,7 +68,10 @@ def test_equal_options_give_equal_bytes_with_any_threads(capsys, quick, tmp_path
     assert run(capsys, *quick, "-o", tmp_path / "other", "--seed", "1")[0] == 0
     command = [sys.executable, "-m", "sam3d_tvm.cli", *quick, "--output", str(tmp_path / "alone"), "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0 and "\x1b" not in done.stdout + done.stderr, done.stderr
+    # Lines of stages, and nothing of libraries.
+    assert all(line.endswith(" ...") or ": done in 0:00:" in line for line in done.stderr.splitlines()), done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["wrote"] * len(FILES)
     for name in FILES:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
         assert (tmp_path / "first" / name).read_bytes() != (tmp_path / "other" / name).read_bytes(), name
@@ -75,12 +80,12 @@ def test_equal_options_give_equal_bytes_with_any_threads(capsys, quick, tmp_path
 def test_several_masks_make_a_scene(capsys, quick, photo, tmp_path):
     code, out, _ = run(capsys, *quick[:3], photo[1], *quick[3:], "-o", tmp_path)
     assert code == 0 and "scene_splat.ply" in out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["object_1", "object_2", "scene_splat.ply"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["object_1", "object_2", RUN, "scene_splat.ply"]
 
 
 def test_stage_one_alone(capsys, quick, tmp_path):
     assert run(capsys, *quick, "--stage1-only", "-o", tmp_path)[0] == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"pose.json", "structure.safetensors", "voxels.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"pose.json", "structure.safetensors", "voxels.png", RUN}
 
 
 def test_interrupting_leaves_nothing_half_written(quick, tmp_path):
@@ -106,7 +111,7 @@ def test_demo_is_the_preset_on_the_photo_that_comes_along(capsys, monkeypatch, t
     monkeypatch.setattr(Pipeline, "from_preset", from_preset)
     code, out, _ = run(capsys, "demo", "-o", tmp_path)
     assert code == 0 and seen == {"preset": "tiny"} and "watertight" in out and "not watertight" not in out
-    assert {path.name for path in tmp_path.iterdir()} == {*FILES, "mesh.glb", "splat.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, RUN, "mesh.glb", "splat.html"}
 
 
 def test_compile_takes_up_what_is_there(capsys, tmp_path, monkeypatch):
@@ -215,6 +220,62 @@ def test_a_folder_that_may_not_be_written(capsys, quick, tmp_path):
     tmp_path.chmod(0o500)
     code, _, err = run(capsys, *quick, "-o", tmp_path / "out")
     assert code == 1 and err.count("\n") == 1 and "Permission denied" in err
+
+
+def test_only_decoders_that_run_count_for_max_memory(capsys, monkeypatch, quick, tmp_path):
+    pipeline = Pipeline(tiny_artifacts())
+    all_of_it, splat = (max(pipeline.memory(formats=formats).values()) for formats in (["ply", "glb"], ["ply"]))
+    assert splat < all_of_it and "slat_decoder_mesh" not in pipeline.memory(formats=["ply"])
+    limit = f"{(splat >> 20) + 1}M"
+    assert run(capsys, *quick, "--max-memory", limit, "-o", tmp_path)[0] == 0
+    code, _, err = run(capsys, *quick, "--formats", "glb", "--max-memory", limit, "-o", tmp_path)
+    assert code == 2 and "which slat_decoder_mesh is estimated to take for 16,000 voxels" in err
+
+
+def test_a_large_photo_counts_before_it_is_read(capsys, monkeypatch, quick, tmp_path):
+    """From its header: 100 megapixels, of which nothing is in memory."""
+    monkeypatch.setattr("sam3d_tvm.photo.images.load_rgba", lambda *paths: pytest.fail("the photo was read"))
+    for name, mode in (("photo.png", "RGB"), ("mask.png", "L")):
+        Image.new(mode, (10_000, 10_000)).save(tmp_path / name)
+    options = ["--max-memory", "1G", "-o", tmp_path / "out"]
+    code, _, err = run(capsys, "generate", tmp_path / "photo.png", tmp_path / "mask.png", *quick[3:], *options)
+    assert code == 2 and err.startswith("error: max_memory: expected at least 1.74 GiB, which a photo of this size takes"), err
+
+
+def test_info_of_damaged_models(capsys, tmp_path):
+    folder = copied_artifacts(tmp_path / "artifacts")
+    (folder / "ss_decoder" / "library.so").unlink()
+    os.truncate(folder / "ss_generator" / "parameters.safetensors", 1000)
+    code, _, err = run(capsys, "info", folder)
+    assert code == 2 and err.count("\n") == 1
+    assert "ss_decoder/library.so is missing" in err and "ss_generator/parameters.safetensors has 1,000 bytes" in err
+
+
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, f"sam3d-tvm {__version__}\n", "")
+    done = subprocess.run([sys.executable, "-m", "sam3d_tvm", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"sam3d-tvm {__version__}\n", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such shell")
+@pytest.mark.parametrize("redirect", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-", "2>&1 | head -1", "> /dev/full 2>&1"])
+def test_streams_that_nobody_reads_end_nothing(capsys, quick, tmp_path, redirect):
+    """Nor do files that are opened get the number of a stream that is closed, and what libraries print there."""
+    assert run(capsys, *quick, "--stage1-only", "-o", tmp_path / "whole")[0] == 0
+    argv = [sys.executable, "-m", "sam3d_tvm", *quick, "--stage1-only", "-o", str(tmp_path / "out")]
+    script = f"{shlex.join(argv)} {redirect}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+    }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such shell")
+def test_help_that_nobody_reads(tmp_path):
+    script = f"{sys.executable} -m sam3d_tvm generate --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_info(capsys):

@@ -69,7 +69,7 @@ def test_equal_arguments_give_equal_bytes(pipeline, photo, result, tmp_path):
 
 def test_other_libraries_read_the_files(result, tmp_path):
     written = result.save(tmp_path, ["ply", "html", "glb", "mesh.ply", "obj", "stl"])
-    assert sorted(written) == sorted(tmp_path.iterdir())
+    assert sorted((*written, tmp_path / "run.json")) == sorted(tmp_path.iterdir())
     splat = plyfile.PlyData.read(tmp_path / "splat.ply")["vertex"]
     np.testing.assert_array_equal(splat["x"], result.gaussians.xyz[:, 0])
     mesh = trimesh.load(tmp_path / "mesh.glb", force="mesh", process=False)
@@ -83,7 +83,11 @@ def test_other_libraries_read_the_files(result, tmp_path):
         np.testing.assert_array_equal(file.get_tensor("latents"), result.latents)
     pose = json.loads((tmp_path / "pose.json").read_text())
     np.testing.assert_allclose(pose["scale"], result.pose.scale[0])
+    assert pose["matrices"].keys() >= {"splat.ply", "mesh.glb"} and "not known" in pose["camera"]["units"]
     assert Image.open(tmp_path / "views.png").width >= 4 * 320
+    sheet = np.asarray(Image.open(tmp_path / "views.png"))
+    assert (sheet[:27] == (200, 0, 0)).all(2).sum() > 300  # "random weights", in red
+    assert result.random_weights and result.photo.shape == (48, 64, 4)
 
 
 def test_only_what_the_formats_need_is_decoded(pipeline, photo, tmp_path):
@@ -114,6 +118,7 @@ def test_a_point_map_puts_the_object_in_its_scene(pipeline, photo, points, tmp_p
     np.testing.assert_array_equal(near.coords, far.coords)
     moved = far.pose.translation - near.pose.translation
     np.testing.assert_allclose(moved, [[0, 0, 100]], atol=1e-3)
+    assert found.in_pointmap_units and found.pose_as_json()["camera"]["units"] == "those of the point map"
 
 
 def test_steps_and_guidance_are_taken(pipeline, photo):
