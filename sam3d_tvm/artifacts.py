@@ -31,7 +31,7 @@ from sam3d_tvm.notices import say
 from sparse_ops.deploy.component import LIBRARY, MANIFEST, MODULE, PARAMETERS, Component, leftovers
 from sparse_ops.deploy.files import write_bytes
 from sparse_ops.deploy.manifest import system, versions
-from sparse_ops.deploy.reading import read_json
+from sparse_ops.deploy.reading import brief, read_json
 from sparse_ops.deploy.weights import State
 from sparse_ops.eager.cache import cache_folder, source_digest
 from sparse_ops.transform.precision import PRECISIONS
@@ -127,7 +127,7 @@ class Artifacts:
             self.keys = {name: {part: str(value["models"][name][part]) for part in KEY} for name in self.config.models}
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-            raise ValueError(f"artifacts {str(self.folder)!r}: {PIPELINE}: {reason}") from error
+            raise ValueError(f"artifacts {str(self.folder)!r}: {PIPELINE}: {brief(reason)}") from error
         found = {name: self._problems(name) for name in self.config.models}
         absent = [name for name, problems in found.items() if problems is None]
         first = [f"{', '.join(absent)} not compiled yet"] if absent else []

@@ -33,7 +33,7 @@ from sam3d_tvm.config import PipelineConfig, Preprocessing, Sampling
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.upstream import pick
 from sam3d_tvm.reading import read_yaml
-from sparse_ops.deploy.reading import shown
+from sparse_ops.deploy.reading import brief, shown
 from sparse_ops.deploy.weights import LazyArray
 
 OFFSETS = "offset_perturbation"  # saved with the Gaussian decoder, but no parameter of it
@@ -85,7 +85,7 @@ class Checkpoint:
             models = {name: MODELS[name].complete(found, read) for name, found in read.items()}
             self.config = PipelineConfig(**models, **options)
         except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:  # that do not fit together
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"{where}: {brief(error)}") from error
 
     def _read(self, pipeline: Mapping[str, Any], name: str) -> Any:
         """The config of model `name`, of whose weights the file is looked at."""
@@ -183,7 +183,7 @@ def _model(value: Mapping[str, Any], path: tuple[str, ...], file: str, expected:
         found = _built(node)
     except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"{where}: {reason}") from error
+        raise ValueError(f"{where}: {brief(reason)}") from error
     if not isinstance(found, expected):
         given = node.get("_target_") if isinstance(node, Mapping) else node
         raise ValueError(f"{where}: expected a model that makes a {expected.__name__}, given {shown(given)}")
@@ -284,7 +284,7 @@ def _options(pipeline: Mapping[str, Any], where: str) -> dict[str, Any]:
             "slat_std": tuple(pipeline["slat_std"]),
         }
     except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{where}: {brief(error)}") from error
 
 
 def _sampling(pipeline: Mapping[str, Any], stage: str, strength: float, rescale_t: float) -> Sampling:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from sparse_ops.deploy.reading import DEPTH, INTEGERS, read_bytes, read_head, shown
 
@@ -28,10 +29,12 @@ ZIP_DIRECTORY = 32 << 20  # bytes
 PICKLE_BYTES = 8 << 20  # of names and sizes; the largest published one has 1 MB
 PICKLE_OPCODES = 1_000_000
 NPY_HEADER = 4096  # bytes; one of numbers has about 100
-DEFLATE = 1032  # times its bytes that deflate expands to at most
+EXPANDED = 64 << 20  # bytes of an array or of pixels, below which it does not count how few bytes they expand from
+# Bytes that a byte of a file may stand for: in an array, in a PNG (what deflate reaches), and in pictures of other formats, of
+# which flat ones have less.
+OF_ARRAY, OF_PNG, OF_PICTURE = 200, 1100, 4096
 PLY_HEADER, PLY_LINES = 64 << 10, 1000  # bytes and lines; Gaussians with all harmonics have 70 lines
 PLY_LISTS = 1_000_000  # rows of elements with lists, which are read one by one
-PIXELS, PIXELS_A_BYTE = 1 << 24, 10_000  # of a picture: so many, or so many for each byte of its file
 
 
 class _Loader(yaml.SafeLoader):
@@ -361,10 +364,7 @@ def read_npy(file: BinaryIO, size: int, name: str) -> np.ndarray:
     dtype = np.dtype(descr)
     head = 8 + (2 if start[6] == 1 else 4) + length
     if math.prod(shape) * dtype.itemsize > size - head:
-        raise ValueError(
-            f"{name}: expected {math.prod(shape) * dtype.itemsize:,} bytes for {dtype} {list(shape)}, given {size - head:,}: "
-            "the file is cut short"
-        )
+        raise ValueError(f"{name}: its header says {list(shape)} of {dtype}, and {size - head:,} bytes follow")
     values = np.empty(math.prod(shape), dtype)
     if values.size and file.readinto(values.view(np.uint8)) != values.nbytes:
         raise ValueError(f"{name}: expected {values.nbytes:,} bytes for {dtype} {list(shape)}, given fewer")
@@ -377,12 +377,9 @@ def npz_entries(path: Path, name: str) -> dict[str, zipfile.ZipInfo]:
     for entry in zip_entries(path, name):
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
             raise ValueError(f"{name}: expected entries as numpy writes them, given {shown(entry.filename)}, packed otherwise")
-        factor = 1 if entry.compress_type == zipfile.ZIP_STORED else DEFLATE
-        if entry.file_size > factor * entry.compress_size:
-            raise ValueError(
-                f"{name}: expected an array of at most {factor * entry.compress_size:,} bytes in {shown(entry.filename)}, "
-                f"given {entry.file_size:,}"
-            )
+        packed, size = entry.compress_size, entry.file_size
+        if size > packed if entry.compress_type == zipfile.ZIP_STORED else size > max(EXPANDED, OF_ARRAY * packed):
+            raise ValueError(f"{name}: {shown(entry.filename)} expands to {size:,} bytes from {packed:,}")
         found[entry.filename.removesuffix(".npy")] = entry
     return found
 
@@ -434,10 +431,12 @@ _PLY_SIZES = ("char int8 uchar uint8", "short int16 ushort uint16", "int int32 u
 PLY_TYPES = {name: 1 << power for power, names in enumerate(_PLY_SIZES) for name in names.split()}
 
 
-def check_pixels(width: int, height: int, path: str | os.PathLike, name: str) -> None:
-    """ValueError for a picture file that says it has far more pixels than its bytes can hold: reading would allocate them."""
-    most = max(PIXELS, PIXELS_A_BYTE * os.stat(path).st_size)
-    if width * height > most:
+def check_expansion(picture: Image.Image, size: int, name: str) -> None:
+    """ValueError for a picture whose header promises more pixels than so many bytes of a file hold, before they are
+    allocated."""
+    pixels = picture.width * picture.height
+    promised = pixels // 8 if picture.mode == "1" else pixels * len(picture.getbands())
+    if promised > max(EXPANDED, (OF_PNG if picture.format == "PNG" else OF_PICTURE) * size):
         raise ValueError(
-            f"{name}: expected at most {most:,} pixels in a file of {os.stat(path).st_size:,} bytes, given {width} x {height}"
+            f"{name}: expected pixels that {size:,} bytes can hold, given a header of {picture.width} x {picture.height}"
         )

@@ -91,7 +91,10 @@ def _chosen(names: Mapping, wanted: Sequence[str]) -> list[str]:
 
 def _of_torch(path: str | os.PathLike, name: str, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     """Tensors of a file of torch, which is read without running what it may hold."""
-    value = load_torch(Path(path), name)
+    try:
+        value = load_torch(Path(path), Path(path).name)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected tensors alone in a file of torch, cannot read it: {error}") from error
     import torch
 
     tensors = value if isinstance(value, Mapping) else {"": value}

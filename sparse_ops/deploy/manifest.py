@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import tvm
 
 from sparse_ops.deploy.files import DTYPES
-from sparse_ops.deploy.reading import parse_json, shown
+from sparse_ops.deploy.reading import brief, parse_json, shown
 from tir_kernels.dispatch import host_target
 
 MANIFEST = "manifest.json"
@@ -130,7 +130,7 @@ class Manifest:
             return manifest, {key: str(value["code"][key]) for key in ("file", "sha256")}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-            raise ValueError(f"{MANIFEST}: not the manifest of a component: {reason}") from error
+            raise ValueError(f"{MANIFEST}: not the manifest of a component: {brief(reason)}") from error
 
     def check_runs_here(self) -> None:
         """ValueError that says which version, system or instructions another one was made for."""

@@ -171,6 +171,12 @@ def read_head(path: Path, count: int, name: str) -> bytes:
         raise ValueError(f"{name}: cannot be read: {error}") from error
 
 
+def brief(words: Any, most: int = 1000) -> str:
+    """A reason in a message: it may repeat what a file holds."""
+    text = str(words)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def shown(value: Any, most: int = 80) -> str:
     """`value` in a message: what a file holds may be long."""
     text = repr(value)

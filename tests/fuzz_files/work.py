@@ -18,7 +18,7 @@ from tests.fuzz.campaign import Report
 
 SECONDS = 10.0  # of a case, of this process's time: others may use the machine
 PATIENCE = 40.0  # without a word
-WORDS = 20_000  # characters of a message
+WORDS = 8_000  # characters of a message
 MEMORY = 1 << 30  # bytes beyond those at the start of a case
 ADVICE = ("weights_only", "safe_globals", "allow_pickle", "fully trust", "trust the", "Trust the")
 
@@ -135,8 +135,11 @@ def _status(name: str) -> int:
 
 def work_on_files(pipe, seed: int, first: int, last: int | None, seconds: float, plant: str) -> None:
     """Run cases, and say through the pipe which one runs."""
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    words = os.fdopen(os.dup(2), "w")
+    faulthandler.enable(words)
+    faulthandler.register(signal.SIGUSR1, words, all_threads=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries of pictures write there what they think of them
+    warnings.simplefilter("ignore")
     if plant:
         import_module(plant)
     from tests.fuzz_files.kinds import KINDS

@@ -201,8 +201,11 @@ def described(descr: str = "'<f4'", shape: str = "(2, 3)", order: str = "False")
 
 
 NPY = {
-    "too large a shape": (npy(described(shape="(1000000, 1000000)")), "expected 4,000,000,000,000 bytes .*, given 24"),
-    "overflow": (npy(described(shape="(4294967296, 4294967296, 4294967296)")), "is incomplete|cut short"),
+    "too large a shape": (
+        npy(described(shape="(1000000, 1000000)")),
+        r"its header says \[1000000, 1000000\] of float32, and 24 bytes",
+    ),
+    "overflow": (npy(described(shape="(4294967296, 4294967296, 4294967296)")), "its header says"),
     "negative": (npy(described(shape="(-1, 3)")), "a shape of integers of 0 or more"),
     "bools": (npy(described(shape="(True, 3)")), "a shape of integers"),
     "an expression": (npy(described(shape="(2**40,)")), "a header of names and values"),
@@ -252,7 +255,7 @@ def test_npz_files_that_say_they_expand(tmp_path):
     at = data.rfind(b"PK\1\2")
     data[at + 24 : at + 28] = (2**32 - 2).to_bytes(4, "little")
     path.write_bytes(data)
-    refused(r"x\.npz: expected an array of at most .* in 'points.npy', given 4,294,967,294", npz_entries, path, "x.npz")
+    refused(r"x\.npz: 'points.npy' expands to 4,294,967,294 bytes from", npz_entries, path, "x.npz")
     refused(r"x\.npz", load_pointmap, path)
 
 
@@ -305,7 +308,7 @@ def test_pictures_that_say_they_are_large(tmp_path, form):
         side = (16384).to_bytes(width, "little")
         data = data[:place] + side + side + data[place + 2 * width :]
     path.write_bytes(data)
-    refused(rf"x\.{form}.*: expected at most 16,777,216 pixels in a file of .* bytes, given 16384 x 16384", load_image, path)
+    refused(rf"x\.{form}.*: expected pixels that .* bytes can hold, given a header of 16384 x 16384", load_image, path)
 
 
 def test_a_large_picture_of_one_colour_is_read(tmp_path):
