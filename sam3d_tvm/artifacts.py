@@ -31,6 +31,7 @@ from sam3d_tvm.notices import say
 from sparse_ops.deploy.component import LIBRARY, MANIFEST, MODULE, PARAMETERS, Component, leftovers
 from sparse_ops.deploy.files import write_bytes
 from sparse_ops.deploy.manifest import system, versions
+from sparse_ops.deploy.reading import brief, read_json
 from sparse_ops.deploy.weights import State
 from sparse_ops.eager.cache import cache_folder, source_digest
 from sparse_ops.transform.precision import PRECISIONS
@@ -118,10 +119,15 @@ class Artifacts:
             self.config = PipelineConfig.from_json(value["config"])
             self.precision = str(value["precision"])
             self.random_weights = value.get("random_weights") is True
-            self.offset_perturbation = {k: np.asarray(v, np.float32) for k, v in value["offset_perturbation"].items()}
+            self.offset_perturbation = {
+                name: _offsets(value["offset_perturbation"][name], getattr(self.config, name), name)
+                for name in GAUSSIAN_DECODERS
+                if name in self.config.models
+            }
             self.keys = {name: {part: str(value["models"][name][part]) for part in KEY} for name in self.config.models}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"artifacts {str(self.folder)!r}: {PIPELINE}: {error}") from error
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+            raise ValueError(f"artifacts {str(self.folder)!r}: {PIPELINE}: {brief(reason)}") from error
         found = {name: self._problems(name) for name in self.config.models}
         absent = [name for name, problems in found.items() if problems is None]
         first = [f"{', '.join(absent)} not compiled yet"] if absent else []
@@ -316,11 +322,13 @@ def _damage(folder: Path, made: Mapping[str, Any]) -> list[str]:
 
 def _read(folder: Path) -> Mapping[str, Any]:
     """What the folder's `pipeline.json` says. ValueError without one, and for one of another format."""
+    reason = f"artifacts: expected a folder with {PIPELINE}, given {str(folder)!r}"
+    if not (folder / PIPELINE).exists():
+        raise ValueError(reason)
     try:
-        value = json.loads((folder / PIPELINE).read_text())
-    except (OSError, ValueError) as error:
-        reason = f"artifacts: expected a folder with {PIPELINE}, given {str(folder)!r}"
-        raise ValueError(reason if isinstance(error, FileNotFoundError) else f"{reason}: {error}") from error
+        value = read_json(folder / PIPELINE)
+    except ValueError as error:
+        raise ValueError(f"{reason}: {error}") from error
     if not isinstance(value, Mapping) or value.get("format") != FORMAT:
         raise ValueError(f"artifacts {str(folder)!r}: expected a {PIPELINE} of format {FORMAT}")
     return value
@@ -329,13 +337,23 @@ def _read(folder: Path) -> Mapping[str, Any]:
 def _made_from(folder: Path) -> dict[str, Any] | None:
     """What `made_from.json` of the folder of a model says; None if that is not known."""
     try:
-        value = json.loads((folder / MADE_FROM).read_text())
+        value = read_json(folder / MADE_FROM)
         files = {str(file): int(size) for file, size in value["files"].items()}
         if any(Path(file).name != file for file in files):
             return None
         return {part: str(value[part]) for part in KEY} | {"files": files}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _offsets(value: Any, config: Any, name: str) -> np.ndarray:
+    """float32 [num_gaussians, 3]. ValueError for anything else."""
+    offsets, expected = np.asarray(value, np.float32), (config.representation_config["num_gaussians"], 3)
+    if offsets.shape != expected or not np.isfinite(offsets).all():
+        raise ValueError(
+            f"offset_perturbation of {name}: expected {list(expected)} finite numbers, given {list(offsets.shape)}"
+        )
+    return offsets
 
 
 def _key_of(made: Mapping[str, Any] | None) -> dict[str, str] | None:

@@ -10,6 +10,7 @@ YAML is data here: strings at `_target_` are looked up in the table `TARGETS` an
 names. What stands in pipeline.yaml stays within its folder as it is written; where links lead is for the user to say.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -32,10 +33,14 @@ from sam3d_tvm.config import PipelineConfig, Preprocessing, Sampling
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.upstream import pick
 from sam3d_tvm.reading import read_yaml
-from sparse_ops.deploy.reading import shown
+from sparse_ops.deploy.reading import brief, shown
 from sparse_ops.deploy.weights import LazyArray
 
 OFFSETS = "offset_perturbation"  # saved with the Gaussian decoder, but no parameter of it
+# The largest numbers that are taken, by name: what is made of them is made before weights are looked at.
+LAYERS, LARGEST, LONGEST = 128, 1 << 17, 16
+LIMITS = {"num_res_blocks": LAYERS, "num_res_blocks_middle": LAYERS, "num_io_res_blocks": LAYERS, "num_blocks": LAYERS}
+LIMITS |= {"depth": LAYERS, "steps": 10_000, "size": 4096, "input_size": 4096, "img_size": 4096, "mlp_ratio": 64}
 # What a checkpoint may hold that only training reads.
 TRAINING = (".point_remapper.", ".dropped_xyz_token")
 
@@ -63,6 +68,8 @@ class Checkpoint:
         self._parsed: dict[str, Mapping[str, Any]] = {}
         pipeline = self._yaml(where)
         options = _options(pipeline, where)
+        for name, part in options.items():
+            _check_sizes(dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part, where, name)
         read = {}
         for name, model in MODELS.items():
             try:
@@ -77,8 +84,8 @@ class Checkpoint:
         try:
             models = {name: MODELS[name].complete(found, read) for name, found in read.items()}
             self.config = PipelineConfig(**models, **options)
-        except ValueError as error:  # models that do not fit together
-            raise ValueError(f"{where}: {error}") from error
+        except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:  # that do not fit together
+            raise ValueError(f"{where}: {brief(error)}") from error
 
     def _read(self, pipeline: Mapping[str, Any], name: str) -> Any:
         """The config of model `name`, of whose weights the file is looked at."""
@@ -176,11 +183,26 @@ def _model(value: Mapping[str, Any], path: tuple[str, ...], file: str, expected:
         found = _built(node)
     except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"{where}: {reason}") from error
+        raise ValueError(f"{where}: {brief(reason)}") from error
     if not isinstance(found, expected):
         given = node.get("_target_") if isinstance(node, Mapping) else node
-        raise ValueError(f"{where}: expected a model that makes a {expected.__name__}, given {given!r}")
+        raise ValueError(f"{where}: expected a model that makes a {expected.__name__}, given {shown(given)}")
+    _check_sizes(dataclasses.asdict(found), where)
     return found
+
+
+def _check_sizes(value: Any, where: str, name: str = "") -> None:
+    """ValueError for a number above its limit, and for a list that is longer than any model has."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_sizes(part, where, str(key))
+    elif isinstance(value, (list, tuple)):
+        if len(value) > LONGEST:
+            raise ValueError(f"{where}: {name}: expected at most {LONGEST} of them, given {len(value):,}")
+        for part in value:
+            _check_sizes(part, where, name)
+    elif isinstance(value, (int, float)) and not abs(value) <= (most := LIMITS.get(name, LARGEST)):
+        raise ValueError(f"{where}: {name}: expected at most {most:,}, given {value}")
 
 
 def _built(node: Any) -> Any:
@@ -262,7 +284,7 @@ def _options(pipeline: Mapping[str, Any], where: str) -> dict[str, Any]:
             "slat_std": tuple(pipeline["slat_std"]),
         }
     except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{where}: {brief(error)}") from error
 
 
 def _sampling(pipeline: Mapping[str, Any], stage: str, strength: float, rescale_t: float) -> Sampling:

@@ -5,11 +5,10 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from sam3d_tvm.reading import check_torch_pickle, check_torch_zip
+from sam3d_tvm.reading import load_torch, torch_kind
 from sparse_ops.deploy.reading import parse_json, read_bytes, read_head, shown
 from sparse_ops.deploy.weights import DTYPES, LazyArray, load_state
 
@@ -182,12 +181,8 @@ def check_weights(path: Path) -> str:
     """
     check_present(path, "weights")
     head = read_head(path, HEAD, path.name)
-    if head.startswith(b"PK"):
-        check_torch_zip(path, path.name)
-        return "zip"
-    if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5":
-        check_torch_pickle(path, path.name)
-        return "pickle"
+    if kind := torch_kind(path, path.name):
+        return kind
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         load_state(path)
         return "safetensors"
@@ -206,18 +201,9 @@ def read_weights(path: Path) -> dict[str, LazyArray]:
 
 def _torch_state(path: Path, kind: str) -> dict[str, LazyArray]:
     """The tensors of a file of torch: a dict of them, or a dict that has such a one as "state_dict"."""
-    try:
-        import torch
-    except ImportError as error:
-        raise ValueError(f"{path.name}: torch is needed to read it, or convert it to .safetensors: {error}") from error
-    value: Any = None
-    refused = False
-    try:  # files of torch before 1.6 cannot be mapped
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
-    except Exception:  # of many kinds, for files that are damaged, or hold more than tensors
-        refused = True
-    if refused:  # here nothing is left of what torch says, which is to load it in an unsafe way
-        raise ValueError(f"{path.name}: not a file of weights alone: it is damaged, or holds more than tensors and numbers")
+    value = load_torch(path, path.name, kind)
+    import torch
+
     if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
         value = value["state_dict"]
     kinds = (torch.Tensor, torch.nn.Parameter)
@@ -225,11 +211,6 @@ def _torch_state(path: Path, kind: str) -> dict[str, LazyArray]:
         raise ValueError(f"{path.name}: expected tensors by name, given {type(value).__name__}")
     if strange := [name for name in value if not isinstance(name, str)]:
         raise ValueError(f"{path.name}: expected strings as names of tensors, given {shown(strange[0])}")
-    size = path.stat().st_size
-    for name, tensor in value.items():
-        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.numel() * tensor.element_size() > size:
-            given = f"{tensor.layout} {list(tensor.shape)} on {tensor.device}"
-            raise ValueError(f"{path.name}: {shown(name)}: expected a tensor within the file of {size:,} bytes, given {given}")
     dtypes = {torch.float32: DTYPES["F32"], torch.float16: DTYPES["F16"], torch.bfloat16: DTYPES["BF16"]}
 
     def array(tensor) -> np.ndarray:

@@ -117,7 +117,7 @@ class PipelineConfig(_Models):
             return cls(
                 **{key: makers[key](part) if key in makers and part is not None else part for key, part in value.items()}
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"not the config of a pipeline: {type(error).__name__} {error}") from error
 
 

@@ -4,6 +4,7 @@ Here are all limits: a file beyond one is refused before anything is walked, unp
 file, what was given and what was expected.
 """
 
+import ast
 import io
 import math
 import os
@@ -11,11 +12,13 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import yaml
+from PIL import Image
 
 from sparse_ops.deploy.reading import DEPTH, INTEGERS, read_bytes, read_head, shown
 
@@ -25,6 +28,13 @@ ZIP_ENTRIES = 100_000
 ZIP_DIRECTORY = 32 << 20  # bytes
 PICKLE_BYTES = 8 << 20  # of names and sizes; the largest published one has 1 MB
 PICKLE_OPCODES = 1_000_000
+NPY_HEADER = 4096  # bytes; one of numbers has about 100
+EXPANDED = 64 << 20  # bytes of an array or of pixels, below which it does not count how few bytes they expand from
+# Bytes that a byte of a file may stand for: in an array, in a PNG (what deflate reaches), and in pictures of other formats, of
+# which flat ones have less.
+OF_ARRAY, OF_PNG, OF_PICTURE = 200, 1100, 4096
+PLY_HEADER, PLY_LINES = 64 << 10, 1000  # bytes and lines; Gaussians with all harmonics have 70 lines
+PLY_LISTS = 1_000_000  # rows of elements with lists, which are read one by one
 
 
 class _Loader(yaml.SafeLoader):
@@ -78,7 +88,7 @@ class _Loader(yaml.SafeLoader):
 
     def integer(self, node: yaml.Node) -> int:
         text = self.construct_scalar(node)
-        value = self.construct_yaml_int(node) if len(text) <= 100 else None
+        value = self.construct_yaml_int(node) if len(text) <= 100 else INTEGERS.stop
         if value not in INTEGERS:
             raise _error(f"expected integers within int64, given {shown(text)}", node.start_mark)
         return value
@@ -227,8 +237,8 @@ def check_pickles(data: bytes, count: int, size: int, name: str) -> None:
                 opcodes += 1
                 if opcodes > PICKLE_OPCODES:
                     raise ValueError(f"more than {PICKLE_OPCODES:,} steps")
-                if isinstance(argument, int):
-                    last = argument
+                if code.name in ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4"):
+                    last = int(argument)
                 if code.name == "BINPERSID":
                     numbers += max(last, 0)
                 _note_global(code.name, argument, texts, found)
@@ -275,3 +285,158 @@ _WEIGHTS = re.compile(
 def _code(names: list[str]) -> list[str]:
     """Those of `names` that files of weights do not import."""
     return sorted({name for name in names if not _WEIGHTS.fullmatch(name)})
+
+
+def torch_kind(path: Path, name: str) -> str | None:
+    """ "zip" or "pickle" for a file of torch, of whose tensors only names and sizes are looked at; None for a file of another
+    kind. ValueError for one that is damaged, incomplete, or holds code, and for other archives and pickles."""
+    head = read_head(path, 2, name)
+    if head == b"PK":
+        check_torch_zip(path, name)
+        return "zip"
+    if head[:1] == b"\x80" and head[1:] in (b"\2", b"\3", b"\4", b"\5"):
+        check_torch_pickle(path, name)
+        return "pickle"
+    return None
+
+
+def load_torch(path: Path, name: str, kind: str | None = None) -> Any:
+    """What a file of torch holds, of a `torch_kind` that is known or is found here: tensors, in containers, as they are stored.
+
+    ValueError where torch is not installed, for what is no such file, and for one that holds more or is larger in memory.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(f"{name}: torch is needed to read it, or convert it to .safetensors: {error}") from error
+    kind, value, refused = kind or torch_kind(path, name), None, False
+    if kind is None:
+        raise ValueError(f"{name}: expected a file of torch, given one that begins {shown(read_head(path, 16, name))}")
+    try:  # files of torch before 1.6 cannot be mapped
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+    except Exception:  # of many kinds, for files that are damaged, or hold more than tensors
+        refused = True
+    if refused:  # here nothing is left of what torch says, which is to load it in an unsafe way
+        raise ValueError(f"{name}: not a file of weights alone: it is damaged, or holds more than tensors and numbers")
+    size, level = path.stat().st_size, [value]
+    for _ in range(DEPTH):
+        for tensor in (node for node in level if isinstance(node, torch.Tensor)):
+            kept = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+            if not kept or tensor.numel() * tensor.element_size() > size:
+                given = f"{tensor.dtype} {list(tensor.shape)}, {tensor.layout} on {tensor.device}"
+                raise ValueError(f"{name}: expected tensors within the file of {size:,} bytes, given {given}")
+        level = [child for node in level if isinstance(node, (dict, list, tuple)) for child in _children(node)]
+        if len(level) > PICKLE_OPCODES:
+            break
+    if level:
+        raise ValueError(f"{name}: expected tensors in few containers, given more than {DEPTH} inside of each other")
+    return value
+
+
+def _children(node: dict | list | tuple) -> Iterable:
+    return node.values() if isinstance(node, dict) else node
+
+
+def read_npy(file: BinaryIO, size: int, name: str) -> np.ndarray:
+    """The array of an open .npy file of `size` bytes: bools, integers or floats, of which no more are read than it says.
+
+    ValueError for a file that is none, holds objects, or is not as long as its header says, before anything is allocated.
+    """
+    start = file.read(8)
+    if start[:6] != b"\x93NUMPY" or start[6:7] not in b"\1\2\3" or len(start) < 8:
+        raise ValueError(f"{name}: expected a .npy file of version 1 to 3, given one that begins {shown(start)}")
+    length = int.from_bytes(file.read(2 if start[6] == 1 else 4), "little")
+    if length > NPY_HEADER:
+        raise ValueError(f"{name}: expected a header of at most {NPY_HEADER:,} bytes in a .npy file, given {length:,}")
+    text = file.read(length)
+    try:
+        header = ast.literal_eval(text.decode("latin-1" if start[6] < 3 else "utf-8").strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{name}: expected a header of names and values in a .npy file, given {shown(text)}") from error
+    if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
+        raise ValueError(f"{name}: expected dtype, order and shape in a .npy file, given {shown(header)}")
+    descr, shape = header["descr"], header["shape"]
+    if not isinstance(descr, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|f16)", descr):
+        objects = "objects, which may be code and are not read" if "O" in str(descr) else shown(descr)
+        raise ValueError(f"{name}: expected bools, integers or floats in a .npy file, given {objects}")
+    if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"{name}: expected a shape of integers of 0 or more, given {shown(shape)}")
+    dtype = np.dtype(descr)
+    head = 8 + (2 if start[6] == 1 else 4) + length
+    if math.prod(shape) * dtype.itemsize > size - head:
+        raise ValueError(f"{name}: its header says {list(shape)} of {dtype}, and {size - head:,} bytes follow")
+    values = np.empty(math.prod(shape), dtype)
+    if values.size and file.readinto(values.view(np.uint8)) != values.nbytes:
+        raise ValueError(f"{name}: expected {values.nbytes:,} bytes for {dtype} {list(shape)}, given fewer")
+    return values.reshape(shape[::-1]).T if header["fortran_order"] else values.reshape(shape)
+
+
+def npz_entries(path: Path, name: str) -> dict[str, zipfile.ZipInfo]:
+    """The arrays of a .npz file by name. ValueError as `zip_entries`, and for one that says it expands to more than it can."""
+    found = {}
+    for entry in zip_entries(path, name):
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
+            raise ValueError(f"{name}: expected entries as numpy writes them, given {shown(entry.filename)}, packed otherwise")
+        packed, size = entry.compress_size, entry.file_size
+        if size > packed if entry.compress_type == zipfile.ZIP_STORED else size > max(EXPANDED, OF_ARRAY * packed):
+            raise ValueError(f"{name}: {shown(entry.filename)} expands to {size:,} bytes from {packed:,}")
+        found[entry.filename.removesuffix(".npy")] = entry
+    return found
+
+
+def check_ply(path: str | os.PathLike, name: str) -> None:
+    """ValueError unless a file begins with the header of a .ply file, and is as long as its elements, types and counts ask."""
+    path = Path(path)
+    head = read_head(path, PLY_HEADER, name)
+    end = re.search(rb"\nend_header(\r\n|\n|\r)|\rend_header(\r\n?)", head)
+    if not head.startswith(b"ply") or end is None:
+        given = f"none within {PLY_HEADER:,} bytes" if head.startswith(b"ply") else f"{shown(head[:16])}"
+        raise ValueError(f"{name}: expected the header of a .ply file, up to end_header, given {given}")
+    lines = head[: end.start()].decode("latin-1").splitlines()
+    if len(lines) > PLY_LINES:
+        raise ValueError(f"{name}: expected at most {PLY_LINES:,} lines in the header of a .ply file, given {len(lines):,}")
+    left, text, elements = path.stat().st_size - end.end(), False, []
+    for line in lines[1:]:
+        words = line.split()
+        if words[:1] == ["format"]:
+            text = words[1:2] == ["ascii"]
+        elif words[:1] == ["element"]:
+            if len(words) != 3 or not re.fullmatch(r"\d{1,18}", words[2], re.ASCII):
+                raise ValueError(f"{name}: expected a name and a number of rows, given {shown(line)}")
+            elements.append([words[1], int(words[2]), 0, False, set()])
+        elif words[:1] == ["property"]:
+            is_list = words[1:2] == ["list"]
+            kind = words[2] if is_list and len(words) > 2 else words[1] if len(words) > 1 else ""
+            if not elements or kind not in PLY_TYPES or len(words) != (5 if is_list else 3) or words[-1] in elements[-1][4]:
+                raise ValueError(f"{name}: expected a type and a name of its own for a property, given {shown(line)}")
+            elements[-1][4].add(words[-1])
+            elements[-1][2] += 2 if text else PLY_TYPES[kind]  # a digit and a space
+            elements[-1][3] |= is_list
+    if len({element[0] for element in elements}) < len(elements):
+        raise ValueError(f"{name}: expected every element of a .ply file once, given {', '.join(e[0] for e in elements[:10])}")
+    for element, count, width, has_lists, _ in elements:
+        if count and not width:
+            raise ValueError(f"{name}: expected properties of the element {shown(element)}, given none for {count:,} rows")
+        if has_lists and count > PLY_LISTS:
+            raise ValueError(f"{name}: expected at most {PLY_LISTS:,} rows with lists, given {count:,} of {shown(element)}")
+        left -= count * width
+        if left < -1:  # the last space may be missing
+            raise ValueError(
+                f"{name}: expected a .ply file that holds {count:,} rows of {shown(element)}, given {-left:,} bytes too few: "
+                "it is cut short"
+            )
+
+
+_PLY_SIZES = ("char int8 uchar uint8", "short int16 ushort uint16", "int int32 uint uint32 float float32", "double float64")
+PLY_TYPES = {name: 1 << power for power, names in enumerate(_PLY_SIZES) for name in names.split()}
+
+
+def check_expansion(picture: Image.Image, size: int, name: str) -> None:
+    """ValueError for a picture whose header promises more pixels than so many bytes of a file hold, before they are
+    allocated."""
+    pixels = picture.width * picture.height
+    promised = pixels // 8 if picture.mode == "1" else pixels * len(picture.getbands())
+    if promised > max(EXPANDED, (OF_PNG if picture.format == "PNG" else OF_PICTURE) * size):
+        raise ValueError(
+            f"{name}: expected pixels that {size:,} bytes can hold, given a header of {picture.width} x {picture.height}"
+        )

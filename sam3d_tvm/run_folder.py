@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ops.deploy.files import write_bytes
+from sparse_ops.deploy.reading import parse_json
 
 RUN = "run.json"
 FORMAT = 1
@@ -170,7 +171,7 @@ def _read(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {"files": {}, "objects": []}
     try:
-        value = json.loads(data) if len(data) <= GREATEST else {}
+        value = parse_json(data, RUN) if len(data) <= GREATEST else {}
         if value["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT}")
         files = {

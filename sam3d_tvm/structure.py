@@ -20,6 +20,7 @@ import safetensors
 from sam3d_tvm.checks import check_coords, check_finite
 from sam3d_tvm.pose import Pose
 from sparse_ops.deploy.files import save_safetensors
+from sparse_ops.deploy.reading import parse_json, safetensors_header
 
 STRUCTURE = "structure.safetensors"
 DECODERS = "decoders"
@@ -57,7 +58,8 @@ class Structure:
         """ValueError for a file that is missing, damaged, or holds something else, with its name."""
         path = Path(path)
         try:
-            with safetensors.safe_open(path, "np") as file:  # checks the header, and the length of the file
+            safetensors_header(path)
+            with safetensors.safe_open(path, "np") as file:
                 metadata, names = file.metadata() or {}, set(file.keys())
                 if missing := {"coords", *POSE} - names:
                     raise ValueError(f"expected {', '.join(sorted(missing))}, which later versions write")
@@ -84,7 +86,7 @@ class Structure:
             if arrays[name].shape != (size,) or arrays[name].dtype != np.float32:
                 raise ValueError(f"{name}: expected float32 [{size}], given {arrays[name].dtype} {list(arrays[name].shape)}")
         made_with = metadata.get("made_with", "{}")
-        value = json.loads(made_with) if len(made_with) <= GREATEST_OPTIONS else None
+        value = parse_json(made_with, "made_with") if len(made_with) <= GREATEST_OPTIONS else None
         if not isinstance(value, Mapping) or not all(isinstance(options, Mapping) for options in value.values()):
             raise ValueError("made_with: expected tables of options by stage in its metadata")
         return cls(coords, int(text), Pose(*(arrays[name][None] for name in POSE)), latents, value)

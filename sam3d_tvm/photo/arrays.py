@@ -1,6 +1,5 @@
 """Arrays in files, .npy, .npz and those of torch, and what errors say of arrays."""
 
-import math
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -8,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sam3d_tvm.reading import load_torch, npz_entries, read_npy
+
 MAX_SIDE = 16384  # pixels
 ARRAYS = (".npy", ".npz", ".pt", ".pth")
-MAX_EXPANSION, MAX_EXPANDED = 200, 64 << 20  # how many times its bytes a member of a .npz file may hold, beyond so many bytes
 
 
 def array_kind(value) -> str:
@@ -69,20 +69,17 @@ def read_arrays(path: str | os.PathLike, name: str, wanted: Sequence[str]) -> di
         with open(path, "rb") as file:
             if file.read(4) != b"PK\x03\x04":
                 file.seek(0)
-                return {"": _of_numpy(file, os.fstat(file.fileno()).st_size)}
+                return {"": read_npy(file, os.fstat(file.fileno()).st_size, Path(path).name)}
+            files = npz_entries(Path(path), Path(path).name)
             with zipfile.ZipFile(file) as members:
-                files = {info.filename.removesuffix(".npy"): info for info in members.infolist()}
                 found = {}
                 for key in _chosen(files, wanted):
-                    info = files[key]
-                    if info.file_size > max(MAX_EXPANDED, MAX_EXPANSION * info.compress_size):
-                        raise ValueError(f"{key} expands to {info.file_size:,} bytes from {info.compress_size:,}")
-                    with members.open(info) as member:
-                        found[key] = _of_numpy(member, info.file_size)
+                    with members.open(files[key]) as member:
+                        found[key] = read_npy(member, files[key].file_size, f"{Path(path).name}: {key}")
                 if found:
                     return found
     except Exception as error:  # numpy and zipfile raise errors of many kinds for broken files
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{name}: expected an array in a .npy or .npz file, cannot read it: {reason}") from error
     raise ValueError(f"{name}: expected one array, or one called {_either(wanted)}, given {_listed(files)}")
 
@@ -92,38 +89,14 @@ def _chosen(names: Mapping, wanted: Sequence[str]) -> list[str]:
     return [key for key in wanted if key in names] or (list(names) if len(names) == 1 else [])
 
 
-def _of_numpy(file, size: int) -> np.ndarray:
-    """The array of an open .npy file of `size` bytes, whose header is looked at before anything is allocated."""
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"expected version 1 or 2 of the .npy format, given {version}")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = read(file)
-    if dtype.hasobject:
-        raise ValueError("it holds pickled objects, which are not read")
-    if dtype.kind not in "biuf":
-        raise ValueError(f"expected bools, integers or floats, given {dtype}")
-    count, left = math.prod(shape), size - file.tell()
-    if any(length < 0 for length in shape) or count * dtype.itemsize > left:
-        raise ValueError(f"its header says {list(shape)} of {dtype}, and {left:,} bytes follow")
-    values = np.empty(count, dtype)
-    if count and file.readinto(values.view(np.uint8)) != values.nbytes:
-        raise ValueError(f"it ends before {list(shape)} of {dtype}")
-    return values.reshape(shape[::-1]).T if by_columns else values.reshape(shape)
-
-
 def _of_torch(path: str | os.PathLike, name: str, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     """Tensors of a file of torch, which is read without running what it may hold."""
     try:
-        import torch
-    except ImportError as error:
-        raise ValueError(f"{name}: torch is needed to read it; save it as .npy, or install the extra torch: {error}") from error
-    try:
-        check_is_file(path)
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for files that are damaged, or hold more than tensors
-        # Not torch's own words, which tell how to read what is not safe.
-        raise ValueError(f"{name}: expected tensors alone in a file of torch, cannot read it: {type(error).__name__}") from None
+        value = load_torch(Path(path), Path(path).name)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected tensors alone in a file of torch, cannot read it: {error}") from error
+    import torch
+
     tensors = value if isinstance(value, Mapping) else {"": value}
     tensors = {str(key): tensor for key, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
     found = {key: tensors[key] for key in _chosen(tensors, wanted)}

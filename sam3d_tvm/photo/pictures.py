@@ -11,11 +11,9 @@ from PIL import ExifTags, Image
 
 from sam3d_tvm.photo.arrays import check_is_file, check_sides
 from sam3d_tvm.photo.orientation import UPRIGHT
+from sam3d_tvm.reading import check_expansion
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")  # closed: Pillow opens others with programs
-# Bytes of pixels that a byte of a file may stand for: what deflate reaches, and more than flat pictures of other formats have.
-MAX_EXPANSION, OF_PNG = 4096, 1100
-MAX_EXPANDED = 64 << 20  # bytes of pixels below which that does not count
 HEIC = "HEIC"  # read by pillow-heif, the extra "heif"
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # behind "ftyp" at the file's start
 NARROW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")  # Pillow's modes of 8 bits and less
@@ -42,18 +40,8 @@ def opened(path: str | os.PathLike, name: str) -> Iterator[Image.Image]:
         known = ", ".join((*formats, HEIC))
         raise ValueError(f"{name}: expected a picture as {known}, cannot read it: {error}{hint}") from error
     with picture:
-        _check_expansion(picture, os.path.getsize(path), name)
+        check_expansion(picture, os.path.getsize(path), name)
         yield picture
-
-
-def _check_expansion(picture: Image.Image, size: int, name: str) -> None:
-    """ValueError for a header that promises more pixels than so many bytes of a file hold, before they are allocated."""
-    pixels = picture.width * picture.height
-    promised = pixels // 8 if picture.mode == "1" else pixels * len(picture.getbands())
-    if promised > max(MAX_EXPANDED, (OF_PNG if picture.format == "PNG" else MAX_EXPANSION) * size):
-        raise ValueError(
-            f"{name}: expected pixels that {size:,} bytes can hold, given a header of {picture.width} x {picture.height}"
-        )
 
 
 def start_of(path: str | os.PathLike) -> bytes:

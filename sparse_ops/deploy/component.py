@@ -8,8 +8,6 @@
 """
 
 import errno
-import hashlib
-import json
 import mmap
 import os
 import re
@@ -23,19 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import tvm
 import tvm_ffi
 
 from sparse_ops.build import unchecked
 from sparse_ops.deploy.files import DTYPES, save_safetensors, write_bytes
-from sparse_ops.deploy.manifest import FunctionSpec, Manifest, TensorSpec, build, leaves
-from sparse_ops.deploy.weights import State, check_arrays
+from sparse_ops.deploy.manifest import MANIFEST, FunctionSpec, Manifest, TensorSpec, build, leaves
+from sparse_ops.deploy.reading import JSON_BYTES, digest, read_bytes, safetensors_header
+from sparse_ops.deploy.weights import LISTED, State, check_arrays
 from sparse_ops.eager.arrays import as_kind, as_tensor, kind_of
 from sparse_ops.program import Program
 from sparse_ops.transform.lift_params import TRANSFORM_PARAMS
 
-MANIFEST, LIBRARY, MODULE, PARAMETERS = "manifest.json", "library.so", "module.json", "parameters.safetensors"
+LIBRARY, MODULE, PARAMETERS = "library.so", "module.json", "parameters.safetensors"
 FORMS = {"library": LIBRARY, "module": MODULE}
 SWAP_SECONDS = 1.0  # a folder that another process replaces is away for less
 
@@ -124,7 +122,7 @@ class Component:
             raise ValueError(f"folder: expected a new folder or an artifact to replace, given {str(folder)!r}")
         with _replacing(folder) as temporary:
             file = self._write(temporary, form)
-            code = {"file": file, "sha256": _digest(temporary / file)}
+            code = {"file": file, "sha256": digest(temporary / file)}
             arrays = [as_kind(tensor, "numpy") for tensor in self._packed]
             tensors = {spec.name: array for spec, array in zip(self.manifest.packed, arrays, strict=True)}
             save_safetensors(temporary / PARAMETERS, tensors)
@@ -155,16 +153,19 @@ class Component:
     @classmethod
     def _load(cls, folder: Path) -> "Component":
         try:
-            manifest, code = Manifest.from_json((folder / MANIFEST).read_text())
-            manifest.check_runs_here()
+            manifest, code = Manifest.from_json(read_bytes(folder / MANIFEST, JSON_BYTES))
+            try:
+                manifest.check_runs_here()
+            except ValueError as error:
+                raise ValueError(f"{MANIFEST}: {error}") from error
             file = folder / code["file"]
-            if code["file"] not in FORMS.values() or _digest(file) != code["sha256"]:
+            if code["file"] not in FORMS.values() or digest(file) != code["sha256"]:
                 raise ValueError(f"{code['file']}: not what {MANIFEST} says, it is damaged or of another artifact")
             packed = _mapped(folder / PARAMETERS, manifest.packed)
             module = tvm.runtime.load_module(str(file)) if file.name == LIBRARY else compile_json(file, manifest)
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            return cls(manifest, module, packed, partial(_copy_code, file.absolute()))
+        except (OSError, ValueError) as error:
             raise ValueError(f"artifact {str(folder)!r}: {error}") from error
-        return cls(manifest, module, packed, partial(_copy_code, file.absolute()))
 
 
 class Function:
@@ -247,11 +248,9 @@ def _copy_code(file: Path, folder: Path, form: str | None) -> str:
 
 def _mapped(file: Path, specs: Sequence[TensorSpec]) -> list[tvm.runtime.Tensor]:
     """The tensors of a .safetensors file over its mapped memory. ValueError unless they are those of `specs`."""
-    with safetensors.safe_open(file, "np") as reader:  # checks the header, and the length of the file
-        names = set(reader.keys())
+    header, start = safetensors_header(file)  # with the length of the file
+    names = set(header)
     with open(file, "rb") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(size))
         memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) if names else b""
     expected = {spec.name: spec for spec in specs}
     problems = [f"{name}: missing, expected {spec}" for name, spec in expected.items() if name not in names]
@@ -263,10 +262,11 @@ def _mapped(file: Path, specs: Sequence[TensorSpec]) -> list[tvm.runtime.Tensor]
             problems.append(f"{name}: expected {spec}, given {entry['dtype']} {entry['shape']}")
             continue
         count = int(np.prod(spec.shape, dtype=np.int64))
-        array = np.frombuffer(memory, np.dtype(spec.dtype), count, 8 + size + entry["data_offsets"][0]).reshape(spec.shape)
+        array = np.frombuffer(memory, np.dtype(spec.dtype), count, start + entry["data_offsets"][0]).reshape(spec.shape)
         found[name] = as_tensor(array, name, (spec.dtype,), spec.shape)
     if problems:
-        raise ValueError(f"{file.name}: " + "; ".join(sorted(problems)))
+        more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+        raise ValueError(f"{file.name}: not what {MANIFEST} says: " + "; ".join(sorted(problems)[:LISTED] + more))
     return [found[spec.name] for spec in specs]
 
 
@@ -309,10 +309,6 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _nbytes(spec: TensorSpec) -> int:

@@ -24,8 +24,11 @@ from typing import Any, TypeAlias
 
 import tvm
 
+from sparse_ops.deploy.files import DTYPES
+from sparse_ops.deploy.reading import brief, parse_json, shown
 from tir_kernels.dispatch import host_target
 
+MANIFEST = "manifest.json"
 FORMAT = 2
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")  # those that decide whether code can be loaded
 Structure: TypeAlias = "int | list[Structure] | dict[str, Structure]"
@@ -41,7 +44,12 @@ class TensorSpec:
 
     @classmethod
     def from_json(cls, value: Mapping) -> "TensorSpec":
-        return cls(str(value["name"]), str(value["dtype"]), tuple(n if isinstance(n, int) else str(n) for n in value["shape"]))
+        name, dtype, shape = value["name"], value["dtype"], value["shape"]
+        if not isinstance(name, str) or not isinstance(shape, list) or dtype not in DTYPES:
+            raise ValueError(f"expected name, dtype and shape of a tensor, given {shown(value)}")
+        if not all(isinstance(n, str) or (type(n) is int and n >= 0) for n in shape):
+            raise ValueError(f"{name}: expected sizes of 0 or more, or names of them, given {shown(shape)}")
+        return cls(name, dtype, tuple(shape))
 
     def __str__(self) -> str:
         return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
@@ -63,8 +71,12 @@ class FunctionSpec:
     @classmethod
     def from_json(cls, value: Mapping) -> "FunctionSpec":
         inputs, outputs = (tuple(map(TensorSpec.from_json, value[key])) for key in ("inputs", "outputs"))
-        parameters, packed = (tuple(map(int, value[key])) for key in ("parameters", "packed"))
-        return cls(inputs, outputs, value["arguments"], value["result"], parameters, packed, str(value["code"]))
+        parameters, packed = (tuple(value[key]) for key in ("parameters", "packed"))
+        if not isinstance(value["arguments"], Mapping) or not isinstance(value["code"], str):
+            raise ValueError(f"expected arguments by name and the name of a function as code, given {shown(value)}")
+        _check_numbers(value["arguments"], len(inputs), "inputs")
+        _check_numbers(value["result"], len(outputs), "outputs")
+        return cls(inputs, outputs, value["arguments"], value["result"], parameters, packed, value["code"])
 
 
 @dataclass(frozen=True)
@@ -91,10 +103,10 @@ class Manifest:
         return json.dumps({"format": FORMAT, "code": dict(code)} | asdict(self), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> tuple["Manifest", dict[str, str]]:
-        """The manifest and its entry "code". ValueError for anything else."""
+    def from_json(cls, text: str | bytes) -> tuple["Manifest", dict[str, str]]:
+        """The manifest and its entry "code". ValueError that names manifest.json for anything else."""
+        value = parse_json(text, MANIFEST)
         try:
-            value = json.loads(text)
             if value["format"] != FORMAT:
                 raise ValueError(f"expected format {FORMAT}, given {value['format']!r}")
             functions = {str(name): FunctionSpec.from_json(function) for name, function in value["functions"].items()}
@@ -103,16 +115,22 @@ class Manifest:
                 str(value["name"]),
                 str(value["precision"]),
                 {package: str(value["versions"][package]) for package in PACKAGES},
-                dict(value["target"]),
+                {**value["target"]},
                 str(value["system"]),
                 tuple(map(str, value["cpu_features"])),
                 parameters,
                 packed,
                 functions,
             )
+            for name, function in functions.items():
+                _check_numbers(list(function.parameters), len(parameters), "parameters")
+                _check_numbers(list(function.packed), len(packed), "packed tensors")
+                if function.code and function.code not in functions:
+                    raise ValueError(f"{shown(name)}: expected the name of a function as code, given {shown(function.code)}")
             return manifest, {key: str(value["code"][key]) for key in ("file", "sha256")}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not the manifest of a component: {type(error).__name__} {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+            raise ValueError(f"{MANIFEST}: not the manifest of a component: {brief(reason)}") from error
 
     def check_runs_here(self) -> None:
         """ValueError that says which version, system or instructions another one was made for."""
@@ -157,6 +175,15 @@ def leaves(structure: Structure, value: Any, where: str) -> Iterator[Any]:
             raise ValueError(f"{where}: expected a sequence of {len(structure)}, given {given}")
         for i, (part, element) in enumerate(zip(structure, value, strict=True)):
             yield from leaves(part, element, f"{where}.{i}")
+
+
+def _check_numbers(structure: Any, count: int, what: str) -> None:
+    """ValueError unless a structure is one, of numbers of `count` tensors."""
+    if isinstance(structure, (Mapping, list)):
+        for part in structure.values() if isinstance(structure, Mapping) else structure:
+            _check_numbers(part, count, what)
+    elif type(structure) is not int or not 0 <= structure < count:
+        raise ValueError(f"expected numbers of {count} {what}, given {shown(structure)}")
 
 
 def names(structure: Structure, name: str) -> Iterator[tuple[int, str]]:

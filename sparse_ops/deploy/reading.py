@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 JSON_BYTES = 32 << 20  # of a file; a manifest at real size has 1 MB
@@ -27,13 +28,7 @@ def read_bytes(path: str | os.PathLike, limit: int, name: str | None = None) -> 
     """All of a file. ValueError for one of more than `limit` bytes, which is not read, and for one that cannot be read."""
     path = Path(path)
     name = path.name if name is None else name
-    try:
-        if not path.is_file():  # a pipe would wait for ever, a device never ends
-            raise ValueError(f"{name}: expected a file, given {str(path)!r}, which is none")
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise ValueError(f"{name}: cannot be read: {error}") from error
+    data = read_head(path, limit + 1, name)
     if len(data) > limit:
         raise ValueError(f"{name}: expected at most {limit:,} bytes, given {path.stat().st_size:,}")
     return data
@@ -99,14 +94,10 @@ def parse_json(data: bytes | str, name: str) -> Any:
 
 def check_depth(value: Any) -> None:
     """ValueError if lists and objects are more than `DEPTH` inside of each other."""
-    level = [value]
-    for _ in range(DEPTH + 1):
-        level = [
-            child
-            for node in level
-            if isinstance(node, (Mapping, list))
-            for child in (node.values() if isinstance(node, Mapping) else node)
-        ]
+    level = [value] if isinstance(value, (Mapping, list)) else []
+    for _ in range(DEPTH):
+        parts = [part for node in level for part in (node.values() if isinstance(node, Mapping) else node)]
+        level = [part for part in parts if isinstance(part, (Mapping, list))]
         if not level:
             return
     raise ValueError(f"expected at most {DEPTH} lists and objects inside of each other, given more")
@@ -123,7 +114,7 @@ def safetensors_header(path: str | os.PathLike, name: str | None = None) -> tupl
     size, count = path.stat().st_size, int.from_bytes(head, "little")
     if len(head) < 8 or count > size - 8:
         given = f"a header of {count:,} bytes in a file of {size:,}" if len(head) == 8 else f"a file of {size} bytes"
-        raise ValueError(f"{name}: expected a .safetensors file, given {given}: it is cut short, or none")
+        raise ValueError(f"{name}: expected a .safetensors file, given {given}: it is incomplete, or none")
     if count > SAFETENSORS_HEADER:
         raise ValueError(f"{name}: expected a header of at most {SAFETENSORS_HEADER:,} bytes, given {count:,}")
     header = parse_json(read_head(path, 8 + count, name)[8:], f"{name}, header of .safetensors")
@@ -162,7 +153,7 @@ def _place(entry: Any, where: str, size: int) -> tuple[int, int]:
     begin, end = offsets
     if not 0 <= begin <= end <= size:
         raise ValueError(
-            f"{where}: expected offsets within {size:,} bytes of data, given {begin:,} and {end:,}: the file is cut short"
+            f"{where}: expected offsets within {size:,} bytes of data, given {begin:,} and {end:,}: the file is incomplete"
         )
     if end - begin != (held := prod(shape) * ELEMENT[dtype]):
         raise ValueError(f"{where}: expected {held:,} bytes for {dtype} {shape}, given {end - begin:,}")
@@ -172,12 +163,18 @@ def _place(entry: Any, where: str, size: int) -> tuple[int, int]:
 def read_head(path: Path, count: int, name: str) -> bytes:
     """The first `count` bytes of a file, or all of a shorter one. ValueError for one that cannot be read."""
     try:
-        if not path.is_file():
+        if not S_ISREG(path.stat().st_mode):  # a pipe would wait for ever, a device never ends
             raise ValueError(f"{name}: expected a file, given {str(path)!r}, which is none")
         with open(path, "rb") as file:
             return file.read(count)
     except OSError as error:
         raise ValueError(f"{name}: cannot be read: {error}") from error
+
+
+def brief(words: Any, most: int = 1000) -> str:
+    """A reason in a message: it may repeat what a file holds."""
+    text = str(words)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def shown(value: Any, most: int = 80) -> str:

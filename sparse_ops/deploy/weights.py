@@ -12,6 +12,7 @@ from sparse_ops.deploy.reading import safetensors_header
 
 # What parameters may be, by the name in a file; all become what those of the model are, float32 as a rule.
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+LISTED = 40  # problems in a message
 
 
 class LazyArray:
@@ -48,7 +49,7 @@ def load_state(path: str | os.PathLike, prefix: str = "") -> dict[str, LazyArray
 
 
 def check_arrays(shapes: Mapping[str, Sequence[int]], state: State) -> None:
-    """ValueError that lists every array of `state` that is missing, not known, or of another shape or dtype.
+    """ValueError that lists the arrays of `state` that are missing, not known, or of another shape or dtype, up to `LISTED`.
 
     They are float32, float16 or bfloat16, and become what those of the model are.
     """
@@ -65,4 +66,5 @@ def check_arrays(shapes: Mapping[str, Sequence[int]], state: State) -> None:
         elif tuple(value.shape) != tuple(shape) or value.dtype not in DTYPES.values():
             problems.append(f"{name}: expected float32 {list(shape)}, given {value.dtype} {list(value.shape)}")
     if problems:
-        raise ValueError("state: " + "; ".join(problems))
+        more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+        raise ValueError("state: " + "; ".join(problems[:LISTED] + more))

@@ -19,13 +19,15 @@ ROWS = (0, 1, 2, 64, 512, 1 << 30)  # classes of sizes in the table
 
 @dataclass
 class Report:
-    """What cases were made of, and which failed."""
+    """What cases were made of, and which failed. `command`: the module that runs them; `known`: all that can be drawn."""
 
     cases: int = 0
     counts: dict[str, Counter] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)  # case, words
     seconds: float = 0.0
     plant: str = ""
+    command: str = "tests.fuzz"
+    known: Callable[[], dict[str, list[str]]] = lambda: vocabulary()
 
     def add(self, counted: dict[str, list[str]]) -> None:
         """Count what a case was made of."""
@@ -38,17 +40,21 @@ class Report:
             drawn = ", ".join(f"{name} {count}" for name, count in sorted(counter.items(), key=lambda pair: -pair[1]))
             lines.append(f"{group}: {drawn}")
         missing = {
-            group: [name for name in names if name not in self.counts.get(group, ())] for group, names in vocabulary().items()
+            group: [name for name in names if name not in self.counts.get(group, ())] for group, names in self.known().items()
         }
         never = "; ".join(f"{group}: {', '.join(names)}" for group, names in missing.items() if names)
         lines.append(f"never drawn: {never or 'nothing'}")
-        lines += [f"{reproduction(case, self.plant)}   # {words.splitlines()[0]}" for case, words in self.failures]
+        lines += [f"{self.line(case)}   # {words.splitlines()[0]}" for case, words in self.failures]
         return "\n".join(lines)
 
+    def line(self, case: str) -> str:
+        """The command line that runs one case again."""
+        return reproduction(case, self.plant, self.command)
 
-def reproduction(case: str, plant: str = "") -> str:
+
+def reproduction(case: str, plant: str = "", command: str = "tests.fuzz") -> str:
     """The command line that runs one case again."""
-    return f"python -m tests.fuzz --case {case}{f' --plant {plant}' if plant else ''}"
+    return f"python -m {command} --case {case}{f' --plant {plant}' if plant else ''}"
 
 
 def counted(network, operations: list[str]) -> dict[str, list[str]]:
@@ -78,22 +84,26 @@ def run(
     minutes: float | None = None,
     plant: str = "",
     patience: float = PATIENCE,
+    work: Callable | None = None,
+    report: Report | None = None,
 ) -> Report:
     """Cases from `first` on, so many or for so many minutes, in a process that is replaced when it dies or hangs.
 
-    say: takes each failure when it is found. plant: a module to import there first, which plants a bug.
+    say: takes each failure when it is found. plant: a module to import there first, which plants a bug. work, report: what
+    runs the cases, as `work_on_networks` does, and what counts them, of another campaign.
     """
-    report, start, following = Report(plant=plant), time.monotonic(), first
-    spoken = start
+    report = Report() if report is None else report
+    report.plant, start, following = plant, time.monotonic(), first
+    spoken, work = start, work_on_networks if work is None else work
     end = float("inf") if minutes is None else start + 60 * minutes
     last = None if cases is None else first + cases
 
     def fail(index: int, words: str) -> None:
         report.failures.append((f"{seed}:{index}", words))
-        say(f"{reproduction(f'{seed}:{index}', plant)}\n{words}\n")
+        say(f"{report.line(f'{seed}:{index}')}\n{words}\n")
 
     while (last is None or following < last) and time.monotonic() < end:
-        for index, counts, words in _cases(seed, following, last, end - time.monotonic(), plant, patience):
+        for index, counts, words in _cases(work, seed, following, last, end - time.monotonic(), plant, patience):
             report.cases, following = report.cases + 1, index + 1
             report.add(counts)
             if words is not None:
@@ -105,7 +115,7 @@ def run(
     return report
 
 
-def _cases(seed: int, first: int, last: int | None, seconds: float, plant: str, patience: float):
+def _cases(work: Callable, seed: int, first: int, last: int | None, seconds: float, plant: str, patience: float):
     """What one process says of each case: its index, what it was made of, and what it found, if anything.
 
     Ends with the process: after the last case or the time, or with the case in which it died or was killed for being silent.
@@ -146,7 +156,7 @@ def _speaks(pipe, seconds: float) -> bool:
     return any(pipe.poll(min(1.0, seconds)) for _ in range(max(1, round(seconds))))
 
 
-def work(pipe, seed: int, first: int, last: int | None, seconds: float, plant: str) -> None:
+def work_on_networks(pipe, seed: int, first: int, last: int | None, seconds: float, plant: str) -> None:
     """Run cases, and say through the pipe which one runs."""
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)

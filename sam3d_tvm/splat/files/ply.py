@@ -13,6 +13,7 @@ import numpy as np
 from plyfile import PlyData, PlyElement, PlyParseError
 
 from sam3d_tvm.frames import FRAMES, OBJECT, Frame
+from sam3d_tvm.reading import check_ply
 from sam3d_tvm.splat.gaussians import COLUMNS, Gaussians
 
 NORMALS = ("nx", "ny", "nz")  # zero, and not needed when reading
@@ -74,6 +75,7 @@ def frame_of(ply: PlyData) -> Frame | None:
 def parse(path: Path) -> PlyData:
     """ValueError for what is no PLY file, or is cut short."""
     try:
+        check_ply(path, path.name)
         return PlyData.read(path)
     except (PlyParseError, ValueError, OSError, OverflowError, MemoryError) as error:
         raise ValueError(f"path: expected a .ply file, given {str(path)!r}: {error}") from error
