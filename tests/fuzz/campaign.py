@@ -2,6 +2,8 @@
 
 import faulthandler
 import multiprocessing
+import os
+import signal
 import time
 import traceback
 from collections import Counter
@@ -115,7 +117,9 @@ def _cases(seed: int, first: int, last: int | None, seconds: float, plant: str, 
     current, fault = None, None
     try:
         while fault is None:
-            if not here.poll(STARTING if current is None else patience):
+            if not _speaks(here, STARTING if current is None else patience):
+                os.kill(worker.pid, signal.SIGUSR1)  # says where it is
+                worker.join(2)
                 worker.kill()
                 fault = f"hangs: no word for {patience:.0f} s"
                 break
@@ -137,9 +141,15 @@ def _cases(seed: int, first: int, last: int | None, seconds: float, plant: str, 
     yield current, {}, fault
 
 
+def _speaks(pipe, seconds: float) -> bool:
+    """Whether something comes through a pipe. While this process is stopped, time does not count: so is the other one."""
+    return any(pipe.poll(min(1.0, seconds)) for _ in range(max(1, round(seconds))))
+
+
 def work(pipe, seed: int, first: int, last: int | None, seconds: float, plant: str) -> None:
     """Run cases, and say through the pipe which one runs."""
     faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     if plant:
         import_module(plant)
     from .network import Network
