@@ -10,7 +10,7 @@ Only one stage is in memory at a time: its weights are mapped from the artifact 
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,6 +150,34 @@ class Pipeline:
         memory that a stage is estimated to take is above `max_memory`, as soon as that is known: for a typical number of
         voxels before any work, for the real number after the structure; and where no voxel is occupied.
         """
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "image", "mask")}
+        steps = self.steps(image, mask, **arguments)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+    def steps(
+        self,
+        image: Picture,
+        mask: Picture | None = None,
+        *,
+        pointmap: str | os.PathLike | np.ndarray | None = None,
+        seed: int = 42,
+        steps: int | None = None,
+        slat_steps: int | None = None,
+        guidance: float | None = None,
+        slat_guidance: float | None = None,
+        shortcut: bool = False,
+        formats: Sequence[str] = ("ply", "glb"),
+        stage1_only: bool = False,
+        max_memory: int | None = None,
+        on_progress: OnProgress = lambda progress: None,
+        models: "OpenModels | None" = None,
+    ) -> Generator[str, None, Result]:
+        """`generate` stage by stage, for who has several objects and opens each model once for all of them: yields the name of
+        the model that the next stage runs, and returns the result. models: where models are kept open between stages."""
         check_size("seed", seed, 0)
         wanted = check_formats(formats, self.config.models)
         structure = _sampling(self.config.ss_sampling, "steps", steps, "guidance", guidance)
@@ -157,22 +185,39 @@ class Pipeline:
             self.config.slat_sampling, "slat_steps", steps if slat_steps is None else slat_steps, "slat_guidance", slat_guidance
         )
         self.check_memory(max_memory, memory.TYPICAL_VOXELS, stage1_only)
-        run = Run(self.artifacts, on_progress)
+        run = Run(self.artifacts, on_progress, models=models)
         inputs = run.inputs(image, mask, pointmap)
+        del image, mask, pointmap  # what is held from here on is held of all objects that are under way
+        yield "ss_condition_embedder"
         tokens = run.condition("ss_condition_embedder", inputs.structure)
+        scale, shift, inputs = inputs.scale, inputs.shift, None if stage1_only else inputs.slat
+        yield "ss_generator"
         latents = run.structure(tokens, seed, structure, shortcut)
+        del tokens
+        yield "ss_decoder"
         coords, factors = run.voxels(latents["shape"])
-        pose = decode_pose(latents, inputs.scale, inputs.shift).scaled(factors)
+        pose = decode_pose(latents, scale, shift).scaled(factors)
         resolution = self.config.slat_generator.resolution
         if stage1_only:
             return Result(coords, resolution, pose, None, None, None, None, dict(run.seconds))
         if len(coords) == 0:
             raise ValueError("structure: no voxel is occupied: try another seed, or check that the mask covers the object")
         self.check_memory(max_memory, len(coords), stage1_only)
-        tokens = run.condition("slat_condition_embedder", inputs.slat)
+        yield "slat_condition_embedder"
+        tokens = run.condition("slat_condition_embedder", inputs)
+        del inputs
+        yield "slat_generator"
         feats = run.latents(coords, tokens, seed, slat)
-        gaussians = {name: run.gaussians(name, coords, feats) for name in GAUSSIAN_DECODERS if name in wanted}
-        mesh = run.mesh(coords, feats) if "slat_decoder_mesh" in wanted else None
+        del tokens
+        gaussians = {}
+        for name in GAUSSIAN_DECODERS:
+            if name in wanted:
+                yield name
+                gaussians[name] = run.gaussians(name, coords, feats)
+        mesh = None
+        if "slat_decoder_mesh" in wanted:
+            yield "slat_decoder_mesh"
+            mesh = run.mesh(coords, feats)
         return Result(coords, resolution, pose, feats, *(gaussians.get(name) for name in GAUSSIAN_DECODERS), mesh, run.seconds)
 
     def generate_scene(self, image: Picture, masks: Sequence[Picture], **options) -> list[Result]:
@@ -209,17 +254,38 @@ class Pipeline:
             )
 
 
+class OpenModels:
+    """Models of an artifact folder, of which the one that was asked for last stays in memory until another is, or all are let
+    go of."""
+
+    def __init__(self, artifacts: Artifacts):
+        self._artifacts, self._name, self._model = artifacts, "", None
+
+    def __getitem__(self, name: str) -> Any:
+        """What runs model `name`, opened if it is not the one that is open."""
+        if name != self._name:
+            self.let_go()
+            self._model = MODELS[name].open(self._artifacts.load(name), getattr(self._artifacts.config, name))
+            self._name = name
+        return self._model
+
+    def let_go(self) -> None:
+        self._name, self._model = "", None
+        gc.collect()
+
+
 class Run:
-    """The stages of one object; each lets go of its model when it returns. `on_step(stage, step)`: told of every step of a
-    sampler, and its state, beside `on_progress`."""
+    """The stages of one object; each lets go of its model when it returns, or leaves it to `models`. `on_step(stage, step)`: told
+    of every step of a sampler, and its state, beside `on_progress`."""
 
     def __init__(
         self,
         artifacts: Artifacts,
         on_progress: OnProgress = lambda progress: None,
         on_step: Callable[[str, Step], None] = lambda stage, step: None,
+        models: OpenModels | None = None,
     ):
-        self.artifacts, self.config, self.seconds = artifacts, artifacts.config, {}
+        self.artifacts, self.config, self.seconds, self._models = artifacts, artifacts.config, {}, models
         self._on_progress, self._on_step = on_progress, on_step
 
     @contextmanager
@@ -240,9 +306,12 @@ class Run:
     @contextmanager
     def _model(self, name: str) -> Iterator[Any]:
         """What runs a model. Nothing of it is left in memory when the caller has returned and all its results are copies."""
-        config = getattr(self.config, name)
-        yield MODELS[name].open(self.artifacts.load(name), config)
-        gc.collect()
+        if self._models is not None:
+            yield self._models[name]
+            return
+        models = OpenModels(self.artifacts)
+        yield models[name]
+        models.let_go()
 
     def inputs(self, image: Picture, mask: Picture | None, pointmap: Any) -> Preprocessed:
         with self._stage("image"):
