@@ -275,8 +275,8 @@ class OpenModels:
 
 
 class Run:
-    """The stages of one object; each lets go of its model when it returns, or leaves it to `models`. `on_step(stage, step)`: told
-    of every step of a sampler, and its state, beside `on_progress`."""
+    """The stages of one object; each lets go of its model when it returns, or leaves that to `models`. `on_step(stage, step)`:
+    told of every step of a sampler, and its state, beside `on_progress`."""
 
     def __init__(
         self,
