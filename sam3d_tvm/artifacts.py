@@ -84,8 +84,8 @@ class SeededSource:
 class Artifacts:
     """An artifact folder that is complete, for this machine.
 
-    `offset_perturbation`: float32 [num_gaussians, 3] by the name of each Gaussian decoder. Raises ValueError for a folder that
-    is none, and for one whose config cannot be read.
+    `offset_perturbation`: float32 [num_gaussians, 3] by the name of each Gaussian decoder. `random_weights`: whether these
+    are a preset's. Raises ValueError for a folder that is none, and for one whose config cannot be read.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -94,6 +94,7 @@ class Artifacts:
         try:
             self.config = PipelineConfig.from_json(value["config"])
             self.precision = str(value["precision"])
+            self.random_weights = value.get("random_weights") is True
             self.offset_perturbation = {k: np.asarray(v, np.float32) for k, v in value["offset_perturbation"].items()}
             keys = dict(value["models"])
         except (KeyError, TypeError, ValueError) as error:
@@ -144,6 +145,7 @@ def begin(source: Source, folder: str | os.PathLike, precision: str = "float32",
     value = {
         "format": FORMAT,
         "precision": precision,
+        "random_weights": isinstance(source, SeededSource),
         "config": source.config.to_json(),
         "offset_perturbation": offsets,
         "models": {name: _key(source, name, precision, target) for name in source.config.models},

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from sam3d_tvm.frames import CAMERA, GLTF, OBJECT, Frame
+from sam3d_tvm.frames import CAMERA, GLTF, OBJECT, OPENCV, OPENGL, Frame, matrix
 from sam3d_tvm.mesh.mesh import Mesh, save_mesh
 from sam3d_tvm.overview import overview
 from sam3d_tvm.png import save_png
 from sam3d_tvm.pose import Pose
-from sam3d_tvm.splat.gaussians import Gaussians, save_splat
+from sam3d_tvm.splat.files import save_splat
+from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.splat.render import voxel_picture
 from sam3d_tvm.splat.viewer import write_viewer
 from sparse_ops.deploy.files import save_safetensors, write_bytes
@@ -27,6 +29,9 @@ class Result:
     coords: its voxels, int32 [N, 4] as (0, x, y, z) on a grid of `resolution`, the object being within -0.5..0.5 of
     `frames.OBJECT`. pose: where it is in `frames.CAMERA`. latents: float32 [N, C], what the decoders were given. gaussians,
     few_gaussians, mesh: those that were asked for. seconds: by stage. name: what the object is called in a scene.
+
+    photo: uint8 [h, w, 4], the photo and its mask for views.png. random_weights: whether the models have such.
+    in_pointmap_units: whether there was a point map, whose units then are those of the pose; else they are of the object.
     """
 
     coords: np.ndarray
@@ -38,6 +43,9 @@ class Result:
     mesh: Mesh | None
     seconds: dict[str, float] = field(default_factory=dict)
     name: str = "object"
+    photo: np.ndarray | None = None
+    random_weights: bool = False
+    in_pointmap_units: bool = False
 
     @property
     def points(self) -> np.ndarray:
@@ -71,19 +79,43 @@ class Result:
         if self.latents is not None:
             arrays["latents"] = self.latents
         save_safetensors(folder / "structure.safetensors", arrays, {"resolution": str(self.resolution)})
-        write_bytes(folder / "pose.json", (json.dumps(pose_as_json(self.pose), indent=1) + "\n").encode())
+        write_bytes(folder / "pose.json", (json.dumps(self.pose_as_json(), indent=1) + "\n").encode())
         written += [folder / "structure.safetensors", folder / "pose.json"]
         if self.latents is None:
             picture, file = voxel_picture(self.coords, self.points), folder / "voxels.png"
         else:
-            picture, file = (
-                overview(self.few_gaussians if self.gaussians is None else self.gaussians, self.mesh),
-                folder / "views.png",
-            )
+            picture, file = self.overview(), folder / "views.png"
         if picture is not None:
             save_png(file, picture)
             written.append(file)
         return written
+
+    def overview(self) -> Image.Image | None:
+        """What views.png shows; None if there is nothing to be seen."""
+        gaussians = self.few_gaussians if self.gaussians is None else self.gaussians
+        return overview(gaussians, self.mesh, self.photo, self.pose if self.in_pointmap_units else None, self.random_weights)
+
+    def pose_as_json(self) -> dict[str, Any]:
+        """What pose.json holds: the raw values of the pose, and for every file that one object may become the matrix that takes
+        columns (x, y, z, 1) of its coordinates into `frames.CAMERA`; see docs/frames.md."""
+        frames = {"structure.safetensors": OBJECT, **{kind.file: kind.frame for kind in FORMATS.values()}}
+        matrices = {file: self.pose.into_camera(frame)[0].tolist() for file, frame in frames.items() if frame is not None}
+        return {
+            **{name: getattr(self.pose, name)[0].tolist() for name in ("rotation", "translation", "scale")},
+            "convention": "The rotation is a unit quaternion (w, x, y, z); with scale and translation it acts on points of "
+            "splat.ply as rows, as in PyTorch3D: camera = (point * scale) @ rotation_matrix + translation. The matrices are "
+            "4x4, by rows, right-handed, and act on columns, on coordinates of the file that they are named by: "
+            "camera = matrix @ (x, y, z, 1).",
+            "camera": {
+                "axes": CAMERA.words,
+                "units": "those of the point map"
+                if self.in_pointmap_units
+                else "of the object, whose true size is not known without a point map",
+                "to_opencv": matrix(CAMERA, OPENCV).tolist(),
+                "to_opengl": matrix(CAMERA, OPENGL).tolist(),
+            },
+            "matrices": matrices,
+        }
 
     def _check_has(self, formats: Sequence[str]) -> None:
         """ValueError for a format of something that was not decoded."""
@@ -98,17 +130,18 @@ DECODED = {"slat_decoder_gs": "gaussians", "slat_decoder_gs_4": "few_gaussians",
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file: the models that decode what it holds, the file's name and the axes of what it holds, how it is written
-    for one object, and for the objects of a scene, whose file has "scene_" before its name and is in `frames.CAMERA`."""
+    """A kind of file: the models that decode what it holds, the file's name, the axes of what it holds (None where nobody reads
+    coordinates from it), how it is written for one object, and for the objects of a scene, whose file has "scene_" before its
+    name and is in `frames.CAMERA`, unless its format has axes of its own."""
 
     models: tuple[str, ...]
     file: str
-    frame: Frame
+    frame: Frame | None
     write: Callable[[Path, Result], None]
     write_scene: Callable[[Path, Sequence[Result]], None]
 
 
-def _format(model: str, file: str, frame: Frame, write: Callable[[Path, Gaussians | Mesh], None]) -> Format:
+def _format(model: str, file: str, frame: Frame | None, write: Callable[[Path, Gaussians | Mesh], None]) -> Format:
     """A format of one part of a result, whose parts of several objects are merged."""
 
     def write_scene(path: Path, results: Sequence[Result]) -> None:
@@ -120,7 +153,10 @@ def _format(model: str, file: str, frame: Frame, write: Callable[[Path, Gaussian
 
 FORMATS = {
     "ply": _format("slat_decoder_gs", "splat.ply", OBJECT, save_splat),
-    "html": _format("slat_decoder_gs", "splat.html", OBJECT, write_viewer),
+    "compressed.ply": _format("slat_decoder_gs", "splat.compressed.ply", OPENCV, save_splat),
+    "splat": _format("slat_decoder_gs", "splat.splat", OPENCV, save_splat),
+    "spz": _format("slat_decoder_gs", "splat.spz", OPENGL, save_splat),
+    "html": _format("slat_decoder_gs", "splat.html", None, write_viewer),
     "ply4": _format("slat_decoder_gs_4", "splat_4.ply", OBJECT, save_splat),
     "glb": _format("slat_decoder_mesh", "mesh.glb", GLTF, save_mesh),
     "mesh.ply": _format("slat_decoder_mesh", "mesh.ply", OBJECT, save_mesh),
@@ -149,18 +185,3 @@ def save_scene(results: Sequence[Result], folder: str | os.PathLike, formats: Se
         FORMATS[name].write_scene(file := folder / f"scene_{FORMATS[name].file}", decoded)
         written.append(file)
     return written
-
-
-def pose_as_json(pose: Pose) -> dict[str, Any]:
-    """The pose of one object. Raw values: rotation (w, x, y, z), translation and scale; points as rows are multiplied by scale,
-    then by the rotation matrix from the right, then moved. And for every file that one object becomes the matrix that takes
-    columns (x, y, z, 1) of its coordinates into `frames.CAMERA`."""
-    raw = {name: getattr(pose, name)[0].tolist() for name in ("rotation", "translation", "scale")}
-    matrices = {kind.file: pose.into_camera(kind.frame)[0].tolist() for kind in FORMATS.values()}
-    return {
-        **raw,
-        "convention": "matrices are right-handed and act on columns: camera = matrix @ (x, y, z, 1); the rotation (w, x, y, z) "
-        "and scale as they are act on rows: camera = (point * scale) @ rotation_matrix + translation",
-        "camera": CAMERA.words,
-        "matrices": matrices,
-    }

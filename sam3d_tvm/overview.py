@@ -1,24 +1,147 @@
-"""Pictures of what was generated, for people to look at."""
+"""A sheet for people to look at: the photo with its mask, and views of what was generated, with lines to say what they are."""
 
-from PIL import Image
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, features
+
+from sam3d_tvm.frames import CAMERA, OBJECT
 from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.mesh.picture import mesh_picture
-from sam3d_tvm.splat.cameras import orbit_box
+from sam3d_tvm.pose import Pose
+from sam3d_tvm.splat.cameras import Camera, camera_towards, orbit_box
 from sam3d_tvm.splat.gaussians import Gaussians
-from sam3d_tvm.splat.picture import contact_sheet, splat_picture
+from sam3d_tvm.splat.picture import splat_picture
 
 VIEWS = 4
+ELEVATION = 20.0  # degrees
+GAP = 4  # pixels between pictures
+TEXT, HEADING = 13, 17  # pixels, of letters
+WHITE, BLACK, RED = (255, 255, 255), (30, 30, 30), (200, 0, 0)
+LARGEST_PHOTO = 960  # pixels along the longer side, of what is kept of a photo
+DIM = 0.25  # how much of its colour is left of what the mask leaves out
+OUTLINE = 2  # pixels
+RANDOM = "RANDOM WEIGHTS: shapes and colours have no meaning"
 
 
-def overview(gaussians: Gaussians | None, mesh: Mesh | None, size: int = 320) -> Image.Image | None:
-    """A sheet of views from around the object, `size` pixels each: Gaussians above, the mesh below; None if there is neither.
-    Equal input gives equal pictures."""
+@dataclass(frozen=True)
+class _Tile:
+    """A picture, and the lines below it."""
+
+    picture: Image.Image
+    lines: tuple[str, ...]
+
+
+def thumbnail(rgba: np.ndarray) -> np.ndarray:
+    """A photo uint8 [H, W, 4] in at most 960 x 960 pixels, uint8 [h, w, 4]; the colours of what the mask leaves out stay."""
+    height, width = rgba.shape[:2]
+    scale = min(1, LARGEST_PHOTO / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    # Apart, as pictures with an alpha channel are resized with their colours multiplied by it.
+    parts = (Image.fromarray(np.ascontiguousarray(part)) for part in (rgba[..., :3], rgba[..., 3]))
+    color, mask = (np.asarray(part.resize(size, Image.Resampling.BOX)) for part in parts)
+    return np.dstack([color, mask])
+
+
+def overview(
+    gaussians: Gaussians | None,
+    mesh: Mesh | None,
+    photo: np.ndarray | None = None,
+    pose: Pose | None = None,
+    random_weights: bool = False,
+    size: int = 320,
+) -> Image.Image | None:
+    """A sheet of views of `size` pixels from around the object: Gaussians above, the mesh below; None if there is neither.
+
+    With a `photo`, uint8 [H, W, 4], it is at the head: what its mask leaves out is pale, and the mask has an outline. With the
+    `pose` of the object in the photo's camera, it is beside the photo as seen from there, if it is in front of it. Below every
+    view is where its camera is: azimuth around the axis that is up, counterclockwise from the front, elevation above the
+    ground, and position in the object's units. `random_weights` is said in red. Equal input gives equal pictures.
+    """
     rows = []
+    views: list[tuple[str, tuple, Callable[[Camera], Image.Image]]] = []
     if gaussians is not None and len(gaussians):
-        cameras = orbit_box(*gaussians.bounds, VIEWS)
-        rows += [splat_picture(gaussians, camera, size) for camera in cameras]
+        views.append((f"{len(gaussians):,} Gaussians", gaussians.bounds, lambda camera: splat_picture(gaussians, camera, size)))
     if mesh is not None and len(mesh.faces):
-        cameras = orbit_box(mesh.vertices.min(0), mesh.vertices.max(0), VIEWS)
-        rows += [mesh_picture(mesh, camera, size) for camera in cameras]
-    return contact_sheet(rows, VIEWS) if rows else None
+        box = mesh.vertices.min(0).astype(np.float64), mesh.vertices.max(0).astype(np.float64)
+        title = f"Mesh of {len(mesh.faces):,} triangles"
+        views.append((title, box, lambda camera: mesh_picture(mesh, camera, size)))
+    if not views:
+        return None
+    frame = OBJECT if gaussians is None else gaussians.frame
+    if photo is not None:
+        tiles = [_Tile(masked_photo(photo, VIEWS * size, size), ("photo, what is outside of its mask is pale",))]
+        if pose is not None and (tile := _from_the_photo(gaussians, mesh, pose, size)) is not None:
+            tiles.append(tile)
+        rows.append(("Photo and mask", tiles))
+    for title, box, draw in views:
+        cameras = orbit_box(*box, VIEWS, ELEVATION, frame=frame)
+        rows.append((f"{title} from around", [_Tile(draw(camera), _place(i, camera)) for i, camera in enumerate(cameras)]))
+    return _sheet(rows, VIEWS * (size + GAP) - GAP, RANDOM if random_weights else None)
+
+
+def masked_photo(photo: np.ndarray, width: int, height: int) -> Image.Image:
+    """A photo uint8 [H, W, 4] within `width` x `height` pixels: pale where its mask is not, with a red outline of the mask."""
+    scale = min(width / photo.shape[1], height / photo.shape[0])
+    size = max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale))
+    color = Image.fromarray(np.ascontiguousarray(photo[..., :3])).resize(size, Image.Resampling.BICUBIC)
+    mask = Image.fromarray(np.ascontiguousarray(photo[..., 3])).resize(size, Image.Resampling.BILINEAR)
+    color, inside = np.asarray(color).astype(np.float64), np.asarray(mask) >= 128
+    shown = np.where(inside[..., None], color, DIM * color + (1 - DIM) * 255)
+    around = np.pad(inside, OUTLINE)
+    near = np.zeros_like(inside)
+    for down in range(2 * OUTLINE + 1):
+        for right in range(2 * OUTLINE + 1):
+            near |= around[down : down + size[1], right : right + size[0]]
+    shown[near & ~inside] = RED
+    return Image.fromarray(np.rint(shown).astype(np.uint8))
+
+
+def _from_the_photo(gaussians: Gaussians | None, mesh: Mesh | None, pose: Pose, size: int) -> _Tile | None:
+    """The object as the photo's camera sees it, which is turned towards it; None where it is not in front."""
+    if gaussians is not None and len(gaussians):
+        placed, draw = gaussians.transformed(pose), splat_picture
+        low, high = placed.bounds
+    else:
+        placed, draw = mesh.transformed(pose.matrix()[0]), mesh_picture
+        low, high = placed.vertices.min(0), placed.vertices.max(0)
+    ahead = (low + high) @ CAMERA.away > 0
+    camera = camera_towards(np.zeros(3), low, high, CAMERA) if ahead else None
+    return None if camera is None else _Tile(draw(placed, camera, size), ("from where the photo was taken",))
+
+
+def _place(number: int, camera: Camera) -> tuple[str, str]:
+    """Where the camera of that number in an orbit is."""
+    x, y, z = (f"{value + 0.0:.2f}" for value in np.round(camera.position, 2))
+    return f"azimuth {360 * number // VIEWS}°, elevation {ELEVATION:g}°", f"camera at ({x}, {y}, {z})"
+
+
+def _sheet(rows: Sequence[tuple[str, Sequence[_Tile]]], width: int, warning: str | None) -> Image.Image:
+    """Rows of tiles on white, each below its title; the warning above all."""
+    text, heading = _font(TEXT), _font(HEADING)
+    line, title_height = TEXT + 5, HEADING + 10
+    heights = [
+        title_height + max(tile.picture.height for tile in tiles) + max(len(tile.lines) for tile in tiles) * line
+        for _, tiles in rows
+    ]
+    top = 0 if warning is None else title_height
+    sheet = Image.new("RGB", (width, top + sum(heights) + GAP * len(rows)), WHITE)
+    draw = ImageDraw.Draw(sheet)
+    if warning is not None:
+        draw.text((GAP, 4), warning, RED, heading)
+    for (title, tiles), height in zip(rows, heights, strict=True):
+        draw.text((GAP, top + 4), title, BLACK, heading)
+        left = 0
+        for tile in tiles:
+            sheet.paste(tile.picture, (left, top + title_height))
+            for number, words in enumerate(tile.lines):
+                draw.text((left + GAP, top + title_height + tile.picture.height + 2 + number * line), words, BLACK, text)
+            left += tile.picture.width + GAP
+        top += height + GAP
+    return sheet
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font; where Pillow was built without FreeType there is one size of it."""
+    return ImageFont.load_default(size) if features.check("freetype2") else ImageFont.load_default()

@@ -38,6 +38,7 @@ from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.condition_embedder.run import nearest_index
 from sam3d_tvm.outputs import Result, check_formats
+from sam3d_tvm.overview import thumbnail
 from sam3d_tvm.photo import images
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.pose import decode_pose
@@ -187,6 +188,7 @@ class Pipeline:
         self.check_memory(max_memory, memory.TYPICAL_VOXELS, stage1_only)
         run = Run(self.artifacts, on_progress, models=models)
         inputs = run.inputs(image, mask, pointmap)
+        has_points = pointmap is not None
         del image, mask, pointmap  # what is held from here on is held of all objects that are under way
         yield "ss_condition_embedder"
         tokens = run.condition("ss_condition_embedder", inputs.structure)
@@ -198,8 +200,13 @@ class Pipeline:
         coords, factors = run.voxels(latents["shape"])
         pose = decode_pose(latents, scale, shift).scaled(factors)
         resolution = self.config.slat_generator.resolution
+        known = {
+            "photo": run.photo,
+            "random_weights": self.artifacts.random_weights,
+            "in_pointmap_units": has_points,
+        }
         if stage1_only:
-            return Result(coords, resolution, pose, None, None, None, None, dict(run.seconds))
+            return Result(coords, resolution, pose, None, None, None, None, dict(run.seconds), **known)
         if len(coords) == 0:
             raise ValueError("structure: no voxel is occupied: try another seed, or check that the mask covers the object")
         self.check_memory(max_memory, len(coords), stage1_only)
@@ -218,7 +225,8 @@ class Pipeline:
         if "slat_decoder_mesh" in wanted:
             yield "slat_decoder_mesh"
             mesh = run.mesh(coords, feats)
-        return Result(coords, resolution, pose, feats, *(gaussians.get(name) for name in GAUSSIAN_DECODERS), mesh, run.seconds)
+        decoded = (*(gaussians.get(name) for name in GAUSSIAN_DECODERS), mesh)
+        return Result(coords, resolution, pose, feats, *decoded, run.seconds, **known)
 
     def generate_scene(self, image: Picture, masks: Sequence[Picture], **options) -> list[Result]:
         """The objects of several masks, each as `generate` makes it, with poses in one scene if there is a point map."""
@@ -286,6 +294,7 @@ class Run:
         models: OpenModels | None = None,
     ):
         self.artifacts, self.config, self.seconds, self._models = artifacts, artifacts.config, {}, models
+        self.photo = None  # what views.png shows of it
         self._on_progress, self._on_step = on_progress, on_step
 
     @contextmanager
@@ -316,6 +325,7 @@ class Run:
     def inputs(self, image: Picture, mask: Picture | None, pointmap: Any) -> Preprocessed:
         with self._stage("image"):
             rgba = _rgba(image, mask)
+            self.photo = thumbnail(rgba)
             options = self.config.preprocessing
             if pointmap is not None:
                 pointmap = images.load_pointmap(pointmap) if isinstance(pointmap, (str, os.PathLike)) else pointmap

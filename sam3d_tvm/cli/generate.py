@@ -37,7 +37,9 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Strength for the structure.")] = None,
     slat_guidance: Annotated[float | None, typer.Option(help="Strength for the structured latents.")] = None,
     shortcut: Annotated[bool, typer.Option("--shortcut", help="A structure in few steps, without guidance.")] = False,
-    formats: Annotated[str, typer.Option(help="Names with commas between: ply, html, ply4, glb, mesh.ply.")] = "ply,glb",
+    formats: Annotated[
+        str, typer.Option(help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply.")
+    ] = "ply,glb",
     stage1_only: Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone.")] = False,
     precision: Precision = None,
     threads: Threads = None,

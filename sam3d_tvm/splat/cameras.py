@@ -1,13 +1,14 @@
-"""Perspective cameras, and rings of them around an object. The world has z up; a camera looks along its own z, y down.
+"""Perspective cameras, and rings of them around what a frame holds; a camera looks along its own z, y down.
 
 Pixels are counted from the top left corner of the picture: the centre of its first pixel is (0.5, 0.5).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sam3d_tvm.checks import check_finite, check_size
+from sam3d_tvm.frames import OBJECT, Frame, rotation
 
 FOCAL = 1.5  # an angle of view of 37 degrees
 MARGIN = 0.05  # free on every side, as a part of the picture
@@ -55,20 +56,28 @@ class Camera:
 
 
 def orbit(
-    count: int, elevation_degrees: float = 20.0, center=(0.0, 0.0, 0.0), radius: float = 2.0, focal: float = FOCAL
+    count: int,
+    elevation_degrees: float = 20.0,
+    center=(0.0, 0.0, 0.0),
+    radius: float = 2.0,
+    focal: float = FOCAL,
+    frame: Frame = OBJECT,
 ) -> list[Camera]:
     """`count` cameras in equal steps on a circle, counterclockwise as seen from above, that all look at `center` [3].
 
-    The first one stands towards -y, and so has x to the right. Elevation is above the ground, from -90 to 90 degrees; radius is
-    the distance to the centre in world units. Raises ValueError for values outside of these, a count below 1, and as `Camera`.
+    `frame` says what is up. The first camera is in front, and so sees the frame's right to the right: in an object it stands
+    towards -y, in a scene where the photographer stood. Elevation is above the ground, from -90 to 90 degrees; radius is the
+    distance to the centre in world units. Raises ValueError for values outside of these, a count below 1, and as `Camera`.
     """
     center = as_floats("center", center, (3,))
     check_positive("radius", radius)
-    rotations = _rotations(count, elevation_degrees)
-    return [Camera(rotation, center - radius * rotation[2], focal) for rotation in rotations]
+    turns = _rotations(count, elevation_degrees, frame)
+    return [Camera(turn, center - radius * turn[2], focal) for turn in turns]
 
 
-def orbit_box(low, high, count: int, elevation_degrees: float = 20.0, focal: float = FOCAL) -> list[Camera]:
+def orbit_box(
+    low, high, count: int, elevation_degrees: float = 20.0, focal: float = FOCAL, frame: Frame = OBJECT
+) -> list[Camera]:
     """As `orbit`, around the middle of the box from `low` [3] to `high` [3], as near as it fits into every view with a margin.
 
     A box without extent is seen from a small distance. Raises ValueError for a box whose low is above its high, and as `orbit`.
@@ -78,13 +87,30 @@ def orbit_box(low, high, count: int, elevation_degrees: float = 20.0, focal: flo
         raise ValueError(f"low: expected a corner that is nowhere above high {high.tolist()}, given {low.tolist()}")
     check_positive("focal", focal)
     corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)]) * (high - low)
-    viewed = corners @ _rotations(count, elevation_degrees).transpose(0, 2, 1)  # [count, 8, 3]
+    viewed = corners @ _rotations(count, elevation_degrees, frame).transpose(0, 2, 1)  # [count, 8, 3]
     # focal * |right or down| / (radius + forward) is at most half of the picture less the margin.
     radius = (np.abs(viewed[..., :2]).max(-1) * focal / (0.5 - MARGIN) - viewed[..., 2]).max()
-    return orbit(count, elevation_degrees, (low + high) / 2, max(radius, LEAST_RADIUS), focal)
+    return orbit(count, elevation_degrees, (low + high) / 2, max(radius, LEAST_RADIUS), focal, frame)
 
 
-def _rotations(count: int, elevation_degrees: float) -> np.ndarray:
+def camera_towards(position, low, high, frame: Frame = OBJECT) -> Camera | None:
+    """A camera at `position` [3] that looks at the middle of the box from `low` [3] to `high` [3], upright as `frame` says, and
+    of a focal length that fills the picture with it but for a margin; None where the box is not in front of it as a whole."""
+    position, low, high = (as_floats(name, v, (3,)) for name, v in (("position", position), ("low", low), ("high", high)))
+    forward, up = (low + high) / 2 - position, np.array(frame.up, np.float64)
+    right = np.cross(forward, up)
+    if not np.linalg.norm(right) > UNIT * np.linalg.norm(forward):
+        return None
+    axes = np.stack([right, np.cross(forward, right), forward])
+    camera = Camera(axes / np.linalg.norm(axes, axis=1, keepdims=True), position)
+    corners = camera.view(np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * (high - low) + low)
+    if not corners[:, 2].min() > 0:
+        return None
+    extent = (np.abs(corners[:, :2]) / corners[:, 2:]).max()
+    return replace(camera, focal=(0.5 - MARGIN) / extent) if extent > 0 else camera
+
+
+def _rotations(count: int, elevation_degrees: float, frame: Frame) -> np.ndarray:
     """Rotations [count, 3, 3] of cameras around a circle."""
     check_size("count", count, 1)
     if not -90 <= as_floats("elevation_degrees", elevation_degrees, ()) <= 90:
@@ -94,7 +120,7 @@ def _rotations(count: int, elevation_degrees: float) -> np.ndarray:
     right = np.stack([-np.sin(azimuth), np.cos(azimuth), np.zeros(count)], -1)
     level = np.stack([np.cos(azimuth), np.sin(azimuth)], -1) * np.cos(elevation)[:, None]
     forward = -np.concatenate([level, np.sin(elevation)[:, None]], -1)
-    return np.stack([right, np.cross(forward, right), forward], 1)
+    return np.stack([right, np.cross(forward, right), forward], 1) @ rotation(frame, OBJECT)
 
 
 def as_floats(name: str, values, shape: tuple, dtype=np.float64) -> np.ndarray:

@@ -1,21 +1,18 @@
-"""3D Gaussians: what the features of the Gaussian decoder mean, and files of Gaussians that the usual viewers read.
+"""3D Gaussians: what the features of the Gaussian decoder mean, and where a pose puts them. `splat.files` has their files.
 
-A Gaussian is kept as in a file: its scale as a logarithm and its opacity as a logit, so that writing and reading loses nothing.
+A Gaussian is kept as in a .ply file: its scale as a logarithm and its opacity as a logit, so that writing and reading loses
+nothing.
 """
 
-import io
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
-from plyfile import PlyData, PlyElement, PlyParseError
 
 from sam3d_tvm.checks import check_choice, check_size
-from sam3d_tvm.pose import Pose, quaternion_to_matrix
+from sam3d_tvm.frames import CAMERA, OBJECT, Frame, rotation
+from sam3d_tvm.pose import Pose, matrix_to_quaternion, quaternion_to_matrix
 from sam3d_tvm.splat.cameras import as_floats, check_positive
-from sparse_ops.deploy.files import write_bytes
 
 WIDTHS = {"_xyz": 3, "_features_dc": 3, "_scaling": 3, "_rotation": 4, "_opacity": 1}  # of a Gaussian, in the order of features
 LR = {"_xyz": 1.0, "_features_dc": 1.0, "_opacity": 1.0, "_scaling": 1.0, "_rotation": 0.1}
@@ -26,7 +23,6 @@ COLUMNS = (
     *("scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"),
 )
 SHAPES = {"xyz": (3,), "features_dc": (3,), "opacity_logit": (), "log_scaling": (3,), "quaternion": (4,)}  # of a Gaussian
-NORMALS = ("nx", "ny", "nz")  # zero, and not needed when reading
 CONSTANT_HARMONIC = 0.5 / np.sqrt(np.pi)  # the spherical harmonic of degree 0
 LARGEST_LOG_SCALE = 40.0  # its covariance is finite in float32
 OUTLIER_PERCENT = 1  # of the Gaussians on either side, which may lie far out without being part of the object
@@ -145,6 +141,9 @@ class Gaussians:
     harmonic for each colour; opacity_logit [N]; log_scaling [N, 3], of the standard deviation along each axis; quaternion
     [N, 4], (w, x, y, z) of any length, which turns the axes into the world.
 
+    frame: what the axes of xyz are, for who looks at them. objects: int32 [N], the number in its scene of the object that each
+    belongs to, or None where there is no scene.
+
     Raises ValueError for other shapes, values that are not finite, log scales above 40, and quaternions of length 0.
     """
 
@@ -153,6 +152,8 @@ class Gaussians:
     opacity_logit: np.ndarray
     log_scaling: np.ndarray
     quaternion: np.ndarray
+    frame: Frame = OBJECT
+    objects: np.ndarray | None = None
 
     def __post_init__(self):
         count = None
@@ -164,6 +165,13 @@ class Gaussians:
             raise ValueError(f"log_scaling: expected values up to {LARGEST_LOG_SCALE:g}, given {largest:g}")
         if not (turns := self.quaternion.any(1)).all():
             raise ValueError(f"quaternion: expected lengths above 0, given {self.quaternion[turns.argmin()].tolist()}")
+        if not isinstance(self.frame, Frame):
+            raise ValueError(f"frame: expected one of sam3d_tvm.frames, given {self.frame!r}")
+        if self.objects is not None:
+            objects = np.asarray(self.objects)
+            if objects.dtype.kind not in "iu" or objects.shape != (count,):
+                raise ValueError(f"objects: expected integers [{count}], given {objects.dtype} {list(objects.shape)}")
+            object.__setattr__(self, "objects", objects.astype(np.int32))
 
     @classmethod
     def from_features(
@@ -241,66 +249,52 @@ class Gaussians:
         return np.concatenate([self.xyz, normals, self.features_dc, opacity, self.log_scaling, self.quaternion], 1)
 
     def transformed(self, pose: Pose) -> "Gaussians":
-        """The Gaussians where `pose`, of one object, puts them. ValueError for another number of objects, and for a scale that
-        differs between axes, as Gaussians turned before would no longer be of this kind."""
+        """The Gaussians, which are in `frames.OBJECT`, where `pose`, of one object, puts them in `frames.CAMERA`.
+
+        ValueError for another number of objects or another frame, and for a scale that differs between axes, as Gaussians
+        turned before would no longer be of this kind."""
         if not isinstance(pose, Pose) or len(pose.scale) != 1:
             given = f"one of {len(pose.scale)}" if isinstance(pose, Pose) else type(pose).__name__
             raise ValueError(f"pose: expected the Pose of one object, given {given}")
         if (pose.scale != pose.scale[0, 0]).any():
             raise ValueError(f"pose: expected one scale for all axes, given {pose.scale[0].tolist()}")
-        scale = pose.scale[0, 0]
-        return Gaussians(
-            xyz=scale * self.xyz @ pose.rotation_matrix[0] + pose.translation,
-            features_dc=self.features_dc,
-            opacity_logit=self.opacity_logit,
+        if self.frame != OBJECT:
+            raise ValueError(f"pose: expected Gaussians in the frame {OBJECT.name!r}, given some in {self.frame.name!r}")
+        # Points as rows are turned by the inverse of the quaternion.
+        moved = self._moved(pose.rotation_matrix[0], pose.rotation[0] * np.float32([1, -1, -1, -1]), pose.scale[0, 0])
+        return replace(moved, xyz=moved.xyz + pose.translation, frame=CAMERA)
+
+    def in_frame(self, frame: Frame) -> "Gaussians":
+        """The same Gaussians with the axes of `frame`: what is right, up and away stays so, and is called otherwise."""
+        if frame.axes.tolist() == self.frame.axes.tolist():
+            return replace(self, frame=frame)
+        turn = rotation(self.frame, frame)  # of columns
+        moved = self._moved(turn.T.astype(np.float32), matrix_to_quaternion(turn).astype(np.float32), np.float32(1))
+        return replace(moved, frame=frame)
+
+    def _moved(self, matrix: np.ndarray, quaternion: np.ndarray, scale: np.float32) -> "Gaussians":
+        """Scaled, and turned by a `matrix` for points as rows, and a `quaternion` that says the same for columns."""
+        return replace(
+            self,
+            xyz=scale * self.xyz @ matrix,
             log_scaling=self.log_scaling + np.log(scale),
-            # Points as rows are turned by the inverse of the quaternion.
-            quaternion=_quaternion_product(pose.rotation[0] * np.float32([1, -1, -1, -1]), self.quaternion),
+            quaternion=_quaternion_product(quaternion, self.quaternion),
         )
 
     @classmethod
     def merged(cls, parts: Sequence["Gaussians"]) -> "Gaussians":
-        """All Gaussians of `parts`, in their order; none are legal."""
+        """All Gaussians of `parts`, in their order, `objects` being the numbers of their parts, from 1; none are legal.
+
+        ValueError for parts in several frames."""
+        frames = {part.frame.name: part.frame for part in parts} or {OBJECT.name: OBJECT}
+        if len(frames) > 1:
+            raise ValueError(f"parts: expected Gaussians in one frame, given some in {', '.join(sorted(frames))}")
         empty = cls(**{name: np.zeros((0, *rest)) for name, rest in SHAPES.items()})
-        return cls(**{name: np.concatenate([getattr(part, name) for part in (empty, *parts)]) for name in SHAPES})
-
-
-def save_splat(path: str | os.PathLike, gaussians: Gaussians) -> None:
-    """Writes a .ply file, binary and little-endian, whose element `vertex` has `COLUMNS` as float32: what viewers of Gaussian
-    splats read. Whole or not at all; equal Gaussians give equal bytes. ValueError for a path that cannot be a file."""
-    table = np.ascontiguousarray(gaussians.columns(), "<f4").view([(name, "<f4") for name in COLUMNS])[:, 0]
-    data = io.BytesIO()
-    PlyData([PlyElement.describe(table, "vertex")], byte_order="<").write(data)
-    write_bytes(path, data.getvalue())
-
-
-def load_splat(path: str | os.PathLike) -> Gaussians:
-    """The Gaussians of a .ply file as 3D Gaussian splatting writes it: ASCII or binary, with normals, spherical harmonics of
-    higher degree and other elements or not, which are not read.
-
-    Raises ValueError for a file that is missing, no PLY file, cut short or without a column, and as `Gaussians`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"path: expected a .ply file, given {str(path)!r}, which is none")
-    try:
-        ply = PlyData.read(path)
-    except (PlyParseError, ValueError, OSError, OverflowError, MemoryError) as error:
-        raise ValueError(f"path: expected a .ply file, given {str(path)!r}: {error}") from error
-    if "vertex" not in ply:
-        raise ValueError(f"path: expected a .ply file with an element 'vertex', given {str(path)!r} without it")
-    vertex = ply["vertex"].data
-    names = [name for name in COLUMNS if name not in NORMALS]
-    if missing := [name for name in names if name not in vertex.dtype.names]:
-        raise ValueError(f"path: expected a .ply file of Gaussians, given {str(path)!r} without {', '.join(missing)}")
-    if lists := [name for name in names if vertex.dtype[name].kind not in "iuf"]:
-        raise ValueError(f"path: expected a number as {', '.join(lists)} of a Gaussian, given {str(path)!r} with lists")
-    with np.errstate(over="ignore"):  # `Gaussians` refuses what is infinite
-        table = np.stack([vertex[name].astype(np.float32) for name in names], 1)  # [N, 14]
-    try:
-        return Gaussians(table[:, :3], table[:, 3:6], table[:, 6], table[:, 7:10], table[:, 10:])
-    except ValueError as error:
-        raise ValueError(f"path: expected a .ply file of Gaussians, given {str(path)!r}: {error}") from error
+        return cls(
+            **{name: np.concatenate([getattr(part, name) for part in (empty, *parts)]) for name in SHAPES},
+            frame=next(iter(frames.values())),
+            objects=np.repeat(np.arange(1, len(parts) + 1), np.array([len(part) for part in parts], int)),
+        )
 
 
 def _check_coords(coords: np.ndarray, resolution: int) -> None:

@@ -14,24 +14,24 @@ from pathlib import Path
 
 import numpy as np
 
-from sam3d_tvm.pose import Pose
+from sam3d_tvm.frames import OPENCV
 from sam3d_tvm.splat.cameras import FOCAL, orbit_box
+from sam3d_tvm.splat.files import splat
 from sam3d_tvm.splat.gaussians import Gaussians
 from sparse_ops.deploy.files import write_bytes
 
 ELEVATION = 20.0  # degrees above the ground, of the first view
 DISTANCE = 6.0  # of the viewer from the object, in units of the page: its controls are made for some such
 VIEWS = 12  # around the object, into all of which it fits
-UPRIGHT = (np.sqrt(0.5), -np.sqrt(0.5), 0.0, 0.0)  # turns rows (x, y, z) with z up to (x, -z, y): the page has y down
 DROPPED_BITS = 8  # of float32, which leaves 5 digits
 
 
 def write_viewer(path: str | os.PathLike, gaussians: Gaussians, name: str | None = None) -> None:
     """Writes an HTML file in which N Gaussians can be looked at from all sides, whole or not at all.
 
-    It begins with the first view of `orbit_box` around their bounds. `name` is what the page calls them, by default the name of
-    the file. Colours, opacities and rotations are rounded to 8 bits, positions and scales to 5 digits. Raises ValueError for a
-    path that cannot be a file.
+    It begins with the first view of `orbit_box` around their bounds, upright as their frame says. `name` is what the page calls
+    them, by default the name of the file. Colours, opacities and rotations are rounded to 8 bits, positions and scales to 5
+    digits. Raises ValueError for a path that cannot be a file.
     """
     folder = resources.files("sam3d_tvm") / "data" / "viewer"
     values = {
@@ -48,22 +48,20 @@ def write_viewer(path: str | os.PathLike, gaussians: Gaussians, name: str | None
 
 
 def _placed(gaussians: Gaussians) -> Gaussians:
-    """As the page wants them: y down, what is looked at in the origin, `DISTANCE` away."""
+    """As the page wants them: in `frames.OPENCV`, what is looked at in the origin, `DISTANCE` away."""
+    gaussians = gaussians.in_frame(OPENCV)
     low, high = gaussians.bounds
     centre = (low + high) / 2
-    camera = orbit_box(low, high, VIEWS, ELEVATION)[0]
+    camera = orbit_box(low, high, VIEWS, ELEVATION, frame=OPENCV)[0]
     scale = DISTANCE / np.linalg.norm(camera.position - centre)
-    pose = Pose(np.float32([UPRIGHT]), np.zeros((1, 3), np.float32), np.full((1, 3), scale, np.float32))
-    return replace(gaussians, xyz=gaussians.xyz - centre).transformed(pose)
+    return replace(gaussians, xyz=scale * (gaussians.xyz - centre), log_scaling=gaussians.log_scaling + np.log(scale))
 
 
 def _packed(gaussians: Gaussians) -> bytes:
-    """Rows of a .splat file: position and scale float32 [3], colour and opacity uint8 [4], rotation uint8 [4]. Their bytes are
-    put together by place, which makes neighbouring ones alike, and deflated."""
-    table = np.zeros((len(gaussians), 32), np.uint8)
-    table[:, :24] = _rounded(np.concatenate([gaussians.xyz, gaussians.scaling], 1)).view(np.uint8)
-    table[:, 24:28] = np.rint(255 * np.concatenate([gaussians.colors, gaussians.opacity[:, None]], 1))
-    table[:, 28:] = np.clip(np.rint(128 * gaussians.rotation + 128), 0, 255)
+    """Rows of a .splat file, positions and scales rounded. Their bytes are put together by place, which makes neighbouring ones
+    alike, and deflated."""
+    table = splat.rows(gaussians)
+    table[:, :24] = _rounded(np.ascontiguousarray(table[:, :24]).view("<f4")).view(np.uint8)
     return zlib.compress(np.ascontiguousarray(table.T))
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from sam3d_tvm import cli
 from sam3d_tvm.pipeline import Pipeline
-from sam3d_tvm.splat.gaussians import Gaussians, save_splat
+from sam3d_tvm.splat.files import save_splat
+from sam3d_tvm.splat.gaussians import Gaussians
 from tests.sam3d_tvm.tiny_pipeline import tiny_artifacts
 
 # The command line in a process of its own, where a signal stops it even if a shell has started all this in the background, for
@@ -154,7 +155,10 @@ def test_bench_counts_all_steps(capsys):
         (["--steps", "x"], "error: Invalid value for '--steps': "),
         (["--seed", "-1"], "error: seed: expected an integer of at least 0, given -1"),
         (["--guidance", "nan"], "error: guidance: expected a finite number, given nan"),
-        (["--formats", "ply,obj"], "error: formats: expected names among ply, html, ply4, glb, mesh.ply, given obj"),
+        (
+            ["--formats", "ply,obj"],
+            "error: formats: expected names among ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, given obj",
+        ),
         (["--threads", "0"], "error: threads: expected an integer of at least 1, given 0"),
         (["--max-memory", "lots"], "error: max_memory: expected a size such as 8G or 500M, given 'lots'"),
         (["--max-memory", "100M"], "error: max_memory: expected at least "),

@@ -11,14 +11,13 @@ from scipy.spatial.transform import Rotation
 
 from sam3d_tvm.pose import Pose
 from sam3d_tvm.splat import gaussians as module
+from sam3d_tvm.splat.files import load_splat, ply, save_splat
 from sam3d_tvm.splat.gaussians import (
     COLUMNS,
     Gaussians,
     Representation,
-    load_splat,
     offset_perturbation,
     raw_attributes,
-    save_splat,
 )
 from tests import DATA
 from tests.tolerance import assert_close
@@ -132,7 +131,7 @@ def write_ply(path, columns, rows=2, text=False, order="<", element="vertex", dt
 @pytest.mark.parametrize("text, order, dtype", [(True, "=", "f4"), (False, ">", "f4"), (False, "<", "f8")])
 def test_files_of_other_programs_are_read(tmp_path, text, order, dtype):
     """In another format and order of columns, without normals, with further harmonics and an attribute of its own."""
-    columns = [*reversed([name for name in COLUMNS if name not in module.NORMALS]), "f_rest_0", "f_rest_1", "quality"]
+    columns = [*reversed([name for name in COLUMNS if name not in ply.NORMALS]), "f_rest_0", "f_rest_1", "quality"]
     write_ply(tmp_path / "a.ply", columns, text=text, order=order, dtype=dtype, values={"x": [1.5, 2.5], "rot_3": [-1, 3]})
     gaussians = load_splat(tmp_path / "a.ply")
     assert gaussians.xyz.tolist() == [[1.5, 1, 1], [2.5, 1, 1]]

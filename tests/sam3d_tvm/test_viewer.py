@@ -12,13 +12,16 @@ import shutil
 import signal
 import time
 import zlib
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sam3d_tvm.frames import CAMERA
 from sam3d_tvm.splat.cameras import Camera, orbit_box
+from sam3d_tvm.splat.files import load_splat, save_splat
 from sam3d_tvm.splat.gaussians import CONSTANT_HARMONIC, Gaussians
 from sam3d_tvm.splat.picture import splat_picture
 from sam3d_tvm.splat.viewer import DISTANCE, ELEVATION, VIEWS, write_viewer
@@ -175,6 +178,18 @@ def test_the_browser_shows_the_picture(browser, tmp_path):
     fetched = [url for url in browser.fetched() if not url.startswith("blob:")]  # workers, whose code is in the page
     assert fetched == [(tmp_path / "blobs.html").as_uri()]
     assert browser.complaints() == []
+
+
+def test_the_browser_shows_a_scene_upright(browser, tmp_path):
+    """In the photo's camera, y up and x to the left: a lamp above a table, and a cup that is left of both."""
+    places = {RED: (0, 1, 3), GREEN: (0, -1, 3), BLUE: (0.8, 0, 3)}
+    scene = replace(blobs(list(places.values()), list(places), deviation=0.15), frame=CAMERA)
+    save_splat(tmp_path / "scene_splat.ply", scene)
+    write_viewer(tmp_path / "scene.html", load_splat(tmp_path / "scene_splat.ply"))
+    browser.open(tmp_path / "scene.html")
+    shown = browser.screenshot()
+    (lamp, table, cup) = (np.argwhere(np.abs(shown - 255 * np.array(colour)).max(2) < 60).mean(0) for colour in places)
+    assert lamp[0] < cup[0] - 20 and cup[0] < table[0] - 20 and cup[1] < min(lamp[1], table[1]) - 20  # (down, right)
 
 
 def test_the_picture_fills_a_window_that_changes(browser, tmp_path):
