@@ -2,13 +2,18 @@
 
 pipeline.json              the config of the pipeline, and what its models are to be made from
 <model>/                   a component, see `sparse_ops.deploy.component`
-<model>/made_from.json     what it was made from: changes when its code or its weights do
+<model>/made_from.json     what it was made from, which changes when its code or its weights do; names and sizes of its files
+.lock                      is locked by the process that compiles into the folder; the kernel unlocks it when that dies
+
+A folder of a model appears whole, with `made_from.json` in it. Who only reads needs no lock: a folder that is complete is not
+written to, and one that is not is waited for as long as a process is at it.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +24,10 @@ from sam3d_tvm.checkpoint import Checkpoint
 from sam3d_tvm.checks import check_choice, check_size
 from sam3d_tvm.config import PipelineConfig, preset
 from sam3d_tvm.fingerprint import fingerprint
+from sam3d_tvm.lock import locked, wait_while_held
 from sam3d_tvm.models import FOLDERS, MODELS
-from sparse_ops.deploy.component import Component
+from sam3d_tvm.notices import say
+from sparse_ops.deploy.component import LIBRARY, MANIFEST, MODULE, PARAMETERS, Component, leftovers
 from sparse_ops.deploy.files import write_bytes
 from sparse_ops.deploy.manifest import system, versions
 from sparse_ops.deploy.weights import State
@@ -28,10 +35,12 @@ from sparse_ops.eager.cache import cache_folder, source_digest
 from sparse_ops.transform.precision import PRECISIONS
 from tir_kernels.dispatch import host_target
 
-PIPELINE, MADE_FROM = "pipeline.json", "made_from.json"
+PIPELINE, MADE_FROM, LOCK = "pipeline.json", "made_from.json", ".lock"
 FORMAT = 1
 GAUSSIAN_DECODERS = tuple(name for name, model in MODELS.items() if model.offset_perturbation is not None)
 SAMPLE = 1 << 20  # bytes of a file of weights that are looked at, in three places
+
+KEY = ("code", "weights")  # what a model is known by, see `_key`
 
 OnCompile = Callable[[str, int, int], None]
 
@@ -85,26 +94,60 @@ class Artifacts:
     """An artifact folder that is complete, for this machine.
 
     `offset_perturbation`: float32 [num_gaussians, 3] by the name of each Gaussian decoder. `random_weights`: whether these
-    are a preset's. Raises ValueError for a folder that is none, and for one whose config cannot be read.
+    are a preset's. While another process compiles into
+    the folder and has not done so yet, it is waited for, which is said after a second. Raises ValueError for a folder
+    that is none, one whose config cannot be read, and one in which files are missing or of another size, with all of them.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
+        problems = self._open()
+        while problems:
+            waited = wait_while_held(self.folder / LOCK, lambda: _say_waiting(self.folder))
+            problems = self._open()  # the other one may just have ended
+            if not waited:
+                break
+        if problems:
+            raise ValueError(f"artifacts {str(self.folder)!r}: {'; '.join(problems)}: compile again")
+
+    def _open(self) -> list[str]:
+        """What is wrong with the files of its models."""
         value = _read(self.folder)
         try:
             self.config = PipelineConfig.from_json(value["config"])
             self.precision = str(value["precision"])
             self.random_weights = value.get("random_weights") is True
             self.offset_perturbation = {k: np.asarray(v, np.float32) for k, v in value["offset_perturbation"].items()}
-            keys = dict(value["models"])
-        except (KeyError, TypeError, ValueError) as error:
+            self.keys = {name: {part: str(value["models"][name][part]) for part in KEY} for name in self.config.models}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"artifacts {str(self.folder)!r}: {PIPELINE}: {error}") from error
-        if missing := [name for name in self.config.models if keys.get(name) != _made_from(self.folder / name)]:
-            raise ValueError(f"artifacts {str(self.folder)!r}: {', '.join(missing)} not compiled yet: compile again")
+        found = {name: self._problems(name) for name in self.config.models}
+        absent = [name for name, problems in found.items() if problems is None]
+        first = [f"{', '.join(absent)} not compiled yet"] if absent else []
+        return first + [problem for problems in found.values() for problem in problems or ()]
+
+    def _problems(self, name: str) -> list[str] | None:
+        """What is wrong with the files of a model; None if it is not there, or made from something else."""
+        folder = self.folder / name
+        made = _made_from(folder)
+        if made is None:
+            names = {path.name for path in folder.iterdir()} if folder.is_dir() else ()
+            if not names:
+                return None
+            gone = [file for file in (MANIFEST, PARAMETERS, MADE_FROM) if file not in names]
+            gone += [LIBRARY] if names.isdisjoint((LIBRARY, MODULE)) else []
+            return [f"{name}/{file} is missing" for file in gone] or [f"{name}/{MADE_FROM} is damaged"]
+        if _key_of(made) != self.keys[name]:
+            return None
+        return [f"{name}/{problem}" for problem in _damage(folder, made)]
 
     def load(self, name: str) -> Component:
-        """The component of model `name`, its weights mapped into memory. ValueError as `Component.load`."""
-        return Component.load(self.folder / name)
+        """The component of model `name`, its weights mapped into memory. ValueError as `Component.load`, and if it is not what
+        it was when the folder was opened."""
+        component = Component.load(self.folder / name)
+        if _key_of(_made_from(self.folder / name)) != self.keys[name]:
+            raise ValueError(f"artifacts {str(self.folder)!r}: {name} is not what it was when they were opened: begin again")
+        return component
 
     def weight_bytes(self, name: str) -> int:
         """Memory of the packed weights of model `name`."""
@@ -121,25 +164,48 @@ def compile_artifacts(
     """The artifacts of `source` in `folder`. What is there already, of the same weights and code, is kept; where only weights
     differ they are packed anew; a compilation that was interrupted is taken up again.
 
+    Processes that want to compile into one folder take turns, and what one has made the next finds; a process that died holds
+    up nobody. Nothing is written to a folder that is complete.
+
     `precision`: one of `PRECISIONS`. `on_model(name, done, total)` is told which model is being compiled, of how many that
     have to be, and in the end ("", total, total). Raises ValueError for a folder that holds something else, and for weights
-    that do not fit, with the name of the model.
+    that do not fit, with the name of the model; OSError that names the folder if it cannot be written to.
     """
-    folder, config = begin(source, folder, precision, target), source.config
-    todo = [name for name in config.models if not is_made(source, folder, name, precision, target)]
-    for done, name in enumerate(todo):
-        on_model(name, done, len(todo))
-        compile_model(source, folder, name, precision, target)
-    on_model("", len(todo), len(todo))
+    folder, data = _described(source, folder, precision, target)
+
+    def todo() -> list[str]:
+        return [name for name in source.config.models if not is_made(source, folder, name, precision, target)]
+
+    if not _holds(folder / PIPELINE, data) or todo():
+        with locked(folder / LOCK, lambda: _say_waiting(folder)) as held:
+            if held:
+                _tidy(folder, source.config.models)
+            else:
+                say(f"no locks on the file system of {str(folder)!r}: let one process at a time compile into it")
+            _describe(folder, data)
+            names = todo()
+            for done, name in enumerate(names):
+                on_model(name, done, len(names))
+                compile_model(source, folder, name, precision, target)
+    else:
+        names = []
+    on_model("", len(names), len(names))
     return Artifacts(folder)
 
 
 def begin(source: Source, folder: str | os.PathLike, precision: str = "float32", target=None) -> Path:
     """Writes what the models of `source` have between them, and which these are: the folder is complete when all of them are
     made. ValueError for a folder that holds something else."""
+    folder, data = _described(source, folder, precision, target)
+    _describe(folder, data)
+    return folder
+
+
+def _described(source: Source, folder: str | os.PathLike, precision: str, target) -> tuple[Path, bytes]:
+    """The folder, and what its `pipeline.json` should hold. ValueError for a folder that holds something else."""
     check_choice("precision", precision, PRECISIONS)
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / PIPELINE).is_file())):
+    if folder.exists() and not (folder.is_dir() and ((folder / PIPELINE).is_file() or {*os.listdir(folder)} <= {LOCK})):
         raise ValueError(f"artifacts: expected a new folder or one with {PIPELINE}, given {str(folder)!r}")
     offsets = {name: source.offset_perturbation(name).tolist() for name in GAUSSIAN_DECODERS if name in source.config.models}
     value = {
@@ -150,24 +216,44 @@ def begin(source: Source, folder: str | os.PathLike, precision: str = "float32",
         "offset_perturbation": offsets,
         "models": {name: _key(source, name, precision, target) for name in source.config.models},
     }
-    data, file = (json.dumps(value, indent=1) + "\n").encode(), folder / PIPELINE
-    if not file.is_file() or file.read_bytes() != data:
-        write_bytes(file, data)
-    return folder
+    return folder, (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _describe(folder: Path, data: bytes) -> None:
+    if not _holds(folder / PIPELINE, data):
+        write_bytes(folder / PIPELINE, data)
+
+
+def _holds(file: Path, data: bytes) -> bool:
+    return file.is_file() and file.read_bytes() == data
+
+
+def _tidy(folder: Path, names: Iterable[str]) -> None:
+    """Removes what processes left behind that died while they wrote; called by who holds the lock. A model that was whole, and
+    about to take its place, takes it."""
+    for name in names:
+        for left in sorted(leftovers(folder / name), key=lambda path: path.suffix, reverse=True):  # a new one before an old one
+            if not (folder / name).exists() and _made_from(left) is not None and not _damage(left, _made_from(left)):
+                os.replace(left, folder / name)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+    for left in folder.glob(f".{PIPELINE}.*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def is_made(source: Source, folder: Path, name: str, precision: str = "float32", target=None) -> bool:
     """Whether the folder has model `name` of these weights and this code, whole."""
-    return _made_from(folder / name) == _key(source, name, precision, target) and _loads(folder / name)
+    made = _made_from(folder / name)
+    return made is not None and _key_of(made) == _key(source, name, precision, target) and _loads(folder / name, made)
 
 
 def compile_model(source: Source, folder: Path, name: str, precision: str = "float32", target=None) -> None:
     """Compiles model `name` into the folder, or packs its weights anew if its code is there. ValueError as
     `compile_artifacts`."""
-    config, key = getattr(source.config, name), _key(source, name, precision, target)
+    config, key, made = getattr(source.config, name), _key(source, name, precision, target), _made_from(folder / name)
     try:
         state = source.state(name)
-        if _made_from(folder / name).get("code") == key["code"] and _loads(folder / name):
+        if made is not None and made["code"] == key["code"] and _loads(folder / name, made):
             component = Component.load(folder / name).with_parameters(state)
         else:
             model = MODELS[name]
@@ -176,8 +262,12 @@ def compile_model(source: Source, folder: Path, name: str, precision: str = "flo
     except ValueError as error:
         where = f"{name} in {source.file(name).name}" if isinstance(source, Checkpoint) else name
         raise ValueError(f"{where}: {error}") from error
-    component.save(folder / name)
-    write_bytes(folder / name / MADE_FROM, (json.dumps(key, indent=1) + "\n").encode())
+
+    def finish(temporary: Path) -> None:
+        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+        write_bytes(temporary / MADE_FROM, (json.dumps(key | {"files": sizes}, indent=1) + "\n").encode())
+
+    component.save(folder / name, finish=finish)
 
 
 def default_folder(label: str) -> Path:
@@ -193,12 +283,32 @@ def checkpoint_label(folder: Path, precision: str) -> str:
     return f"{folder.resolve().name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}-{precision}"
 
 
-def _loads(folder: Path) -> bool:
+def _say_waiting(folder: Path) -> None:
+    say(f"waiting for another process that compiles into {str(folder)!r}")
+
+
+def _loads(folder: Path, made: Mapping[str, Any]) -> bool:
+    if _damage(folder, made):
+        return False
     try:
         Component.load(folder)
     except ValueError:
         return False
     return True
+
+
+def _damage(folder: Path, made: Mapping[str, Any]) -> list[str]:
+    """The files that are missing or not of the size that `made_from.json` says. What they hold is looked at on loading."""
+    found = []
+    for file, size in made["files"].items():
+        try:
+            given = (folder / file).stat().st_size
+        except OSError:
+            found.append(f"{file} is missing")
+            continue
+        if given != size:
+            found.append(f"{file} has {given:,} bytes in place of {size:,}")
+    return found
 
 
 def _read(folder: Path) -> Mapping[str, Any]:
@@ -213,13 +323,20 @@ def _read(folder: Path) -> Mapping[str, Any]:
     return value
 
 
-def _made_from(folder: Path) -> Mapping[str, str]:
-    """The key of what is in the folder of a model; empty if that is not known."""
+def _made_from(folder: Path) -> dict[str, Any] | None:
+    """What `made_from.json` of the folder of a model says; None if that is not known."""
     try:
         value = json.loads((folder / MADE_FROM).read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, Mapping) else {}
+        files = {str(file): int(size) for file, size in value["files"].items()}
+        if any(Path(file).name != file for file in files):
+            return None
+        return {part: str(value[part]) for part in KEY} | {"files": files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _key_of(made: Mapping[str, Any] | None) -> dict[str, str] | None:
+    return None if made is None else {part: made[part] for part in KEY}
 
 
 def _key(source: Source, name: str, precision: str, target: tvm.target.Target | None) -> dict[str, str]:

@@ -7,14 +7,17 @@
 `from_torch.port_component` makes components from PyTorch modules, `from_nn.component_from_nn` from those of `sparse_ops.nn`.
 """
 
+import errno
 import hashlib
 import json
 import mmap
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ from sparse_ops.transform.lift_params import TRANSFORM_PARAMS
 
 MANIFEST, LIBRARY, MODULE, PARAMETERS = "manifest.json", "library.so", "module.json", "parameters.safetensors"
 FORMS = {"library": LIBRARY, "module": MODULE}
+SWAP_SECONDS = 1.0  # a folder that another process replaces is away for less
 
 
 class Component:
@@ -100,11 +104,18 @@ class Component:
         check_arrays({spec.name: spec.shape for spec in self.manifest.parameters}, state)
         return Component(self.manifest, self._code, pack(self._program, self.manifest, state), self._write)
 
-    def save(self, folder: str | os.PathLike, form: str | None = None) -> Path:
-        """Write the artifact folder, whole or not at all; an artifact that is there already is replaced.
+    def save(
+        self,
+        folder: str | os.PathLike,
+        form: str | None = None,
+        finish: Callable[[Path], None] = lambda folder: None,
+    ) -> Path:
+        """Write the artifact folder, whole or not at all; an artifact that is there already is replaced. Processes may save to
+        one place at once, of which the last counts, and load from it meanwhile.
 
-        `form`: "library", "module", or by default a library where a C compiler can link one, else a module. Raises ValueError
-        for a folder that holds something else, and for a form that is not possible.
+        `form`: "library", "module", or by default a library where a C compiler can link one, else a module. `finish`: called
+        with the folder when all is written, before it takes its place, for files of the caller's. Raises ValueError for a
+        folder that holds something else, and for a form that is not possible.
         """
         if form is not None and form not in FORMS:
             raise ValueError(f"form: expected one of {', '.join(FORMS)}, given {form!r}")
@@ -118,6 +129,7 @@ class Component:
             tensors = {spec.name: array for spec, array in zip(self.manifest.packed, arrays, strict=True)}
             save_safetensors(temporary / PARAMETERS, tensors)
             write_bytes(temporary / MANIFEST, self.manifest.to_json(code).encode())
+            finish(temporary)
         return folder
 
     @classmethod
@@ -128,7 +140,20 @@ class Component:
         lacks, a file that is missing, truncated or changed, and for parameters that are missing, not known or of another shape
         or dtype.
         """
-        folder = Path(folder)
+        folder, end = Path(folder), time.monotonic() + SWAP_SECONDS
+        while True:
+            before = _identity(folder)
+            try:
+                return cls._load(folder)
+            except ValueError:
+                # Files of two artifacts, or none, if another process put its own in place of this one meanwhile: look again.
+                swapped = _identity(folder) != before or (before is None and next(leftovers(folder), None) is not None)
+                if not swapped or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+
+    @classmethod
+    def _load(cls, folder: Path) -> "Component":
         try:
             manifest, code = Manifest.from_json((folder / MANIFEST).read_text())
             manifest.check_runs_here()
@@ -250,15 +275,40 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` when the block ends, and leaves no trace if it raises."""
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
     temporary.mkdir(parents=True)
+    old = temporary.with_suffix(".old")
     try:
         yield temporary
-        old = temporary.with_suffix(".old")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        for tries_left in reversed(range(100)):
+            with suppress(FileNotFoundError):
+                os.replace(folder, old)
+            try:
+                os.replace(temporary, folder)
+                break
+            except OSError as error:
+                if not tries_left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            shutil.rmtree(old)  # another process put its own there in between: it makes way, too
     finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def leftovers(folder: Path) -> Iterator[Path]:
+    """Folders beside `folder` that are being written or replaced by `Component.save`, or were when its process died."""
+    pattern = re.compile(re.escape(f".{folder.name}.") + r"[0-9a-f]{16}\.(tmp|old)")
+    with suppress(FileNotFoundError, NotADirectoryError):
+        yield from (path for path in folder.parent.iterdir() if pattern.fullmatch(path.name))
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What differs between a folder and one that took its place; None where there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _digest(file: Path) -> str:

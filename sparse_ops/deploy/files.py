@@ -35,21 +35,25 @@ DTYPES = {  # numpy's (and ml_dtypes') name to the name in the file
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file open for writing that becomes `path` when the block ends, and leaves no trace if it raises.
 
-    Missing folders are made. ValueError if `path` is a folder, or if something on the way to it is none.
+    Missing folders are made. ValueError if `path` is a folder, or if something on the way to it is none. OSError, which names
+    `path`, where it cannot be written: on a full disk, or in a folder that is read-only.
     """
     path = _target(path)
     # Not tempfile: its files are private to the user, whatever the umask says.
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
-    file = os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666), "w+b")
     try:
+        file = os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666), "w+b")
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             os.unlink(temporary)
+        # Writing names no file, and the rest of it the temporary one.
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -15,7 +15,9 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ from tir_kernels.spec import Spec
 
 from ..build import build, unchecked
 from ..program import Program
+
+TEMPORARY = "tmp"  # names of files that are being written begin so; all others are hashes, of hexadecimal digits
+STALE_SECONDS = 24 * 3600
 
 
 def cache_folder(package: str = "sparse_ops") -> Path | None:
@@ -137,12 +142,25 @@ def _load_or_build(
         try:
             return tvm.runtime.load_module(str(file))
         except Exception:  # a damaged file, or one of another machine: build it anew
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # in a folder that is read-only it stays
+                file.unlink()
     with unchecked():
         executable = make(target)
     if file is not None and _keep(executable, file):
-        return tvm.runtime.load_module(str(file))  # what is linked already, to generate its code a second time takes long
+        # What is linked already: to generate its code a second time takes long. Unless another process, which found a damaged
+        # file here before this one, removes it.
+        with suppress(Exception):
+            return tvm.runtime.load_module(str(file))
     return executable
+
+
+@cache  # once a process
+def _sweep(folder: Path) -> None:
+    """Removes the temporary files of processes that died while they wrote: those of a day ago."""
+    for path in folder.glob(f"{TEMPORARY}*.so"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
 
 
 def _keep(executable, file: Path) -> bool:
@@ -150,7 +168,8 @@ def _keep(executable, file: Path) -> bool:
     temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=".so", dir=file.parent)
+        _sweep(file.parent)
+        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, suffix=".so", dir=file.parent)
         os.close(handle)
         executable.export_library(temporary)
         os.replace(temporary, file)

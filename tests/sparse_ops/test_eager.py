@@ -209,6 +209,16 @@ def test_cache_is_shared_and_survives_damage(tmp_path):
     assert [f.stat().st_size for f in folder.iterdir()] == [size]
 
 
+def test_what_killed_processes_left_in_the_cache_is_removed(tmp_path):
+    """After a day: others may be writing theirs."""
+    (tmp_path / "sparse_ops").mkdir()
+    for name, age in (("tmpold.so", 2 * cache.STALE_SECONDS), ("tmpnew.so", 0), ("0old.so", 2 * cache.STALE_SECONDS)):
+        (path := tmp_path / "sparse_ops" / name).write_bytes(b"half")
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+    cache._sweep(tmp_path / "sparse_ops")
+    assert {path.name for path in (tmp_path / "sparse_ops").iterdir()} == {"tmpnew.so", "0old.so"}
+
+
 @pytest.mark.parametrize("folder", ["off", "/dev/null/nowhere"])
 def test_works_without_a_cache(folder):
     out, error = run(folder).communicate()

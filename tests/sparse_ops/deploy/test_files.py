@@ -1,5 +1,6 @@
 """Files appear whole or not at all, and hold what was given."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -47,6 +48,36 @@ def test_an_existing_file_is_replaced_and_folders_are_made(tmp_path):
     for data in (b"a longer first version", b"second", b""):
         write_bytes(path, data)
         assert path.read_bytes() == data
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    """Which is not that of the temporary file, and not no name at all."""
+    path = tmp_path / "result.bin"
+    for named in (False, True):
+        with pytest.raises(OSError) as caught, atomic_write(path) as file:
+            raise OSError(errno.ENOSPC, "No space left on device", *(map(str, tmp_path.iterdir()) if named else ()))
+        assert str(caught.value) == f"[Errno {errno.ENOSPC}] No space left on device: {str(path)!r}"
+    assert not any(tmp_path.iterdir())
+
+
+LIMITED = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+import sys
+from sparse_ops.deploy.files import write_bytes
+try:
+    write_bytes(sys.argv[1], b"x" * 1000)
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of the size of files")
+def test_a_write_that_the_system_refuses_names_the_file(tmp_path):
+    path = tmp_path / "result.bin"
+    done = subprocess.run([sys.executable, "-c", NO_TORCH + LIMITED, path], capture_output=True, text=True, check=True)
+    assert done.stdout == f"[Errno {errno.EFBIG}] File too large: {str(path)!r}\n" and not any(tmp_path.iterdir())
 
 
 def test_permissions_follow_the_umask(tmp_path):
