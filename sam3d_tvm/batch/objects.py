@@ -1,6 +1,6 @@
 """The objects of a group, stage by stage: each model is opened once, runs for all of them, and is let go of.
 
-An object that fails ends there, with what went wrong; the others go on. What fails in writing ends all, as it would befall each.
+An object that fails ends there, with what went wrong; the others go on. What fails in writing ends all, as it befalls each.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -10,31 +10,39 @@ from typing import Any
 
 from sam3d_tvm.batch.jobs import Job, printable
 from sam3d_tvm.batch.report import FAILED, OK, THUMBNAIL, Row
+from sam3d_tvm.memory import TYPICAL_VOXELS
+from sam3d_tvm.overview import masked_photo
 from sam3d_tvm.pipeline import OpenModels, Pipeline, Progress
 from sam3d_tvm.png import save_png
 
 FLOAT = 4
 PLANES = 14  # of pixels that are held of a photo: colours and mask, cropped and whole, and points of both
+SIDE = 320  # pixels along the longer side of the photo that a page of results shows
 SURFACE = 300  # numbers that a mesh holds for each voxel: 16 vertices with their colours, 32 triangles
 LARGEST_GROUP = 16  # objects: with more, results come late, and models are opened seldom enough
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job, where its files go, and what a row of the results says of it in any case."""
+    """A job with its seed, its number among all, where its files go, a digest of all that decides them, and what the row of the
+    results says of it in any case."""
 
+    number: int
     job: Job
     folder: Path
+    digest: str
     row: Row
 
 
 @dataclass(frozen=True)
 class Event:
-    """What has happened to the task of that number: a stage has begun, or, with a row, it is done or has failed."""
+    """What has happened to a task: a stage of it is over, which ran that model, or none at first; with a row, all of it is.
+    worker: where that was, if not in this process."""
 
-    number: int
-    stage: str = ""
+    task: Task
+    model: str = ""
     row: Row | None = None
+    worker: str = ""
 
 
 def group_size(pipeline: Pipeline, max_memory: int | None, stage1_only: bool) -> int:
@@ -48,8 +56,6 @@ def group_size(pipeline: Pipeline, max_memory: int | None, stage1_only: bool) ->
 
 def held_bytes(pipeline: Pipeline, voxels: int | None = None) -> int:
     """What an object takes between its stages at most: inputs, tokens and what was decoded, for a typical number of voxels."""
-    from sam3d_tvm.memory import TYPICAL_VOXELS
-
     config = pipeline.config
     tokens = max(model.tokens * model.channels for model in (config.ss_condition_embedder, config.slat_condition_embedder))
     decoders = (config.models.get(name) for name in ("slat_decoder_gs", "slat_decoder_gs_4"))
@@ -92,14 +98,13 @@ def run_group(
             if row is not None:
                 del waiting[number]
                 steps[number] = None  # lets go of all that it holds
-            yield Event(number, model, row)
+            yield Event(tasks[number], model, row)
     models.let_go()
 
 
 def _steps(pipeline, task: Task, options: Mapping[str, Any], models: OpenModels, on_progress) -> Generator[str, None, Row]:
     """The stages of a task: yields the model that the next one runs, and returns the row."""
-    job = task.job
-    own = {"pointmap": job.pointmap, "seed": options["seed"] if job.seed is None else job.seed}
+    job, own = task.job, {"pointmap": task.job.pointmap, "seed": task.job.seed}
     result = yield from pipeline.steps(job.photo, job.mask, **options | own, models=models, on_progress=on_progress)
     try:
         files = [path.name for path in result.save(task.folder, options["formats"])]

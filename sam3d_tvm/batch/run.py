@@ -1,5 +1,215 @@
-"""Runs the jobs of a folder or a CSV, one group after the other, and keeps the tables of results up to date.
+"""Runs the jobs of a folder or a CSV and keeps the tables of results up to date.
 
-In the output folder are results.csv, seconds.csv, index.html and a folder for each object, with its files and record.json, which
-says from what they were made. A second run keeps what is whole and of the same photo, mask, options and models.
+In the output folder are results.csv, seconds.csv, index.html, and a folder for each object with its files and record.json,
+which says what they were made from. A second run keeps what is whole and of the same photo, mask, options and models.
 """
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from sam3d_tvm import memory
+from sam3d_tvm.artifacts import Artifacts
+from sam3d_tvm.batch.jobs import Job, Jobs
+from sam3d_tvm.batch.objects import Event, Task, failed, group_size, run_group
+from sam3d_tvm.batch.report import OK, PAGE, RESULTS, SECONDS, THUMBNAIL, VIEWS, VOXELS, Report, Row
+from sam3d_tvm.checks import check_size
+from sam3d_tvm.fingerprint import fingerprint
+from sam3d_tvm.lock import locked
+from sam3d_tvm.notices import say
+from sam3d_tvm.outputs import FORMATS, check_formats
+from sam3d_tvm.pipeline import OnProgress, Pipeline
+from sparse_ops.deploy.files import write_bytes
+
+RECORD, LOCK = "record.json", ".lock"
+BLOCK = 1 << 20
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)  # of files that were being written when a process died
+RESERVED = frozenset(
+    {RESULTS, SECONDS, PAGE, RECORD, THUMBNAIL, VIEWS, VOXELS, "run.json", "pose.json", "structure.safetensors"}
+    | {form.file for form in FORMATS.values()}
+)  # names that no object may have, as a folder of that name would be in the way of a file
+
+
+class Runner(Protocol):
+    """Runs tasks in any order, each once, in this process or elsewhere, and tells of each when its files are written."""
+
+    def __call__(self, pipeline: Pipeline, tasks: Iterator[Task], options: Mapping[str, Any]) -> Iterator[Event]: ...
+
+
+def in_this_process(on_progress: OnProgress = lambda progress: None) -> Runner:
+    """A runner that takes as many tasks through each stage together as memory allows, see `group_size`."""
+
+    def run(pipeline: Pipeline, tasks: Iterator[Task], options: Mapping[str, Any]) -> Iterator[Event]:
+        size = group_size(pipeline, options["max_memory"], options["stage1_only"])
+        while group := list(islice(tasks, size)):
+            yield from run_group(pipeline, group, options, on_progress)
+
+    return run
+
+
+def run_batch(
+    pipeline: Pipeline,
+    jobs: Jobs,
+    output: Path,
+    *,
+    runner: Runner | None = None,
+    on_row: Callable[[Row, int, int], None] = lambda row, done, total: None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    **options: Any,
+) -> list[Row]:
+    """The rows of all jobs, in their order; their files are in `output`, each object's in a folder of its name.
+
+    options: those of `Pipeline.generate`, but for what is an object's own. What fails becomes a row with an error, and the next
+    one goes on. Objects of an earlier run that are whole, and were made from the same files, options and models, are kept;
+    others are computed anew, and what an earlier run wrote of them is removed. Objects that are not among `jobs` are left alone.
+    Two processes with one output take turns. on_row(row, done, total): told of each object; on_event: of each stage of each.
+
+    Raises ValueError for options that make no sense, and OSError where nothing can be written, both before any work; and
+    OSError, with the name of the file, when that comes later, on a full disk: the next run keeps what is written by then.
+    """
+    options = {"seed": 42, "formats": ("ply", "glb"), "stage1_only": False, "max_memory": None} | options
+    _check(pipeline, options)
+    runner, output = runner or in_this_process(), Path(output)
+    report = Report(output, [job.name for job in jobs.objects])
+    with locked(output / LOCK, lambda: say(f"waiting for another process that writes into {str(output)!r}")):
+        _tidy(output)
+        report.write()
+
+        def put(number: int, row: Row) -> None:
+            report.put(number, row)
+            on_row(row, len(report.rows), len(jobs))
+
+        for event in runner(pipeline, _tasks(pipeline, jobs, output, options, put), options):
+            on_event(event)
+            if event.row is not None:
+                task = event.task
+                if event.row.status == OK:
+                    _keep(task, event.row)
+                put(task.number, event.row)
+        report.write()
+    return report.rows
+
+
+def _check(pipeline: Pipeline, options: Mapping[str, Any]) -> None:
+    """ValueError for options that make no sense for any object."""
+    check_formats(options["formats"], pipeline.config.models)
+    for name, least in (("seed", 0), ("steps", 1), ("slat_steps", 1)):
+        if options.get(name) is not None:
+            check_size(name, options[name], least)
+    pipeline.check_memory(options["max_memory"], memory.TYPICAL_VOXELS, options["stage1_only"])
+
+
+def _tasks(
+    pipeline: Pipeline, jobs: Jobs, output: Path, options: Mapping[str, Any], put: Callable[[int, Row], None]
+) -> Iterator[Task]:
+    """What is to be computed; the rows of all else are `put`."""
+    made_with = _identity(pipeline.artifacts, options)
+    for number, job in enumerate(jobs.objects):
+        seed = options["seed"] if job.seed is None else job.seed
+        paths = {name: jobs.shown(getattr(job, name)) for name in ("photo", "mask", "pointmap")}
+        row = Row(job.name, OK, **paths, seed=seed)
+        if job.problem:
+            put(number, failed(row, job.problem))
+            continue
+        try:
+            digest = _digest(job, seed, made_with)
+        except OSError as error:
+            put(number, failed(row, f"cannot read {error.filename!r}: {error.strerror}"))
+            continue
+        folder = output / job.name
+        found = _Record.read(folder)
+        if found.digest == digest and found.row is not None and found.is_whole(folder):
+            put(number, replace(found.row, name=row.name, **paths))
+            continue
+        if found.digest != digest:
+            found.forget(folder)
+            _Record(digest).write(folder)
+        _tidy(folder)
+        yield Task(number, replace(job, seed=seed), folder, digest, row)
+
+
+def _keep(task: Task, row: Row) -> None:
+    """Says that the files of a task are whole."""
+    sizes = {name: (task.folder / name).stat().st_size for name in row.files}
+    _Record(task.digest, row, sizes).write(task.folder)
+
+
+class _Record:
+    """record.json in the folder of an object. digest: of all that decides its files; row, sizes: once all are written."""
+
+    def __init__(self, digest: str, row: Row | None = None, sizes: Mapping[str, int] | None = None):
+        self.digest, self.row, self.sizes = digest, row, dict(sizes or {})
+
+    @classmethod
+    def read(cls, folder: Path) -> "_Record":
+        """Of a folder; an empty one where there is none, or one that cannot be read. Names lead nowhere else."""
+        try:
+            value = json.loads((folder / RECORD).read_bytes())
+            sizes = {str(name): int(size) for name, size in value["sizes"].items()}
+            if any(name != Path(name).name or name == ".." for name in sizes):
+                return cls("")
+            return cls(str(value["digest"]), None if value["row"] is None else Row.from_json(value["row"]), sizes)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return cls("")
+
+    def write(self, folder: Path) -> None:
+        row = None if self.row is None else self.row.as_json()
+        value = {"digest": self.digest, "row": row, "sizes": self.sizes}
+        write_bytes(folder / RECORD, (json.dumps(value, indent=1) + "\n").encode())
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether all files are there, and as long as they were."""
+        try:
+            return all((folder / name).stat().st_size == size for name, size in self.sizes.items())
+        except OSError:
+            return False
+
+    def forget(self, folder: Path) -> None:
+        """Removes the files, as they were made from something else."""
+        for name in self.sizes:
+            with suppress(OSError):
+                (folder / name).unlink()
+
+
+def _identity(artifacts: Artifacts, options: Mapping[str, Any]) -> str:
+    """What changes with the code of this package, the models and the options of all objects."""
+    own = {name: value for name, value in options.items() if name not in ("seed", "max_memory")}
+    own["formats"] = sorted(set(options["formats"]))
+    value = {
+        "source": fingerprint("sam3d_tvm.batch"),
+        "config": artifacts.config.to_json(),
+        "precision": artifacts.precision,
+        "models": artifacts.keys,
+        "options": own,
+    }
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(job: Job, seed: int, made_with: str) -> str:
+    """What changes with all that decides the files of an object. OSError for one that cannot be read."""
+    digest = hashlib.sha256(f"{made_with} {seed}".encode())
+    for path in (job.photo, job.mask, job.pointmap):
+        digest.update(b"none " if path is None else f"{path.suffix.lower()} {_sha256(path)} ".encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what a process left behind that died while it wrote to the folder."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
