@@ -21,6 +21,7 @@ import numpy as np
 import tvm
 
 from sam3d_tvm.checkpoint import Checkpoint
+from sam3d_tvm.checkpoint_files import PIPELINE as CHECKPOINT
 from sam3d_tvm.checks import check_choice, check_size
 from sam3d_tvm.config import PipelineConfig, preset
 from sam3d_tvm.fingerprint import fingerprint
@@ -59,7 +60,7 @@ class Source(Protocol):
 
 
 class CheckpointSource(Checkpoint):
-    """A checkpoint folder."""
+    """A checkpoint folder, with the decoders that it has, see `Checkpoint`."""
 
     def identity(self, name: str) -> str:
         """Of the file: size, time of its last change, and a hash over three parts of it, as all of it is gigabytes."""
@@ -94,9 +95,9 @@ class Artifacts:
     """An artifact folder that is complete, for this machine.
 
     `offset_perturbation`: float32 [num_gaussians, 3] by the name of each Gaussian decoder. `random_weights`: whether these
-    are a preset's. While another process compiles into
-    the folder and has not done so yet, it is waited for, which is said after a second. Raises ValueError for a folder
-    that is none, one whose config cannot be read, and one in which files are missing or of another size, with all of them.
+    are a preset's. While another process compiles into the folder and has not done so yet, it is waited for, which is said
+    after a second. Raises ValueError for a folder that is none, one whose config cannot be read, and one in which files are
+    missing or of another size, with all of them.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -278,9 +279,11 @@ def default_folder(label: str) -> Path:
     return base / label
 
 
-def checkpoint_label(folder: Path, precision: str) -> str:
-    """A name for the artifacts of a checkpoint folder."""
-    return f"{folder.resolve().name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}-{precision}"
+def checkpoint_label(checkpoint: Checkpoint, precision: str) -> str:
+    """A name for the artifacts of a checkpoint: of its folder, by whichever of its paths it was given."""
+    folder, file = checkpoint.folder.resolve(), checkpoint.pipeline_file.name
+    place = os.fsencode(folder if file == CHECKPOINT else folder / file)
+    return f"{folder.name}-{hashlib.sha256(place).hexdigest()[:12]}-{precision}"
 
 
 def _say_waiting(folder: Path) -> None:

@@ -6,23 +6,35 @@
     ss_decoder.yaml, .ckpt                 and slat_decoder_gs, slat_decoder_gs_4, slat_decoder_mesh
 
 YAML is data here: strings at `_target_` are looked up in the table `TARGETS` and never imported. Weights are .safetensors, or
-.ckpt, .pt or .pth, which need torch and are read without running what a pickle may hold.
+.ckpt, .pt or .pth, which need torch and are read without running what a pickle may hold; what they hold tells which, not their
+names. What stands in pipeline.yaml stays within its folder as it is written; where links lead is for the user to say.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from sam3d_tvm.checkpoint_files import (
+    MissingFile,
+    OtherFile,
+    check_present,
+    check_weights,
+    find_file,
+    find_pipeline,
+    inside,
+    read_weights,
+    weights_beside,
+)
 from sam3d_tvm.config import PipelineConfig, Preprocessing, Sampling
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.upstream import pick
-from sparse_ops.deploy.weights import DTYPES, LazyArray, load_state
+from sam3d_tvm.reading import read_yaml
+from sparse_ops.deploy.reading import shown
+from sparse_ops.deploy.weights import LazyArray
 
-PIPELINE = "pipeline.yaml"
 OFFSETS = "offset_perturbation"  # saved with the Gaussian decoder, but no parameter of it
 # What a checkpoint may hold that only training reads.
 TRAINING = (".point_remapper.", ".dropped_xyz_token")
@@ -31,35 +43,65 @@ TRAINING = (".point_remapper.", ".dropped_xyz_token")
 class Checkpoint:
     """A checkpoint folder: the config of its pipeline, and the weights of every model, read when they are asked for.
 
+    path: the folder, the root of the downloaded repository or its place in the cache of a hub, or `pipeline.yaml` itself.
+    needed: the decoders that must be there; others may be missing, or something else may stand in their place, such as the
+    pointer of a download that was not asked for. By default all may be missing, and what is there must be whole.
+
+    `pipeline_file`, `folder`: where it was found. `missing`: why a decoder is not part of it, by name. `notes`: what should be
+    told of what was found, in sentences.
+
     Raises ValueError for a folder without `pipeline.yaml`, a file that is missing or cannot be read, a `_target_` that is not
     known, and models of other kinds or sizes than this package has. The message names the file and the place in it.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-        if not (self.folder / PIPELINE).is_file():
-            raise ValueError(f"checkpoint: expected a folder with {PIPELINE}, given {str(self.folder)!r}")
-        pipeline = self._yaml(PIPELINE)
-        options = _options(pipeline)
+    def __init__(self, path: str | os.PathLike, needed: Collection[str] | None = None):
+        self.pipeline_file = find_pipeline(path)
+        self.folder, where = self.pipeline_file.parent, self.pipeline_file.name
+        self.missing: dict[str, str] = {}
+        self.notes: list[str] = []
         self._files: dict[str, Path] = {}
-        read, parsed = {}, {}
+        self._parsed: dict[str, Mapping[str, Any]] = {}
+        pipeline = self._yaml(where)
+        options = _options(pipeline, where)
+        read = {}
         for name, model in MODELS.items():
-            stem, path, _ = model.place
-            config_file, weights_file = (pipeline.get(f"{stem}_{kind}_path") for kind in ("config", "ckpt"))
-            if config_file is None and model.optional_in_checkpoint:
-                continue
-            for kind, file in (("config", config_file), ("ckpt", weights_file)):
-                if not isinstance(file, str):
-                    raise ValueError(f"{PIPELINE}: expected the name of a file at {stem}_{kind}_path, given {file!r}")
-            if config_file not in parsed:
-                parsed[config_file] = self._yaml(config_file)
-            read[name] = _model(parsed[config_file], path, config_file, model.read_as or model.config)
-            self._files[name] = self._file(weights_file)
+            try:
+                read[name] = self._read(pipeline, name)
+            except MissingFile as error:
+                whole = needed is None and isinstance(error, OtherFile)
+                if whole or not model.optional or name in (needed or ()):
+                    raise
+                self.missing[name] = str(error)
+                if f"{model.place.files}_config_path" in pipeline:
+                    self.notes.append(f"left out {name}: {error}")
         try:
             models = {name: MODELS[name].complete(found, read) for name, found in read.items()}
             self.config = PipelineConfig(**models, **options)
         except ValueError as error:  # models that do not fit together
-            raise ValueError(f"{PIPELINE}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
+
+    def _read(self, pipeline: Mapping[str, Any], name: str) -> Any:
+        """The config of model `name`, of whose weights the file is looked at."""
+        (stem, path, _), where = MODELS[name].place, self.pipeline_file.name
+        files = {}
+        for kind in ("config", "ckpt"):
+            file = pipeline.get(key := f"{stem}_{kind}_path")
+            if file is None and MODELS[name].optional:
+                raise MissingFile(f"{where} names no file at {key}")
+            if not isinstance(file, str):
+                raise ValueError(f"{where}: expected the name of a file at {key}, given {shown(file)}")
+            files[kind] = inside(file, where)
+        config = files["config"]
+        if config not in self._parsed:
+            self._parsed[config] = self._yaml(config)
+        weights = weights_beside(self.folder, files["ckpt"])
+        file = find_file(self.folder, weights)
+        if file not in self._files.values():
+            check_weights(file)
+            if weights != files["ckpt"]:
+                self.notes.append(f"took {weights} for {files['ckpt']}, which is not there")
+        self._files[name] = file
+        return _model(self._parsed[config], path, config, MODELS[name].read_as or MODELS[name].config)
 
     def file(self, name: str) -> Path:
         """Where the weights of model `name` are."""
@@ -79,30 +121,20 @@ class Checkpoint:
 
     def _state(self, name: str) -> dict[str, LazyArray]:
         file, prefix = self.file(name), MODELS[name].place.prefix
-        state = load_state(file) if file.suffix == ".safetensors" else _torch_state(file)
         found = {}
-        for key, value in state.items():
+        for key, value in read_weights(file).items():
             if key.startswith(prefix) and not any(part in f".{key}" for part in TRAINING):
                 found[key.removeprefix(prefix)] = LazyArray(value.shape, value.dtype, _finite(value, key, file))
         return found
 
-    def _file(self, name: str) -> Path:
-        """A file of the folder. What lies elsewhere is not read: a checkpoint is one folder."""
-        path = self.folder / name
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise ValueError(f"{PIPELINE}: expected files in the checkpoint's folder, given {name!r}")
-        if not path.is_file():
-            raise ValueError(f"checkpoint {str(self.folder)!r}: {name} is missing")
-        return path
-
     def _yaml(self, name: str) -> Mapping[str, Any]:
         """A .yaml file, of which every `_target_` is known."""
-        try:
-            value = yaml.safe_load(self._file(name).read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{name}: not a YAML file: {' '.join(str(error).split())}") from error
+        file = find_file(self.folder, name)
+        check_present(file, "names and values")
+        value = read_yaml(file, name)
         if not isinstance(value, Mapping):
-            raise ValueError(f"{name}: expected names and values, given {type(value).__name__}")
+            given = f"the text {shown(value)}" if isinstance(value, str) else type(value).__name__
+            raise ValueError(f"{name}: expected names and values, given {given}")
         _check_targets(value, name)
         return value
 
@@ -117,38 +149,13 @@ def _finite(value: LazyArray, name: str, file: Path) -> Callable[[], np.ndarray]
     return make
 
 
-def _torch_state(file: Path) -> dict[str, LazyArray]:
-    """The tensors of a file of torch: a dict of them, or a dict that has such a one as "state_dict"."""
-    try:
-        import torch
-    except ImportError as error:
-        raise ValueError(f"{file.name}: torch is needed to read it, or convert it to .safetensors: {error}") from error
-    try:
-        try:
-            value = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files of torch before 1.6 cannot be mapped
-            value = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for files that are damaged, or hold more than tensors
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{file.name}: not a file of weights alone: {type(error).__name__}: {reason}") from error
-    if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
-        value = value["state_dict"]
-    if not isinstance(value, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in value.values()):
-        raise ValueError(f"{file.name}: expected tensors by name, given {type(value).__name__}")
-    dtypes = {torch.float32: DTYPES["F32"], torch.float16: DTYPES["F16"], torch.bfloat16: DTYPES["BF16"]}
-    return {
-        name: LazyArray(tensor.shape, dtypes.get(tensor.dtype, np.dtype(object)), lambda tensor=tensor: tensor.float().numpy())
-        for name, tensor in value.items()
-    }
-
-
 def _check_targets(node: Any, where: str) -> None:
     """ValueError for a `_target_` anywhere in `node` that is not in `TARGETS`."""
     if isinstance(node, Mapping):
         target = node.get("_target_")
         if "_target_" in node and not (isinstance(target, str) and target in TARGETS):
             raise ValueError(
-                f"{where}: _target_ {target!r} is not known; it is never imported, see sam3d_tvm.checkpoint.TARGETS"
+                f"{where}: _target_ {shown(target, 200)} is not known; it is never imported, see sam3d_tvm.checkpoint.TARGETS"
             )
         children = node.items()
     else:
@@ -167,7 +174,7 @@ def _model(value: Mapping[str, Any], path: tuple[str, ...], file: str, expected:
         raise ValueError(f"{where}: expected a model, given none")
     try:
         found = _built(node)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{where}: {reason}") from error
     if not isinstance(found, expected):
@@ -235,16 +242,16 @@ TARGETS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 }
 
 
-def _options(pipeline: Mapping[str, Any]) -> dict[str, Any]:
+def _options(pipeline: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What pipeline.yaml says beside its files, as `PipelineConfig` takes it. Defaults are upstream's."""
     if pipeline.get("pose_decoder_name") != "ScaleShiftInvariant":
         raise ValueError(
-            f"{PIPELINE}: expected pose_decoder_name 'ScaleShiftInvariant', given {pipeline.get('pose_decoder_name')!r}"
+            f"{where}: expected pose_decoder_name 'ScaleShiftInvariant', given {shown(pipeline.get('pose_decoder_name'))}"
         )
     if pipeline.get("ss_cfg_strength_pm", 0) != 0:
-        raise ValueError(f"{PIPELINE}: expected ss_cfg_strength_pm 0, given {pipeline['ss_cfg_strength_pm']!r}")
+        raise ValueError(f"{where}: expected ss_cfg_strength_pm 0, given {shown(pipeline['ss_cfg_strength_pm'])}")
     if missing := [name for name in ("slat_mean", "slat_std") if not isinstance(pipeline.get(name), list)]:
-        raise ValueError(f"{PIPELINE}: expected a list of numbers at {', '.join(missing)}, given none")
+        raise ValueError(f"{where}: expected a list of numbers at {', '.join(missing)}, given none")
     try:
         return {
             "ss_sampling": _sampling(pipeline, "ss", strength=7.0, rescale_t=3.0),
@@ -254,8 +261,8 @@ def _options(pipeline: Mapping[str, Any]) -> dict[str, Any]:
             "slat_mean": tuple(pipeline["slat_mean"]),
             "slat_std": tuple(pipeline["slat_std"]),
         }
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{PIPELINE}: {error}") from error
+    except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _sampling(pipeline: Mapping[str, Any], stage: str, strength: float, rescale_t: float) -> Sampling:

@@ -3,6 +3,10 @@
 import numpy as np
 
 
+class Failure(ValueError):
+    """What was asked for makes sense, and came to nothing all the same."""
+
+
 def check_size(name: str, value: int, least: int) -> None:
     """ValueError unless `value` is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:

@@ -1,8 +1,9 @@
 """What a pipeline returns, and the files that it becomes."""
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ import numpy as np
 from PIL import Image
 
 from sam3d_tvm.frames import CAMERA, GLTF, OBJECT, OPENCV, OPENGL, Frame, matrix
-from sam3d_tvm.mesh.mesh import Mesh, save_mesh
+from sam3d_tvm.mesh.mesh import Mesh, save_mesh, save_mesh_scene
 from sam3d_tvm.overview import overview
 from sam3d_tvm.png import save_png
 from sam3d_tvm.pose import Pose
+from sam3d_tvm.run_folder import RunFolder
 from sam3d_tvm.splat.files import save_splat
 from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.splat.render import voxel_picture
 from sam3d_tvm.splat.viewer import write_viewer
-from sparse_ops.deploy.files import save_safetensors, write_bytes
+from sam3d_tvm.structure import STRUCTURE, Structure
+from sparse_ops.deploy.files import write_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +31,12 @@ class Result:
 
     coords: its voxels, int32 [N, 4] as (0, x, y, z) on a grid of `resolution`, the object being within -0.5..0.5 of
     `frames.OBJECT`. pose: where it is in `frames.CAMERA`. latents: float32 [N, C], what the decoders were given. gaussians,
-    few_gaussians, mesh: those that were asked for. seconds: by stage. name: what the object is called in a scene.
+    few_gaussians, mesh: those that were asked for. seconds: by stage. name: what the object is called in a scene. What is not
+    known yet, while a run goes on, is None.
 
     photo: uint8 [h, w, 4], the photo and its mask for views.png. random_weights: whether the models have such.
     in_pointmap_units: whether there was a point map, whose units then are those of the pose; else they are of the object.
+    made_with: what decided the result, see `structure`.
     """
 
     coords: np.ndarray
@@ -46,11 +51,17 @@ class Result:
     photo: np.ndarray | None = None
     random_weights: bool = False
     in_pointmap_units: bool = False
+    made_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def structure(self) -> Structure:
+        """What structure.safetensors holds of it."""
+        return Structure(self.coords, self.resolution, self.pose, self.latents, self.made_with)
 
     @property
     def points(self) -> np.ndarray:
         """The middles of the voxels in the object's units, float32 [N, 3]."""
-        return (self.coords[:, 1:].astype(np.float32) + np.float32(0.5)) / np.float32(self.resolution) - np.float32(0.5)
+        return self.structure.points
 
     def in_scene(self) -> "Result":
         """The same with Gaussians and mesh where the pose puts them, in `frames.CAMERA`."""
@@ -68,27 +79,20 @@ class Result:
 
         ValueError for a format that was not decoded.
         """
-        folder, written = Path(folder), []
         formats = () if self.latents is None else tuple(formats)
         check_formats(formats)
         self._check_has(formats)
-        for name in formats:
-            FORMATS[name].write(file := folder / FORMATS[name].file, self)
-            written.append(file)
-        arrays = {"coords": self.coords, "points": self.points}
-        if self.latents is not None:
-            arrays["latents"] = self.latents
-        save_safetensors(folder / "structure.safetensors", arrays, {"resolution": str(self.resolution)})
-        write_bytes(folder / "pose.json", (json.dumps(self.pose_as_json(), indent=1) + "\n").encode())
-        written += [folder / "structure.safetensors", folder / "pose.json"]
+        return ResultFolder(RunFolder(folder), formats).finish(self)
+
+    def picture(self) -> Image.Image | None:
+        """What views.png shows, or voxels.png of the first stage alone; None if there is nothing to be seen."""
         if self.latents is None:
-            picture, file = voxel_picture(self.coords, self.points), folder / "voxels.png"
-        else:
-            picture, file = self.overview(), folder / "views.png"
-        if picture is not None:
-            save_png(file, picture)
-            written.append(file)
-        return written
+            return voxel_picture(self.coords, self.points)
+        return self.overview()
+
+    def has_all(self, formats: Sequence[str]) -> bool:
+        """Whether all is decoded that files of these formats hold."""
+        return all(getattr(self, DECODED[model]) is not None for model in check_formats(formats))
 
     def overview(self) -> Image.Image | None:
         """What views.png shows; None if there is nothing to be seen."""
@@ -120,9 +124,12 @@ class Result:
     def _check_has(self, formats: Sequence[str]) -> None:
         """ValueError for a format of something that was not decoded."""
         for name in formats:
-            if any(getattr(self, DECODED[model]) is None for model in FORMATS[name].models):
+            if not self.has_all([name]):
                 raise ValueError(f"formats: expected those that were asked for when generating, given {name!r}")
 
+
+POSE, VIEWS, VOXELS_PICTURE = "pose.json", "views.png", "voxels.png"
+VOXELS, LATENTS = "voxels", "latents"  # what structure.safetensors goes up to
 
 # Which part of a result a model decodes.
 DECODED = {"slat_decoder_gs": "gaussians", "slat_decoder_gs_4": "few_gaussians", "slat_decoder_mesh": "mesh"}
@@ -141,7 +148,7 @@ class Format:
     write_scene: Callable[[Path, Sequence[Result]], None]
 
 
-def _format(model: str, file: str, frame: Frame | None, write: Callable[[Path, Gaussians | Mesh], None]) -> Format:
+def _format(model: str, file: str, frame: Frame | None, write: Callable[[Path, Gaussians], None]) -> Format:
     """A format of one part of a result, whose parts of several objects are merged."""
 
     def write_scene(path: Path, results: Sequence[Result]) -> None:
@@ -151,6 +158,15 @@ def _format(model: str, file: str, frame: Frame | None, write: Callable[[Path, G
     return Format((model,), file, frame, lambda path, result: write(path, getattr(result, DECODED[model])), write_scene)
 
 
+def _mesh_format(file: str, frame: Frame) -> Format:
+    """A format of meshes, in which a scene keeps its objects apart where it can."""
+
+    def write_scene(path: Path, results: Sequence[Result]) -> None:
+        save_mesh_scene(path, [(result.name, result.mesh, result.pose.matrix()[0]) for result in results])
+
+    return Format(("slat_decoder_mesh",), file, frame, lambda path, result: save_mesh(path, result.mesh), write_scene)
+
+
 FORMATS = {
     "ply": _format("slat_decoder_gs", "splat.ply", OBJECT, save_splat),
     "compressed.ply": _format("slat_decoder_gs", "splat.compressed.ply", OPENCV, save_splat),
@@ -158,8 +174,10 @@ FORMATS = {
     "spz": _format("slat_decoder_gs", "splat.spz", OPENGL, save_splat),
     "html": _format("slat_decoder_gs", "splat.html", None, write_viewer),
     "ply4": _format("slat_decoder_gs_4", "splat_4.ply", OBJECT, save_splat),
-    "glb": _format("slat_decoder_mesh", "mesh.glb", GLTF, save_mesh),
-    "mesh.ply": _format("slat_decoder_mesh", "mesh.ply", OBJECT, save_mesh),
+    "glb": _mesh_format("mesh.glb", GLTF),
+    "mesh.ply": _mesh_format("mesh.ply", OBJECT),
+    "obj": _mesh_format("mesh.obj", GLTF),
+    "stl": _mesh_format("mesh.stl", OBJECT),
 }
 
 
@@ -170,18 +188,93 @@ def check_formats(formats: Sequence[str], models: Collection[str] | None = None)
         raise ValueError(f"formats: expected a list of names, given the string {formats!r}")
     known = {name: kind for name, kind in FORMATS.items() if models is None or set(kind.models) <= set(models)}
     if strange := [name for name in formats if name not in known]:
-        raise ValueError(f"formats: expected names among {', '.join(known)}, given {', '.join(map(str, strange))}")
+        lacking = sorted({model for name in strange if name in FORMATS for model in FORMATS[name].models} - set(models or ()))
+        reason = f": the models were compiled without {', '.join(lacking)}, compile a checkpoint with it" if lacking else ""
+        raise ValueError(f"formats: expected names among {', '.join(known)}, given {', '.join(map(str, strange))}{reason}")
     return {model for name in formats for model in known[name].models}
 
 
 def save_scene(results: Sequence[Result], folder: str | os.PathLike, formats: Sequence[str] = ("ply", "glb")) -> list[Path]:
     """Every object in a folder of its own, and all of them in one file for each of `formats`, where their poses put them in
     `frames.CAMERA`."""
-    folder, written = Path(folder), []
+    run, written = RunFolder(folder), []
     for number, result in enumerate(results, 1):
-        written += result.save(folder / f"object_{number}", formats)
-    decoded = [result for result in results if result.latents is not None]
-    for name in formats if decoded else ():
-        FORMATS[name].write_scene(file := folder / f"scene_{FORMATS[name].file}", decoded)
-        written.append(file)
+        result._check_has(() if result.latents is None else formats)
+        written += ResultFolder(run.below(f"object_{number}"), formats).finish(result)
+    return written + write_scene(run, results, formats)
+
+
+def write_scene(run: RunFolder, results: Sequence[Result], formats: Sequence[str]) -> list[Path]:
+    """The file of each of `formats` that holds all objects. Those of an earlier run that is taken up are kept, if they are of
+    the same objects; others of it are removed."""
+    files, of = _scene_files(results, formats), _scene_of(results)
+    written = [run.write(file, lambda path, kind=kind: kind.write_scene(path, results), of) for file, kind in files.items()]
+    run.keep_objects([f"object_{number}" for number in range(1, len(results) + 1)])
+    run.keep_only(list(files))
     return written
+
+
+def lacks_scene(run: RunFolder, results: Sequence[Result], formats: Sequence[str]) -> bool:
+    """Whether `write_scene` has something to write."""
+    of = _scene_of(results)
+    return not all(run.has(file, of) for file in _scene_files(results, formats))
+
+
+def _scene_files(results: Sequence[Result], formats: Sequence[str]) -> dict[str, "Format"]:
+    """Formats by the names of their files; none after the first stage alone."""
+    if any(result.latents is None for result in results):
+        return {}
+    return {f"scene_{FORMATS[name].file}": FORMATS[name] for name in formats}
+
+
+def _scene_of(results: Sequence[Result]) -> str:
+    """Changes with the objects of a scene."""
+    text = json.dumps([result.made_with for result in results], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ResultFolder:
+    """One object in a folder: call it with what is known while a run goes on, and it writes the files that are ready; `finish`
+    writes the rest.
+
+    Of an earlier run that is taken up again, `structure` is what there is, and `formats` are its own beside those asked for.
+    """
+
+    def __init__(self, run: RunFolder, formats: Sequence[str]):
+        self.run = run
+        self.formats = [name for name, kind in FORMATS.items() if name in formats or run.has(kind.file)]
+        known = run.has(STRUCTURE, LATENTS) or run.has(STRUCTURE, VOXELS)
+        self.structure = Structure.load(run.folder / STRUCTURE) if known else None
+
+    @property
+    def lacking(self) -> list[str]:
+        """The formats whose files are not there, or all of them if the picture is not."""
+        if not self.run.has(VIEWS, self._views_of):
+            return self.formats
+        return [name for name in self.formats if not self.run.has(FORMATS[name].file)]
+
+    @property
+    def _views_of(self) -> str:
+        return ", ".join(sorted(check_formats(self.formats)))
+
+    def __call__(self, result: Result) -> list[Path]:
+        """Writes what is ready, and returns the paths of it."""
+        written = [self.run.write(STRUCTURE, result.structure.save, VOXELS if result.latents is None else LATENTS)]
+        pose = (json.dumps(result.pose_as_json(), indent=1) + "\n").encode()
+        written.append(self.run.write(POSE, lambda path: write_bytes(path, pose)))
+        for name in self.formats:
+            kind = FORMATS[name]
+            if self.run.has(kind.file) or result.has_all([name]):
+                written.append(self.run.write(kind.file, lambda path, kind=kind: kind.write(path, result)))
+        return written
+
+    def finish(self, result: Result) -> list[Path]:
+        """Writes the rest. Returns the paths of all files of the object."""
+        written = self(result)
+        file, of = (VOXELS_PICTURE, "") if result.latents is None else (VIEWS, self._views_of)
+        if self.run.has(file, of):
+            written.append(self.run.folder / file)
+        elif (result.latents is None or result.has_all(self.formats)) and (picture := result.picture()) is not None:
+            written.append(self.run.write(file, lambda path: save_png(path, picture), of))
+        self.run.keep_only([path.name for path in written])
+        return written

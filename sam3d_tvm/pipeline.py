@@ -8,19 +8,20 @@ Only one stage is in memory at a time: its weights are mapped from the artifact 
 """
 
 import gc
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
 from PIL import Image
 
-from sam3d_tvm import memory
+from sam3d_tvm import __version__, memory
 from sam3d_tvm.artifacts import (
     GAUSSIAN_DECODERS,
     Artifacts,
@@ -31,21 +32,24 @@ from sam3d_tvm.artifacts import (
     compile_artifacts,
     default_folder,
 )
-from sam3d_tvm.checks import check_size
+from sam3d_tvm.checks import Failure, check_size
 from sam3d_tvm.config import PipelineConfig, Sampling
 from sam3d_tvm.mesh.flexicubes import extract_mesh
 from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.condition_embedder.run import nearest_index
-from sam3d_tvm.outputs import Result, check_formats
+from sam3d_tvm.notices import say
+from sam3d_tvm.outputs import DECODED, Result, check_formats
 from sam3d_tvm.overview import thumbnail
 from sam3d_tvm.photo import images
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.pose import decode_pose
 from sam3d_tvm.sampler import Guidance, Step
 from sam3d_tvm.splat.gaussians import Gaussians
+from sam3d_tvm.structure import STAGES, Structure, differences
 
 POINTMAPS = ("pointmap", "rgb_pointmap")
+GIVEN = ("image", "mask", "pointmap")
 Picture = str | os.PathLike | np.ndarray | Image.Image
 
 
@@ -60,6 +64,12 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+OnPart = Callable[[Result], Any]
+
+
+def of_object(on_progress: OnProgress, number: int) -> OnProgress:
+    """What is told of the stages of one of several objects."""
+    return lambda progress: on_progress(replace(progress, stage=f"object {number}: {progress.stage}"))
 
 
 class Pipeline:
@@ -78,11 +88,15 @@ class Pipeline:
         folder: str | os.PathLike,
         artifacts: str | os.PathLike | None = None,
         *,
+        formats: Sequence[str] | None = None,
         precision: str = "float32",
         target: tvm.target.Target | None = None,
         on_model: OnCompile = lambda name, done, total: None,
     ) -> "Pipeline":
-        """The pipeline of a checkpoint folder as SAM-3D-Objects publishes it, see `checkpoint`.
+        """The pipeline of a checkpoint folder as SAM-3D-Objects publishes it, or of another path that `Checkpoint` takes.
+
+        formats: the decoders that these need must be there; by default any may be missing. A notice says which is left out, and
+        which file was taken for another.
 
         Compiled for `target`, by default this CPU, into the folder `artifacts`, by default one in the user's cache, unless that
         was done before. `precision`: "float32", or another of `PRECISIONS` inside the models. `on_model` as in
@@ -91,8 +105,10 @@ class Pipeline:
         Raises ValueError for anything about the folder that is not as it should be: a file that is missing, truncated or holds
         code, a `_target_` that is not known, parameters that are missing, not known, misshapen or not finite.
         """
-        source = CheckpointSource(folder)
-        place = artifacts or default_folder(checkpoint_label(Path(folder), precision))
+        source = CheckpointSource(folder, None if formats is None else check_formats(formats))
+        for note in source.notes:
+            say(note)
+        place = artifacts or default_folder(checkpoint_label(source, precision))
         return cls(compile_artifacts(source, place, precision, target, on_model))
 
     @classmethod
@@ -134,7 +150,10 @@ class Pipeline:
         formats: Sequence[str] = ("ply", "glb"),
         stage1_only: bool = False,
         max_memory: int | None = None,
+        structure: str | os.PathLike | Structure | None = None,
+        resume: str | os.PathLike | Structure | None = None,
         on_progress: OnProgress = lambda progress: None,
+        on_part: OnPart = lambda result: None,
     ) -> Result:
         """One object from a photo.
 
@@ -147,12 +166,34 @@ class Pipeline:
         guidance. formats: what the result is for, a part of `outputs.FORMATS`: only what they need is decoded. stage1_only:
         voxels and pose alone. max_memory: bytes.
 
+        structure: what another run came to, or its structure.safetensors: voxels and pose are taken in place of the first
+        stage, and latents in place of the second generator if this run would come to the same. resume: what an earlier run
+        with these very arguments came to, which is refused if an option differs, but for formats. on_part: told what is known
+        so far after the first stage, after the latents and after each decoder, so that it can be written at once, see
+        `runs.generate_into`, which does all this.
+
         Equal arguments give equal results. Raises ValueError for arguments that make no sense, before any work is done; if the
         memory that a stage is estimated to take is above `max_memory`, as soon as that is known: for a typical number of
-        voxels before any work, for the real number after the structure; and where no voxel is occupied.
+        voxels before any work, for the real number after the structure; and, `checks.Failure`, where no voxel is occupied.
         """
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "image", "mask")}
-        steps = self.steps(image, mask, **arguments)
+        steps = self.steps(
+            image,
+            mask,
+            pointmap=pointmap,
+            seed=seed,
+            steps=steps,
+            slat_steps=slat_steps,
+            guidance=guidance,
+            slat_guidance=slat_guidance,
+            shortcut=shortcut,
+            formats=formats,
+            stage1_only=stage1_only,
+            max_memory=max_memory,
+            structure=structure,
+            resume=resume,
+            on_progress=on_progress,
+            on_part=on_part,
+        )
         while True:
             try:
                 next(steps)
@@ -174,59 +215,143 @@ class Pipeline:
         formats: Sequence[str] = ("ply", "glb"),
         stage1_only: bool = False,
         max_memory: int | None = None,
+        structure: str | os.PathLike | Structure | None = None,
+        resume: str | os.PathLike | Structure | None = None,
         on_progress: OnProgress = lambda progress: None,
+        on_part: OnPart = lambda result: None,
         models: "OpenModels | None" = None,
     ) -> Generator[str, None, Result]:
         """`generate` stage by stage, for who has several objects and opens each model once for all of them: yields the name of
-        the model that the next stage runs, and returns the result. models: where models are kept open between stages."""
+        the model that the next stage runs, and returns the result. models: where models stay open between stages. ValueError
+        for options that make no sense is raised at once, all else by the stages."""
         check_size("seed", seed, 0)
         wanted = check_formats(formats, self.config.models)
-        structure = _sampling(self.config.ss_sampling, "steps", steps, "guidance", guidance)
+        begun, resumed = self._structure(structure), self._structure(resume)
+        first = _sampling(self.config.ss_sampling, "steps", steps, "guidance", guidance)
         slat = _sampling(
             self.config.slat_sampling, "slat_steps", steps if slat_steps is None else slat_steps, "slat_guidance", slat_guidance
         )
-        self.check_memory(max_memory, memory.TYPICAL_VOXELS, stage1_only)
-        run = Run(self.artifacts, on_progress, models=models)
-        inputs = run.inputs(image, mask, pointmap)
-        has_points = pointmap is not None
-        del image, mask, pointmap  # what is held from here on is held of all objects that are under way
-        yield "ss_condition_embedder"
-        tokens = run.condition("ss_condition_embedder", inputs.structure)
-        scale, shift, inputs = inputs.scale, inputs.shift, None if stage1_only else inputs.slat
-        yield "ss_generator"
-        latents = run.structure(tokens, seed, structure, shortcut)
-        del tokens
-        yield "ss_decoder"
-        coords, factors = run.voxels(latents["shape"])
-        pose = decode_pose(latents, scale, shift).scaled(factors)
-        resolution = self.config.slat_generator.resolution
-        known = {
-            "photo": run.photo,
-            "random_weights": self.artifacts.random_weights,
-            "in_pointmap_units": has_points,
-        }
-        if stage1_only:
-            return Result(coords, resolution, pose, None, None, None, None, dict(run.seconds), **known)
-        if len(coords) == 0:
-            raise ValueError("structure: no voxel is occupied: try another seed, or check that the mask covers the object")
-        self.check_memory(max_memory, len(coords), stage1_only)
-        yield "slat_condition_embedder"
-        tokens = run.condition("slat_condition_embedder", inputs)
-        del inputs
-        yield "slat_generator"
-        feats = run.latents(coords, tokens, seed, slat)
-        del tokens
-        gaussians = {}
-        for name in GAUSSIAN_DECODERS:
-            if name in wanted:
+        known = begun or resumed
+        voxels = memory.TYPICAL_VOXELS if known is None else len(known.coords)
+        self.check_memory(max_memory, voxels, stage1_only, formats)
+
+        def stages() -> Generator[str, None, Result]:
+            nonlocal begun
+            run = Run(self.artifacts, on_progress, models=models)
+            inputs = run.inputs(image, mask, pointmap)
+            made_with = self._made_with(run.given | {"seed": seed}, first, slat, shortcut)
+            if begun is not None:
+                begun, made_with = self._from_structure(begun, made_with)
+            if resumed is not None:
+                begun = self._resumed(resumed, made_with)
+            if begun is None:
+                yield "ss_condition_embedder"
+                tokens = run.condition("ss_condition_embedder", inputs.structure)
+                inputs.structure.clear()  # what is held is held for all objects that are under way
+                yield "ss_generator"
+                latents = run.structure(tokens, seed, first, shortcut)
+                del tokens
+                yield "ss_decoder"
+                coords, factors = run.voxels(latents["shape"])
+                pose = decode_pose(latents, inputs.scale, inputs.shift).scaled(factors)
+                feats = None
+            else:
+                coords, pose, feats = begun.coords, begun.pose, begun.latents
+            if len(coords) == 0:
+                raise Failure("structure: no voxel is occupied: try another seed, or check that the mask covers the object")
+            resolution = self.config.slat_generator.resolution
+            result = Result(
+                coords,
+                resolution,
+                pose,
+                feats,
+                None,
+                None,
+                None,
+                run.seconds,
+                photo=run.photo,
+                random_weights=self.artifacts.random_weights,
+                in_pointmap_units=pointmap is not None,
+                made_with=made_with,
+            )
+            on_part(result)
+            if stage1_only:
+                return result
+            self.check_memory(max_memory, len(coords), stage1_only, formats)
+            if feats is None:
+                yield "slat_condition_embedder"
+                tokens = run.condition("slat_condition_embedder", inputs.slat)
+                inputs.slat.clear()
+                yield "slat_generator"
+                feats = run.latents(coords, tokens, seed, slat)
+                del tokens
+                result = replace(result, latents=feats)
+                on_part(result)
+            for name in (name for name in DECODED if name in wanted):
                 yield name
-                gaussians[name] = run.gaussians(name, coords, feats)
-        mesh = None
-        if "slat_decoder_mesh" in wanted:
-            yield "slat_decoder_mesh"
-            mesh = run.mesh(coords, feats)
-        decoded = (*(gaussians.get(name) for name in GAUSSIAN_DECODERS), mesh)
-        return Result(coords, resolution, pose, feats, *decoded, run.seconds, **known)
+                decoded = run.gaussians(name, coords, feats) if name in GAUSSIAN_DECODERS else run.mesh(coords, feats)
+                result = replace(result, **{DECODED[name]: decoded})
+                on_part(result)
+            return result
+
+        return stages()
+
+    def _made_with(
+        self, given: Mapping[str, Any], first: Sampling, slat: Sampling, shortcut: bool
+    ) -> dict[str, dict[str, Any]]:
+        """What decides the result, by stage, as JSON has it: options, digests of what was given, and of models."""
+        config = self.config.to_json()
+        between = {name: value for name, value in config.items() if name not in MODELS and not name.endswith("_sampling")}
+        shared = {**given, "precision": self.artifacts.precision, "version": __version__, "pipeline": _digest(between)}
+        models: dict[str, dict[str, str]] = {stage: {} for stage in STAGES}
+        for name in self.config.models:
+            stage = STAGES[0] if MODELS[name].stage == 1 else STAGES[2] if name in DECODED else STAGES[1]
+            models[stage][name] = _digest(self.artifacts.keys[name])
+
+        def sampled(prefix: str, sampling: Sampling) -> dict[str, Any]:
+            values = {"steps": sampling.steps, "guidance": sampling.strength}
+            values |= {"rescale_t": sampling.rescale_t, "guidance_interval": sampling.interval}
+            return {prefix + name: value for name, value in values.items()}
+
+        made_with = {
+            "structure": {**shared, **sampled("", first), "shortcut": shortcut, **models["structure"]},
+            "latents": {**shared, **sampled("slat_", slat), **models["latents"]},
+            "decoders": models["decoders"],
+        }
+        return json.loads(json.dumps(made_with, default=lambda number: number.item()))
+
+    def _from_structure(
+        self, begun: Structure, made_with: dict[str, dict[str, Any]]
+    ) -> tuple[Structure, dict[str, dict[str, Any]]]:
+        """The structure of another run, without its latents if this run would come to others, and what the result is then made
+        with."""
+        theirs = begun.made_with.get("structure")
+        if theirs is None:
+            theirs = {"from_structure": _digest([_sha256(array) for array in (begun.coords, *vars(begun.pose).values())])}
+        for name in GIVEN:
+            if name in theirs and theirs[name] != made_with["structure"][name]:
+                say(f"structure: its voxels and pose were made from another {name}")
+        if begun.latents is not None and (found := differences(made_with, begun.made_with, ("latents",))):
+            say(f"structure: its latents are made anew, as they are of other options: {found}")
+            begun = replace(begun, latents=None)
+        return begun, made_with | {"structure": theirs}
+
+    def _resumed(self, begun: Structure, made_with: dict[str, dict[str, Any]]) -> Structure:
+        """What an earlier run of the same options came to. ValueError that names those that differ."""
+        stages = STAGES if begun.latents is not None else STAGES[:1]
+        if found := differences(made_with, begun.made_with, stages):
+            raise ValueError(f"resume: expected the options of the run that is there: {found}")
+        return begun
+
+    def _structure(self, value: str | os.PathLike | Structure | None) -> Structure | None:
+        """What a file holds. ValueError for a structure of another grid or with other latents than the models have."""
+        found = value if value is None or isinstance(value, Structure) else Structure.load(value)
+        config = self.config.slat_generator
+        if found is not None and found.resolution != config.resolution:
+            raise ValueError(f"structure: expected voxels on a grid of {config.resolution}, given {found.resolution}")
+        if found is not None and found.latents is not None and found.latents.shape[1] != config.out_channels:
+            raise ValueError(f"structure: expected latents of {config.out_channels} channels, given {found.latents.shape[1]}")
+        return found
 
     def generate_scene(self, image: Picture, masks: Sequence[Picture], **options) -> list[Result]:
         """The objects of several masks, each as `generate` makes it, with poses in one scene if there is a point map."""
@@ -234,26 +359,34 @@ class Pipeline:
             raise ValueError(f"masks: expected a list of at least one, given {masks!r}")
         on_progress = options.pop("on_progress", lambda progress: None)
         results = []
-        for number, mask in enumerate(masks):
-
-            def tell(progress: Progress, number: int = number) -> None:
-                on_progress(replace(progress, stage=f"object {number + 1}: {progress.stage}"))
-
-            results.append(self.generate(image, mask, on_progress=tell if len(masks) > 1 else on_progress, **options))
+        for number, mask in enumerate(masks, 1):
+            tell = of_object(on_progress, number) if len(masks) > 1 else on_progress
+            result = self.generate(image, mask, on_progress=tell, **options)
+            results.append(replace(result, name=f"object_{number}"))
         return results
 
-    def memory(self, voxels: int = memory.TYPICAL_VOXELS, stage1_only: bool = False) -> dict[str, int]:
-        """The bytes that each stage is estimated to take at its peak, for so many voxels."""
+    def memory(
+        self,
+        voxels: int = memory.TYPICAL_VOXELS,
+        stage1_only: bool = False,
+        formats: Sequence[str] | None = None,
+    ) -> dict[str, int]:
+        """The bytes that each stage is estimated to take at its peak, for so many voxels. `formats`: those that are decoded,
+        by default all."""
         check_size("voxels", voxels, 0)
         weights = {name: self.artifacts.weight_bytes(name) for name in self.config.models}
-        return memory.estimate(self.config, weights, voxels, stage1_only)
+        found = memory.estimate(self.config, weights, voxels, stage1_only)
+        idle = set() if formats is None else set(DECODED) - check_formats(formats, self.config.models)
+        return {name: value for name, value in found.items() if name not in idle}
 
-    def check_memory(self, max_memory: int | None, voxels: int, stage1_only: bool = False) -> None:
+    def check_memory(
+        self, max_memory: int | None, voxels: int, stage1_only: bool = False, formats: Sequence[str] | None = None
+    ) -> None:
         """ValueError with the estimate if a stage is estimated to take more than `max_memory` bytes."""
         if max_memory is None:
             return
         check_size("max_memory", max_memory, 1)
-        found = self.memory(voxels, stage1_only)
+        found = self.memory(voxels, stage1_only, formats)
         worst = max(found, key=found.__getitem__)
         if found[worst] > max_memory:
             raise ValueError(
@@ -294,6 +427,7 @@ class Run:
         models: OpenModels | None = None,
     ):
         self.artifacts, self.config, self.seconds, self._models = artifacts, artifacts.config, {}, models
+        self.given: dict[str, str | None] = {}  # digests of image, mask and point map
         self.photo = None  # what views.png shows of it
         self._on_progress, self._on_step = on_progress, on_step
 
@@ -325,11 +459,14 @@ class Run:
     def inputs(self, image: Picture, mask: Picture | None, pointmap: Any) -> Preprocessed:
         with self._stage("image"):
             rgba = _rgba(image, mask)
+            self.given = {"image": _sha256(rgba[..., :3]), "mask": _sha256(rgba[..., 3]), "pointmap": None}
             self.photo = thumbnail(rgba)
             options = self.config.preprocessing
             if pointmap is not None:
                 pointmap = images.load_pointmap(pointmap) if isinstance(pointmap, (str, os.PathLike)) else pointmap
-                pointmap = _over_pixels(images.as_pointmap(pointmap), rgba.shape[:2])
+                pointmap = images.as_pointmap(pointmap)
+                self.given["pointmap"] = _sha256(pointmap)
+                pointmap = _over_pixels(pointmap, rgba.shape[:2])
                 if options.clip_pointmap_beyond_scale is not None:
                     pointmap = clipped(pointmap, rgba[..., 3], options.clip_pointmap_beyond_scale)
             return preprocess(rgba, pointmap, options.size, options.box_size_factor, options.padding_factor)
@@ -379,6 +516,19 @@ class Run:
             features, fine = decoder(coords, feats)
             resolution = decoder.config.out_resolution
             return extract_mesh(fine, features, resolution, decoder.config.representation_config["use_color"])
+
+
+def _sha256(array: np.ndarray) -> str:
+    """Of the shape and the values of an array; its rows are copied one at a time where they are not contiguous."""
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    for row in [array] if array.flags.c_contiguous else array:
+        digest.update(np.ascontiguousarray(row).data)
+    return digest.hexdigest()
+
+
+def _digest(value: Any) -> str:
+    """Of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def denormalised(feats: np.ndarray, config: PipelineConfig) -> np.ndarray:

@@ -4,6 +4,7 @@ Only what every command needs is imported here; TVM is imported by the commands,
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -33,27 +34,40 @@ for name, command in COMMANDS.items():
 
 
 @app.callback(invoke_without_command=True)
-def _root(context: typer.Context) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     """SAM-3D-Objects in Apache TVM."""
+    if version:
+        from sam3d_tvm import __version__
+
+        typer.echo(f"sam3d-tvm {__version__}")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code: 0, or 2 for options that make no sense, 1 for what went wrong later."""
-    try:
-        code = app(args=None if argv is None else list(argv), prog_name="sam3d-tvm", standalone_mode=False)
-    except USAGE_ERROR as error:
-        return _fail(error.format_message(), BAD_OPTIONS)
-    except ValueError as error:
-        return _fail(str(error), BAD_OPTIONS)
-    except OSError as error:
-        return _fail(str(error), FAILED)
-    except (KeyboardInterrupt, typer.Abort):
-        code = STOPPED
-    if code == STOPPED:
-        return _fail("stopped", STOPPED)
-    return code if isinstance(code, int) else 0
+    with shown.steady_streams():
+        try:
+            code = app(args=None if argv is None else list(argv), prog_name="sam3d-tvm", standalone_mode=False)
+        except USAGE_ERROR as error:
+            return _fail(error.format_message(), BAD_OPTIONS)
+        except ValueError as error:
+            from sam3d_tvm.checks import Failure
+
+            return _fail(str(error), FAILED if isinstance(error, Failure) else BAD_OPTIONS)
+        except BrokenPipeError:  # nobody reads the help, or what is printed at the end
+            return 0
+        except OSError as error:
+            return _fail(str(error), FAILED)
+        except (KeyboardInterrupt, typer.Abort):
+            code = STOPPED
+        if code == STOPPED:
+            return _fail("stopped", STOPPED)
+        return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:

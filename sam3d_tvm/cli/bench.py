@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sam3d_tvm import console as shown
 from sam3d_tvm.cli.options import Artifacts, Checkpoint, Json, Precision, Preset, Threads, Verbose, begin, open_pipeline
@@ -26,16 +25,16 @@ def bench(
     from dataclasses import asdict
     from json import dumps
 
-    console = Console(stderr=json)
     with shown.without_warnings(verbose):
         from sam3d_tvm.bench import measure, total
         from sam3d_tvm.occupancy import demo_occupancy
 
-        with shown.bars(console) as tell:
+        with shown.bars() as tell:
             pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell)
-        with console.status("measuring ..."):
+            tell("measuring", 0, 1)
             costs = measure(pipeline.artifacts, None if own_voxels else demo_occupancy())
+            tell("measuring", 1, 1)
     if json:
         typer.echo(dumps([asdict(cost) for cost in (*costs, total(costs))], indent=1))
     else:
-        console.print(shown.cost_table(costs, total(costs)))
+        shown.output().print(shown.cost_table(costs, total(costs)))

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sam3d_tvm import console as shown
 from sam3d_tvm.cli.options import Precision, Preset, Threads, Verbose, begin, check_folder, open_pipeline
@@ -22,8 +21,8 @@ def compile_(
     begin(threads)
     if output is not None:
         check_folder(output)
-    console = Console()
-    with shown.without_warnings(verbose), shown.bars(console) as tell:
+    console = shown.output()
+    with shown.without_warnings(verbose), shown.bars() as tell:
         if checkpoint is None and preset is None:
             raise ValueError("checkpoint: expected a checkpoint folder, or --preset, given neither")
         pipeline = open_pipeline(checkpoint, output, preset, precision, tell)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sam3d_tvm import console as shown
 from sam3d_tvm.cli.options import Threads, begin
@@ -47,4 +46,4 @@ def info(
             rows[name] = (
                 f"{weights / 2**20:,.1f} MiB of weights, {value / 2**30:.2f} GiB estimated for {TYPICAL_VOXELS:,} voxels"
             )
-    Console().print(shown.pairs_table(rows), highlight=False, markup=False, soft_wrap=True)
+    shown.output().print(shown.pairs_table(rows), highlight=False, markup=False, soft_wrap=True)

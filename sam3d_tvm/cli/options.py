@@ -13,8 +13,10 @@ BAD_OPTIONS, FAILED, STOPPED = 2, 1, 130  # exit codes
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+OptionalOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.  [default: out]")]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="Checkpoint folder with pipeline.yaml, as published.", envvar="SAM3D_CHECKPOINT")
+    Path | None,
+    typer.Option(help="Checkpoint as published: its folder, the download's root, or pipeline.yaml.", envvar="SAM3D_CHECKPOINT"),
 ]
 Artifacts = Annotated[
     Path | None, typer.Option(help="Folder of the compiled models; alone, what was compiled before.", envvar="SAM3D_ARTIFACTS")
@@ -26,8 +28,11 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show estimates, 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def open_pipeline(checkpoint: Path | None, artifacts: Path | None, preset: str | None, precision: str | None, tell):
-    """The pipeline that the options name. ValueError if they name none, or two, or artifacts of another precision."""
+def open_pipeline(
+    checkpoint: Path | None, artifacts: Path | None, preset: str | None, precision: str | None, tell, formats=None
+):
+    """The pipeline that the options name, with the decoders that `formats` need, if given. ValueError if they name none, or
+    two, or artifacts of another precision."""
     from sam3d_tvm.pipeline import Pipeline
 
     def on_model(name: str, done: int, total: int) -> None:
@@ -37,7 +42,8 @@ def open_pipeline(checkpoint: Path | None, artifacts: Path | None, preset: str |
     if checkpoint is not None and preset is not None:
         raise ValueError(f"preset: expected no --checkpoint beside it, given {str(checkpoint)!r}")
     if checkpoint is not None:
-        return Pipeline.from_checkpoint(checkpoint, artifacts, precision=precision or "float32", on_model=on_model)
+        options = {"formats": formats, "precision": precision or "float32", "on_model": on_model}
+        return Pipeline.from_checkpoint(checkpoint, artifacts, **options)
     if preset is not None:
         return Pipeline.from_preset(preset, artifacts, precision=precision or "float32", on_model=on_model)
     if artifacts is not None:

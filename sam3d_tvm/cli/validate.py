@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sam3d_tvm import console as shown
 from sam3d_tvm.cli.options import FAILED, Json, Threads, begin
@@ -30,11 +29,21 @@ def validate(
     from sam3d_tvm.validate import validate as verdicts
 
     found = []
-    with Console(stderr=True).status("validate ...") as status:
-        for verdict in verdicts(component or (), size, precision, lambda message: status.update(f"{message} ...")):
+    with shown.bars() as tell:
+        stages: list[str] = []
+
+        def begin_stage(name: str | None) -> None:
+            if stages:
+                tell(stages[-1], 1, 1)
+            if name is not None:
+                stages.append(name)
+                tell(name, 0, 1)
+
+        for verdict in verdicts(component or (), size, precision, begin_stage):
             found.append(verdict)
+        begin_stage(None)
     if json:
         typer.echo(dumps([verdict.as_json() for verdict in found], indent=1))
     else:
-        Console().print(shown.verdict_table(found))
+        shown.output().print(shown.verdict_table(found))
     return 0 if all(verdict.ok for verdict in found) else FAILED

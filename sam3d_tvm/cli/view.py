@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sam3d_tvm import console as shown
 from sam3d_tvm.cli.options import check_folder
@@ -34,10 +33,10 @@ def view(
         check_choice("up", up, UPWARDS)
     folder = splat.parent if output is None else output
     check_folder(folder)
-    console = Console()
+    console = shown.output()
     gaussians = load_splat(splat, None if up is None else UPWARDS[up])
     pictures = []
-    with shown.bars(console) as tell:
+    with shown.bars() as tell:
         for number, camera in enumerate(orbit_box(*gaussians.bounds, views, frame=gaussians.frame)):
             tell("views", number, views)
             pictures.append(splat_picture(gaussians, camera, size))

@@ -1,4 +1,4 @@
-"""A triangle mesh with attributes at its vertices, and writing it as .glb or .ply."""
+"""A triangle mesh with attributes at its vertices, and writing it as .glb, .ply, .obj or .stl."""
 
 import os
 from collections.abc import Sequence
@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from sam3d_tvm.checks import check_choice, check_finite
-from sam3d_tvm.frames import GLTF, OBJECT, rotation
+from sam3d_tvm.frames import CAMERA, GLTF, OBJECT, matrix, rotation
+from sam3d_tvm.mesh.gltf import Node, glb_bytes
+from sam3d_tvm.mesh.obj import Object, obj_bytes
 from sparse_ops.deploy.files import write_bytes
 
-SUFFIXES = (".glb", ".ply")
+SUFFIXES = (".glb", ".ply", ".obj", ".stl")
+TURNED = (".glb", ".obj")  # from `frames.OBJECT` to `frames.GLTF`
 Z_UP_TO_Y_UP = rotation(OBJECT, GLTF).T  # points as rows are multiplied by it from the right
-LINEAR_COLORS = "_LINEAR"  # what the colours are called until they are in their place
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,45 +117,92 @@ class Mesh:
 def save_mesh(path: str | os.PathLike, mesh: Mesh) -> None:
     """Writes a mesh, with the normals of its vertices and their colours if it has any, as the suffix of `path` says.
 
-    .ply, binary: in the object's own axes, colours uint8 in sRGB (and an alpha of 255), as programs that read it expect.
-    .glb: from z up to y up, (x, y, z) to (x, z, -y), a matte material, colours float32 in linear light, as glTF 2.0 says.
-    Equal meshes give equal bytes; the file is written whole or not at all.
+    .ply and .stl, binary: in the object's own axes, z up; .ply with colours uint8 in sRGB (and an alpha of 255), .stl without.
+    .glb and .obj: from z up to y up, (x, y, z) to (x, z, -y), as programs that read them expect. Colours of .glb are float32 in
+    linear light, as glTF 2.0 says, and come without a material, with which trimesh would drop them; those of .obj are in sRGB
+    behind the position of a vertex. Equal meshes give equal bytes; the file is written whole or not at all.
 
     Raises ValueError for another suffix, for a mesh without faces, of which glTF has none, and as `files.atomic_write`.
     """
-    check_choice("the suffix of path", Path(path).suffix.lower(), SUFFIXES)
+    suffix = _check_writable(path, mesh)
+    if suffix in TURNED:
+        _write(path, [("mesh", mesh, None)], Z_UP_TO_Y_UP, GLTF.words)
+    else:
+        _write_flat(path, mesh)
+
+
+def save_mesh_scene(path: str | os.PathLike, objects: Sequence[tuple[str, Mesh, np.ndarray]]) -> None:
+    """Writes several meshes where their poses put them, in the axes of the scene, whatever the suffix of `path`.
+
+    objects: the name of each, its mesh, and the matrix [4, 4] by which rows (x, y, z, 1) of it are multiplied from the right,
+    as `pose.Pose.matrix` gives it. .glb: a node for each with its name, the pose as its matrix, and the mesh as `save_mesh`
+    writes it. .obj: an object for each with its name. .ply, .stl: one mesh.
+
+    Raises ValueError for no objects, and as `save_mesh` and `Mesh.transformed`.
+    """
+    if not objects:
+        raise ValueError("objects: expected at least one, given none")
+    for _, mesh, _ in objects:
+        suffix = _check_writable(path, mesh)
+    if suffix == ".glb":
+        _write(path, objects, Z_UP_TO_Y_UP, GLTF.words)
+    elif suffix == ".obj":
+        _write(path, [(name, mesh.transformed(pose), None) for name, mesh, pose in objects], np.eye(3), CAMERA.words)
+    else:
+        _write_flat(path, Mesh.merged([mesh.transformed(pose) for _, mesh, pose in objects]))
+
+
+def _check_writable(path: str | os.PathLike, mesh: Mesh) -> str:
+    """The suffix of `path`, in lower case. ValueError for one that is not known, and a mesh without faces."""
+    suffix = Path(path).suffix.lower()
+    check_choice("the suffix of path", suffix, SUFFIXES)
     if len(mesh.faces) == 0:
         raise ValueError("mesh: expected at least one face to write, given none")
+    return suffix
+
+
+def _write_flat(path: str | os.PathLike, mesh: Mesh) -> None:
+    """A .ply or .stl file of a mesh as it stands."""
     import trimesh  # takes a second
 
+    normals = mesh.vertex_normals
+    made = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=normals, vertex_colors=mesh.colors, process=False)
     if Path(path).suffix.lower() == ".ply":
-        parts = _parts(mesh, np.eye(3))
-        data = trimesh.Trimesh(**parts, vertex_colors=mesh.colors).export(file_type="ply", vertex_normal=True)
+        write_bytes(path, made.export(file_type="ply", vertex_normal=True))
     else:
-        parts = _parts(mesh, Z_UP_TO_Y_UP)
-        if mesh.vertex_attributes is not None:
-            parts["vertex_attributes"] = {LINEAR_COLORS: _linear(mesh.vertex_attributes[:, :3])}
-        scene = trimesh.Scene({"mesh": trimesh.Trimesh(**parts)})
-        data = scene.export(file_type="glb", include_normals=True, tree_postprocessor=_finish_gltf)
-    write_bytes(path, data)
+        write_bytes(path, made.export(file_type="stl"))
 
 
-def _parts(mesh: Mesh, turn: np.ndarray) -> dict:
-    """What trimesh makes a mesh of, without changing it; vertices and normals are multiplied by `turn` from the right."""
-    normals = mesh.vertex_normals @ turn
-    return {"vertices": mesh.vertices @ turn, "faces": mesh.faces, "vertex_normals": normals, "process": False}
+def _write(
+    path: str | os.PathLike, objects: Sequence[tuple[str, Mesh, np.ndarray | None]], turn: np.ndarray, axes: str
+) -> None:
+    """A .glb or .obj file of named meshes, whose vertices as rows are multiplied by `turn` from the right. A pose, the matrix
+    of rows from `frames.OBJECT` into the scene or None, becomes that of a node, from `frames.GLTF`. `axes`: what .obj says."""
+    if Path(path).suffix.lower() == ".obj":
+        parts = [
+            Object(name, mesh.vertices @ turn, mesh.vertex_normals @ turn, mesh.faces, _srgb(mesh)) for name, mesh, _ in objects
+        ]
+        write_bytes(path, obj_bytes(parts, f"{axes}; colours, behind the positions, in sRGB"))
+    else:
+        parts = [
+            Node(
+                name,
+                mesh.vertices @ turn,
+                mesh.vertex_normals @ turn,
+                mesh.faces,
+                None if mesh.vertex_attributes is None else linear(_srgb(mesh)),
+                matrix=None if pose is None else pose.T.astype(np.float64) @ matrix(GLTF, OBJECT),
+            )
+            for name, mesh, pose in objects
+        ]
+        write_bytes(path, glb_bytes(parts))
 
 
-def _finish_gltf(tree: dict) -> None:
-    """Gives the mesh what trimesh does not write: colours that are not rounded, and a material that is not metal."""
-    (primitive,) = tree["meshes"][0]["primitives"]
-    if LINEAR_COLORS in primitive["attributes"]:
-        primitive["attributes"]["COLOR_0"] = primitive["attributes"].pop(LINEAR_COLORS)
-    tree["materials"] = [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}]
-    primitive["material"] = 0
+def _srgb(mesh: Mesh) -> np.ndarray | None:
+    return None if mesh.vertex_attributes is None else mesh.vertex_attributes[:, :3]
 
 
-def _linear(colors: np.ndarray) -> np.ndarray:
+def linear(colors: np.ndarray) -> np.ndarray:
     """sRGB to linear light, both 0 to 1, float32: IEC 61966-2-1."""
     colors = colors.astype(np.float64)
     return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4).astype(np.float32)

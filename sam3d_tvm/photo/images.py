@@ -1,233 +1,339 @@
-"""Photos, masks and point maps: from files and arrays of many kinds to the few that the pipeline takes."""
+"""Photos and masks: from files and arrays of many kinds to the one that the pipeline takes, uint8 `[H, W, 4]`."""
 
-import contextlib
 import os
-import threading
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
-MAX_SIDE = 16384  # pixels
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # closed: Pillow opens others with other programs
-NARROW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")  # Pillow's modes of 8 bits and less
-WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # its modes of 16 bits: greyscale, the last in 32 bits
-POINTMAP = "pointmap"  # the array that is read from a .npz file which holds several
+from sam3d_tvm.notices import say
+from sam3d_tvm.photo import masks
+from sam3d_tvm.photo.arrays import ARRAYS, MAX_SIDE, array_kind, as_array, check_sides, read_array
+from sam3d_tvm.photo.orientation import UPRIGHT, as_in_file, in_words, swaps_sides, upright
+from sam3d_tvm.photo.pictures import WIDE_MODES, bytes_to_read, has_losses, load_pixels, opened, orientation_of, wide_values
+from sam3d_tvm.photo.pointmaps import as_pointmap, load_pointmap
 
-_pillow_limit = threading.Lock()
+__all__ = [
+    "MAX_SIDE",
+    "Photo",
+    "Picture",
+    "as_pointmap",
+    "as_rgba",
+    "check_rgba",
+    "load_image",
+    "load_mask",
+    "load_photo",
+    "load_pointmap",
+    "load_rgba",
+    "memory_of_photo",
+    "split_labels",
+]
+
+Picture = str | os.PathLike | np.ndarray | Image.Image
+MASKS = ("mask", "masks")  # names of arrays in a .npz or .pt file of several
+BAND = 256  # rows of a picture that are taken at a time
+GIVE_A_MASK = "pass a mask, or a picture with transparency"
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photo with its mask, as both are seen.
+
+    rgba: uint8 `[H, W, 4]`, the mask as alpha channel. orientation: how the file lay, 1 to 8, which has been carried out.
+    """
+
+    rgba: np.ndarray
+    orientation: int = UPRIGHT
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.rgba.shape[1], self.rgba.shape[0]
+
+
+def load_photo(image: Picture, mask: Picture | None = None, mask_upright: bool = False) -> Photo:
+    """A photo with its mask from files, from arrays, or from Pillow images, which are taken as those in files are.
+
+    image: a file as in `load_image`, or uint8 `[H, W, 3]` or `[H, W, 4]`. mask: a file as in `load_mask`, or an array as
+    `masks.coverage_of_array` takes it, in place of an alpha channel.
+
+    A file of a mask without EXIF orientation that belongs to a photo with one was drawn on the photo as it lies in its file, if
+    it fits that, and is turned with it; `mask_upright`: it was drawn on the photo as it is seen, where both fit. An array is
+    taken to be upright where that fits. What is not plain is said by a `Notice`.
+
+    Raises ValueError for anything else, for a mask of another size, and as `masks.coverage`; without a mask for a photo that
+    has no alpha channel, or one that is the same everywhere.
+    """
+    pixels, orientation, name = _pixels(image, 4 if mask is not None else None)
+    if mask is None:
+        return Photo(_with_own_mask(pixels, name), orientation)
+    found = _fitted(_drawn(mask), (pixels.shape[1], pixels.shape[0]), orientation, mask_upright)
+    if isinstance(image, (str, os.PathLike, Image.Image)):  # pixels are our own
+        pixels[..., 3] = found
+        return Photo(pixels, orientation)
+    return Photo(_merged(pixels, found), orientation)
+
+
+def load_rgba(image_path: str | os.PathLike, mask_path: str | os.PathLike | None = None) -> np.ndarray:
+    """A picture with its mask as alpha channel, uint8 `[H, W, 4]`, from files, as `load_photo`."""
+    return load_photo(image_path, mask_path).rgba
+
+
+def as_rgba(image: np.ndarray | Image.Image, mask: np.ndarray | Image.Image | None = None) -> np.ndarray:
+    """The same from memory; the array itself where it is that already. ValueError as `load_photo`."""
+    for name, value in (("image", image), ("mask", mask)):
+        if isinstance(value, (str, os.PathLike)):
+            kinds = "uint8 [H, W, 3] or [H, W, 4]" if name == "image" else "an array [H, W]"
+            raise ValueError(f"{name}: expected a Pillow image, or {kinds}, given {type(value).__name__}")
+    return load_photo(image, mask).rgba
 
 
 def load_image(path: str | os.PathLike) -> np.ndarray:
-    """A picture from a file of `FORMATS`, the first one of several: uint8 `[H, W, 4]` if it has transparency, or `[H, W, 3]`.
+    """A picture from a file of `pictures.FORMATS` or HEIC, the first of several: uint8 `[H, W, 3]`, or `[H, W, 4]` with alpha.
 
     Greyscale, palettes, 1 bit, CMYK and YCbCr become RGB; 16 bits are scaled to 8. A rotation in the EXIF data is carried out.
 
     Sides reach 16384 pixels (`MAX_SIDE`), and Pillow's lower limit on the number of pixels does not hold here. While it is read
-    a picture takes up to 20 bytes for each pixel, and 12 as usual RGB or RGBA: 0.8 GB at 8192 pixels a side.
+    a picture takes what `memory_of_photo` says, 8 bytes for each pixel as usual RGB or RGBA: 0.5 GB at 8192 pixels a side.
 
     Raises ValueError for a file that cannot be read as a picture, and for one that is too large, of floats, or beyond 16 bits.
     """
-    return _read_picture(path, f"image {str(path)!r}", _colours)
+    return _pixels(Path(path), None)[0]
 
 
 def load_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
     """A mask from a file, uint8 `[H, W]`: 0 outside of the object, 255 inside, between them on a soft edge.
 
-    A picture of any kind that `load_image` reads, upright as there: its alpha channel if that varies, else its luminance.
-    Or a .npy file, as an array in `as_rgba`. Every pixel above 0 is in the box around the object, so a format without loss
-    is best. `size`: (width, height) that it must have.
+    A picture of any kind that `load_image` reads, turned as its own EXIF data asks: its alpha channel if that varies, else its
+    values. Or a file of arrays (.npy, .npz, .pt), of one array or of several with a `mask` or `masks`. By the rule in `masks`.
+    `size`: (width, height) that it must have.
 
-    Raises ValueError as `load_image`, and for another size, an empty mask, and one without values above 1.
+    Raises ValueError as `load_image` and `masks.coverage`, and for another size.
     """
-    name = f"mask {str(path)!r}"
-    if Path(path).suffix == ".npy":
-        mask = _mask_of_array(_read_array(path, name), name)
-    else:
-        mask = _read_picture(path, name, _coverage)
-    _check_mask(mask, name)
+    found = _drawn(Path(path))
+    values = upright(found.values, found.orientation or UPRIGHT)
     if size is not None:
-        _check_same_size(mask, size, name)
-    return mask
+        _check_same_size((values.shape[1], values.shape[0]), tuple(size), found.name)
+    return np.ascontiguousarray(values)
 
 
-def load_rgba(image_path: str | os.PathLike, mask_path: str | os.PathLike | None = None) -> np.ndarray:
-    """A picture with its mask as alpha channel, uint8 `[H, W, 4]`: that of the file, or of a second one, which replaces it.
+def split_labels(
+    mask: Picture, labels: Sequence[int | str] | None = None, image: Picture | None = None, mask_upright: bool = False
+) -> list[tuple[int | str, np.ndarray]]:
+    """A mask for each object of a label picture: (label, uint8 `[H, W]`) of `labels`, by default of all, ascending.
 
-    Raises ValueError as `load_image` and `load_mask`, and for a picture without alpha channel where there is no second file.
+    mask: a file or an array as in `load_photo`. 0 is the background, and black in coloured pictures, whose labels are colours
+    as "ff0000"; index pictures have indices. image: the photo that it belongs to, to which it is fitted as there.
+
+    Raises ValueError as `masks.split_plane`, and for another size than the photo's.
     """
-    image = load_image(image_path)
-    mask = None if mask_path is None else load_mask(mask_path, (image.shape[1], image.shape[0]))
-    return _merged(image, mask, f"image {str(image_path)!r}")
+    name, orientation, in_file = _name("mask", mask), None, isinstance(mask, (str, os.PathLike))
+    if isinstance(mask, (str, os.PathLike)) and Path(mask).suffix.lower() not in ARRAYS:
+        with opened(mask, name) as picture:
+            load_pixels(picture, name)
+            orientation = orientation_of(picture)
+            plane = masks.plane_of_labels(picture, name, has_losses(picture))
+    elif isinstance(mask, Image.Image):
+        load_pixels(mask, name)
+        orientation, in_file = orientation_of(mask), mask.format is not None
+        plane = masks.plane_of_labels(mask, name, has_losses(mask))
+    else:
+        plane = masks.plane_of_labels(read_array(mask, name, MASKS) if in_file else mask, name)
+    found = masks.split_plane(plane, name, labels)
+    size, turned = (None, UPRIGHT) if image is None else _size_and_orientation(image)
+    placed = []
+    for label, values in found:
+        drawn = _Drawn(values, orientation, in_file, name)
+        if size is None:
+            values = np.ascontiguousarray(upright(values, orientation or UPRIGHT))
+        placed.append((label, values if size is None else _fitted(drawn, size, turned, mask_upright)))
+    return placed
 
 
-def as_rgba(image: np.ndarray | Image.Image, mask: np.ndarray | Image.Image | None = None) -> np.ndarray:
-    """A picture with its mask as alpha channel, uint8 `[H, W, 4]`, from memory; the array itself where it is that already.
+def check_rgba(rgba: np.ndarray) -> None:
+    """ValueError unless it is uint8 `[H, W, 4]` whose alpha channel is above 0 somewhere."""
+    if not isinstance(rgba, np.ndarray) or rgba.dtype != np.uint8 or rgba.ndim != 3 or rgba.shape[2] not in (3, 4):
+        raise ValueError(f"image: expected uint8 [H, W, 4], given {array_kind(rgba)}")
+    check_sides(rgba.shape[1], rgba.shape[0], "image")
+    if rgba.shape[2] == 3:
+        raise ValueError(f"mask: expected one, as image has no alpha channel; {GIVE_A_MASK}")
+    if not rgba[..., 3].any():
+        raise ValueError("mask (the alpha channel of image): expected pixels above 0 where the object is, given an empty mask")
 
-    image: uint8 `[H, W, 3]` or `[H, W, 4]`. mask: bool or uint8 `[H, W]`, in place of an alpha channel. Both may be Pillow
-    images, which are taken as those in files are.
 
-    Raises ValueError for anything else, and as `load_rgba`.
-    """
+def memory_of_photo(image: Picture, mask: Picture | None = None) -> int:
+    """The bytes that `load_photo` takes at its peak, from the headers of files, whose pixels are not read."""
+    size, reading, own = _cost(image, "image")
+    pixels = size[0] * size[1]
+    if mask is None:
+        return pixels * (4 + reading + own)
+    _, mask_reading, mask_own = _cost(mask, "mask")
+    return pixels * (4 + max(reading + own, mask_reading + mask_own + 2))  # its values and what is inside
+
+
+def _cost(picture: Picture, name: str) -> tuple[tuple[int, int], int, int]:
+    """Width and height, and for each pixel the bytes that reading takes and those that are in memory before."""
+    if isinstance(picture, Image.Image):
+        return picture.size, 4, 0
+    if not isinstance(picture, (str, os.PathLike)):
+        picture = as_array(picture, name)
+        return (picture.shape[1], picture.shape[0]), 0, 0
+    if Path(picture).suffix.lower() in ARRAYS:
+        return (0, 0), 8, 0
+    with opened(picture, _name(name, picture)) as file:
+        check_sides(*file.size, _name(name, picture))
+        return file.size, bytes_to_read(file), 3 if name == "mask" and file.mode not in ("1", "L", "P") else 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """A mask as its pixels lie: uint8 [H, W]; its own EXIF orientation, if it has one; whether it comes from a file."""
+
+    values: np.ndarray
+    orientation: int | None
+    in_file: bool
+    name: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.values.shape[1], self.values.shape[0]
+
+
+def _name(argument: str, value) -> str:
+    return f"{argument} {str(value)!r}" if isinstance(value, (str, os.PathLike)) else argument
+
+
+def _drawn(mask: Picture) -> _Drawn:
+    name = _name("mask", mask)
+    if isinstance(mask, (str, os.PathLike)):
+        if Path(mask).suffix.lower() in ARRAYS:
+            return _Drawn(masks.coverage_of_array(read_array(mask, name, MASKS), name), None, True, name)
+        with opened(mask, name) as picture:
+            return _of_picture(picture, name, True)
+    if isinstance(mask, Image.Image):
+        return _of_picture(mask, name, mask.format is not None)
+    return _Drawn(masks.coverage_of_array(mask, name), None, False, name)
+
+
+def _of_picture(picture: Image.Image, name: str, in_file: bool) -> _Drawn:
+    load_pixels(picture, name)
+    return _Drawn(masks.coverage_of_picture(picture, name, has_losses(picture)), orientation_of(picture), in_file, name)
+
+
+def _fitted(mask: _Drawn, size: tuple[int, int], orientation: int, mask_upright: bool) -> np.ndarray:
+    """uint8 [H, W] of a mask as a photo is seen, which is `size` then, and lay in its file as `orientation` says."""
+    if mask.orientation is not None or orientation == UPRIGHT:
+        values = upright(mask.values, mask.orientation or UPRIGHT)
+        _check_same_size((values.shape[1], values.shape[0]), size, mask.name)
+        return values
+    raw = size[::-1] if swaps_sides(orientation) else size
+    both = raw == size
+    if mask.size == raw and (not both or (mask.in_file and not mask_upright)):
+        if mask_upright:
+            raise ValueError(
+                f"{mask.name}: expected {size[0]} x {size[1]} pixels, as the photo has upright, given {raw[0]} x {raw[1]}, as "
+                "its file has: leave out --mask-upright (mask_upright)"
+            )
+        why = "and its own file says no orientation; if it was drawn on the upright photo, say --mask-upright (mask_upright)"
+        say(
+            f"{mask.name}: {in_words(orientation)} as the photo is by its EXIF data, since it fits the photo as it lies in the "
+            f"file, {raw[0]} x {raw[1]} pixels{f', {why}' if both else ''}"
+        )
+        return upright(mask.values, orientation)
+    turned = "" if both else f", or {raw[0]} x {raw[1]} before its EXIF data turns it"
+    _check_same_size(mask.size, size, mask.name, turned)
+    return mask.values
+
+
+def _check_same_size(given: tuple[int, int], size: tuple[int, int], name: str, turned: str = "") -> None:
+    if given == size:
+        return
+    hint = ""
+    if abs(given[0] * size[1] - given[1] * size[0]) <= max(*given, *size):
+        hint = "; resize it by the nearest pixel"
+    elif given == size[::-1]:
+        hint = "; it seems to be turned by 90 degrees, as by EXIF data that the image has lost"
+    raise ValueError(
+        f"{name}: expected {size[0]} x {size[1]} pixels, as the image has{turned}, given {given[0]} x {given[1]}{hint}"
+    )
+
+
+def _size_and_orientation(image: Picture) -> tuple[tuple[int, int], int]:
+    """Width and height of a photo as it is seen, and how its file lies."""
+    if isinstance(image, (str, os.PathLike)):
+        with opened(image, _name("image", image)) as picture:
+            size, orientation = picture.size, orientation_of(picture) or UPRIGHT
+    elif isinstance(image, Image.Image):
+        size, orientation = image.size, orientation_of(image) or UPRIGHT
+    else:
+        image = _array(image)
+        size, orientation = (image.shape[1], image.shape[0]), UPRIGHT
+    return size[::-1] if swaps_sides(orientation) else size, orientation
+
+
+def _pixels(image: Picture, channels: int | None) -> tuple[np.ndarray, int, str]:
+    """uint8 [H, W, 3 or 4] as it is seen, with `channels` or as many as it has; its EXIF orientation; what errors call it."""
+    name = _name("image", image)
+    if isinstance(image, (str, os.PathLike)):
+        with opened(image, name) as picture:
+            return *_colours(picture, name, channels), name
     if isinstance(image, Image.Image):
-        image = _colours(image, "image")
-    elif not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
+        return *_colours(image, name, channels), name
+    return _array(image), UPRIGHT, name
+
+
+def _array(image) -> np.ndarray:
+    image = as_array(image, "image")
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
         raise ValueError(f"image: expected a Pillow image, or uint8 [H, W, 3] or [H, W, 4], given {array_kind(image)}")
-    _check_sides(image.shape[1], image.shape[0], "image")
-    if mask is not None:
-        mask = _coverage(mask, "mask") if isinstance(mask, Image.Image) else _mask_of_array(mask, "mask")
-        _check_mask(mask, "mask")
-        _check_same_size(mask, (image.shape[1], image.shape[0]), "mask")
-    return _merged(image, mask, "image")
-
-
-def load_pointmap(path: str | os.PathLike) -> np.ndarray:
-    """A point map, float32 `[3, H, W]`, from a .npy file, or a .npz file of one array or of several with a `pointmap`.
-
-    It holds a point of the scene for each pixel of a picture, from which its own number of pixels may differ, in the axes of
-    PyTorch3D's cameras: x to the left, y up, z away from the viewer. Pixels without a point are NaN or infinite.
-
-    Raises ValueError for a file that cannot be read, or holds pickled objects, and as `as_pointmap`.
-    """
-    name = f"pointmap {str(path)!r}"
-    return as_pointmap(_read_array(path, name), name)
-
-
-def as_pointmap(points: np.ndarray, name: str = "pointmap") -> np.ndarray:
-    """Floats `[3, H, W]` or `[H, W, 3]` as float32 `[3, H, W]`, the array itself where it is that already.
-
-    `name` is what errors call it. Raises ValueError for anything else, and for an array of both shapes at once.
-    """
-    if not isinstance(points, np.ndarray) or points.dtype.kind != "f" or points.ndim != 3 or 3 not in points.shape[::2]:
-        raise ValueError(f"{name}: expected floats [3, H, W] or [H, W, 3], given {array_kind(points)}")
-    if points.shape[0] == points.shape[2]:
-        raise ValueError(f"{name}: expected either [3, H, W] or [H, W, 3], given {list(points.shape)}, which may be both")
-    if points.shape[2] == 3:
-        points = points.transpose(2, 0, 1)
-    _check_sides(points.shape[2], points.shape[1], name)
-    with np.errstate(over="ignore"):  # beyond float32: infinite, which is no point
-        return np.ascontiguousarray(points, np.float32)
-
-
-def _read_picture(path: str | os.PathLike, name: str, convert: Callable[[Image.Image, str], np.ndarray]) -> np.ndarray:
-    try:
-        with _pillow_without_limit():  # for the header; pixels are read after our own check
-            picture = Image.open(path, formats=FORMATS)
-    except Exception as error:  # Pillow raises errors of many kinds for broken files
-        raise ValueError(f"{name}: expected a picture as {', '.join(FORMATS)}, cannot read it: {error}") from error
-    with picture:
-        return convert(picture, name)
-
-
-@contextlib.contextmanager
-def _pillow_without_limit():
-    """Pillow's limit on the number of pixels lifted: it is lower than `MAX_SIDE` squared, and others may have changed it."""
-    with _pillow_limit:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _upright(picture: Image.Image, name: str) -> Image.Image:
-    """A picture of a mode that is known here, with its pixels read, and rotated as its EXIF data asks."""
-    _check_sides(*picture.size, name)
-    if picture.mode not in NARROW_MODES + WIDE_MODES:
-        raise ValueError(f"{name}: expected 8 or 16 bits for each channel, given Pillow's mode {picture.mode!r}")
-    try:
-        picture.load()
-        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            picture = ImageOps.exif_transpose(picture)
-    except Exception as error:  # as above
-        raise ValueError(f"{name}: expected a whole picture, cannot read its pixels: {error}") from error
-    return picture
-
-
-def _colours(picture: Image.Image, name: str) -> np.ndarray:
-    """uint8 [H, W, 3], or [H, W, 4] with transparency."""
-    picture = _upright(picture, name)
-    if picture.mode in WIDE_MODES:
-        return np.repeat(_eight_bits(picture, name)[..., None], 3, axis=2)
-    mode = "RGBA" if picture.has_transparency_data else "RGB"
-    return np.asarray(picture if picture.mode == mode else picture.convert(mode))  # it would copy
-
-
-def _coverage(picture: Image.Image, name: str) -> np.ndarray:
-    """uint8 [H, W]: the alpha channel if it varies, else the luminance."""
-    picture = _upright(picture, name)
-    if picture.mode in WIDE_MODES:
-        return _eight_bits(picture, name)
-    if picture.has_transparency_data:
-        alpha = picture.convert("RGBA").getchannel("A")
-        least, most = alpha.getextrema()
-        if least != most:
-            return np.asarray(alpha)
-    return np.asarray(picture.convert("RGB").convert("L"))
-
-
-def _eight_bits(picture: Image.Image, name: str) -> np.ndarray:
-    """uint8 [H, W] of a picture of 16 bits: 65535 becomes 255. Pillow would clip."""
-    values = np.asarray(picture)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"{name}: expected values of 0 to 65535, given {values.min()} to {values.max()}")
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _read_array(path: str | os.PathLike, name: str) -> np.ndarray:
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            return file
-        with file:
-            names = file.files
-            wanted = names[0] if len(names) == 1 else POINTMAP
-            if wanted in names:
-                return file[wanted]
-    except Exception as error:  # numpy and zipfile raise errors of many kinds for broken files
-        raise ValueError(f"{name}: expected an array in a .npy or .npz file, cannot read it: {error}") from error
-    raise ValueError(f"{name}: expected one array, or one called {POINTMAP!r}, given {', '.join(names) or 'none'}")
-
-
-def _mask_of_array(mask: np.ndarray, name: str) -> np.ndarray:
-    """uint8 [H, W] of an array that is this, or bool."""
-    if not isinstance(mask, np.ndarray) or mask.dtype not in (np.bool_, np.uint8) or mask.ndim != 2:
-        raise ValueError(f"{name}: expected bool or uint8 [H, W], given {array_kind(mask)}")
-    return mask if mask.dtype == np.uint8 else mask * np.uint8(255)
-
-
-def _merged(image: np.ndarray, mask: np.ndarray | None, name: str) -> np.ndarray:
-    """uint8 [H, W, 4] of an image [H, W, 3] or [H, W, 4] and a mask [H, W] that is checked."""
-    if mask is not None:
-        rgba = np.empty((*mask.shape, 4), np.uint8)
-        for channel, plane in enumerate((*np.moveaxis(image[..., :3], 2, 0), mask)):  # np.dstack takes five times as long
-            rgba[..., channel] = plane
-        return rgba
-    if image.shape[2] == 3:
-        raise ValueError(f"mask: expected one, as {name} has no alpha channel; pass a mask, or a picture with transparency")
-    _check_mask(image[..., 3], f"mask (the alpha channel of {name})")
+    check_sides(image.shape[1], image.shape[0], "image")
     return image
 
 
-def _check_sides(width: int, height: int, name: str) -> None:
-    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
-        raise ValueError(f"{name}: expected sides of 1 to {MAX_SIDE} pixels, given {width} x {height}")
+def _colours(picture: Image.Image, name: str, channels: int | None) -> tuple[np.ndarray, int]:
+    """uint8 [H, W, 3 or 4] of an open picture as it is seen, in bands beside what Pillow holds; its EXIF orientation."""
+    load_pixels(picture, name)
+    orientation = orientation_of(picture) or UPRIGHT
+    width, height = picture.size
+    mode = "RGBA" if picture.has_transparency_data else "RGB"
+    wide = picture.mode in WIDE_MODES
+    depth = channels or len(mode)
+    pixels = np.empty((*((width, height) if swaps_sides(orientation) else (height, width)), depth), np.uint8)
+    lying = as_in_file(pixels, orientation)
+    if wide:
+        values = wide_values(picture, name)
+    for top in range(0, height, BAND):
+        bottom = min(top + BAND, height)
+        if wide:
+            band = masks.eight_bits(values[top:bottom], 65535)[..., None]
+        else:
+            part = picture.crop((0, top, width, bottom))
+            band = np.asarray(part if part.mode == mode else part.convert(mode))[..., :depth]
+        lying[top:bottom, :, : max(band.shape[2], 3)] = band
+    return pixels, orientation
 
 
-def _check_mask(mask: np.ndarray, name: str) -> None:
-    most = mask.max(initial=0)
-    if most == 0:
-        raise ValueError(f"{name}: expected pixels above 0 where the object is, given an empty mask")
-    if most == 1:  # a mask of 0 and 1, taken as almost transparent, would give a result that looks like a bad model
-        raise ValueError(f"{name}: expected values of 0 to 255, given 0 and 1; multiply by 255, or pass a bool array")
+def _with_own_mask(pixels: np.ndarray, name: str) -> np.ndarray:
+    """uint8 [H, W, 4] of pixels whose alpha channel is the mask, by the rule; the pixels themselves where they are that."""
+    if pixels.shape[2] == 3:
+        raise ValueError(f"mask: expected one, as {name} has no alpha channel; {GIVE_A_MASK}")
+    alpha = pixels[..., 3]
+    least, most = int(alpha.min()), int(alpha.max())
+    if least == most > 0:
+        opaque = "is opaque everywhere" if most == masks.FULL else "is equally transparent everywhere"
+        raise ValueError(
+            f"mask: expected one, as {name} {opaque}: its alpha channel is {most} in all pixels; "
+            "pass a mask as a second picture, or a picture that is transparent outside of the object"
+        )
+    found = masks.coverage(masks.Plane(alpha, masks.FULL, alpha=True), f"mask (the alpha channel of {name})")
+    return pixels if found is alpha else _merged(pixels, found)
 
 
-def _check_same_size(mask: np.ndarray, size: tuple[int, int], name: str) -> None:
-    height, width = mask.shape
-    if (width, height) != tuple(size):
-        raise ValueError(f"{name}: expected {size[0]} x {size[1]} pixels, as the image has, given {width} x {height}")
-
-
-def array_kind(value) -> str:
-    """Dtype and shape of an array, or the type of something else: for errors."""
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+def _merged(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 4] of an image [H, W, 3] or [H, W, 4] and a mask [H, W]."""
+    rgba = np.empty((*mask.shape, 4), np.uint8)
+    for channel, plane in enumerate((*np.moveaxis(image[..., :3], 2, 0), mask)):  # np.dstack takes five times as long
+        rgba[..., channel] = plane
+    return rgba

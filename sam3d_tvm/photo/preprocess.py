@@ -25,7 +25,8 @@ import numpy as np
 from PIL import Image
 
 from sam3d_tvm.checks import check_size
-from sam3d_tvm.photo.images import array_kind, as_rgba
+from sam3d_tvm.photo.arrays import array_kind
+from sam3d_tvm.photo.images import check_rgba
 
 SIZE = 518  # pixels: 37 patches of 14
 FULL = np.float32(255)  # what stands for 1 in a picture
@@ -64,11 +65,11 @@ def preprocess(
 
     Beside the arguments it holds no copy of the photo, and of a point map one axis at a time.
 
-    Raises ValueError as `images.as_rgba`, for a point map of another kind, a `size` below 1, a `box_size_factor` below 1, a
+    Raises ValueError as `images.check_rgba`, for a point map of another kind, a `size` below 1, a `box_size_factor` below 1, a
     negative `padding_factor`, and points of which none is finite where the mask is above one half, or which have no scale and
     shift that are finite.
     """
-    rgba = as_rgba(rgba)
+    check_rgba(rgba)
     check_size("size", size, 1)
     _check_factor("box_size_factor", box_size_factor, 1)
     _check_factor("padding_factor", padding_factor, 0)

@@ -8,6 +8,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from sparse_ops.deploy.reading import safetensors_header
+
 # What parameters may be, by the name in a file; all become what those of the model are, float32 as a rule.
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -28,12 +30,13 @@ State = Mapping[str, np.ndarray | LazyArray]
 def load_state(path: str | os.PathLike, prefix: str = "") -> dict[str, LazyArray]:
     """The tensors of a .safetensors file whose names begin with `prefix`, without it; read when they are asked for.
 
-    Raises ValueError when the file cannot be read.
+    Raises ValueError when the file cannot be read, see `safetensors_header`.
     """
     path = Path(path)
     try:
+        safetensors_header(path)
         file = safetensors.safe_open(path, "np")
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"path: expected a .safetensors file, given {str(path)!r}: {error}") from error
     state = {}
     for name in file.keys():  # noqa: SIM118 (no iterator)

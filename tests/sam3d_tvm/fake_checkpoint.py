@@ -1,7 +1,9 @@
 """A checkpoint folder in the layout and naming of the published one, with the sizes of the preset "tiny" and random weights."""
 
 import dataclasses
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,28 +14,64 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from sam3d_tvm.artifacts import GAUSSIAN_DECODERS, SeededSource
-from sam3d_tvm.checkpoint import DATA, GENERATORS, OFFSETS, PIPELINE
+from sam3d_tvm.artifacts import GAUSSIAN_DECODERS
+from sam3d_tvm.checkpoint import DATA, GENERATORS, OFFSETS
+from sam3d_tvm.checkpoint_files import PIPELINE
 from sam3d_tvm.config import PipelineConfig, preset
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.upstream import EMBEDDERS, TDFY
 
 SEED = 1
 LEARNT = "mm_latent.LearntPositionEmbedder"
+# As published: with the decoder of few Gaussians, too.
+_MANY = preset("tiny").slat_decoder_gs
+_FEW = dataclasses.replace(_MANY, representation_config={**_MANY.representation_config, "num_gaussians": 2})
+PUBLISHED = dataclasses.replace(preset("tiny"), slat_decoder_gs_4=_FEW)
 TARGETS = {
+    "slat_decoder_gs_4": TDFY + "structured_latent_vae.decoder_gs.SLatGaussianDecoderTdfyWrapper",
     "slat_decoder_gs": TDFY + "structured_latent_vae.decoder_gs.SLatGaussianDecoderTdfyWrapper",
     "slat_decoder_mesh": TDFY + "structured_latent_vae.decoder_mesh.SLatMeshDecoderTdfyWrapper",
 }
 
 
-def write_checkpoint(folder: Path, suffix: str = ".ckpt", dtype: torch.dtype = torch.float32) -> Path:
-    """The folder, with weights of `dtype` in files named `suffix`: .ckpt, .pt or .safetensors."""
-    folder.mkdir()
-    for name, value in configs(preset("tiny"), suffix).items():
+def write_checkpoint(
+    folder: Path, suffix: str = ".ckpt", dtype: torch.dtype = torch.float32, config: PipelineConfig | None = None
+) -> Path:
+    """The folder, with weights of `dtype` in files named `suffix`: .ckpt, .pt or .safetensors. `config`: that of the preset
+    "tiny", or `PUBLISHED`."""
+    config = preset("tiny") if config is None else config
+    folder.mkdir(parents=True)
+    for name, value in configs(config, suffix).items():
         write_yaml(folder / name, value)
-    for stem, state in states().items():
-        write_state(folder / (stem + suffix), {name: tensor.to(dtype) for name, tensor in state.items()})
+    for stem in {MODELS[name].place.files for name in config.models}:
+        write_state(folder / (stem + suffix), {name: tensor.to(dtype) for name, tensor in states()[stem].items()})
     return folder
+
+
+def write_repository(root: Path) -> Path:
+    """The root of the repository as it is downloaded, with the checkpoint in a folder of it."""
+    write_checkpoint(root / "checkpoints", config=PUBLISHED)
+    for name in ("README.md", "LICENSE", ".gitattributes", "checkpoints/ss_encoder.yaml"):
+        (root / name).write_text("of no use here\n")
+    return root
+
+
+def write_hub_cache(root: Path, repository: Path, revisions: Mapping[str, bool]) -> Path:
+    """`repository` as the cache of a hub keeps it, in the folder `root`: what files hold in blobs/, and links to it in
+    snapshots/. `revisions`: their names, and whether refs/main is that one."""
+    (root / "blobs").mkdir(parents=True)
+    for revision, main in revisions.items():
+        for file in repository.rglob("*"):
+            if file.is_file():
+                data = file.read_bytes()
+                (root / "blobs" / (blob := hashlib.sha256(data).hexdigest())).write_bytes(data)
+                link = root / "snapshots" / revision / file.relative_to(repository)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(os.path.relpath(root / "blobs" / blob, link.parent))
+        if main:
+            (root / "refs").mkdir()
+            (root / "refs" / "main").write_text(revision)
+    return root
 
 
 def write_yaml(path: Path, value: Any) -> None:
@@ -52,12 +90,13 @@ def write_state(path: Path, state: Mapping[str, torch.Tensor]) -> None:
 @cache
 def states() -> dict[str, dict[str, torch.Tensor]]:
     """The tensors of each file of weights, by its name without suffix."""
-    source, found = SeededSource("tiny", SEED), {}
-    for name in source.config.models:
+    found = {}
+    for name, config in PUBLISHED.models.items():
         stem, _, prefix = MODELS[name].place
-        tensors = {prefix + key: torch.from_numpy(np.array(value)) for key, value in source.state(name).items()}
+        state = MODELS[name].random_weights(config, SEED)
+        tensors = {prefix + key: torch.from_numpy(np.array(value)) for key, value in state.items()}
         if name in GAUSSIAN_DECODERS:
-            tensors[OFFSETS] = torch.from_numpy(source.offset_perturbation(name))
+            tensors[OFFSETS] = torch.from_numpy(MODELS[name].offset_perturbation(config))
         found.setdefault(stem, {}).update(tensors)
     return found
 
@@ -72,6 +111,7 @@ def configs(config: PipelineConfig, suffix: str = ".ckpt") -> dict[str, dict[str
         **{
             f"{name}.yaml": {"_target_": target, **dataclasses.asdict(getattr(config, name))}
             for name, target in TARGETS.items()
+            if name in config.models
         },
     }
 
@@ -125,7 +165,10 @@ def _pipeline(config: PipelineConfig, stems, suffix: str) -> dict[str, Any]:
         "device": "cuda",
         "depth_model": {
             "_target_": "sam3d_objects.pipeline.depth_models.moge.MoGe",
-            "model": {"_target_": "moge.model.v1.MoGeModel.from_pretrained", "pretrained_model_name_or_path": "moge"},
+            "model": {
+                "_target_": "moge.model.v1.MoGeModel.from_pretrained",
+                "pretrained_model_name_or_path": "Ruicheng/moge-vitl",
+            },
         },
         **files,
         "ss_preprocessor": preprocessor | points,
@@ -139,7 +182,12 @@ def _pipeline(config: PipelineConfig, stems, suffix: str) -> dict[str, Any]:
 
 
 def _generator(model: dict[str, Any], name: str, guidance: str, embedders) -> dict[str, Any]:
-    guided = {"_target_": GENERATORS + f"classifier_free_guidance.{guidance}", "backbone": model, "strength": 7.0}
+    guided = {
+        "_target_": GENERATORS + f"classifier_free_guidance.{guidance}",
+        "backbone": model,
+        "strength": 2.0,
+        "interval": [0, 500],
+    }
     generator = {"_target_": GENERATORS + name, "reverse_fn": guided, "time_scale": 1000.0, "sigma_min": 0.0}
     return {
         "module": {

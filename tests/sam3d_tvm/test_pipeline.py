@@ -68,13 +68,16 @@ def test_equal_arguments_give_equal_bytes(pipeline, photo, result, tmp_path):
 
 
 def test_other_libraries_read_the_files(result, tmp_path):
-    written = result.save(tmp_path, ["ply", "html", "glb", "mesh.ply"])
+    written = result.save(tmp_path, ["ply", "html", "glb", "mesh.ply", "obj", "stl"])
     assert sorted(written) == sorted(tmp_path.iterdir())
     splat = plyfile.PlyData.read(tmp_path / "splat.ply")["vertex"]
     np.testing.assert_array_equal(splat["x"], result.gaussians.xyz[:, 0])
     mesh = trimesh.load(tmp_path / "mesh.glb", force="mesh", process=False)
     assert mesh.is_watertight and len(mesh.faces) == len(result.mesh.faces)
+    assert mesh.visual.kind == "vertex" and len(mesh.visual.vertex_colors) == len(result.mesh.vertices)
     assert len(plyfile.PlyData.read(tmp_path / "mesh.ply")["vertex"].data) == len(result.mesh.vertices)
+    for file in ("mesh.obj", "mesh.stl"):
+        assert len(trimesh.load_mesh(tmp_path / file).faces) == len(result.mesh.faces)
     with safe_open(tmp_path / "structure.safetensors", "np") as file:
         np.testing.assert_array_equal(file.get_tensor("coords"), result.coords)
         np.testing.assert_array_equal(file.get_tensor("latents"), result.latents)
@@ -143,6 +146,12 @@ def test_several_masks_are_a_scene(pipeline, photo, points, tmp_path):
     placed = pose.scale * xyz @ pose.rotation_matrix[0] + pose.translation
     np.testing.assert_allclose(scene["x"][:count], placed[:, 0], rtol=1e-4, atol=1e-4)
     assert trimesh.load(tmp_path / "scene_mesh.glb", force="mesh", process=False).is_watertight
+    data = (tmp_path / "scene_mesh.glb").read_bytes()
+    nodes = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])["nodes"]
+    for number, (node, found) in enumerate(zip(nodes, results, strict=True), 1):
+        pose = json.loads((tmp_path / f"object_{number}" / "pose.json").read_text())
+        assert node["name"] == found.name
+        np.testing.assert_array_equal(np.reshape(node["matrix"], (4, 4)).T, pose["matrices"]["mesh.glb"])
 
 
 def test_models_are_let_go_of_before_the_next(pipeline, photo, monkeypatch):
@@ -169,8 +178,8 @@ def test_models_are_let_go_of_before_the_next(pipeline, photo, monkeypatch):
         ({"slat_steps": 1.5}, r"slat_steps: expected an integer of at least 1, given 1\.5"),
         ({"guidance": float("nan")}, "guidance: expected a finite number, given nan"),
         ({"slat_guidance": "much"}, "slat_guidance: expected a finite number, given 'much'"),
-        ({"formats": ["obj"]}, "formats: expected names among ply, html, glb, mesh.ply, given obj"),
-        ({"formats": ["ply4"]}, "formats: expected names among ply, html, glb, mesh.ply, given ply4"),
+        ({"formats": ["fbx"]}, "formats: expected names among ply, .*glb, .*, given fbx"),
+        ({"formats": ["ply4"]}, "formats: expected names among ply, .*glb, .*, given ply4"),
         ({"formats": "ply"}, "formats: expected a list of names, given the string 'ply'"),
         ({"max_memory": 0}, "max_memory: expected an integer of at least 1, given 0"),
         ({"max_memory": 1 << 20}, r"max_memory: expected at least .* GiB, which \w+ is estimated to take for 16,000 voxels"),

@@ -1,0 +1,103 @@
+"""A run into a folder: every file is written as soon as what it holds is ready, and a run that was interrupted goes on.
+
+    generate_into(pipeline, "out", "photo.png", ["mask.png"], formats=["ply", "glb"], resume=True, seed=42)
+
+One object lies in the folder itself, of several each in `object_1`, `object_2` and so on.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sam3d_tvm.outputs import Result, ResultFolder, lacks_scene, write_scene
+from sam3d_tvm.pipeline import OnProgress, Picture, Pipeline, Progress, of_object
+from sam3d_tvm.run_folder import RunFolder, check_writable
+from sam3d_tvm.structure import STRUCTURE
+
+
+def generate_into(
+    pipeline: Pipeline,
+    folder: str | os.PathLike,
+    image: Picture,
+    masks: Sequence[Picture] = (),
+    *,
+    formats: Sequence[str] = ("ply", "glb"),
+    resume: bool = False,
+    from_structure: str | os.PathLike | None = None,
+    scene: bool = True,
+    on_progress: OnProgress = lambda progress: None,
+    **options,
+) -> tuple[list[Result], list[Path]]:
+    """The objects of a photo, an object a mask, as `Pipeline.generate` makes them, and the paths of all files of the run.
+
+    structure.safetensors and pose.json are written after the first stage, latents and the file of each format when they are
+    there, pictures and the files of the scene at last. If anything is raised what is written stays. `scene`: whether several
+    objects are also written into one file for each format.
+
+    resume: goes on with what an earlier run with the same options wrote to the folder, or begins where there is nothing:
+    finished objects and files are kept, and in the end there are the bytes of a run that was not interrupted, with the formats
+    of both. Otherwise files that an earlier run left are removed when the first one is written; files that are not, or not any
+    more, as a run wrote them never are. from_structure: the structure.safetensors of another run, or the folder of one, whose
+    voxels and poses are taken.
+
+    Raises ValueError as `Pipeline.generate`, also for a run to be resumed whose options differ; and before any work for
+    something in the way of the folder. OSError, with the name of the folder or file, where it cannot be written.
+    """
+    if isinstance(masks, (str, os.PathLike)):
+        raise ValueError(f"masks: expected a list, given {masks!r}")
+    check_writable(folder)
+    run, several = RunFolder(folder, resume), len(masks) > 1
+    results: list[Result] = []
+    written: list[Path] = []
+
+    def told(number: int) -> OnProgress:
+        return of_object(on_progress, number) if several else on_progress
+
+    def generate(number: int, names: Sequence[str], writer: ResultFolder) -> Result:
+        name = f"object_{number}" if several else ""
+        result = pipeline.generate(
+            image,
+            masks[number - 1] if masks else None,
+            formats=names,
+            structure=_file(from_structure, name),
+            resume=writer.structure,
+            on_progress=told(number),
+            on_part=writer,
+            **options,
+        )
+        return replace(result, name=name or result.name)
+
+    writers = [ResultFolder(run.below(f"object_{n + 1}") if several else run, formats) for n in range(max(1, len(masks)))]
+    for number, writer in enumerate(writers, 1):
+        results.append(result := generate(number, writer.lacking, writer))
+        told(number)(Progress("pictures", 0, 1))
+        written += writer.finish(result)
+        told(number)(Progress("pictures", 1, 1))
+    if not several:
+        run.keep_objects([])
+        return results, written
+    names = writers[0].formats if scene else []
+    if lacks_scene(run, results, names):
+        for number, writer in enumerate(writers, 1):
+            if not results[number - 1].has_all(names):  # files of it were kept: decoded again, from its latents
+                results[number - 1] = generate(number, names, writer)
+    return results, written + write_scene(run, results, names)
+
+
+def is_begun(folder: str | os.PathLike) -> bool:
+    """Whether there is something in the folder that a run can go on with: the structure of an object."""
+    run = RunFolder(folder, resume=True)
+    return any(STRUCTURE in names for names in run.names.values())
+
+
+def _file(from_structure: str | os.PathLike | None, name: str) -> Path | None:
+    """The structure of an object: of the folder of a run, or the file itself if there is but one object."""
+    if from_structure is None:
+        return None
+    path = Path(from_structure)
+    if path.is_dir():
+        return path / name / STRUCTURE
+    if name:
+        raise ValueError(f"from_structure: expected the folder of a run of several objects, given {str(path)!r}")
+    return path
