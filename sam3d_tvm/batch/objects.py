@@ -3,17 +3,21 @@
 An object that fails ends there, with what went wrong; the others go on. What fails in writing ends all, as it befalls each.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from sam3d_tvm.batch.jobs import Job, printable
-from sam3d_tvm.batch.report import FAILED, OK, THUMBNAIL, Row
+from sam3d_tvm.batch.report import THUMBNAIL
+from sam3d_tvm.batch.tasks import OK, Event, Row, Task, failed
 from sam3d_tvm.memory import TYPICAL_VOXELS
+from sam3d_tvm.models import MODELS
+from sam3d_tvm.notices import heard_by
+from sam3d_tvm.outputs import DECODED, Result, ResultFolder, check_formats
 from sam3d_tvm.overview import masked_photo
-from sam3d_tvm.pipeline import OpenModels, Pipeline, Progress
+from sam3d_tvm.pipeline import OpenModels, Pipeline
 from sam3d_tvm.png import save_png
+from sam3d_tvm.run_folder import RunFolder
 
 FLOAT = 4
 PLANES = 14  # of pixels that are held of a photo: colours and mask, cropped and whole, and points of both
@@ -22,35 +26,13 @@ SURFACE = 300  # numbers that a mesh holds for each voxel: 16 vertices with thei
 LARGEST_GROUP = 16  # objects: with more, results come late, and models are opened seldom enough
 
 
-@dataclass(frozen=True)
-class Task:
-    """A job with its seed, its number among all, where its files go, a digest of all that decides them, and what the row of the
-    results says of it in any case."""
-
-    number: int
-    job: Job
-    folder: Path
-    digest: str
-    row: Row
-
-
-@dataclass(frozen=True)
-class Event:
-    """What has happened to a task: a stage of it is over, which ran that model, or none at first; with a row, all of it is.
-    worker: where that was, if not in this process."""
-
-    task: Task
-    model: str = ""
-    row: Row | None = None
-    worker: str = ""
-
-
-def group_size(pipeline: Pipeline, max_memory: int | None, stage1_only: bool) -> int:
+def group_size(pipeline: Pipeline, options: Mapping[str, Any]) -> int:
     """How many objects of a typical number of voxels go through a stage together: as many as `max_memory` bytes leave room for
     beside the largest stage, and no more than `LARGEST_GROUP`."""
-    if max_memory is None:
+    if options["max_memory"] is None:
         return LARGEST_GROUP
-    room = max_memory - max(pipeline.memory(stage1_only=stage1_only).values())
+    taken = pipeline.memory(stage1_only=options["stage1_only"], formats=options["formats"])
+    room = options["max_memory"] - max(taken.values())
     return max(1, min(LARGEST_GROUP, 1 + room // held_bytes(pipeline)))
 
 
@@ -64,19 +46,26 @@ def held_bytes(pipeline: Pipeline, voxels: int | None = None) -> int:
     return FLOAT * (PLANES * config.preprocessing.size**2 + tokens + voxels * numbers)
 
 
+def stages(pipeline: Pipeline, options: Mapping[str, Any]) -> int:
+    """How many stages an object has: the photo, and each model that runs."""
+    if options["stage1_only"]:
+        return 1 + sum(MODELS[name].stage == 1 for name in pipeline.config.models)
+    idle = set(DECODED) - check_formats(options["formats"])
+    return 1 + sum(name not in idle for name in pipeline.config.models)
+
+
 def run_group(
     pipeline: Pipeline,
     tasks: Sequence[Task],
     options: Mapping[str, Any],
-    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Iterator[Event]:
     """Runs all of `tasks`, writes their files, and tells of every stage, and of each task when it is done.
 
     options: those of `Pipeline.generate`. OSError where files cannot be written, with the name of one; ValueError for a model
     that cannot be opened.
     """
-    models, progress = OpenModels(pipeline.artifacts), _Together(on_progress)
-    steps = [_steps(pipeline, task, options, models, progress) for task in tasks]
+    models = OpenModels(pipeline.artifacts)
+    steps = [_steps(pipeline, task, options, models) for task in tasks]
     order = ("", *pipeline.config.models)  # first what needs no model: the photo
     waiting = dict.fromkeys(range(len(tasks)), "")  # by the number of a task the model that its next stage runs
     while waiting:
@@ -84,11 +73,11 @@ def run_group(
         turn = [number for number, name in waiting.items() if name == model]
         if model:
             models[model]  # opened here, as what is wrong with it is no fault of a photo
-        for done, number in enumerate(turn):
-            progress.begin(done, len(turn))
-            row = None
+        for number in turn:
+            row, notes = None, []
             try:
-                waiting[number] = next(steps[number])
+                with heard_by(notes.append):
+                    waiting[number] = next(steps[number])
             except StopIteration as end:
                 row = end.value
             except _CannotWriteError as error:
@@ -98,21 +87,26 @@ def run_group(
             if row is not None:
                 del waiting[number]
                 steps[number] = None  # lets go of all that it holds
-            yield Event(tasks[number], model, row)
+            yield Event(tasks[number], model, row, tuple(notes))
     models.let_go()
 
 
-def _steps(pipeline, task: Task, options: Mapping[str, Any], models: OpenModels, on_progress) -> Generator[str, None, Row]:
-    """The stages of a task: yields the model that the next one runs, and returns the row."""
-    job, own = task.job, {"pointmap": task.job.pointmap, "seed": task.job.seed}
-    result = yield from pipeline.steps(job.photo, job.mask, **options | own, models=models, on_progress=on_progress)
-    try:
-        files = [path.name for path in result.save(task.folder, options["formats"])]
-        if result.photo is not None:
-            save_png(task.folder / THUMBNAIL, masked_photo(result.photo, SIDE, SIDE))
-            files.append(THUMBNAIL)
-    except OSError as error:
-        raise _CannotWriteError(error) from error
+def _steps(pipeline: Pipeline, task: Task, options: Mapping[str, Any], models: OpenModels) -> Generator[str, None, Row]:
+    """The stages of a task: yields the model that the next one runs, and returns the row. What an earlier run has written is
+    gone on from, and kept."""
+    job, run = task.job, RunFolder(task.folder, resume=True)
+    writer = ResultFolder(run, options["formats"])
+
+    def write(result: Result) -> None:
+        with _writing():
+            writer(result)
+
+    own = {"pointmap": job.pointmap, "seed": job.seed, "resume": writer.structure, "formats": writer.formats}
+    result = yield from pipeline.steps(job.photo, job.mask, **{**options, **own}, models=models, on_part=write)
+    with _writing():
+        files = [path.name for path in writer.finish(result)]
+        picture = masked_photo(result.photo, SIDE, SIDE)
+        files.append(run.write(THUMBNAIL, lambda path: save_png(path, picture)).name)
     gaussians = result.few_gaussians if result.gaussians is None else result.gaussians
     return replace(
         task.row,
@@ -127,17 +121,6 @@ def _steps(pipeline, task: Task, options: Mapping[str, Any], models: OpenModels,
     )
 
 
-def failed(row: Row, error: Exception | str) -> Row:
-    """The row of an object that failed, with what went wrong in one line."""
-    if isinstance(error, MemoryError):
-        text = f"out of memory: {error}" if str(error) else "out of memory"
-    elif isinstance(error, (ValueError, str)):
-        text = str(error)
-    else:
-        text = f"{type(error).__name__}: {error}"
-    return replace(row, status=FAILED, error=printable(" ".join(text.split())))
-
-
 class _CannotWriteError(Exception):
     """An OSError in writing results, which is no fault of a photo."""
 
@@ -145,17 +128,9 @@ class _CannotWriteError(Exception):
         self.error = error
 
 
-class _Together:
-    """Progress of a stage over several objects, as if it were one."""
-
-    def __init__(self, tell: Callable[[Progress], None]):
-        self._tell = tell
-        self.begin(0, 1)
-
-    def begin(self, done: int, objects: int) -> None:
-        """The next one of so many objects, of which so many are done."""
-        self._done, self._objects = done, objects
-
-    def __call__(self, progress: Progress) -> None:
-        done = self._done * progress.total + progress.done
-        self._tell(Progress(progress.stage, done, self._objects * progress.total))
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _CannotWriteError(error) from error

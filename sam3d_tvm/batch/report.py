@@ -7,16 +7,16 @@ import csv
 import html
 import io
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from sam3d_tvm.batch.tasks import FAILED, Row
 from sparse_ops.deploy.files import write_bytes
 
 RESULTS, SECONDS, PAGE = "results.csv", "seconds.csv", "index.html"
-OK, FAILED = "ok", "failed"
 THUMBNAIL, VIEWS, VOXELS = "photo.png", "views.png", "voxels.png"
 SHARE = 0.02  # of the time at most that goes into writing tables while objects are computed
 
@@ -28,44 +28,15 @@ td.number { text-align: right } img { max-height: 160px; max-width: 480px; displ
 """
 
 
-@dataclass(frozen=True)
-class Row:
-    """What became of one object. error: why it failed. watertight: None without a mesh. photo, mask, pointmap: paths as
-    `Jobs.shown` has them. folder: of its files in the output folder, with / between. seconds: by stage."""
-
-    name: str
-    status: str
-    error: str = ""
-    voxels: int | None = None
-    gaussians: int | None = None
-    triangles: int | None = None
-    watertight: bool | None = None
-    photo: str = ""
-    mask: str = ""
-    pointmap: str = ""
-    seed: int | None = None
-    folder: str = ""
-    files: tuple[str, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Row":
-        """Of what `as_json` made. TypeError or KeyError for anything else."""
-        return cls(**{**value, "files": tuple(value["files"])})
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 COLUMNS = tuple(entry.name for entry in fields(Row) if entry.name not in ("files", "seconds"))
 
 
 class Report:
-    """The tables in a folder of results, for objects whose order and number are known. OSError, which names the file, where one
+    """The tables in a folder of results, for a known number of objects. OSError, which names the file, where one
     cannot be written."""
 
-    def __init__(self, folder: Path, names: Sequence[str]):
-        self._folder, self._rows = folder, dict.fromkeys(range(len(names)))
+    def __init__(self, folder: Path, objects: int):
+        self._folder, self._rows = folder, dict.fromkeys(range(objects))
         self._written, self._took = 0.0, 0.0
 
     @property

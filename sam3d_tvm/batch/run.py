@@ -4,9 +4,11 @@ In the output folder are results.csv, seconds.csv, index.html, and a folder for 
 which says what they were made from. A second run keeps what is whole and of the same photo, mask, options and models.
 """
 
+import errno
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -14,25 +16,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from sam3d_tvm import memory
 from sam3d_tvm.artifacts import Artifacts
 from sam3d_tvm.batch.jobs import Job, Jobs
-from sam3d_tvm.batch.objects import Event, Task, failed, group_size, run_group
-from sam3d_tvm.batch.report import OK, PAGE, RESULTS, SECONDS, THUMBNAIL, VIEWS, VOXELS, Report, Row
-from sam3d_tvm.checks import check_size
+from sam3d_tvm.batch.objects import group_size, run_group, stages
+from sam3d_tvm.batch.report import PAGE, RESULTS, SECONDS, THUMBNAIL, VIEWS, VOXELS, Report
+from sam3d_tvm.batch.tasks import OK, Event, Row, Task, failed
 from sam3d_tvm.fingerprint import fingerprint
 from sam3d_tvm.lock import locked
 from sam3d_tvm.notices import say
-from sam3d_tvm.outputs import FORMATS, check_formats
-from sam3d_tvm.pipeline import OnProgress, Pipeline
+from sam3d_tvm.outputs import FORMATS, POSE
+from sam3d_tvm.pipeline import OnProgress, Pipeline, Progress
+from sam3d_tvm.run_folder import RUN, check_writable, forget
+from sam3d_tvm.structure import STRUCTURE
 from sparse_ops.deploy.files import write_bytes
 
 RECORD, LOCK = "record.json", ".lock"
 BLOCK = 1 << 20
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)  # of files that were being written when a process died
 RESERVED = frozenset(
-    {RESULTS, SECONDS, PAGE, RECORD, THUMBNAIL, VIEWS, VOXELS, "run.json", "pose.json", "structure.safetensors"}
-    | {form.file for form in FORMATS.values()}
+    {RESULTS, SECONDS, PAGE, RECORD, THUMBNAIL, VIEWS, VOXELS, RUN, POSE, STRUCTURE} | {form.file for form in FORMATS.values()}
 )  # names that no object may have, as a folder of that name would be in the way of a file
 
 
@@ -42,15 +44,11 @@ class Runner(Protocol):
     def __call__(self, pipeline: Pipeline, tasks: Iterator[Task], options: Mapping[str, Any]) -> Iterator[Event]: ...
 
 
-def in_this_process(on_progress: OnProgress = lambda progress: None) -> Runner:
+def in_this_process(pipeline: Pipeline, tasks: Iterator[Task], options: Mapping[str, Any]) -> Iterator[Event]:
     """A runner that takes as many tasks through each stage together as memory allows, see `group_size`."""
-
-    def run(pipeline: Pipeline, tasks: Iterator[Task], options: Mapping[str, Any]) -> Iterator[Event]:
-        size = group_size(pipeline, options["max_memory"], options["stage1_only"])
-        while group := list(islice(tasks, size)):
-            yield from run_group(pipeline, group, options, on_progress)
-
-    return run
+    size = group_size(pipeline, options)
+    while group := list(islice(tasks, size)):
+        yield from run_group(pipeline, group, options)
 
 
 def run_batch(
@@ -58,51 +56,55 @@ def run_batch(
     jobs: Jobs,
     output: Path,
     *,
-    runner: Runner | None = None,
-    on_row: Callable[[Row, int, int], None] = lambda row, done, total: None,
+    runner: Runner = in_this_process,
+    on_row: Callable[[Row], None] = lambda row: None,
     on_event: Callable[[Event], None] = lambda event: None,
+    on_progress: OnProgress = lambda progress: None,
     **options: Any,
 ) -> list[Row]:
     """The rows of all jobs, in their order; their files are in `output`, each object's in a folder of its name.
 
     options: those of `Pipeline.generate`, but for what is an object's own. What fails becomes a row with an error, and the next
     one goes on. Objects of an earlier run that are whole, and were made from the same files, options and models, are kept;
-    others are computed anew, and what an earlier run wrote of them is removed. Objects that are not among `jobs` are left alone.
-    Two processes with one output take turns. on_row(row, done, total): told of each object; on_event: of each stage of each.
+    others are computed anew, and what an earlier run wrote of them is removed. Objects that are not among `jobs` stay. Two
+    processes with one output take turns. on_row: told what becomes of each object; on_event: of each stage of each that is run;
+    on_progress: of how many stages of all objects are over.
 
     Raises ValueError for options that make no sense, and OSError where nothing can be written, both before any work; and
     OSError, with the name of the file, when that comes later, on a full disk: the next run keeps what is written by then.
     """
     options = {"seed": 42, "formats": ("ply", "glb"), "stage1_only": False, "max_memory": None} | options
-    _check(pipeline, options)
-    runner, output = runner or in_this_process(), Path(output)
-    report = Report(output, [job.name for job in jobs.objects])
+    pipeline.steps("", **options)  # says what makes no sense for any object
+    output, each, over = Path(output), stages(pipeline, options), {}
+    check_writable(output)
+    report = Report(output, len(jobs))
     with locked(output / LOCK, lambda: say(f"waiting for another process that writes into {str(output)!r}")):
         _tidy(output)
         report.write()
+        on_progress(Progress("objects, by stages", 0, each * len(jobs)))
 
         def put(number: int, row: Row) -> None:
             report.put(number, row)
-            on_row(row, len(report.rows), len(jobs))
+            on_row(row)
+            tell(number, each)
+
+        def tell(number: int, count: int) -> None:
+            over[number] = count
+            on_progress(Progress("objects, by stages", sum(over.values()), each * len(jobs)))
 
         for event in runner(pipeline, _tasks(pipeline, jobs, output, options, put), options):
             on_event(event)
+            for note in event.notes:
+                say(f"{event.task.job.name}: {note}")
             if event.row is not None:
                 task = event.task
                 if event.row.status == OK:
                     _keep(task, event.row)
                 put(task.number, event.row)
+            else:
+                tell(event.task.number, min(over.get(event.task.number, 0) + 1, each - 1))
         report.write()
     return report.rows
-
-
-def _check(pipeline: Pipeline, options: Mapping[str, Any]) -> None:
-    """ValueError for options that make no sense for any object."""
-    check_formats(options["formats"], pipeline.config.models)
-    for name, least in (("seed", 0), ("steps", 1), ("slat_steps", 1)):
-        if options.get(name) is not None:
-            check_size(name, options[name], least)
-    pipeline.check_memory(options["max_memory"], memory.TYPICAL_VOXELS, options["stage1_only"])
 
 
 def _tasks(
@@ -117,19 +119,23 @@ def _tasks(
         if job.problem:
             put(number, failed(row, job.problem))
             continue
+        folder = output / job.name
         try:
             digest = _digest(job, seed, made_with)
         except OSError as error:
             put(number, failed(row, f"cannot read {error.filename!r}: {error.strerror}"))
             continue
-        folder = output / job.name
         found = _Record.read(folder)
         if found.digest == digest and found.row is not None and found.is_whole(folder):
             put(number, replace(found.row, name=row.name, **paths))
             continue
-        if found.digest != digest:
-            found.forget(folder)
-            _Record(digest).write(folder)
+        try:
+            if found.digest != digest:
+                forget(folder)
+                _Record(digest).write(folder)
+        except ValueError as error:  # something is in the way
+            put(number, failed(row, error))
+            continue
         _tidy(folder)
         yield Task(number, replace(job, seed=seed), folder, digest, row)
 
@@ -170,12 +176,6 @@ class _Record:
         except OSError:
             return False
 
-    def forget(self, folder: Path) -> None:
-        """Removes the files, as they were made from something else."""
-        for name in self.sizes:
-            with suppress(OSError):
-                (folder / name).unlink()
-
 
 def _identity(artifacts: Artifacts, options: Mapping[str, Any]) -> str:
     """What changes with the code of this package, the models and the options of all objects."""
@@ -201,6 +201,8 @@ def _digest(job: Job, seed: int, made_with: str) -> str:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
+    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
+        raise OSError(errno.EINVAL, "expected a file", str(path))
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)

@@ -1,4 +1,4 @@
-"""The command line: `sam3d-tvm generate`, `compile`, `view`, `validate`, `bench`, `info` and `demo`; a file a command.
+"""The command line: `sam3d-tvm generate`, `batch`, `compile`, `view`, `validate`, `bench`, `info` and `demo`; a file a command.
 
 Only what every command needs is imported here; TVM is imported by the commands, after `--threads` has been looked at.
 """
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sam3d_tvm import console as shown
-from sam3d_tvm.cli import bench, compile, generate, info, validate, view
+from sam3d_tvm.cli import batch, bench, compile, generate, info, validate, view
 from sam3d_tvm.cli.options import BAD_OPTIONS, FAILED, STOPPED
 
 USAGE_ERROR = typer.BadParameter.__base__  # click's, of which newer versions of typer bring a copy of their own
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 COMMANDS = {
     "generate": generate.generate,
+    "batch": batch.batch,
     "demo": generate.demo,
     "compile": compile.compile_,
     "view": view.view,

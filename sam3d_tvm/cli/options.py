@@ -26,6 +26,17 @@ Precision = Annotated[str | None, typer.Option(help="float32, which is the defau
 Threads = Annotated[int | None, typer.Option(help="CPU threads; by default all cores.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show estimates, times of all stages, and warnings.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Seed = Annotated[int, typer.Option(help="Of the noise.")]
+Steps = Annotated[int | None, typer.Option(help="Of both generators; by default what the checkpoint says.")]
+SlatSteps = Annotated[int | None, typer.Option(help="Of the structured latents alone.")]
+Guidance = Annotated[float | None, typer.Option(help="Strength for the structure.")]
+SlatGuidance = Annotated[float | None, typer.Option(help="Strength for the structured latents.")]
+Shortcut = Annotated[bool, typer.Option("--shortcut", help="A structure in few steps, without guidance.")]
+Formats = Annotated[
+    str, typer.Option(help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl.")
+]
+StageOneOnly = Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone.")]
+MaxMemory = Annotated[str | None, typer.Option(help="Refuse what is estimated to take more: 8G, 500M.")]
 
 
 def open_pipeline(
