@@ -405,7 +405,8 @@ class OpenModels:
     def __getitem__(self, name: str) -> Any:
         """What runs model `name`, opened if it is not the one that is open."""
         if name != self._name:
-            self.let_go()
+            if self._name:
+                self.let_go()
             self._model = MODELS[name].open(self._artifacts.load(name), getattr(self._artifacts.config, name))
             self._name = name
         return self._model

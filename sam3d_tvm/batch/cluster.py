@@ -26,7 +26,7 @@ from sparse_ops.deploy.files import write_bytes
 
 DEATHS = 3  # of workers with an object, after which it fails
 STARTS = 3  # of a worker that dies before it has begun, after which all ends
-SAY_AFTER = 10.0  # seconds without a worker
+SAY_AFTER = 60.0  # seconds without a worker
 
 
 def on_ray(
@@ -102,7 +102,7 @@ class _Cluster:
                 continue
             ready, _ = self._ray.wait(list(waiting), num_returns=1, timeout=1)
             if not ready and not any(slot.begun for slot in self._slots) and time.monotonic() - silent_since > SAY_AFTER:
-                say("waiting for CPUs of the cluster, all of which seem to be taken")
+                say("waiting for the first worker: are the CPUs of the cluster taken?")
                 silent_since = float("inf")
             for waits in ready:
                 slot = waiting[waits]

@@ -18,7 +18,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,16 +73,16 @@ class Jobs:
         return printable((path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix())
 
 
-def read_jobs(source: str | os.PathLike, output: str | os.PathLike | None = None, reserved: Collection[str] = ()) -> Jobs:
+def read_jobs(source: str | os.PathLike, output: str | os.PathLike | None = None, is_table: bool = False) -> Jobs:
     """The jobs of a folder, in natural order of their names, or of a .csv file, in the order of its lines.
 
-    output: a folder of results, which is passed over where it lies in the other. reserved: names of files in it, which no
-    object may have.
+    output: a folder of results, which is passed over where it lies in the other. is_table: whether a file is a CSV whatever its
+    suffix.
 
     ValueError for a source that is neither, that cannot be read or holds nothing, and for a CSV of other columns.
     """
     source = Path(source)
-    if source.suffix.lower() == ".csv" and not source.is_dir():
+    if is_table or (source.suffix.lower() == ".csv" and not source.is_dir()):
         found = Jobs(tuple(_rows(source)), source.parent)
     elif source.is_dir():
         found = _folder(source, None if output is None else Path(output))
@@ -90,7 +90,7 @@ def read_jobs(source: str | os.PathLike, output: str | os.PathLike | None = None
         raise ValueError(f"photos: expected a folder or a .csv file, given {str(source)!r}, which is neither")
     if not found.objects:
         raise ValueError(f"photos: expected photos and masks as {LAYOUTS}; found none in {str(source)!r}")
-    return replace(found, objects=tuple(_checked(found.objects, {name.casefold() for name in reserved})))
+    return replace(found, objects=tuple(_checked(found.objects)))
 
 
 def natural(name: str) -> tuple:
@@ -287,12 +287,12 @@ def _default_name(photo: str) -> str:
     return "/".join(parts if not path.is_absolute() and ".." not in parts else parts[-1:])
 
 
-def _checked(jobs: Iterable[Job], reserved: Collection[str]) -> Iterator[Job]:
+def _checked(jobs: Iterable[Job]) -> Iterator[Job]:
     """The jobs, with a problem for each name that is no folder's, and for those that several have."""
     jobs = list(jobs)
     count = Counter(_folded(job.name) for job in jobs)
     for job in jobs:
-        problem = job.problem or _bad_name(job.name, reserved)
+        problem = job.problem or _bad_name(job.name)
         if not problem and (several := count[_folded(job.name)]) > 1:
             problem = f"name: expected one object called {job.name!r}, upper or lower case, given {several}: rename all but one"
         yield replace(job, name=printable(job.name), problem=problem)
@@ -303,7 +303,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _bad_name(name: str, reserved: Collection[str]) -> str:
+def _bad_name(name: str) -> str:
     """Why a name cannot be that of a folder in the output folder, or nothing."""
     expected = "name: expected the name of a folder, or several with / between"
     if printable(name) != name:
@@ -315,8 +315,8 @@ def _bad_name(name: str, reserved: Collection[str]) -> str:
             return f"{expected}, without characters that no folder can have, given {name!r}"
         if len(part.encode()) > LONGEST_NAME:
             return f"{expected}, of at most {LONGEST_NAME} bytes each, given {len(part.encode())}"
-        if part.casefold() in reserved or (os.name == "nt" and part.split(".")[0].casefold() in _DEVICES):
-            return f"{expected}, none of them that of a file of results or of a device, given {name!r}"
+        if os.name == "nt" and part.split(".")[0].casefold() in _DEVICES:
+            return f"{expected}, none of them that of a device, given {name!r}"
     return ""
 
 

@@ -116,8 +116,8 @@ def _tasks(
         seed = options["seed"] if job.seed is None else job.seed
         paths = {name: jobs.shown(getattr(job, name)) for name in ("photo", "mask", "pointmap")}
         row = Row(job.name, OK, **paths, seed=seed)
-        if job.problem:
-            put(number, failed(row, job.problem))
+        if problem := job.problem or _in_the_way(job.name):
+            put(number, failed(row, problem))
             continue
         folder = output / job.name
         try:
@@ -138,6 +138,13 @@ def _tasks(
             continue
         _tidy(folder)
         yield Task(number, replace(job, seed=seed), folder, digest, row)
+
+
+def _in_the_way(name: str) -> str:
+    """What is wrong with a name of which a part is that of a file of results, or nothing."""
+    if found := [part for part in name.split("/") if part.casefold() in RESERVED]:
+        return f"name: expected none of a file of results, given {found[0]!r}: rename it, or give a name in a CSV"
+    return ""
 
 
 def _keep(task: Task, row: Row) -> None:

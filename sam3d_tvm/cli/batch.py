@@ -75,7 +75,7 @@ def batch(
     console = shown.output()
     with shown.without_warnings(verbose), shown.bars() as tell:
         from sam3d_tvm.batch.jobs import read_jobs
-        from sam3d_tvm.batch.run import RESERVED, in_this_process, run_batch
+        from sam3d_tvm.batch.run import in_this_process, run_batch
         from sam3d_tvm.batch.tasks import Row
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
@@ -83,7 +83,7 @@ def batch(
 
         # What is wrong with the input, or with the folder, is said before models are compiled.
         check_formats(names)
-        jobs = read_jobs(csv or photos, output, RESERVED)
+        jobs = read_jobs(csv or photos, output, is_table=csv is not None)
         if jobs.ignored:
             say(f"passed over, as they are no pictures: {', '.join(jobs.ignored)}")
         check_writable(output)

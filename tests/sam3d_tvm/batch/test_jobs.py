@@ -74,14 +74,13 @@ def test_the_order_is_natural():
         (["d/photo.png"], "d", "folder 'd': expected image.png"),
         (["d/image.png", "d/image.jpg", "d/0.png"], "d", "photos of one name"),
         (["d/image.png", "d/0.png", "d/stray.png"], "d/stray.png", "expected image.png and masks called 0.png"),
-        (["results.csv.png"], "results.csv", "none of them that of a file of results"),
         (["n" * 201 + ".png"], "n" * 201, "of at most 200 bytes each, given 201"),
         (["line\nbreak.png"], "line\nbreak", "without characters that no folder can have"),
     ],
 )
 def test_what_has_no_place_is_reported(tmp_path, files, name, says):
     touch(tmp_path, "good.png", "good_mask.png", *files)
-    jobs = read_jobs(tmp_path, reserved={"results.csv"}).objects
+    jobs = read_jobs(tmp_path).objects
     problems = [job.problem for job in jobs if job.name == name]
     assert problems and all(says in problem for problem in problems)
     assert not next(job.problem for job in jobs if job.name == "good")
@@ -127,11 +126,9 @@ def test_a_csv_in_the_order_of_its_lines(tmp_path):
     assert read_jobs(table(tmp_path / "list.csv", text[1:])).objects == jobs  # without the mark of UTF-8
 
 
-@pytest.mark.parametrize(
-    "name", ["../out", "a/../../b", "/tmp/b", "..", "a//b", ".", ".hidden", "a/", "a/.b", "a/results.csv", " /b"]
-)
+@pytest.mark.parametrize("name", ["../out", "a/../../b", "/tmp/b", "..", "a//b", ".", ".hidden", "a/", "a/.b", " /b"])
 def test_names_that_leave_the_folder_are_reported(tmp_path, name):
-    good, bad = read_jobs(table(tmp_path / "l.csv", f"photo,name\na.png,\nb.png,{name}\n"), reserved={"results.csv"}).objects
+    good, bad = read_jobs(table(tmp_path / "l.csv", f"photo,name\na.png,\nb.png,{name}\n")).objects
     assert not good.problem and bad.problem.startswith("name: expected the name of a folder")
 
 
