@@ -8,6 +8,8 @@ What a worker that dies had not sent is given out again. An object whose structu
 died with a worker its objects run alone, so that one that ends every worker fails alone.
 """
 
+import re
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -209,14 +211,21 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         yield
         return
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"ray: expected a cluster that exists, as of `ray start --head`, given {address!r}: {text}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens at a host and port, which Ray itself would wait for for minutes."""
+    if match := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:([0-9]{1,5})", address):
+        socket.create_connection((match[1], int(match[2])), timeout=10).close()
 
 
 def _import_ray() -> Any:

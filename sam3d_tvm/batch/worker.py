@@ -50,8 +50,9 @@ class Packed:
 
     def as_written(self, text: str, folder: Path) -> str:
         """A message with the paths that people wrote in place of those in `folder`."""
-        for name, (_, parent, _) in self.inputs.items():
-            text = text.replace(f"{folder / name}{os.sep}", "" if parent == "." else f"{parent}{os.sep}")
+        for name, (file, parent, _) in self.inputs.items():
+            here, there = folder / name, Path(parent)
+            text = text.replace(repr(str(here / file)), repr(str(there / file))).replace(str(here / file), str(there / file))
         return text
 
 

@@ -68,7 +68,7 @@ def main(photos: str, output: str, marks: str, artifacts: str) -> None:
                     return
                 if event.model == "ss_decoder":
                     structures.append(event.task.job.name)
-                if event.row is not None:
+                if event.row is not None and not event.row.error:
                     done.append(event.task.job.name)
                     killed.append(event.worker)
                     os.kill(int(event.worker.rpartition(":")[2]), signal.SIGKILL)

@@ -1,5 +1,6 @@
 """A batch on a cluster: one of two workers is killed, and nothing is lost, nothing done twice, and the bytes are the same."""
 
+import contextlib
 import json
 import os
 import signal
@@ -41,10 +42,8 @@ def run_apart(*argv: str) -> dict:
     try:
         out, err = process.communicate(timeout=SECONDS)
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
 
