@@ -12,7 +12,10 @@ import numpy as np
 from PIL import Image
 
 from sam3d_tvm.frames import CAMERA, GLTF, OBJECT, OPENCV, OPENGL, Frame, matrix
+from sam3d_tvm.mesh.bake import AS_IT_IS, Surface, TexturedMesh, bake
 from sam3d_tvm.mesh.mesh import Mesh, save_mesh, save_mesh_scene
+from sam3d_tvm.mesh.simplify import simplify
+from sam3d_tvm.mesh.textured_files import save_mtl, save_textured_glb, save_textured_obj
 from sam3d_tvm.overview import overview
 from sam3d_tvm.png import save_png
 from sam3d_tvm.pose import Pose
@@ -36,7 +39,7 @@ class Result:
 
     photo: uint8 [h, w, 4], the photo and its mask for views.png. random_weights: whether the models have such.
     in_pointmap_units: whether there was a point map, whose units then are those of the pose; else they are of the object.
-    made_with: what decided the result, see `structure`.
+    made_with: what decided the result, see `structure`. surface: how its mesh is written.
     """
 
     coords: np.ndarray
@@ -52,6 +55,8 @@ class Result:
     random_weights: bool = False
     in_pointmap_units: bool = False
     made_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    surface: Surface = AS_IT_IS
+    _made: dict = field(default_factory=dict, repr=False)  # meshes that were simplified or baked, also by copies of this
 
     @property
     def structure(self) -> Structure:
@@ -63,6 +68,30 @@ class Result:
         """The middles of the voxels in the object's units, float32 [N, 3]."""
         return self.structure.points
 
+    @property
+    def written_mesh(self) -> Mesh:
+        """The mesh as plain files have it: of no more triangles than `surface` asks for."""
+        if self.surface.triangles is None:
+            return self.mesh
+        return self._once("simplified", lambda: simplify(self.mesh, self.surface.triangles))
+
+    @property
+    def textured(self) -> TexturedMesh:
+        """The mesh with a texture from the Gaussians, baked when it is first asked for; errors as of `bake`."""
+        surface = self.surface
+        return self._once("textured", lambda: bake(self.mesh, self.gaussians, surface.textured_triangles, surface.texture_size))
+
+    @property
+    def baked(self) -> TexturedMesh | None:
+        """`textured`, if somebody asked for it."""
+        return self._made.get(("textured", self.mesh, self.gaussians, self.surface))
+
+    def _once(self, what: str, make: Callable[[], Any]) -> Any:
+        key = (what, self.mesh, self.gaussians, self.surface)  # the first two are the same only as objects
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
     def in_scene(self) -> "Result":
         """The same with Gaussians and mesh where the pose puts them, in `frames.CAMERA`."""
         gaussians, few, mesh = self.gaussians, self.few_gaussians, self.mesh
@@ -73,16 +102,26 @@ class Result:
             mesh=None if mesh is None else mesh.transformed(self.pose.matrix()[0]),
         )
 
-    def save(self, folder: str | os.PathLike, formats: Sequence[str] = ("ply", "glb")) -> list[Path]:
+    def save(
+        self,
+        folder: str | os.PathLike,
+        formats: Sequence[str] = ("ply", "glb"),
+        triangles: int | None = None,
+        texture_size: int | None = None,
+    ) -> list[Path]:
         """Writes a file for each of `formats`, pose.json, structure.safetensors and, if there is something to be seen, a
         picture: views.png, or voxels.png of the first stage alone. Each is written whole or not at all. Returns their paths.
 
-        ValueError for a format that was not decoded.
+        triangles, texture_size: in place of those of `surface`. ValueError for a format that was not decoded, and as `Surface`.
         """
+        given = {"triangles": triangles, "texture_size": texture_size}
+        surface = replace(self.surface, **{name: value for name, value in given.items() if value is not None})
+        if surface != self.surface:
+            return replace(self, surface=surface).save(folder, formats)
         formats = () if self.latents is None else tuple(formats)
         check_formats(formats)
         self._check_has(formats)
-        return ResultFolder(RunFolder(folder), formats).finish(self)
+        return ResultFolder(RunFolder(folder), formats, self.surface).finish(self)
 
     def picture(self) -> Image.Image | None:
         """What views.png shows, or voxels.png of the first stage alone; None if there is nothing to be seen."""
@@ -139,13 +178,30 @@ DECODED = {"slat_decoder_gs": "gaussians", "slat_decoder_gs_4": "few_gaussians",
 class Format:
     """A kind of file: the models that decode what it holds, the file's name, the axes of what it holds (None where nobody reads
     coordinates from it), how it is written for one object, and for the objects of a scene, whose file has "scene_" before its
-    name and is in `frames.CAMERA`, unless its format has axes of its own."""
+    name and is in `frames.CAMERA`, unless its format has axes of its own.
+
+    beside, beside_scene: further files that it needs, by name without "scene_", and how they are written. of: what of a surface
+    decides what is in them. textured: whether they show a texture."""
 
     models: tuple[str, ...]
     file: str
     frame: Frame | None
     write: Callable[[Path, Result], None]
     write_scene: Callable[[Path, Sequence[Result]], None]
+    beside: Mapping[str, Callable[[Path, Result], None]] = field(default_factory=dict)
+    beside_scene: Mapping[str, Callable[[Path, Sequence[Result]], None]] = field(default_factory=dict)
+    of: Callable[[Surface], str] = lambda surface: ""
+    textured: bool = False
+
+    @property
+    def writers(self) -> dict[str, Callable[[Path, Result], None]]:
+        """How all files of one object are written, by name; its own comes last."""
+        return {**self.beside, self.file: self.write}
+
+    @property
+    def scene_writers(self) -> dict[str, Callable[[Path, Sequence[Result]], None]]:
+        """How all files of a scene are written, by name; its own comes last."""
+        return {f"scene_{name}": write for name, write in {**self.beside_scene, self.file: self.write_scene}.items()}
 
 
 def _format(model: str, file: str, frame: Frame | None, write: Callable[[Path, Gaussians], None]) -> Format:
@@ -162,9 +218,44 @@ def _mesh_format(file: str, frame: Frame) -> Format:
     """A format of meshes, in which a scene keeps its objects apart where it can."""
 
     def write_scene(path: Path, results: Sequence[Result]) -> None:
-        save_mesh_scene(path, [(result.name, result.mesh, result.pose.matrix()[0]) for result in results])
+        save_mesh_scene(path, [(result.name, result.written_mesh, result.pose.matrix()[0]) for result in results])
 
-    return Format(("slat_decoder_mesh",), file, frame, lambda path, result: save_mesh(path, result.mesh), write_scene)
+    return Format(
+        ("slat_decoder_mesh",),
+        file,
+        frame,
+        lambda path, result: save_mesh(path, result.written_mesh),
+        write_scene,
+        of=lambda surface: "" if surface.triangles is None else f"at most {surface.triangles} triangles",
+    )
+
+
+TEXTURE, MATERIALS = "textured.png", "textured.mtl"
+
+
+def _textured_format(
+    file: str,
+    save: Callable[[Path, Sequence], None],
+    beside: Mapping[str, Callable[[Path, Result], None]],
+    beside_scene: Mapping[str, Callable[[Path, Sequence[Result]], None]],
+) -> Format:
+    """A format of textured meshes. The colours are those of the Gaussians."""
+    return Format(
+        ("slat_decoder_gs", "slat_decoder_mesh"),
+        file,
+        GLTF,
+        lambda path, result: save(path, [("mesh", result.textured, None)]),
+        lambda path, results: save(path, [(result.name, result.textured, result.pose.matrix()[0]) for result in results]),
+        beside,
+        beside_scene,
+        lambda surface: f"at most {surface.textured_triangles} triangles, {surface.texture_size} pixels",
+        textured=True,
+    )
+
+
+def _save_scene_materials(path: Path, results: Sequence[Result]) -> None:
+    """The textures are those in the folders of the objects."""
+    save_mtl(path, [f"object_{number}/{TEXTURE}" for number in range(1, len(results) + 1)])
 
 
 FORMATS = {
@@ -178,6 +269,16 @@ FORMATS = {
     "mesh.ply": _mesh_format("mesh.ply", OBJECT),
     "obj": _mesh_format("mesh.obj", GLTF),
     "stl": _mesh_format("mesh.stl", OBJECT),
+    "textured.glb": _textured_format("textured.glb", save_textured_glb, {}, {}),
+    "textured.obj": _textured_format(
+        "textured.obj",
+        save_textured_obj,
+        {
+            TEXTURE: lambda path, result: write_bytes(path, result.textured.png),
+            MATERIALS: lambda path, result: save_mtl(path, [TEXTURE]),
+        },
+        {MATERIALS: _save_scene_materials},
+    ),
 }
 
 
@@ -200,7 +301,7 @@ def save_scene(results: Sequence[Result], folder: str | os.PathLike, formats: Se
     run, written = RunFolder(folder), []
     for number, result in enumerate(results, 1):
         result._check_has(() if result.latents is None else formats)
-        written += ResultFolder(run.below(f"object_{number}"), formats).finish(result)
+        written += ResultFolder(run.below(f"object_{number}"), formats, result.surface).finish(result)
     return written + write_scene(run, results, formats)
 
 
@@ -208,7 +309,7 @@ def write_scene(run: RunFolder, results: Sequence[Result], formats: Sequence[str
     """The file of each of `formats` that holds all objects. Those of an earlier run that is taken up are kept, if they are of
     the same objects; others of it are removed."""
     files, of = _scene_files(results, formats), _scene_of(results)
-    written = [run.write(file, lambda path, kind=kind: kind.write_scene(path, results), of) for file, kind in files.items()]
+    written = [run.write(file, lambda path, write=write: write(path, results), of) for file, write in files.items()]
     run.keep_objects([f"object_{number}" for number in range(1, len(results) + 1)])
     run.keep_only(list(files))
     return written
@@ -220,16 +321,16 @@ def lacks_scene(run: RunFolder, results: Sequence[Result], formats: Sequence[str
     return not all(run.has(file, of) for file in _scene_files(results, formats))
 
 
-def _scene_files(results: Sequence[Result], formats: Sequence[str]) -> dict[str, "Format"]:
-    """Formats by the names of their files; none after the first stage alone."""
+def _scene_files(results: Sequence[Result], formats: Sequence[str]) -> dict[str, Callable[[Path, Sequence[Result]], None]]:
+    """How files are written, by name; none after the first stage alone."""
     if any(result.latents is None for result in results):
         return {}
-    return {f"scene_{FORMATS[name].file}": FORMATS[name] for name in formats}
+    return {file: write for name in formats for file, write in FORMATS[name].scene_writers.items()}
 
 
 def _scene_of(results: Sequence[Result]) -> str:
     """Changes with the objects of a scene."""
-    text = json.dumps([result.made_with for result in results], sort_keys=True)
+    text = json.dumps([[result.made_with, vars(result.surface)] for result in results], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -237,12 +338,13 @@ class ResultFolder:
     """One object in a folder: call it with what is known while a run goes on, and it writes the files that are ready; `finish`
     writes the rest.
 
-    Of an earlier run that is taken up again, `structure` is what there is, and `formats` are its own beside those asked for.
+    Of an earlier run that is taken up again, `structure` is what there is, and `formats` are its own beside those asked for,
+    but for meshes of another `surface`, which are written anew if they are asked for.
     """
 
-    def __init__(self, run: RunFolder, formats: Sequence[str]):
-        self.run = run
-        self.formats = [name for name, kind in FORMATS.items() if name in formats or run.has(kind.file)]
+    def __init__(self, run: RunFolder, formats: Sequence[str], surface: Surface = AS_IT_IS):
+        self.run, self.surface = run, surface
+        self.formats = [name for name in FORMATS if name in formats or self._has(name)]
         known = run.has(STRUCTURE, LATENTS) or run.has(STRUCTURE, VOXELS)
         self.structure = Structure.load(run.folder / STRUCTURE) if known else None
 
@@ -251,7 +353,11 @@ class ResultFolder:
         """The formats whose files are not there, or all of them if the picture is not."""
         if not self.run.has(VIEWS, self._views_of):
             return self.formats
-        return [name for name in self.formats if not self.run.has(FORMATS[name].file)]
+        return [name for name in self.formats if not self._has(name)]
+
+    def _has(self, name: str) -> bool:
+        """Whether all files of a format are there."""
+        return all(self.run.has(file, FORMATS[name].of(self.surface)) for file in FORMATS[name].writers)
 
     @property
     def _views_of(self) -> str:
@@ -263,9 +369,10 @@ class ResultFolder:
         pose = (json.dumps(result.pose_as_json(), indent=1) + "\n").encode()
         written.append(self.run.write(POSE, lambda path: write_bytes(path, pose)))
         for name in self.formats:
-            kind = FORMATS[name]
-            if self.run.has(kind.file) or result.has_all([name]):
-                written.append(self.run.write(kind.file, lambda path, kind=kind: kind.write(path, result)))
+            if self._has(name) or result.has_all([name]):
+                of = FORMATS[name].of(self.surface)
+                for file, write in FORMATS[name].writers.items():
+                    written.append(self.run.write(file, lambda path, write=write: write(path, result), of))
         return written
 
     def finish(self, result: Result) -> list[Path]:

@@ -35,6 +35,8 @@ class _Tile:
 
 def thumbnail(rgba: np.ndarray) -> np.ndarray:
     """A photo uint8 [H, W, 4] in at most 960 x 960 pixels, uint8 [h, w, 4]; the colours of what the mask leaves out stay."""
+    step = max(1, max(rgba.shape[:2]) // (2 * LARGEST_PHOTO))  # of a large photo only some pixels are copied
+    rgba = rgba[::step, ::step]
     height, width = rgba.shape[:2]
     scale = min(1, LARGEST_PHOTO / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))

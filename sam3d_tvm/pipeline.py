@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import numpy as np
 import tvm
-from PIL import Image
 
 from sam3d_tvm import __version__, memory
 from sam3d_tvm.artifacts import (
@@ -34,14 +34,16 @@ from sam3d_tvm.artifacts import (
 )
 from sam3d_tvm.checks import Failure, check_size
 from sam3d_tvm.config import PipelineConfig, Sampling
+from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface, TexturedMesh
 from sam3d_tvm.mesh.flexicubes import extract_mesh
 from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.condition_embedder.run import nearest_index
 from sam3d_tvm.notices import say
-from sam3d_tvm.outputs import DECODED, Result, check_formats
+from sam3d_tvm.outputs import DECODED, FORMATS, Result, check_formats
 from sam3d_tvm.overview import thumbnail
-from sam3d_tvm.photo import images
+from sam3d_tvm.photo import images, pointmaps
+from sam3d_tvm.photo.images import Picture
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.pose import decode_pose
 from sam3d_tvm.sampler import Guidance, Step
@@ -49,8 +51,11 @@ from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.structure import STAGES, Structure, differences
 
 POINTMAPS = ("pointmap", "rgb_pointmap")
+OVERLAP = (
+    "several masks without a point map: nothing tells where the objects are, and they lie over one another in a scene; give "
+    "a point map or depth (--pointmap, --depth)"
+)
 GIVEN = ("image", "mask", "pointmap")
-Picture = str | os.PathLike | np.ndarray | Image.Image
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,28 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 OnPart = Callable[[Result], Any]
+Options = ParamSpec("Options")
 
 
 def of_object(on_progress: OnProgress, number: int) -> OnProgress:
     """What is told of the stages of one of several objects."""
     return lambda progress: on_progress(replace(progress, stage=f"object {number}: {progress.stage}"))
+
+
+def _to_the_end(steps: Callable[Options, Generator[Any, None, Result]]) -> Callable[Options, Result]:
+    """What takes the same arguments, and goes through all steps."""
+
+    @wraps(steps)
+    def generate(*args: Options.args, **options: Options.kwargs) -> Result:
+        going = steps(*args, **options)
+        while True:
+            try:
+                next(going)
+            except StopIteration as end:
+                return end.value
+
+    generate.__name__, generate.__qualname__ = "generate", "Pipeline.generate"
+    return generate
 
 
 class Pipeline:
@@ -135,77 +157,17 @@ class Pipeline:
         """A pipeline that was compiled before; needs neither checkpoint nor torch. ValueError as `Artifacts`."""
         return cls(Artifacts(folder))
 
-    def generate(
-        self,
-        image: Picture,
-        mask: Picture | None = None,
-        *,
-        pointmap: str | os.PathLike | np.ndarray | None = None,
-        seed: int = 42,
-        steps: int | None = None,
-        slat_steps: int | None = None,
-        guidance: float | None = None,
-        slat_guidance: float | None = None,
-        shortcut: bool = False,
-        formats: Sequence[str] = ("ply", "glb"),
-        stage1_only: bool = False,
-        max_memory: int | None = None,
-        structure: str | os.PathLike | Structure | None = None,
-        resume: str | os.PathLike | Structure | None = None,
-        on_progress: OnProgress = lambda progress: None,
-        on_part: OnPart = lambda result: None,
-    ) -> Result:
-        """One object from a photo.
-
-        image, mask: files, arrays or Pillow images, see `images`; without a mask the image's alpha channel is it. pointmap: a
-        position in space for each pixel, floats [H, W, 3] or [3, H, W] or a file of such, in the convention of PyTorch3D's
-        cameras (x left, y up, z away); without one the pose is in units of the object, and the structure sees no crop.
-
-        seed: of the noise. steps, guidance: of the structure, slat_steps, slat_guidance: of the structured latents, which
-        default to the same steps, and all else to the checkpoint's values. shortcut: a structure in few steps, without
-        guidance. formats: what the result is for, a part of `outputs.FORMATS`: only what they need is decoded. stage1_only:
-        voxels and pose alone. max_memory: bytes.
-
-        structure: what another run came to, or its structure.safetensors: voxels and pose are taken in place of the first
-        stage, and latents in place of the second generator if this run would come to the same. resume: what an earlier run
-        with these very arguments came to, which is refused if an option differs, but for formats. on_part: told what is known
-        so far after the first stage, after the latents and after each decoder, so that it can be written at once, see
-        `runs.generate_into`, which does all this.
-
-        Equal arguments give equal results. Raises ValueError for arguments that make no sense, before any work is done; if the
-        memory that a stage is estimated to take is above `max_memory`, as soon as that is known: for a typical number of
-        voxels before any work, for the real number after the structure; and, `checks.Failure`, where no voxel is occupied.
-        """
-        steps = self.steps(
-            image,
-            mask,
-            pointmap=pointmap,
-            seed=seed,
-            steps=steps,
-            slat_steps=slat_steps,
-            guidance=guidance,
-            slat_guidance=slat_guidance,
-            shortcut=shortcut,
-            formats=formats,
-            stage1_only=stage1_only,
-            max_memory=max_memory,
-            structure=structure,
-            resume=resume,
-            on_progress=on_progress,
-            on_part=on_part,
-        )
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return end.value
-
     def steps(
         self,
         image: Picture,
         mask: Picture | None = None,
         *,
         pointmap: str | os.PathLike | np.ndarray | None = None,
+        pointmap_axes: str = pointmaps.AUTO,
+        depth: Picture | None = None,
+        depth_scale: float | None = None,
+        intrinsics: str | os.PathLike | Sequence[float] | np.ndarray | None = None,
+        mask_upright: bool = False,
         seed: int = 42,
         steps: int | None = None,
         slat_steps: int | None = None,
@@ -213,6 +175,8 @@ class Pipeline:
         slat_guidance: float | None = None,
         shortcut: bool = False,
         formats: Sequence[str] = ("ply", "glb"),
+        triangles: int | None = None,
+        texture_size: int = TEXTURE_SIZE,
         stage1_only: bool = False,
         max_memory: int | None = None,
         structure: str | os.PathLike | Structure | None = None,
@@ -221,11 +185,32 @@ class Pipeline:
         on_part: OnPart = lambda result: None,
         models: "OpenModels | None" = None,
     ) -> Generator[str, None, Result]:
-        """`generate` stage by stage, for who has several objects and opens each model once for all of them: yields the name of
-        the model that the next stage runs, and returns the result. models: where models stay open between stages. ValueError
-        for options that make no sense is raised at once, all else by the stages."""
+        """One object from a photo. `generate` returns it; `steps` is for who has several objects, and opens each model once for
+        all of them: it yields the name of the model that the next stage runs, and returns the object in the end.
+
+        image, mask, mask_upright: files, arrays or Pillow images, see `images.load_photo`; without a mask the image's alpha
+        channel is it. pointmap: a position in space for each pixel, floats [H, W, 3] or [3, H, W] or a file of such, in
+        `pointmap_axes`, which "auto" tells from the points; or depth with intrinsics, see `pointmaps.load_points`. Without them
+        the pose is in units of the object, and the structure sees no crop. What was understood is said by a `notices.Notice`.
+
+        seed: of the noise. steps, guidance: of the structure, slat_steps, slat_guidance: of the structured latents, which
+        default to the same steps, and all else to the checkpoint's values. shortcut: a structure in few steps, without
+        guidance. formats: what the result is for, a part of `outputs.FORMATS`: only what they need is decoded. triangles,
+        texture_size: of meshes and textures when they are written, see `bake.Surface`. stage1_only: voxels and pose alone.
+        max_memory: bytes.
+
+        structure: what another run came to, or its structure.safetensors: voxels and pose are taken in place of the first
+        stage, and latents in place of the second generator if this run would come to the same. resume: what an earlier run
+        with these very arguments came to, which is refused if an option differs, but for formats. on_part: told what is known
+        so far after the first stage, after the latents and after each decoder, so that it can be written at once, see
+        `runs.generate_into`, which does all this. models: where models stay open between stages.
+
+        Equal arguments give equal results. Raises ValueError for arguments that make no sense, before any work is done; if the
+        memory that a stage is estimated to take is above `max_memory`, as soon as that is known: for a typical number of
+        voxels before any work, for the real number after the structure; and, `checks.Failure`, where no voxel is occupied.
+        """
         check_size("seed", seed, 0)
-        wanted = check_formats(formats, self.config.models)
+        wanted, surface = check_formats(formats, self.config.models), Surface(triangles, texture_size)
         begun, resumed = self._structure(structure), self._structure(resume)
         first = _sampling(self.config.ss_sampling, "steps", steps, "guidance", guidance)
         slat = _sampling(
@@ -237,8 +222,11 @@ class Pipeline:
 
         def stages() -> Generator[str, None, Result]:
             nonlocal begun
+            photo = 0 if max_memory is None else memory.of_photo(image, mask, pointmap is not None or depth is not None)
+            self.check_memory(max_memory, voxels, stage1_only, formats, photo)
             run = Run(self.artifacts, on_progress, models=models)
-            inputs = run.inputs(image, mask, pointmap)
+            seen = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics, "mask_upright": mask_upright}
+            inputs = run.inputs(image, mask, pointmap, axes=pointmap_axes, **seen)
             made_with = self._made_with(run.given | {"seed": seed}, first, slat, shortcut)
             if begun is not None:
                 begun, made_with = self._from_structure(begun, made_with)
@@ -271,8 +259,9 @@ class Pipeline:
                 run.seconds,
                 photo=run.photo,
                 random_weights=self.artifacts.random_weights,
-                in_pointmap_units=pointmap is not None,
+                in_pointmap_units=inputs.scale is not None,
                 made_with=made_with,
+                surface=surface,
             )
             on_part(result)
             if stage1_only:
@@ -291,10 +280,14 @@ class Pipeline:
                 yield name
                 decoded = run.gaussians(name, coords, feats) if name in GAUSSIAN_DECODERS else run.mesh(coords, feats)
                 result = replace(result, **{DECODED[name]: decoded})
+                if any(FORMATS[other].textured and result.has_all([other]) for other in formats) and result.baked is None:
+                    run.texture(result)
                 on_part(result)
             return result
 
         return stages()
+
+    generate = _to_the_end(steps)
 
     def _made_with(
         self, given: Mapping[str, Any], first: Sampling, slat: Sampling, shortcut: bool
@@ -354,10 +347,15 @@ class Pipeline:
         return found
 
     def generate_scene(self, image: Picture, masks: Sequence[Picture], **options) -> list[Result]:
-        """The objects of several masks, each as `generate` makes it, with poses in one scene if there is a point map."""
+        """The objects of several masks, each as `generate` makes it, with poses in one scene if there is a point map.
+
+        Without one a `notices.Notice` says that they lie over one another. `images.split_labels` makes masks of labels.
+        """
         if isinstance(masks, (str, os.PathLike)) or len(masks) < 1:
             raise ValueError(f"masks: expected a list of at least one, given {masks!r}")
         on_progress = options.pop("on_progress", lambda progress: None)
+        if len(masks) > 1 and not has_points(options):
+            say(OVERLAP)
         results = []
         for number, mask in enumerate(masks, 1):
             tell = of_object(on_progress, number) if len(masks) > 1 else on_progress
@@ -370,29 +368,30 @@ class Pipeline:
         voxels: int = memory.TYPICAL_VOXELS,
         stage1_only: bool = False,
         formats: Sequence[str] | None = None,
+        photo: int = 0,
     ) -> dict[str, int]:
         """The bytes that each stage is estimated to take at its peak, for so many voxels. `formats`: those that are decoded,
-        by default all."""
+        by default all. `photo`: what the photo takes, if that is to be a stage, "image", too."""
         check_size("voxels", voxels, 0)
         weights = {name: self.artifacts.weight_bytes(name) for name in self.config.models}
         found = memory.estimate(self.config, weights, voxels, stage1_only)
         idle = set() if formats is None else set(DECODED) - check_formats(formats, self.config.models)
-        return {name: value for name, value in found.items() if name not in idle}
+        first = {memory.IMAGE: photo} if photo else {}
+        return first | {name: value for name, value in found.items() if name not in idle}
 
     def check_memory(
-        self, max_memory: int | None, voxels: int, stage1_only: bool = False, formats: Sequence[str] | None = None
+        self,
+        max_memory: int | None,
+        voxels: int,
+        stage1_only: bool = False,
+        formats: Sequence[str] | None = None,
+        photo: int = 0,
     ) -> None:
         """ValueError with the estimate if a stage is estimated to take more than `max_memory` bytes."""
         if max_memory is None:
             return
-        check_size("max_memory", max_memory, 1)
-        found = self.memory(voxels, stage1_only, formats)
-        worst = max(found, key=found.__getitem__)
-        if found[worst] > max_memory:
-            raise ValueError(
-                f"max_memory: expected at least {found[worst] / 2**30:.2f} GiB, which {worst} is estimated to take for "
-                f"{voxels:,} voxels, given {max_memory / 2**30:.2f} GiB"
-            )
+        found = self.memory(voxels, stage1_only, formats, photo)
+        memory.check(found, max_memory, f"for {voxels:,} voxels")
 
 
 class OpenModels:
@@ -457,15 +456,26 @@ class Run:
         yield models[name]
         models.let_go()
 
-    def inputs(self, image: Picture, mask: Picture | None, pointmap: Any) -> Preprocessed:
+    def inputs(
+        self,
+        image: Picture,
+        mask: Picture | None,
+        pointmap: Any,
+        *,
+        axes: str = "pytorch3d",
+        mask_upright: bool = False,
+        **depth: Any,
+    ) -> Preprocessed:
+        """What the generators see. `axes`: those of the point map, as upstream has them, or "auto". `depth`: depth, depth_scale
+        and intrinsics of `pointmaps.load_points`."""
         with self._stage("image"):
-            rgba = _rgba(image, mask)
+            photo = images.load_photo(image, mask, mask_upright)
+            rgba = photo.rgba
             self.given = {"image": _sha256(rgba[..., :3]), "mask": _sha256(rgba[..., 3]), "pointmap": None}
             self.photo = thumbnail(rgba)
             options = self.config.preprocessing
+            pointmap = pointmaps.load_points(pointmap, axes, **depth, size=photo.size, orientation=photo.orientation)
             if pointmap is not None:
-                pointmap = images.load_pointmap(pointmap) if isinstance(pointmap, (str, os.PathLike)) else pointmap
-                pointmap = images.as_pointmap(pointmap)
                 self.given["pointmap"] = _sha256(pointmap)
                 pointmap = _over_pixels(pointmap, rgba.shape[:2])
                 if options.clip_pointmap_beyond_scale is not None:
@@ -512,6 +522,10 @@ class Run:
             offsets = self.artifacts.offset_perturbation[name]
             return Gaussians.from_features(coords, raw, decoder.config.resolution, decoder.config.representation, offsets)
 
+    def texture(self, result: Result) -> TexturedMesh:
+        with self._stage("texture"):
+            return result.textured
+
     def mesh(self, coords: np.ndarray, feats: np.ndarray) -> Mesh:
         with self._stage("mesh"), self._model("slat_decoder_mesh") as decoder:
             features, fine = decoder(coords, feats)
@@ -530,6 +544,11 @@ def _sha256(array: np.ndarray) -> str:
 def _digest(value: Any) -> str:
     """Of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def has_points(options: Mapping[str, Any]) -> bool:
+    """Whether options of `Pipeline.generate` have what puts objects into one scene."""
+    return any(options.get(name) is not None for name in ("pointmap", "depth"))
 
 
 def denormalised(feats: np.ndarray, config: PipelineConfig) -> np.ndarray:
@@ -551,16 +570,6 @@ def _over_pixels(pointmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A point map [3, h, w] with a point for every pixel of a picture (H, W), the nearest one."""
     rows, columns = (nearest_index(old, new) for old, new in zip(pointmap.shape[1:], size, strict=True))
     return pointmap if pointmap.shape[1:] == size else pointmap[:, rows[:, None], columns]
-
-
-def _rgba(image: Picture, mask: Picture | None) -> np.ndarray:
-    """uint8 [H, W, 4] of files, arrays or Pillow images."""
-    if isinstance(image, (str, os.PathLike)) and (mask is None or isinstance(mask, (str, os.PathLike))):
-        return images.load_rgba(image, mask)
-    image = images.load_image(image) if isinstance(image, (str, os.PathLike)) else image
-    if isinstance(mask, (str, os.PathLike)):
-        mask = images.load_mask(mask)
-    return images.as_rgba(image, mask)
 
 
 def _sampling(default: Sampling, steps_name: str, steps: int | None, strength_name: str, strength: float | None) -> Sampling:

@@ -2,7 +2,7 @@
 
     {"format": 1,
      "objects": ["object_1", ...],       folders below, of the objects of a scene, with a run.json of their own
-     "files": {"splat.ply": {"bytes": 1234, "sha256": "...", "of": "..."}, ...}}
+     "files": {"splat.ply": {"bytes": 1234, "sha256": "...", "of": "..."}, ...}}   "with": [files that belong to it]
 
 So a run that is taken up again knows what is whole, and a new run what an earlier one left: that is removed when the first new
 file is written, and nothing else ever is. A file that was changed since is not the run's any more.
@@ -44,9 +44,10 @@ class RunFolder:
     def has(self, name: str, of: str = "") -> bool:
         """Whether a run that is taken up again wrote the file of that name, of this, and it is as it was."""
         entry = self._files.get(name)
-        if entry is None or entry["of"] != of:
-            return False
-        if name not in self._verified and _is_whole(self.folder / name, entry):
+        return entry is not None and entry["of"] == of and all(self._is_as_it_was(file) for file in (name, *entry["with"]))
+
+    def _is_as_it_was(self, name: str) -> bool:
+        if name not in self._verified and name in self._files and _is_whole(self.folder / name, self._files[name]):
             self._verified.add(name)
         return name in self._verified
 
@@ -56,15 +57,18 @@ class RunFolder:
         below = {name: list(_read(self.folder / name)["files"]) for name in self._objects}
         return {"": list(self._files), **below}
 
-    def write(self, name: str, write: Callable[[Path], None], of: str = "") -> Path:
+    def write(self, name: str, write: Callable[[Path], None], of: str = "", others: Sequence[str] = ()) -> Path:
         """The path of the file, which `write(path)` has written, whole or not at all; kept if it is there. `of`: what decides
-        what it holds, beside what the whole run is of."""
+        what it holds, beside what the whole run is of. `others`: files that are written with it, if it needs them."""
         path = self.folder / name
         if not self.has(name, of):
             self._begin()
             write(path)
-            self._files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path), "of": of}
-            self._verified.add(name)
+            there = [other for other in others if (self.folder / other).is_file()]
+            for file in (*there, name):
+                entry = {"bytes": (self.folder / file).stat().st_size, "sha256": _sha256(self.folder / file), "of": of}
+                self._files[file] = entry | {"with": there if file == name else []}
+                self._verified.add(file)
             self._save()
         return path
 
@@ -75,8 +79,10 @@ class RunFolder:
         return _Below(self, name)
 
     def keep_only(self, names: Sequence[str]) -> None:
-        """Removes what a run that was taken up again wrote and does not need any more: all but the files of these names."""
-        if stale := [name for name in self._files if name not in names]:
+        """Removes what a run that was taken up again wrote and does not need any more: all but the files of these names, and
+        those that belong to them."""
+        kept = {*names, *(other for name in names for other in self._files.get(name, {"with": ()})["with"])}
+        if stale := [name for name in self._files if name not in kept]:
             for name in stale:
                 _remove(self.folder / name, self._files.pop(name))
             self._save()
@@ -174,13 +180,23 @@ def _read(folder: Path) -> dict[str, Any]:
         if value["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT}")
         files = {
-            name: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"]), "of": str(entry["of"])}
+            name: {
+                "bytes": int(entry["bytes"]),
+                "sha256": str(entry["sha256"]),
+                "of": str(entry["of"]),
+                "with": [other for other in map(str, entry["with"]) if _is_plain(other) and other != name],
+            }
             for name, entry in value["files"].items()
-            if name == Path(name).name and name not in ("", "..", RUN)
+            if _is_plain(name)
         }
         return {"files": files, "objects": [name for name in value["objects"] if OBJECT.fullmatch(name)]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"output: expected no {RUN} that this program has not written, given {str(folder / RUN)!r}") from error
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it is the name of a file in the folder, and not of run.json."""
+    return name == Path(name).name and name not in ("", "..", RUN)
 
 
 def _is_whole(path: Path, entry: Mapping[str, Any]) -> bool:

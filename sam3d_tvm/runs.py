@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
+from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import Result, ResultFolder, lacks_scene, write_scene
-from sam3d_tvm.pipeline import OnProgress, Picture, Pipeline, Progress, of_object
+from sam3d_tvm.pipeline import OVERLAP, OnProgress, Picture, Pipeline, Progress, has_points, of_object
 from sam3d_tvm.run_folder import RunFolder, check_writable
 from sam3d_tvm.structure import STRUCTURE
 
@@ -25,7 +27,10 @@ def generate_into(
     formats: Sequence[str] = ("ply", "glb"),
     resume: bool = False,
     from_structure: str | os.PathLike | None = None,
-    scene: bool = True,
+    scene: bool | None = None,
+    names: Sequence[str] | None = None,
+    triangles: int | None = None,
+    texture_size: int = TEXTURE_SIZE,
     on_progress: OnProgress = lambda progress: None,
     **options,
 ) -> tuple[list[Result], list[Path]]:
@@ -33,42 +38,54 @@ def generate_into(
 
     structure.safetensors and pose.json are written after the first stage, latents and the file of each format when they are
     there, pictures and the files of the scene at last. If anything is raised what is written stays. `scene`: whether several
-    objects are also written into one file for each format.
+    objects are also written into one file for each format, by default where a point map or depth says where they are. `names`:
+    what the objects are called in it, in place of their folders' names.
 
     resume: goes on with what an earlier run with the same options wrote to the folder, or begins where there is nothing:
     finished objects and files are kept, and in the end there are the bytes of a run that was not interrupted, with the formats
     of both. Otherwise files that an earlier run left are removed when the first one is written; files that are not, or not any
     more, as a run wrote them never are. from_structure: the structure.safetensors of another run, or the folder of one, whose
-    voxels and poses are taken.
+    voxels and poses are taken. triangles, texture_size: as of `Pipeline.generate`.
 
     Raises ValueError as `Pipeline.generate`, also for a run to be resumed whose options differ; and before any work for
     something in the way of the folder. OSError, with the name of the folder or file, where it cannot be written.
     """
     if isinstance(masks, (str, os.PathLike)):
         raise ValueError(f"masks: expected a list, given {masks!r}")
+    if names is not None and len(names) != max(1, len(masks)):
+        raise ValueError(f"names: expected one an object, {max(1, len(masks))}, given {len(names)}")
     check_writable(folder)
     run, several = RunFolder(folder, resume), len(masks) > 1
+    scene_known = has_points(options)
+    scene = scene_known if scene is None else scene
+    if several and not scene_known:
+        say(OVERLAP if scene else f"{OVERLAP}; no scene_* file is written, unless asked for by --scene (scene=True)")
     results: list[Result] = []
     written: list[Path] = []
 
     def told(number: int) -> OnProgress:
         return of_object(on_progress, number) if several else on_progress
 
-    def generate(number: int, names: Sequence[str], writer: ResultFolder) -> Result:
+    def generate(number: int, wanted: Sequence[str], writer: ResultFolder) -> Result:
         name = f"object_{number}" if several else ""
         result = pipeline.generate(
             image,
             masks[number - 1] if masks else None,
-            formats=names,
+            formats=wanted,
             structure=_file(from_structure, name),
             resume=writer.structure,
             on_progress=told(number),
             on_part=writer,
+            triangles=triangles,
+            texture_size=texture_size,
             **options,
         )
-        return replace(result, name=name or result.name)
+        return replace(result, name=names[number - 1] if names else name or result.name)
 
-    writers = [ResultFolder(run.below(f"object_{n + 1}") if several else run, formats) for n in range(max(1, len(masks)))]
+    surface = Surface(triangles, texture_size)
+    writers = [
+        ResultFolder(run.below(f"object_{n + 1}") if several else run, formats, surface) for n in range(max(1, len(masks)))
+    ]
     for number, writer in enumerate(writers, 1):
         results.append(result := generate(number, writer.lacking, writer))
         told(number)(Progress("pictures", 0, 1))
@@ -77,12 +94,12 @@ def generate_into(
     if not several:
         run.keep_objects([])
         return results, written
-    names = writers[0].formats if scene else []
-    if lacks_scene(run, results, names):
+    scene_formats = writers[0].formats if scene else []
+    if lacks_scene(run, results, scene_formats):
         for number, writer in enumerate(writers, 1):
-            if not results[number - 1].has_all(names):  # files of it were kept: decoded again, from its latents
-                results[number - 1] = generate(number, names, writer)
-    return results, written + write_scene(run, results, names)
+            if not results[number - 1].has_all(scene_formats):  # files of it were kept: decoded again, from its latents
+                results[number - 1] = generate(number, scene_formats, writer)
+    return results, written + write_scene(run, results, scene_formats)
 
 
 def is_begun(folder: str | os.PathLike) -> bool:

@@ -22,7 +22,8 @@ from sam3d_tvm.pose import Pose
 from sparse_ops.deploy.files import save_safetensors
 
 STRUCTURE = "structure.safetensors"
-STAGES = ("structure", "latents", "decoders")  # those of `made_with`, each a table of options by name
+DECODERS = "decoders"
+STAGES = ("structure", "latents", DECODERS)  # those of `made_with`, each a table of options by name
 GREATEST_RESOLUTION = 1024
 GREATEST_OPTIONS = 1 << 20  # characters
 POSE = {"rotation": 4, "translation": 3, "scale": 3}
@@ -90,11 +91,13 @@ class Structure:
 
 
 def differences(ours: Mapping[str, Mapping[str, Any]], theirs: Mapping[str, Mapping[str, Any]], stages: Sequence[str]) -> str:
-    """What differs in the options of two runs, in words: each option, what it was for theirs, and what it is for ours."""
+    """What differs in the options of two runs, in words: each option, what it was for theirs, and what it is for ours. Of
+    decoders, of which one run may have more, those that both have."""
     found: dict[str, None] = {}  # each once, in order
     for stage in stages:
         ours_here, theirs_here = ours.get(stage, {}), theirs.get(stage, {})
-        for name in {**ours_here, **theirs_here}:
+        both = [name for name in ours_here if name in theirs_here]
+        for name in both if stage == DECODERS else {**ours_here, **theirs_here}:
             if (given := ours_here.get(name)) != (made := theirs_here.get(name)):
                 found[f"{name} {_word(made)}, given {_word(given)}"] = None
     return "; ".join(found)

@@ -26,7 +26,7 @@ PICTURES = frozenset(  # suffixes: a file of another one is no photo
     f".{name}" for name in ("png", "jpg", "jpeg", "jpe", "webp", "tif", "tiff", "bmp", "gif", "ppm", "pgm", "pbm", "jp2", "j2k")
 ) | {".heic", ".heif", ".avif"}
 MASK_ARRAYS = frozenset({".npy"})
-POINTMAPS = frozenset({".npy", ".npz", ".pt"})
+POINTMAPS = frozenset({".npy", ".npz", ".pt", ".pth"})
 COLUMNS = ("photo", "mask", "pointmap", "seed", "name")
 LONGEST_NAME = 200  # bytes of a part of a name, as most file systems take 255 and files beside it have longer names
 

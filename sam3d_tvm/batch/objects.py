@@ -11,6 +11,7 @@ from typing import Any
 from sam3d_tvm.batch.report import THUMBNAIL
 from sam3d_tvm.batch.tasks import OK, Event, Row, Task, failed
 from sam3d_tvm.memory import TYPICAL_VOXELS
+from sam3d_tvm.mesh.bake import Surface
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.notices import heard_by
 from sam3d_tvm.outputs import DECODED, Result, ResultFolder, check_formats
@@ -95,7 +96,7 @@ def _steps(pipeline: Pipeline, task: Task, options: Mapping[str, Any], models: O
     """The stages of a task: yields the model that the next one runs, and returns the row. What an earlier run has written is
     gone on from, and kept."""
     job, run = task.job, RunFolder(task.folder, resume=True)
-    writer = ResultFolder(run, options["formats"])
+    writer = ResultFolder(run, options["formats"], Surface(options["triangles"], options["texture_size"]))
 
     def write(result: Result) -> None:
         with _writing():

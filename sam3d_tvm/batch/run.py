@@ -23,6 +23,7 @@ from sam3d_tvm.batch.report import PAGE, RESULTS, SECONDS, THUMBNAIL, VIEWS, VOX
 from sam3d_tvm.batch.tasks import OK, Event, Row, Task, failed
 from sam3d_tvm.fingerprint import fingerprint
 from sam3d_tvm.lock import locked
+from sam3d_tvm.mesh.bake import TEXTURE_SIZE
 from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import FORMATS, POSE
 from sam3d_tvm.pipeline import OnProgress, Pipeline, Progress
@@ -31,6 +32,8 @@ from sam3d_tvm.structure import STRUCTURE
 from sparse_ops.deploy.files import write_bytes
 
 RECORD, LOCK = "record.json", ".lock"
+DEFAULTS = {"seed": 42, "formats": ("ply", "glb"), "stage1_only": False, "max_memory": None}
+DEFAULTS |= {"triangles": None, "texture_size": TEXTURE_SIZE}
 BLOCK = 1 << 20
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)  # of files that were being written when a process died
 RESERVED = frozenset(
@@ -73,7 +76,7 @@ def run_batch(
     Raises ValueError for options that make no sense, and OSError where nothing can be written, both before any work; and
     OSError, with the name of the file, when that comes later, on a full disk: the next run keeps what is written by then.
     """
-    options = {"seed": 42, "formats": ("ply", "glb"), "stage1_only": False, "max_memory": None} | options
+    options = DEFAULTS | options
     pipeline.steps("", **options)  # says what makes no sense for any object
     output, each, over = Path(output), stages(pipeline, options), {}
     check_writable(output)

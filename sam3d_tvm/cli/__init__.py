@@ -3,6 +3,8 @@
 Only what every command needs is imported here; TVM is imported by the commands, after `--threads` has been looked at.
 """
 
+import re
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -10,8 +12,9 @@ import typer
 
 from sam3d_tvm import console as shown
 from sam3d_tvm.cli import batch, bench, compile, generate, info, validate, view
-from sam3d_tvm.cli.options import BAD_OPTIONS, FAILED, STOPPED
+from sam3d_tvm.cli.options import BAD_OPTIONS, EXAMPLES, FAILED, STOPPED
 
+LABELS = re.compile(r"all|#?[0-9a-fA-F]+(,#?[0-9a-fA-F]+)*")
 USAGE_ERROR = typer.BadParameter.__base__  # click's, of which newer versions of typer bring a copy of their own
 
 app = typer.Typer(
@@ -31,7 +34,7 @@ COMMANDS = {
     "info": info.info,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, epilog=EXAMPLES.get(name))(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -53,14 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code: 0, or 2 for options that make no sense, 1 for what went wrong later."""
     with shown.steady_streams():
         try:
-            code = app(args=None if argv is None else list(argv), prog_name="sam3d-tvm", standalone_mode=False)
+            code = app(
+                args=_with_all_labels(sys.argv[1:] if argv is None else argv), prog_name="sam3d-tvm", standalone_mode=False
+            )
         except USAGE_ERROR as error:
             return _fail(error.format_message(), BAD_OPTIONS)
         except ValueError as error:
             from sam3d_tvm.checks import Failure
 
             return _fail(str(error), FAILED if isinstance(error, Failure) else BAD_OPTIONS)
-        except BrokenPipeError:  # nobody reads the help, or what is printed at the end
+        except (BrokenPipeError, SystemExit):  # nobody reads the help: rich says so by the latter
             return 0
         except OSError as error:
             return _fail(str(error), FAILED)
@@ -69,6 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code == STOPPED:
             return _fail("stopped", STOPPED)
         return code if isinstance(code, int) else 0
+
+
+def _with_all_labels(argv: Sequence[str]) -> list[str]:
+    """Arguments in which `--labels` without labels behind it stands for all: what follows may be a file."""
+    found = list(argv)
+    for index, argument in enumerate(found):
+        if argument == "--labels" and not LABELS.fullmatch(found[index + 1] if index + 1 < len(found) else ""):
+            found[index] = f"--labels={generate.ALL_LABELS}"
+    return found
 
 
 def _fail(message: str, code: int) -> int:

@@ -12,8 +12,10 @@ from sam3d_tvm.cli.options import (
     Checkpoint,
     Formats,
     Guidance,
+    MaskUpright,
     MaxMemory,
     Output,
+    PointmapAxes,
     Precision,
     Preset,
     Seed,
@@ -22,7 +24,9 @@ from sam3d_tvm.cli.options import (
     SlatSteps,
     StageOneOnly,
     Steps,
+    TextureSize,
     Threads,
+    Triangles,
     Verbose,
     as_bytes,
     begin,
@@ -46,6 +50,8 @@ def batch(
     checkpoint: Checkpoint = None,
     artifacts: Artifacts = None,
     preset: Preset = None,
+    mask_upright: MaskUpright = False,
+    pointmap_axes: PointmapAxes = "auto",
     seed: Seed = 42,
     steps: Steps = None,
     slat_steps: SlatSteps = None,
@@ -53,6 +59,8 @@ def batch(
     slat_guidance: SlatGuidance = None,
     shortcut: Shortcut = False,
     formats: Formats = "ply,glb",
+    triangles: Triangles = None,
+    texture_size: TextureSize = None,
     stage1_only: StageOneOnly = False,
     precision: Precision = None,
     threads: Threads = None,
@@ -77,12 +85,14 @@ def batch(
         from sam3d_tvm.batch.jobs import read_jobs
         from sam3d_tvm.batch.run import in_this_process, run_batch
         from sam3d_tvm.batch.tasks import Row
+        from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
         from sam3d_tvm.run_folder import check_writable
 
         # What is wrong with the input, or with the folder, is said before models are compiled.
         check_formats(names)
+        surface = Surface(triangles, TEXTURE_SIZE if texture_size is None else texture_size)
         jobs = read_jobs(csv or photos, output, is_table=csv is not None)
         if jobs.ignored:
             say(f"passed over, as they are no pictures: {', '.join(jobs.ignored)}")
@@ -104,6 +114,8 @@ def batch(
             runner=runner,
             on_row=show,
             on_progress=lambda progress: tell(progress.stage, progress.done, progress.total),
+            mask_upright=mask_upright,
+            pointmap_axes=pointmap_axes,
             seed=seed,
             steps=steps,
             slat_steps=slat_steps,
@@ -111,6 +123,8 @@ def batch(
             slat_guidance=slat_guidance,
             shortcut=shortcut,
             formats=names,
+            triangles=surface.triangles,
+            texture_size=surface.texture_size,
             stage1_only=stage1_only,
             max_memory=limit,
         )

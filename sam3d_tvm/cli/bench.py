@@ -14,7 +14,7 @@ def bench(
     preset: Preset = None,
     precision: Precision = None,
     own_voxels: Annotated[
-        bool, typer.Option("--own-voxels", help="Those that the structure comes to, in place of a nut of 19,072.")
+        bool, typer.Option("--own-voxels", help="Voxels that the structure comes to, in place of a nut of 19,072.")
     ] = False,
     json: Json = False,
     threads: Threads = None,

@@ -11,7 +11,10 @@ from sam3d_tvm.cli.options import Precision, Preset, Threads, Verbose, begin, ch
 
 def compile_(
     checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint folder with pipeline.yaml, as published.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the compiled models.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the compiled models.", show_default="one in the user's cache"),
+    ] = None,
     preset: Preset = None,
     precision: Precision = None,
     threads: Threads = None,

@@ -9,50 +9,98 @@ from sam3d_tvm import console as shown
 from sam3d_tvm.cli.options import (
     Artifacts,
     Checkpoint,
+    Formats,
+    Guidance,
+    MaskUpright,
+    MaxMemory,
     OptionalOutput,
     Output,
+    PointmapAxes,
     Precision,
     Preset,
+    Seed,
+    Shortcut,
+    SlatGuidance,
+    SlatSteps,
+    StageOneOnly,
+    Steps,
+    TextureSize,
     Threads,
+    Triangles,
     Verbose,
     as_bytes,
     begin,
     open_pipeline,
 )
 
+ALL_LABELS = "all"
+
 
 def generate(
-    image: Annotated[Path, typer.Argument(help="A photo: PNG, JPEG, ...; its alpha channel is the mask if none is given.")],
-    masks: Annotated[list[Path] | None, typer.Argument(help="A mask for each object, of the photo's size.")] = None,
+    image: Annotated[
+        Path, typer.Argument(help="A photo: PNG, JPEG, HEIC, AVIF, ...; its alpha channel is the mask if none is given.")
+    ],
+    masks: Annotated[
+        list[Path] | None,
+        typer.Argument(help="A mask for each object, of the photo's size: 0 outside, any one value inside, or soft edges."),
+    ] = None,
     output: OptionalOutput = None,
     checkpoint: Checkpoint = None,
     artifacts: Artifacts = None,
     preset: Preset = None,
-    pointmap: Annotated[Path | None, typer.Option(help="A position in space for each pixel, .npy or .npz.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 42,
-    steps: Annotated[int | None, typer.Option(help="Of both generators; by default what the checkpoint says.")] = None,
-    slat_steps: Annotated[int | None, typer.Option(help="Of the structured latents alone.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Strength for the structure.")] = None,
-    slat_guidance: Annotated[float | None, typer.Option(help="Strength for the structured latents.")] = None,
-    shortcut: Annotated[bool, typer.Option("--shortcut", help="A structure in few steps, without guidance.")] = False,
-    formats: Annotated[
-        str,
-        typer.Option(help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl."),
-    ] = "ply,glb",
-    stage1_only: Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone.")] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABELS",
+            help="The mask is a picture of labels, an object each: those named, as 3,7, or all if none are.",
+        ),
+    ] = None,
+    mask_upright: MaskUpright = False,
+    pointmap: Annotated[
+        Path | None, typer.Option(help="A position in space for each pixel: .npy, .npz, .pt; unknown where NaN or 0, 0, 0.")
+    ] = None,
+    pointmap_axes: PointmapAxes = "auto",
+    depth: Annotated[
+        Path | None, typer.Option(help="Depth for each pixel in place of a point map: .png of 16 bits, .tiff, .npy, .npz, .pt.")
+    ] = None,
+    depth_scale: Annotated[
+        float | None, typer.Option(help="Units of depth in a metre, above 0.", show_default="1000 for integers, 1 for floats")
+    ] = None,
+    intrinsics: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the depth's camera: fx,fy,cx,cy in its pixels, or a file of them or of a 3x3 matrix.",
+            show_default="those in the file of the depth",
+        ),
+    ] = None,
+    scene: Annotated[
+        bool,
+        typer.Option("--scene", help="Write several objects into scene_* files even without a point map or depth."),
+    ] = False,
+    seed: Seed = 42,
+    steps: Steps = None,
+    slat_steps: SlatSteps = None,
+    guidance: Guidance = None,
+    slat_guidance: SlatGuidance = None,
+    shortcut: Shortcut = False,
+    formats: Formats = "ply,glb",
+    triangles: Triangles = None,
+    texture_size: TextureSize = None,
+    stage1_only: StageOneOnly = False,
     precision: Precision = None,
     threads: Threads = None,
-    max_memory: Annotated[str | None, typer.Option(help="Refuse what is estimated to take more: 8G, 500M.")] = None,
+    max_memory: MaxMemory = None,
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="The folder of a run with the same options that was interrupted: goes on with it, in place of --output."
+            help="In place of --output: the folder of a run with the same options that was interrupted. What is there is kept; "
+            "files come to the same bytes."
         ),
     ] = None,
     from_structure: Annotated[
         Path | None,
         typer.Option(
-            help="structure.safetensors of another run, or its folder: its voxels and pose, in place of the first stage."
+            help="structure.safetensors of another run, or its folder: its voxels and pose in place of the first stage."
         ),
     ] = None,
     verbose: Verbose = False,
@@ -66,21 +114,30 @@ def generate(
     output = _folder(output, resume)
     console = shown.output()
     with shown.without_warnings(verbose), shown.bars() as tell:
+        from sam3d_tvm import memory
         from sam3d_tvm.checks import check_size
+        from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
-        from sam3d_tvm.photo.images import load_pointmap, load_rgba
+        from sam3d_tvm.photo.images import load_photo
+        from sam3d_tvm.photo.pointmaps import load_points
         from sam3d_tvm.run_folder import RunFolder, check_writable
         from sam3d_tvm.runs import generate_into, is_begun
 
         # What is wrong with the input, or with the folder, is said before models are compiled.
         check_formats(names)
+        surface = Surface(triangles, TEXTURE_SIZE if texture_size is None else texture_size)
         for name, value, least in (("seed", seed, 0), ("steps", steps, 1), ("slat_steps", slat_steps, 1)):
             check_size(name, least if value is None else value, least)
-        for mask in masks or [None]:
-            load_rgba(image, mask)
-        if pointmap is not None:
-            load_pointmap(pointmap)
+        for mask in () if limit is None else masks or [None]:
+            with_points = pointmap is not None or depth is not None
+            memory.check({memory.IMAGE: memory.of_photo(image, mask, with_points)}, limit, "")
+        given, objects = (list(masks or []), None) if labels is None else _labelled(image, masks, labels, mask_upright)
+        for mask in given or [None]:
+            photo = load_photo(image, mask, mask_upright)
+        points = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics}
+        load_points(pointmap, pointmap_axes, **points, size=photo.size, orientation=photo.orientation)
+        del photo
         check_writable(output)
         RunFolder(output)
         if resume is not None and not is_begun(resume):
@@ -91,17 +148,24 @@ def generate(
                 pipeline,
                 output,
                 image,
-                masks or [],
+                given,
                 formats=names,
+                scene=scene or None,
+                names=objects,
                 resume=resume is not None,
                 from_structure=from_structure,
                 pointmap=pointmap,
+                pointmap_axes=pointmap_axes,
+                **points,
+                mask_upright=mask_upright,
                 seed=seed,
                 steps=steps,
                 slat_steps=slat_steps,
                 guidance=guidance,
                 slat_guidance=slat_guidance,
                 shortcut=shortcut,
+                triangles=surface.triangles,
+                texture_size=surface.texture_size,
                 stage1_only=stage1_only,
                 max_memory=limit,
                 on_progress=lambda progress: tell(progress.stage, progress.done, progress.total),
@@ -122,6 +186,20 @@ def generate(
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _labelled(image: Path, masks: list[Path] | None, labels: str, mask_upright: bool) -> tuple[list, list[str]]:
+    """A mask for each label of the only mask, as arrays, and what the objects are called."""
+    from sam3d_tvm.notices import say
+    from sam3d_tvm.photo.images import split_labels
+
+    if len(masks or ()) != 1:
+        raise ValueError(f"labels: expected one mask, a picture of labels, given {len(masks or ())}")
+    wanted = None if labels == ALL_LABELS else [label.strip() for label in labels.split(",")]
+    found = split_labels(masks[0], wanted, image, mask_upright)
+    names = [f"label_{label}" for label, _ in found]
+    say(f"labels: {', '.join(f'object {number} is {name}' for number, name in enumerate(names, 1))}")
+    return [mask for _, mask in found], names
+
+
 def _folder(output: Path | None, resume: Path | None) -> Path:
     """Where results go. ValueError if both are given and differ."""
     if resume is None:
@@ -136,12 +214,17 @@ def _summary(result) -> str:
     if result.gaussians is not None:
         parts.append(f"{len(result.gaussians):,} Gaussians")
     if result.mesh is not None:
-        watertight = "" if result.mesh.is_watertight else "not "
-        parts.append(f"a mesh of {len(result.mesh.faces):,} triangles, {watertight}watertight")
+        parts.append(_described("a mesh", result.written_mesh))
+    if result.baked is not None:
+        parts.append(_described("with a texture", result.baked.mesh))
     return ", ".join(parts)
 
 
-def demo(output: Output = Path("out/demo"), seed: Annotated[int, typer.Option(help="Of the noise.")] = 42) -> None:
+def _described(what: str, mesh) -> str:
+    return f"{what} of {len(mesh.faces):,} triangles, {'' if mesh.is_watertight else 'not '}watertight"
+
+
+def demo(output: Output = Path("out/demo"), seed: Annotated[int, typer.Option(help="Of the noise, from 0.")] = 42) -> None:
     """Everything at a tiny size, with random weights, on a photo that comes along: a cup of coffee.
 
     The pictures show what a splat and a mesh look like, not a model's skill. The first run compiles, which takes minutes.

@@ -12,31 +12,100 @@ from sam3d_tvm.tvm_without_torch import import_tvm
 BAD_OPTIONS, FAILED, STOPPED = 2, 1, 130  # exit codes
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
-OptionalOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.  [default: out]")]
+EXAMPLES = {
+    "generate": "Example: sam3d-tvm generate photo.jpg mask.png --checkpoint checkpoints/hf -o out --formats ply,glb",
+    "batch": "Example: sam3d-tvm batch photos -o out --checkpoint checkpoints/hf --max-memory 16G",
+    "compile": "Example: sam3d-tvm compile checkpoints/hf -o artifacts",
+    "view": "Example: sam3d-tvm view out/splat.ply",
+    "info": "Example: sam3d-tvm info artifacts",
+    "validate": "Example: sam3d-tvm validate --component dinov2",
+}
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if it is not there.")]
+OptionalOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the results.", show_default="out")]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(help="Checkpoint as published: its folder, the download's root, or pipeline.yaml.", envvar="SAM3D_CHECKPOINT"),
 ]
 Artifacts = Annotated[
-    Path | None, typer.Option(help="Folder of the compiled models; alone, what was compiled before.", envvar="SAM3D_ARTIFACTS")
+    Path | None,
+    typer.Option(
+        help="Folder of the compiled models; by default one in the user's cache. Without --checkpoint and --preset: a folder "
+        "that was compiled before.",
+        envvar="SAM3D_ARTIFACTS",
+    ),
 ]
-Preset = Annotated[str | None, typer.Option(help="Random weights in place of a checkpoint: tiny or full.")]
-Precision = Annotated[str | None, typer.Option(help="float32, which is the default, or bfloat16 or float16 inside the models.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; by default all cores.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show estimates, times of all stages, and warnings.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="Random weights in place of a checkpoint: tiny (seconds, MBs) or full (the real sizes, many GBs)."),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Inside the models: float32, bfloat16 or float16.", show_default="float32, or that of --artifacts"),
+]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads, at least 1.", show_default="all cores that the process may use")
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show estimates of memory, times of all stages, and warnings of libraries.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Seed = Annotated[int, typer.Option(help="Of the noise.")]
-Steps = Annotated[int | None, typer.Option(help="Of both generators; by default what the checkpoint says.")]
-SlatSteps = Annotated[int | None, typer.Option(help="Of the structured latents alone.")]
-Guidance = Annotated[float | None, typer.Option(help="Strength for the structure.")]
-SlatGuidance = Annotated[float | None, typer.Option(help="Strength for the structured latents.")]
-Shortcut = Annotated[bool, typer.Option("--shortcut", help="A structure in few steps, without guidance.")]
-Formats = Annotated[
-    str, typer.Option(help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl.")
+
+MaskUpright = Annotated[
+    bool,
+    typer.Option(
+        "--mask-upright",
+        help="A mask without EXIF data was drawn on the photo as it is seen, not on its pixels as they lie in the file, "
+        "where both fit.",
+    ),
 ]
-StageOneOnly = Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone.")]
-MaxMemory = Annotated[str | None, typer.Option(help="Refuse what is estimated to take more: 8G, 500M.")]
+PointmapAxes = Annotated[
+    str,
+    typer.Option(
+        help="auto tells them by signs; pytorch3d: x left, y up, z away; opencv: x right, y down, z away; opengl: x right, "
+        "y up, z towards the viewer."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of the noise, from 0. Equal seeds give equal results.")]
+Steps = Annotated[
+    int | None, typer.Option(help="Steps of both samplers, at least 1.", show_default="the checkpoint's, 25 as published")
+]
+SlatSteps = Annotated[
+    int | None, typer.Option(help="Steps for the structured latents alone, at least 1.", show_default="as --steps")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Strength of guidance for the structure, any number; 0: none.", show_default="the checkpoint's, 7"),
+]
+SlatGuidance = Annotated[
+    float | None, typer.Option(help="The same for the structured latents.", show_default="the checkpoint's, 1")
+]
+Shortcut = Annotated[
+    bool, typer.Option("--shortcut", help="A structure in few steps: give --steps 1 to 4. Guidance is not used.")
+]
+Formats = Annotated[
+    str,
+    typer.Option(
+        help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl, "
+        "textured.glb, textured.obj."
+    ),
+]
+Triangles = Annotated[
+    int | None,
+    typer.Option(
+        help="The most triangles of meshes, at least 4.", show_default="20,000 with a texture, else as many as there are"
+    ),
+]
+TextureSize = Annotated[int | None, typer.Option(help="Pixels of a texture along each side, 16 to 8192.", show_default="1024")]
+StageOneOnly = Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone; --resume goes on from there.")]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Refuse what is estimated to take more memory: a number and K, M, G or T, of 1,024 each.",
+        show_default="no limit",
+    ),
+]
 
 
 def open_pipeline(

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from sam3d_tvm import console as shown
-from sam3d_tvm.cli.options import check_folder
 
 
 def view(
@@ -22,6 +21,7 @@ def view(
     """Pictures of a splat, and one HTML file that shows it in any browser, without a network."""
     from sam3d_tvm.checks import check_choice, check_size
     from sam3d_tvm.png import save_png
+    from sam3d_tvm.run_folder import check_writable
     from sam3d_tvm.splat.cameras import orbit_box
     from sam3d_tvm.splat.files import UPWARDS, load_splat
     from sam3d_tvm.splat.picture import contact_sheet, splat_picture
@@ -32,7 +32,7 @@ def view(
     if up is not None:
         check_choice("up", up, UPWARDS)
     folder = splat.parent if output is None else output
-    check_folder(folder)
+    check_writable(folder)
     console = shown.output()
     gaussians = load_splat(splat, None if up is None else UPWARDS[up])
     pictures = []

@@ -1,5 +1,7 @@
 """A picture of a mesh, drawn on the CPU: a depth buffer, and light from over the viewer's left shoulder on flat faces."""
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 
@@ -17,41 +19,58 @@ SHADOW = 0.35  # what a face that is turned away from the light keeps of its col
 
 
 def mesh_picture(
-    mesh: Mesh, camera: Camera, size: int = 400, background: tuple[int, int, int] = (255, 255, 255)
+    mesh: Mesh, camera: Camera, size: int = 400, background: tuple[int, int, int] = (255, 255, 255), light: bool = True
 ) -> Image.Image:
     """An RGB picture of `size` x `size` pixels of a mesh as a camera sees it, in its colours, or grey if it has none.
 
-    Both sides of a face are drawn; faces that are not in front of the camera as a whole are left out. Equal input gives equal
-    bytes. Raises ValueError for a size outside 1 to 2048 and a background that is not three integers from 0 to 255.
+    Both sides of a face are drawn; faces that are not in front of the camera as a whole are left out. Without `light` colours
+    are shown as they are. Equal input gives equal bytes. Raises ValueError for a size outside 1 to 2048 and a background that
+    is not three integers from 0 to 255.
     """
+
+    def shade(faces: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        if mesh.vertex_attributes is None:
+            colors = np.full((len(faces), 3), GREY)
+        else:
+            colors = np.einsum("pv,pvc->pc", inside, mesh.vertex_attributes[mesh.faces[faces], :3])
+        return colors * _light(camera.view(mesh.vertices)[mesh.faces[faces]])[:, None] if light else colors
+
+    return draw_faces(mesh.vertices, mesh.faces, shade, camera, size, background)
+
+
+def draw_faces(
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    shade: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    camera: Camera,
+    size: int,
+    background: tuple[int, int, int],
+) -> Image.Image:
+    """As `mesh_picture`, of vertices [V, 3] and triangles [F, 3] in the colours that `shade` gives, from 0 to 1, [P, 3], for
+    the faces that are seen at samples, [P], and where in them, barycentric [P, 3]."""
     check_size("size", size, 1)
     if size > LARGEST_SIZE:
         raise ValueError(f"size: expected an integer up to {LARGEST_SIZE}, given {size}")
     if np.shape(background) != (3,) or not all(value in range(256) for value in background):
         raise ValueError(f"background: expected three integers from 0 to 255, given {background!r}")
     side = SUPERSAMPLING * size
-    pixels, depth = camera.project(mesh.vertices, side)  # [V, 2], [V]
-    corners = pixels[mesh.faces]  # [F, 3, 2]
+    pixels, depth = camera.project(vertices, side)  # [V, 2], [V]
+    corners = pixels[triangles]  # [F, 3, 2]
     with np.errstate(divide="ignore"):
-        nearness = (1 / depth)[mesh.faces]  # [F, 3]; unlike depth, it changes evenly over the picture
-    seen = _seen_faces(corners, nearness, side)  # [side * side]
+        nearness = (1 / depth)[triangles]  # [F, 3]; unlike depth, it changes evenly over the picture
+    seen = faces_at_samples(corners, nearness, side)  # [side * side]
 
     canvas = np.full((side * side, 3), background, np.uint8)
     shown = np.flatnonzero(seen >= 0)
     faces = seen[shown]
     centres = np.stack([shown % side, shown // side], 1) + 0.5  # [P, 2]
-    inside = _planes(corners[faces] - centres[:, None])[..., 2] * nearness[faces]  # [P, 3], as the mesh is, not the picture
+    inside = planes(corners[faces] - centres[:, None])[..., 2] * nearness[faces]  # [P, 3], as the mesh is, not the picture
     inside /= inside.sum(1, keepdims=True)
-    if mesh.vertex_attributes is None:
-        colors = np.full((len(shown), 3), GREY)
-    else:
-        colors = np.einsum("pv,pvc->pc", inside, mesh.vertex_attributes[mesh.faces[faces], :3])
-    light = _light(camera.view(mesh.vertices)[mesh.faces[faces]])  # [P]
-    canvas[shown] = np.rint(255 * np.clip(colors * light[:, None], 0, 1))
+    canvas[shown] = np.rint(255 * np.clip(shade(faces, inside), 0, 1))
     return Image.fromarray(canvas.reshape(side, side, 3)).resize((size, size), Image.Resampling.BOX)
 
 
-def _seen_faces(corners: np.ndarray, nearness: np.ndarray, side: int) -> np.ndarray:
+def faces_at_samples(corners: np.ndarray, nearness: np.ndarray, side: int) -> np.ndarray:
     """The nearest face at every sample of a canvas, int64 [side * side], -1 where there is none."""
     # Samples first[i] to last[i] of both axes have their centres within the box around the face; NaN, behind, gives no samples.
     first = np.ceil(np.clip(corners.min(1), 0, side) - 0.5)
@@ -70,8 +89,8 @@ def _seen_faces(corners: np.ndarray, nearness: np.ndarray, side: int) -> np.ndar
         together = max(1, BATCH >> width + height)
         for rows in np.split(members, range(together, len(members), together)):
             faces = drawable[rows]
-            planes = _planes(corners[faces] - (first[rows] + 0.5)[:, None])  # [B, 3, 3]
-            weights = planes[..., :2] @ offsets + planes[..., 2:]  # [B, 3, S]
+            along = planes(corners[faces] - (first[rows] + 0.5)[:, None])  # [B, 3, 3]
+            weights = along[..., :2] @ offsets + along[..., 2:]  # [B, 3, S]
             hit = (weights >= EDGE).all(1) & (offsets < extent[rows, :, None]).all(1)  # [B, S]
             face, offset = np.nonzero(hit)
             near = (weights[face, :, offset] * nearness[faces[face]]).sum(1)
@@ -81,15 +100,15 @@ def _seen_faces(corners: np.ndarray, nearness: np.ndarray, side: int) -> np.ndar
     return (best & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
 
 
-def _planes(corners: np.ndarray) -> np.ndarray:
+def planes(corners: np.ndarray) -> np.ndarray:
     """Barycentric coordinates of (right, down) as planes over the picture: float64 [..., 3, 3], a row (by right, by down, at 0)
     for each corner of triangles [..., 3, 2]; NaN for one without area."""
     following, last = np.roll(corners, -1, -2), np.roll(corners, -2, -2)
     slopes = np.stack([following[..., 1] - last[..., 1], last[..., 0] - following[..., 0]], -1)
     at_zero = following[..., 0] * last[..., 1] - following[..., 1] * last[..., 0]
-    planes = np.concatenate([slopes, at_zero[..., None]], -1)
+    found = np.concatenate([slopes, at_zero[..., None]], -1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return planes / at_zero.sum(-1)[..., None, None]
+        return found / at_zero.sum(-1)[..., None, None]
 
 
 def _light(corners: np.ndarray) -> np.ndarray:

@@ -24,6 +24,12 @@ def check_sides(width: int, height: int, name: str) -> None:
         raise ValueError(f"{name}: expected sides of 1 to {MAX_SIDE} pixels, given {width} x {height}")
 
 
+def check_is_file(path: str | os.PathLike) -> None:
+    """ValueError for a pipe, a device or a folder, of which the first two may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("it is no file")
+
+
 def as_array(value, name: str):
     """The array of what has one, as a tensor of torch, and else `value` itself. ValueError where that cannot be had."""
     if isinstance(value, np.ndarray) or not hasattr(value, "__array__"):
@@ -59,6 +65,7 @@ def read_arrays(path: str | os.PathLike, name: str, wanted: Sequence[str]) -> di
     if Path(path).suffix.lower() in (".pt", ".pth"):
         return _of_torch(path, name, wanted)
     try:
+        check_is_file(path)
         with open(path, "rb") as file:
             if file.read(4) != b"PK\x03\x04":
                 file.seek(0)
@@ -112,6 +119,7 @@ def _of_torch(path: str | os.PathLike, name: str, wanted: Sequence[str]) -> dict
     except ImportError as error:
         raise ValueError(f"{name}: torch is needed to read it; save it as .npy, or install the extra torch: {error}") from error
     try:
+        check_is_file(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are damaged, or hold more than tensors
         # Not torch's own words, which tell how to read what is not safe.

@@ -173,18 +173,22 @@ def memory_of_photo(image: Picture, mask: Picture | None = None) -> int:
     return pixels * (4 + max(reading + own, mask_reading + mask_own + 2))  # its values and what is inside
 
 
+def size_of_photo(image: Picture) -> tuple[int, int]:
+    """Width and height, of a file from its header."""
+    return _cost(image, "image")[0]
+
+
 def _cost(picture: Picture, name: str) -> tuple[tuple[int, int], int, int]:
     """Width and height, and for each pixel the bytes that reading takes and those that are in memory before."""
     if isinstance(picture, Image.Image):
         return picture.size, 4, 0
     if not isinstance(picture, (str, os.PathLike)):
-        picture = as_array(picture, name)
-        return (picture.shape[1], picture.shape[0]), 0, 0
+        return _array(picture).shape[1::-1] if name == "image" else (0, 0), 0, 0
     if Path(picture).suffix.lower() in ARRAYS:
         return (0, 0), 8, 0
     with opened(picture, _name(name, picture)) as file:
         check_sides(*file.size, _name(name, picture))
-        return file.size, bytes_to_read(file), 3 if name == "mask" and file.mode not in ("1", "L", "P") else 0
+        return file.size, bytes_to_read(file), 4 if name == "mask" and file.mode not in ("1", "L", "P") else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,6 +268,7 @@ def _size_and_orientation(image: Picture) -> tuple[tuple[int, int], int]:
     """Width and height of a photo as it is seen, and how its file lies."""
     if isinstance(image, (str, os.PathLike)):
         with opened(image, _name("image", image)) as picture:
+            check_sides(*picture.size, _name("image", image))
             size, orientation = picture.size, orientation_of(picture) or UPRIGHT
     elif isinstance(image, Image.Image):
         size, orientation = image.size, orientation_of(image) or UPRIGHT

@@ -115,11 +115,18 @@ def split_plane(plane: Plane, name: str, labels: Sequence[int | str] | None) -> 
                 "soft edges or a photo; name the labels that are meant"
             )
         labels = list(numbers)
-    labels = [str(label).lower().removeprefix("#") if plane.coloured else label for label in labels]
+    labels = [_as_label(label, plane) for label in labels]
     if not labels or len(set(labels)) != len(labels) or not all(label in numbers for label in labels):
         given = ", ".join(map(str, labels)) or "none"
         raise ValueError(f"labels: expected different ones of those in {name}, {_listed(list(numbers))}, given {given}")
     return [(label, (values == numbers[label]) * np.uint8(FULL)) for label in labels]
+
+
+def _as_label(given: int | str, plane: Plane) -> int | str:
+    """What `_label` calls it, of a label that may be text."""
+    if plane.coloured:
+        return str(given).lower().removeprefix("#")
+    return int(given) if isinstance(given, str) and given.isdecimal() else given
 
 
 def _is_coloured(mask) -> bool:
@@ -222,7 +229,8 @@ def _plane_of_colours(colours: np.ndarray, name: str, lossy: bool) -> Plane:
 def _of_colours(name: str, some: Sequence[str], count: int) -> str:
     if count > MAX_LABELS:
         return (
-            f"{name}: expected 0 outside of the object and one value inside, given a picture of {count} colours, as a photo has"
+            f"{name}: expected 0 outside of the object and one value inside, given a picture of more than {MAX_LABELS} "
+            "colours, as a photo or an overlay on it has"
         )
     return (
         f"{name}: expected black outside of the object and one colour inside, given {count} colours: {', '.join(some)}"

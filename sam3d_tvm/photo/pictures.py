@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from sam3d_tvm.photo.arrays import check_sides
+from sam3d_tvm.photo.arrays import check_is_file, check_sides
 from sam3d_tvm.photo.orientation import UPRIGHT
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")  # closed: Pillow opens others with programs
+# Bytes of pixels that a byte of a file may stand for: what deflate reaches, and more than flat pictures of other formats have.
+MAX_EXPANSION, OF_PNG = 4096, 1100
+MAX_EXPANDED = 64 << 20  # bytes of pixels below which that does not count
 HEIC = "HEIC"  # read by pillow-heif, the extra "heif"
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # behind "ftyp" at the file's start
 NARROW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")  # Pillow's modes of 8 bits and less
@@ -26,6 +29,7 @@ def opened(path: str | os.PathLike, name: str) -> Iterator[Image.Image]:
     """The picture of a file whose header alone is read. ValueError for what is none of `FORMATS` or cannot be read."""
     formats = readable_formats()
     try:
+        check_is_file(path)
         with open(path, "rb") as file:
             start = file.read(12)
         heic = start[4:8] == b"ftyp" and start[8:] in HEIC_BRANDS
@@ -38,11 +42,24 @@ def opened(path: str | os.PathLike, name: str) -> Iterator[Image.Image]:
         known = ", ".join((*formats, HEIC))
         raise ValueError(f"{name}: expected a picture as {known}, cannot read it: {error}{hint}") from error
     with picture:
+        _check_expansion(picture, os.path.getsize(path), name)
         yield picture
+
+
+def _check_expansion(picture: Image.Image, size: int, name: str) -> None:
+    """ValueError for a header that promises more pixels than so many bytes of a file hold, before they are allocated."""
+    pixels = picture.width * picture.height
+    promised = pixels // 8 if picture.mode == "1" else pixels * len(picture.getbands())
+    if promised > max(MAX_EXPANDED, (OF_PNG if picture.format == "PNG" else MAX_EXPANSION) * size):
+        raise ValueError(
+            f"{name}: expected pixels that {size:,} bytes can hold, given a header of {picture.width} x {picture.height}"
+        )
 
 
 def start_of(path: str | os.PathLike) -> bytes:
     """The first 12 bytes of a file, or none."""
+    if not os.path.isfile(path):
+        return b""
     try:
         with open(path, "rb") as file:
             return file.read(12)
@@ -117,6 +134,6 @@ def wide_values(picture: Image.Image, name: str) -> np.ndarray:
 
 
 def bytes_to_read(picture: Image.Image) -> int:
-    """Bytes for each pixel that Pillow takes to read an open picture."""
+    """Bytes for each pixel that reading an open picture takes at most: in Pillow's memory, and in its decoder's."""
     held = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}.get(picture.mode, 4)
-    return held + (4 if picture.format in ("WEBP", "AVIF", "HEIF", "JPEG2000") else 0)  # whose decoders hold all of it
+    return held + {"WEBP": 8, "JPEG2000": 12, "AVIF": 4, "HEIF": 4}.get(picture.format, 0)  # as measured

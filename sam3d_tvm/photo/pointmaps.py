@@ -22,7 +22,7 @@ from PIL import Image
 from sam3d_tvm.checks import check_choice
 from sam3d_tvm.frames import CAMERA, OPENCV, OPENGL, Frame, rotation
 from sam3d_tvm.notices import say
-from sam3d_tvm.photo.arrays import ARRAYS, array_kind, as_array, check_sides, read_array, read_arrays
+from sam3d_tvm.photo.arrays import ARRAYS, array_kind, as_array, check_is_file, check_sides, read_array, read_arrays
 from sam3d_tvm.photo.orientation import UPRIGHT, in_words, swaps_sides, upright_points
 from sam3d_tvm.photo.pictures import WIDE_MODES, load_pixels, opened, wide_values
 
@@ -318,6 +318,7 @@ def _intrinsics_of_file(path: Path, name: str):
     if path.suffix.lower() in ARRAYS:
         return read_array(path, name, INTRINSICS)
     try:
+        check_is_file(path)
         with open(path, "rb") as file:
             text = file.read(MAX_TEXT + 1)
         if len(text) > MAX_TEXT:

@@ -21,6 +21,7 @@ from sam3d_tvm.artifacts import (
     Artifacts,
     CheckpointSource,
     SeededSource,
+    begin,
     compile_artifacts,
     default_folder,
 )
@@ -52,6 +53,14 @@ def compiled(checkpoint: Path, artifacts: Path) -> list[str]:
     Pipeline.from_checkpoint(checkpoint, artifacts, on_model=lambda *what: told.append(what))
     assert told[-1] == ("", len(told) - 1, len(told) - 1)
     return [name for name, _, _ in told[:-1]]
+
+
+def test_they_say_whether_weights_are_random(tmp_path):
+    """Of a preset they are, of a checkpoint they are not."""
+    assert tiny_artifacts().random_weights
+    for source, random in ((SeededSource("tiny"), True), (CheckpointSource(write_checkpoint(tmp_path / "hf")), False)):
+        folder = begin(source, tmp_path / f"random {random}")
+        assert json.loads((folder / PIPELINE).read_text())["random_weights"] is random
 
 
 def test_nothing_is_made_twice(made):

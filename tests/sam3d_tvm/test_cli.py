@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trimesh
 from PIL import Image
 
-from sam3d_tvm import cli
+from sam3d_tvm import __version__, cli
 from sam3d_tvm.pipeline import Pipeline
 from sam3d_tvm.splat.files import save_splat
 from sam3d_tvm.splat.gaussians import Gaussians
-from tests.sam3d_tvm.tiny_pipeline import tiny_artifacts
+from tests.sam3d_tvm.tiny_pipeline import copied_artifacts, tiny_artifacts
 
 # The command line in a process of its own, where a signal stops it even if a shell has started all this in the background, for
 # which it makes every process ignore that signal.
@@ -28,6 +31,7 @@ print("started", flush=True)
 raise SystemExit(cli.main())
 """
 FILES = ("pose.json", "splat.ply", "structure.safetensors", "views.png")
+RUN = "run.json"  # written beside them, and not told of
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def test_generate_writes_its_files_and_says_so(capsys, quick, tmp_path):
     assert code == 0 and "error" not in err
     for text in ("structure", "latents", "voxels", "Gaussians", "GiB estimated", "seconds", *FILES):
         assert text in out
-    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted((*FILES, RUN))
 
 
 def test_equal_options_give_equal_bytes_with_any_threads(capsys, quick, tmp_path):
@@ -66,21 +70,82 @@ def test_equal_options_give_equal_bytes_with_any_threads(capsys, quick, tmp_path
     assert run(capsys, *quick, "-o", tmp_path / "other", "--seed", "1")[0] == 0
     command = [sys.executable, "-m", "sam3d_tvm.cli", *quick, "--output", str(tmp_path / "alone"), "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0 and "\x1b" not in done.stdout + done.stderr, done.stderr
+    # Lines of stages, and nothing of libraries.
+    assert all(line.endswith(" ...") or ": done in 0:00:" in line for line in done.stderr.splitlines()), done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["wrote"] * len(FILES)
     for name in FILES:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
         assert (tmp_path / "first" / name).read_bytes() != (tmp_path / "other" / name).read_bytes(), name
 
 
 def test_several_masks_make_a_scene(capsys, quick, photo, tmp_path):
-    code, out, _ = run(capsys, *quick[:3], photo[1], *quick[3:], "-o", tmp_path)
+    columns, rows = np.meshgrid(np.arange(64), np.arange(48))
+    np.save(tmp_path / "points.npy", np.stack([columns - 32, rows - 24, np.full_like(rows, 50)], -1) / 50)
+    argv = [*quick[:3], photo[1], *quick[3:], "--pointmap", tmp_path / "points.npy"]
+    code, out, err = run(capsys, *argv, "-o", tmp_path / "out")
     assert code == 0 and "scene_splat.ply" in out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["object_1", "object_2", "scene_splat.ply"]
+    assert "axes are those of opencv, x right, y down, z away from the viewer" in err and err.count("note: ") == 1
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["object_1", "object_2", RUN, "scene_splat.ply"]
+    code, _, err = run(capsys, *argv, "-o", tmp_path / "named", "--pointmap-axes", "opencv")
+    assert code == 0 and "note: " not in err
+    for name in ("scene_splat.ply", "object_1/splat.ply", "object_1/pose.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "named" / name).read_bytes()
+
+
+def test_without_a_point_map_a_scene_is_written_only_if_asked_for(capsys, quick, photo, tmp_path):
+    argv = [*quick[:3], photo[1], *quick[3:]]
+    code, out, err = run(capsys, *argv, "-o", tmp_path / "out")
+    assert code == 0 and "note: several masks without a point map" in err and "unless asked for by --scene" in err
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"object_1", "object_2"} <= names and not [name for name in names if name.startswith("scene_")]
+    code, out, err = run(capsys, *argv, "-o", tmp_path / "out", "--scene")
+    assert code == 0 and "scene_splat.ply" in out and "they lie over one another in a scene" in err
+
+
+def test_labels_are_objects(capsys, quick, photo, tmp_path):
+    labels = np.zeros((48, 64), np.uint8)
+    labels[5:30, 5:25], labels[10:40, 35:60] = 3, 7
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    np.save(tmp_path / "depth.npy", np.random.default_rng(0).uniform(1, 2, (48, 64)))
+    argv = [quick[0], quick[1], tmp_path / "labels.png", *quick[3:], "-o", tmp_path / "out"]
+    code, _, err = run(capsys, *argv)
+    assert code == 2 and "given 0, 3, 7; several labels are several objects: --labels" in err
+    scene = ["--formats", "glb", "--depth", tmp_path / "depth.npy", "--intrinsics", "60,60,32,24"]
+    for place in (["--labels", *argv[1:]], [*argv[1:], "--labels"]):  # a file behind it is no label
+        code, _, err = run(capsys, argv[0], *place, *scene)
+        assert code == 0 and "note: labels: object 1 is label_3, object 2 is label_7" in err
+    nodes = trimesh.load(tmp_path / "out" / "scene_mesh.glb").graph.nodes_geometry
+    assert set(nodes) == {"label_3", "label_7"}
+    code, _, err = run(capsys, *argv, "--labels", "7")
+    assert code == 0 and "object 1 is label_7" in err and (tmp_path / "out" / "splat.ply").exists()
+    for wrong, says in (("7,9", "labels: expected different ones of those in"), ("7,7", "labels: expected different ones")):
+        code, _, err = run(capsys, *argv, "--labels", wrong)
+        assert code == 2 and err.startswith(f"error: {says}")
+    code, _, err = run(capsys, *quick[:3], photo[1], *quick[3:], "--labels")
+    assert code == 2 and err.startswith("error: labels: expected one mask, a picture of labels, given 2")
+
+
+def test_a_mask_on_raw_pixels_gives_what_an_upright_one_does(capsys, quick, photo, tmp_path):
+    with Image.open(photo[0]) as picture, Image.open(photo[1]) as mask:
+        exif = Image.Exif()
+        exif[0x0112] = 8
+        picture.rotate(-90, expand=True).save(tmp_path / "photo.png", exif=exif)  # as a camera on its side has it
+        mask.rotate(-90, expand=True).save(tmp_path / "mask.png")
+    assert run(capsys, *quick, "-o", tmp_path / "upright")[0] == 0
+    argv = [quick[0], tmp_path / "photo.png", tmp_path / "mask.png", *quick[3:], "-o", tmp_path / "raw"]
+    code, _, err = run(capsys, *argv)
+    assert code == 0 and err.count("turned by 90 degrees counterclockwise as the photo is by its EXIF data") == 1
+    for name in FILES:
+        assert (tmp_path / "upright" / name).read_bytes() == (tmp_path / "raw" / name).read_bytes(), name
+    code, _, err = run(capsys, *argv, "--mask-upright")
+    assert code == 2 and "expected 64 x 48 pixels, as the photo has upright, given 48 x 64" in err
 
 
 def test_stage_one_alone(capsys, quick, tmp_path):
     assert run(capsys, *quick, "--stage1-only", "-o", tmp_path)[0] == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"pose.json", "structure.safetensors", "voxels.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"pose.json", "structure.safetensors", "voxels.png", RUN}
 
 
 def test_interrupting_leaves_nothing_half_written(quick, tmp_path):
@@ -106,7 +171,7 @@ def test_demo_is_the_preset_on_the_photo_that_comes_along(capsys, monkeypatch, t
     monkeypatch.setattr(Pipeline, "from_preset", from_preset)
     code, out, _ = run(capsys, "demo", "-o", tmp_path)
     assert code == 0 and seen == {"preset": "tiny"} and "watertight" in out and "not watertight" not in out
-    assert {path.name for path in tmp_path.iterdir()} == {*FILES, "mesh.glb", "splat.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, RUN, "mesh.glb", "splat.html"}
 
 
 def test_compile_takes_up_what_is_there(capsys, tmp_path, monkeypatch):
@@ -160,10 +225,14 @@ def test_bench_counts_all_steps(capsys):
         (["--max-memory", "lots"], "error: max_memory: expected a size such as 8G or 500M, given 'lots'"),
         (["--max-memory", "100M"], "error: max_memory: expected at least "),
         (["--pointmap", "none.npy"], "error: pointmap 'none.npy': expected an array"),
+        (["--pointmap-axes", "blender"], "error: pointmap_axes: expected one of 'auto', 'pytorch3d', 'opencv', 'opengl'"),
+        (["--intrinsics", "1,2,3,4"], "error: intrinsics: expected with depth alone"),
+        (["--depth-scale", "0"], "error: depth_scale: expected with depth alone"),
+        (["--depth", "none.png", "--intrinsics", "1,2,3,4"], "error: depth 'none.png': expected a picture"),
         (["--preset", "huge"], "error: preset: expected one of 'tiny', 'full', given 'huge'"),
         (["--precision", "bfloat16"], "error: precision: expected that of the artifacts, float32, given 'bfloat16'"),
         (["--colour", "red"], "error: No such option: --colour"),
-        (["--checkpoint", "none"], "error: checkpoint: expected a folder with pipeline.yaml, given 'none'"),
+        (["--checkpoint", "none"], "error: checkpoint: expected a folder with pipeline.yaml"),
     ],
 )
 def test_bad_options_are_one_line_and_no_work(capsys, monkeypatch, tmp_path, quick, argv, says):
@@ -180,7 +249,7 @@ def test_bad_options_are_one_line_and_no_work(capsys, monkeypatch, tmp_path, qui
         (["info", "--threads", "0"], "error: threads: expected an integer of at least 1, given 0"),
         (["info", "nowhere"], "error: artifacts: expected a folder with pipeline.json, given 'nowhere'"),
         (["compile"], "error: checkpoint: expected a checkpoint folder, or --preset, given neither"),
-        (["compile", "nowhere"], "error: checkpoint: expected a folder with pipeline.yaml, given 'nowhere'"),
+        (["compile", "nowhere"], "error: checkpoint: expected a folder with pipeline.yaml"),
         (["view", "nothing.ply"], "error: path: "),
         (["view", "nothing.ply", "--views", "0"], "error: views: expected an integer of at least 1, given 0"),
         (["generate", "nothing.png", "--preset", "tiny"], "error: image 'nothing.png': expected a picture"),
@@ -217,6 +286,70 @@ def test_a_folder_that_may_not_be_written(capsys, quick, tmp_path):
     assert code == 1 and err.count("\n") == 1 and "Permission denied" in err
 
 
+def test_only_decoders_that_run_count_for_max_memory(capsys, monkeypatch, quick, tmp_path):
+    pipeline = Pipeline(tiny_artifacts())
+    all_of_it, splat = (max(pipeline.memory(formats=formats).values()) for formats in (["ply", "glb"], ["ply"]))
+    assert splat < all_of_it and "slat_decoder_mesh" not in pipeline.memory(formats=["ply"])
+    limit = f"{(splat >> 20) + 1}M"
+    assert run(capsys, *quick, "--max-memory", limit, "-o", tmp_path)[0] == 0
+    code, _, err = run(capsys, *quick, "--formats", "glb", "--max-memory", limit, "-o", tmp_path)
+    assert code == 2 and "which slat_decoder_mesh is estimated to take for 16,000 voxels" in err
+
+
+def test_a_large_photo_counts_before_it_is_read(capsys, monkeypatch, quick, tmp_path):
+    """From its header: 100 megapixels, of which nothing is in memory."""
+    monkeypatch.setattr("sam3d_tvm.photo.images.load_rgba", lambda *paths: pytest.fail("the photo was read"))
+    for name, mode in (("photo.png", "RGB"), ("mask.png", "L")):
+        Image.new(mode, (10_000, 10_000)).save(tmp_path / name)
+    options = ["--max-memory", "1G", "-o", tmp_path / "out"]
+    code, _, err = run(capsys, "generate", tmp_path / "photo.png", tmp_path / "mask.png", *quick[3:], *options)
+    assert code == 2 and err.startswith("error: max_memory: expected at least 1.74 GiB, which a photo of this size takes"), err
+
+
+def test_info_of_damaged_models(capsys, tmp_path):
+    folder = copied_artifacts(tmp_path / "artifacts")
+    (folder / "ss_decoder" / "library.so").unlink()
+    os.truncate(folder / "ss_generator" / "parameters.safetensors", 1000)
+    code, _, err = run(capsys, "info", folder)
+    assert code == 2 and err.count("\n") == 1
+    assert "ss_decoder/library.so is missing" in err and "ss_generator/parameters.safetensors has 1,000 bytes" in err
+
+
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, f"sam3d-tvm {__version__}\n", "")
+    done = subprocess.run([sys.executable, "-m", "sam3d_tvm", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"sam3d-tvm {__version__}\n", "")
+
+
+@pytest.fixture(scope="module")
+def structure(photo, tmp_path_factory) -> Path:
+    """What `generate --stage1-only` writes."""
+    folder = tmp_path_factory.mktemp("structure") / "out"
+    options = ["--artifacts", str(tiny_artifacts().folder), "--steps", "1", "--stage1-only", "-o", str(folder)]
+    assert cli.main(["generate", *map(str, photo), *options]) == 0
+    return folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such shell")
+@pytest.mark.parametrize("redirect", ["2>&-", "<&- >&- 2>&-", "2>&1 | head -1", "> /dev/full 2>&1"])
+def test_streams_that_nobody_reads_end_nothing(quick, structure, tmp_path, redirect):
+    """Nor do files that are opened get the number of a stream that is closed, and what libraries print there."""
+    argv = [sys.executable, "-m", "sam3d_tvm", *quick, "--stage1-only", "-o", str(tmp_path / "out")]
+    script = f"{shlex.join(argv)} {redirect}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        path.name: path.read_bytes() for path in structure.iterdir()
+    }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such shell")
+def test_help_that_nobody_reads(tmp_path):
+    script = f"{sys.executable} -m sam3d_tvm generate --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_info(capsys):
     code, out, _ = run(capsys, "info", tiny_artifacts().folder)
     assert code == 0
@@ -237,6 +370,16 @@ def test_info(capsys):
 def test_help(capsys, argv):
     code, out, _ = run(capsys, *argv)
     assert code == 0 and "sam3d-tvm" in out
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_every_option(capsys, monkeypatch, command):
+    """In 80 columns nothing is cut off, and every option says what it is."""
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0 and "…" not in out and max(map(len, out.splitlines())) <= 80
+    options = re.findall(r"^│ {1,5}--([a-z0-9-]+)([^│]*)│$", out, re.MULTILINE)
+    assert ("help" in dict(options)) and all(len(text.split()) >= 4 for _, text in options), options
 
 
 def test_the_installed_command_is_this_one():

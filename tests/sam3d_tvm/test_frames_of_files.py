@@ -21,7 +21,7 @@ from sam3d_tvm.cli import main
 from sam3d_tvm.frames import CAMERA, OBJECT, OPENCV, OPENGL, rotation
 from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.outputs import FORMATS, Result, save_scene
-from sam3d_tvm.overview import overview
+from sam3d_tvm.overview import overview, thumbnail
 from sam3d_tvm.pose import Pose, matrix_to_quaternion
 from sam3d_tvm.splat.cameras import camera_towards, orbit_box
 from sam3d_tvm.splat.files import SPLAT_FORMATS, load_splat, save_splat
@@ -34,7 +34,7 @@ ARMS = np.diag([0.45, 0.3, 0.2])  # ends of the arms to the right, away and up, 
 LAMP, TABLE = np.array([(255, 0, 0), (0, 200, 0), (0, 0, 255)]), np.array([(0, 200, 200), (200, 0, 200), (200, 200, 0)])
 LAMP_AT, TABLE_AT = (0, 1, 3), (0, -1, 3)
 SPLATS = ["ply", *(name for name in SPLAT_FORMATS if name != "ply")]
-MESHES = ["glb", "mesh.ply"]
+MESHES = [name for name, kind in FORMATS.items() if kind.models == ("slat_decoder_mesh",)]
 FEW = 8  # rounded operations behind a place
 
 
@@ -266,7 +266,8 @@ def test_the_matrix_of_a_file_takes_its_coordinates_into_the_camera(crooked, nam
     wanted = placed_by_hand(points.astype(np.float64), pose)
     step = 1.7 * 0.5 * 0.45 / 1023 if name == "compressed.ply" else 0
     off = np.linalg.norm(columns[:, None] - wanted, axis=2)
-    assert sorted(off.argmin(1)) == list(range(len(wanted)))  # all of them, once each
+    nearest = off.argmin(1)
+    assert set(nearest) == set(range(len(wanted))) and (name in MESHES or len(nearest) == len(wanted))  # corners may be several
     assert off.min(1).max() <= np.sqrt(3) * step + 3 * tolerance(np.float32, FEW, 3)
 
 
@@ -324,6 +325,14 @@ def test_the_sheet_shows_the_photo_with_its_mask_and_says_random_weights():
     assert not (plain == (200, 0, 0)).all(2).any()
     banner = (said[: said.shape[0] - shown.shape[0]] == (200, 0, 0)).all(2)
     assert banner.sum() > 300 and np.array_equal(said[len(said) - len(shown) :], shown)
+
+
+def test_a_thumbnail_keeps_the_mask_and_what_it_leaves_out():
+    small = photo()
+    assert np.array_equal(thumbnail(small), small)
+    large = thumbnail(np.repeat(np.repeat(small, 30, 0), 30, 1))  # 3000 x 6000
+    assert large.shape == (480, 960, 4) and (large[..., :3] == 100).all()
+    assert abs((large[..., 3] >= 128).mean() - (small[..., 3] >= 128).mean()) < 0.01
 
 
 def test_every_view_has_its_place_below_it():

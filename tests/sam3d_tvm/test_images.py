@@ -1,7 +1,10 @@
 """Photos, masks and point maps of every kind: what each becomes, and what is said of those that cannot be taken."""
 
+import os
+import struct
 import subprocess
 import sys
+import zlib
 from importlib import resources
 
 import numpy as np
@@ -261,6 +264,30 @@ def test_files_that_cannot_be_read(tmp_path, kind, load, name):
     path = broken(tmp_path, kind)
     with pytest.raises(ValueError, match=rf"{name} '.*{kind}.png': expected a (picture|whole picture)\b.*cannot read it"):
         load(path)
+
+
+def test_a_header_that_promises_more_than_its_file_holds(tmp_path):
+    rows = zlib.compress(bytes(1 + 3 * 16384))
+    for name, size in (("few.png", rows), ("none.png", b"")):
+        header = struct.pack(">IIBBBBB", 16384, 16384, 8, 2, 0, 0, 0)
+        parts = [(b"IHDR", header), (b"IDAT", size), (b"IEND", b"")]
+        chunks = [
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+        ]
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+        for load in (load_image, load_mask):
+            with pytest.raises(
+                ValueError, match=rf"{name}': expected pixels that \d+ bytes can hold, given a header of 16384 x"
+            ):
+                load(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_pipes_are_not_waited_for(tmp_path):
+    for name in ("photo.png", "points.npy", "points.pt"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match="cannot read it"):
+            (load_image if name == "photo.png" else load_pointmap)(tmp_path / name)
 
 
 def test_formats_that_other_programs_would_read_are_not_opened(tmp_path):

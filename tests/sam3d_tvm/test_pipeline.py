@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from sam3d_tvm import memory, outputs
 from sam3d_tvm.config import PipelineConfig, Sampling, preset
+from sam3d_tvm.notices import Notice
 from sam3d_tvm.pipeline import Pipeline, Progress, Run, clipped
 from sam3d_tvm.pose import Pose
 from sam3d_tvm.sampler import flow_schedule
@@ -69,7 +70,7 @@ def test_equal_arguments_give_equal_bytes(pipeline, photo, result, tmp_path):
 
 def test_other_libraries_read_the_files(result, tmp_path):
     written = result.save(tmp_path, ["ply", "html", "glb", "mesh.ply", "obj", "stl"])
-    assert sorted(written) == sorted(tmp_path.iterdir())
+    assert sorted((*written, tmp_path / "run.json")) == sorted(tmp_path.iterdir())
     splat = plyfile.PlyData.read(tmp_path / "splat.ply")["vertex"]
     np.testing.assert_array_equal(splat["x"], result.gaussians.xyz[:, 0])
     mesh = trimesh.load(tmp_path / "mesh.glb", force="mesh", process=False)
@@ -83,7 +84,11 @@ def test_other_libraries_read_the_files(result, tmp_path):
         np.testing.assert_array_equal(file.get_tensor("latents"), result.latents)
     pose = json.loads((tmp_path / "pose.json").read_text())
     np.testing.assert_allclose(pose["scale"], result.pose.scale[0])
+    assert pose["matrices"].keys() >= {"splat.ply", "mesh.glb"} and "not known" in pose["camera"]["units"]
     assert Image.open(tmp_path / "views.png").width >= 4 * 320
+    sheet = np.asarray(Image.open(tmp_path / "views.png"))
+    assert (sheet[:27] == (200, 0, 0)).all(2).sum() > 300  # "random weights", in red
+    assert result.random_weights and result.photo.shape == (48, 64, 4)
 
 
 def test_only_what_the_formats_need_is_decoded(pipeline, photo, tmp_path):
@@ -114,6 +119,37 @@ def test_a_point_map_puts_the_object_in_its_scene(pipeline, photo, points, tmp_p
     np.testing.assert_array_equal(near.coords, far.coords)
     moved = far.pose.translation - near.pose.translation
     np.testing.assert_allclose(moved, [[0, 0, 100]], atol=1e-3)
+    assert found.in_pointmap_units and found.pose_as_json()["camera"]["units"] == "those of the point map"
+
+
+def test_points_of_any_axes_and_depth_give_one_pose(pipeline, photo, points, tmp_path):
+    def pose_of(**options):
+        return pipeline.generate(photo, steps=1, stage1_only=True, **options).pose
+
+    expected = pose_of(pointmap=points, pointmap_axes="pytorch3d")
+    flipped = points * np.float32([-1, -1, 1])
+    np.savez(tmp_path / "moge.npz", points=flipped, depth=points[..., 2])
+    with pytest.warns(Notice, match="axes are those of opencv, x right, y down, z away"):
+        found = pose_of(pointmap=tmp_path / "moge.npz")
+    np.testing.assert_array_equal(found.translation, expected.translation)
+    with pytest.warns(Notice, match="axes are those of opengl"):
+        found = pose_of(pointmap=points * np.float32([-1, 1, -1]))
+    np.testing.assert_array_equal(found.rotation, expected.rotation)
+    # x = (column - 32) / 32 at a depth of 2 is a focal length of 64.
+    found = pose_of(depth=points[..., 2], intrinsics=[64, 64, 32, 24])
+    np.testing.assert_allclose(found.translation, expected.translation, atol=1e-5)
+    holes = flipped.copy()
+    holes[:5] = 0
+    with pytest.warns(Notice, match="opencv"):
+        assert np.isfinite(pose_of(pointmap=holes).translation).all()
+    with pytest.raises(ValueError, match="pointmap: expected points in front of the camera"):
+        pose_of(pointmap=-flipped, pointmap_axes="opencv")
+
+
+def test_objects_without_a_point_map_lie_over_one_another_and_that_is_said(pipeline, photo, points):
+    masks = [photo[..., 3] > 0, np.roll(photo[..., 3] > 0, 10, 1)]
+    with pytest.warns(Notice, match="several masks without a point map: nothing tells where the objects are"):
+        pipeline.generate_scene(photo[..., :3], masks, steps=1, stage1_only=True)
 
 
 def test_steps_and_guidance_are_taken(pipeline, photo):

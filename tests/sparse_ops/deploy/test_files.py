@@ -54,7 +54,7 @@ def test_a_full_disk_names_the_file(tmp_path):
     """Which is not that of the temporary file, and not no name at all."""
     path = tmp_path / "result.bin"
     for named in (False, True):
-        with pytest.raises(OSError) as caught, atomic_write(path) as file:
+        with pytest.raises(OSError) as caught, atomic_write(path):
             raise OSError(errno.ENOSPC, "No space left on device", *(map(str, tmp_path.iterdir()) if named else ()))
         assert str(caught.value) == f"[Errno {errno.ENOSPC}] No space left on device: {str(path)!r}"
     assert not any(tmp_path.iterdir())
