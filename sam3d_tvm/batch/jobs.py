@@ -28,6 +28,7 @@ PICTURES = frozenset(  # suffixes: a file of another one is no photo
 MASK_ARRAYS = frozenset({".npy"})
 POINTMAPS = frozenset({".npy", ".npz", ".pt", ".pth"})
 COLUMNS = ("photo", "mask", "pointmap", "seed", "name")
+TABLE_BYTES = 64 << 20  # of a CSV, a million lines
 LONGEST_NAME = 200  # bytes of a part of a name, as most file systems take 255 and files beside it have longer names
 
 LAYOUTS = (
@@ -215,12 +216,12 @@ def _of_photo(
 
 def _rows(path: Path) -> Iterator[Job]:
     """The jobs of a CSV."""
+    from sparse_ops.deploy.reading import read_bytes  # and TVM, which a worker that only knows jobs imports later
+
     what = f"list {str(path)!r}"
+    data = read_bytes(path, TABLE_BYTES, what)
     try:
-        data = path.read_bytes()
         text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{what}: cannot read it: {error.strerror}") from error
     except UnicodeDecodeError as error:
         kind = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "bytes that are none"
         raise ValueError(f"{what}: expected text in UTF-8, given {kind}: save it as CSV UTF-8") from error

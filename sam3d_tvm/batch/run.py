@@ -8,7 +8,6 @@ import errno
 import hashlib
 import json
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -30,11 +29,11 @@ from sam3d_tvm.pipeline import OnProgress, Pipeline, Progress
 from sam3d_tvm.run_folder import RUN, check_writable, forget
 from sam3d_tvm.structure import STRUCTURE
 from sparse_ops.deploy.files import write_bytes
+from sparse_ops.deploy.reading import digest, read_json
 
 RECORD, LOCK = "record.json", ".lock"
 DEFAULTS = {"seed": 42, "formats": ("ply", "glb"), "stage1_only": False, "max_memory": None}
 DEFAULTS |= {"triangles": None, "texture_size": TEXTURE_SIZE}
-BLOCK = 1 << 20
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)  # of files that were being written when a process died
 RESERVED = frozenset(
     {RESULTS, SECONDS, PAGE, RECORD, THUMBNAIL, VIEWS, VOXELS, RUN, POSE, STRUCTURE} | {form.file for form in FORMATS.values()}
@@ -124,23 +123,23 @@ def _tasks(
             continue
         folder = output / job.name
         try:
-            digest = _digest(job, seed, made_with)
+            made_from = _digest(job, seed, made_with)
         except OSError as error:
             put(number, failed(row, f"cannot read {error.filename!r}: {error.strerror}"))
             continue
         found = _Record.read(folder)
-        if found.digest == digest and found.row is not None and found.is_whole(folder):
+        if found.digest == made_from and found.row is not None and found.is_whole(folder):
             put(number, replace(found.row, name=row.name, **paths))
             continue
         try:
-            if found.digest != digest:
+            if found.digest != made_from:
                 forget(folder)
-                _Record(digest).write(folder)
+                _Record(made_from).write(folder)
         except ValueError as error:  # something is in the way
             put(number, failed(row, error))
             continue
         _tidy(folder)
-        yield Task(number, replace(job, seed=seed), folder, digest, row)
+        yield Task(number, replace(job, seed=seed), folder, made_from, row)
 
 
 def _in_the_way(name: str) -> str:
@@ -166,7 +165,7 @@ class _Record:
     def read(cls, folder: Path) -> "_Record":
         """Of a folder; an empty one where there is none, or one that cannot be read. Names lead nowhere else."""
         try:
-            value = json.loads((folder / RECORD).read_bytes())
+            value = read_json(folder / RECORD)
             sizes = {str(name): int(size) for name, size in value["sizes"].items()}
             if any(name != Path(name).name or name == ".." for name in sizes):
                 return cls("")
@@ -203,20 +202,12 @@ def _identity(artifacts: Artifacts, options: Mapping[str, Any]) -> str:
 
 def _digest(job: Job, seed: int, made_with: str) -> str:
     """What changes with all that decides the files of an object. OSError for one that cannot be read."""
-    digest = hashlib.sha256(f"{made_with} {seed}".encode())
+    found = hashlib.sha256(f"{made_with} {seed}".encode())
     for path in (job.photo, job.mask, job.pointmap):
-        digest.update(b"none " if path is None else f"{path.suffix.lower()} {_sha256(path)} ".encode())
-    return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
-        raise OSError(errno.EINVAL, "expected a file", str(path))
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        if path is not None and not path.is_file():  # reading a pipe may never end
+            raise OSError(errno.EINVAL if path.exists() else errno.ENOENT, "expected a file", str(path))
+        found.update(b"none " if path is None else f"{path.suffix.lower()} {digest(path)} ".encode())
+    return found.hexdigest()
 
 
 def _tidy(folder: Path) -> None:

@@ -84,15 +84,14 @@ def test_a_worker_refuses_artifacts_that_it_cannot_run(tmp_path):
     where, problem = Worker(lambda: open_artifacts(str(folder)), keys, 1).begin()
     assert problem == "" and where.endswith(f":{os.getpid()}")
     manifest = folder / "ss_decoder" / "manifest.json"
-    text = manifest.read_text()
-    lacking = json.loads(text)["target"] | {"mcpu": "diamondrapids"}
-    manifest.write_text(json.dumps(json.loads(text) | {"target": lacking}))
+    value = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(value | {"cpu_features": [*value["cpu_features"], "wings"]}))
     made = folder / "ss_decoder" / "made_from.json"
     sizes = json.loads(made.read_text())
     sizes["files"]["manifest.json"] = manifest.stat().st_size
     made.write_text(json.dumps(sizes))
     _, problem = Worker(lambda: open_artifacts(str(folder)), keys, 1).begin()
-    assert "ss_decoder" in problem and "this CPU lacks" in problem and "on every node" in problem
+    assert "ss_decoder" in problem and "this CPU lacks wings" in problem and "on every node" in problem
     for open_pipeline, says in (
         (lambda: open_artifacts(str(tmp_path / "none")), "expected a folder with pipeline.json"),
         (lambda: Pipeline(tiny_artifacts()), "expected those of the process that gives out the work"),
