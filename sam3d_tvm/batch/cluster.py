@@ -21,6 +21,7 @@ from typing import Any
 from sam3d_tvm.batch.objects import group_size
 from sam3d_tvm.batch.tasks import Event, Task, failed
 from sam3d_tvm.batch.worker import Packed, Sent, Worker, open_artifacts
+from sam3d_tvm.fingerprint import fingerprint
 from sam3d_tvm.notices import say
 from sam3d_tvm.pipeline import Pipeline
 from sam3d_tvm.run_folder import RUN, RunFolder
@@ -47,7 +48,9 @@ def on_ray(
         opened = open_pipeline or partial(open_artifacts, str(pipeline.artifacts.folder.absolute()))
         size = group_size(pipeline, options)
         with _connected(ray, address):
-            cluster = _Cluster(ray, partial(Worker, opened, pipeline.artifacts.keys), threads, size, options)
+            cluster = _Cluster(
+                ray, partial(Worker, opened, pipeline.artifacts.keys, fingerprint("sam3d_tvm.batch")), threads, size, options
+            )
             try:
                 yield from cluster.run(deque(tasks))
             finally:
@@ -77,7 +80,8 @@ class _Cluster:
 
     def __init__(self, ray: Any, worker: Callable[..., Worker], threads: int | None, size: int, options: Mapping[str, Any]):
         self._ray, self._worker, self._size, self._options = ray, worker, size, dict(options)
-        self._dead = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError)
+        lost = ("RayActorError", "WorkerCrashedError", "ObjectLostError", "ActorUnschedulableError")
+        self._dead = tuple(getattr(ray.exceptions, name) for name in lost)
         self._deaths: Counter[int] = Counter()
         self._slots = self._places(threads)
         if not self._slots:
@@ -167,6 +171,7 @@ class _Cluster:
     def _bury(self, slot: _Slot, pending: deque[Task]) -> Iterator[Event]:
         """What a dead worker had not done is given out again, and another one takes its place if its node is alive."""
         say(f"worker {slot.name or 'that was about to start'} on node {slot.address} died, its work is given out again")
+        self._ray.kill(slot.actor)  # it may be that it cannot be reached
         lost, slot.open, slot.waits, slot.actor = list(slot.open.values()), {}, None, None
         if not slot.begun:
             slot.failed_starts += 1

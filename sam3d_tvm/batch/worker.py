@@ -77,10 +77,11 @@ def open_artifacts(folder: str) -> Any:
 
 
 class Worker:
-    """Runs in a process of the cluster; `open_pipeline` is called there."""
+    """Runs in a process of the cluster; `open_pipeline` is called there, and should come to models of these keys. source: the
+    fingerprint of this package."""
 
-    def __init__(self, open_pipeline: Callable[[], Any], keys: Mapping[str, Any], threads: int):
-        self._open, self._keys, self._threads = open_pipeline, keys, threads
+    def __init__(self, open_pipeline: Callable[[], Any], keys: Mapping[str, Any], source: str, threads: int):
+        self._open, self._keys, self._source, self._threads = open_pipeline, keys, source, threads
         self._pipeline = None
 
     def begin(self) -> tuple[str, str]:
@@ -89,8 +90,12 @@ class Worker:
         from sam3d_tvm.tvm_without_torch import import_tvm
 
         import_tvm()
+        from sam3d_tvm.fingerprint import fingerprint
+
         where = f"{socket.gethostname()}:{os.getpid()}"
         try:
+            if fingerprint("sam3d_tvm.batch") != self._source:
+                return where, "expected the sam3d_tvm of the process that gives out the work, given another version"
             self._pipeline = self._open()
             artifacts = self._pipeline.artifacts
             if artifacts.keys != self._keys:

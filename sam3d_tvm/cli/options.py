@@ -97,9 +97,7 @@ Triangles = Annotated[
     ),
 ]
 TextureSize = Annotated[int | None, typer.Option(help="Pixels of a texture along each side, 16 to 8192.", show_default="1024")]
-StageOneOnly = Annotated[
-    bool, typer.Option("--stage1-only", help="Voxels and pose alone; generate --resume goes on.")
-]
+StageOneOnly = Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone; generate --resume goes on.")]
 MaxMemory = Annotated[
     str | None,
     typer.Option(

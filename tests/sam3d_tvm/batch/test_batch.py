@@ -63,7 +63,8 @@ def computed(monkeypatch) -> list[str]:
     return names
 
 
-def test_the_bytes_are_those_of_generate(pipeline, photos, tmp_path):
+def test_the_bytes_are_those_of_generate(pipeline, tmp_path):
+    photos = write_photo(tmp_path / "photos" / "p2.png").parent
     rows = run(pipeline, photos, tmp_path / "out", **FULL)
     generate_into(pipeline, tmp_path / "alone", photos / "p2.png", [], **FULL)
     alone = contents(tmp_path / "alone")

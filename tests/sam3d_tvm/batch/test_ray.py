@@ -14,6 +14,7 @@ import pytest
 from sam3d_tvm.batch import on_ray, read_jobs, run_batch
 from sam3d_tvm.batch.tasks import Row, Task
 from sam3d_tvm.batch.worker import Packed, Worker, open_artifacts
+from sam3d_tvm.fingerprint import fingerprint
 from sam3d_tvm.pipeline import Pipeline
 from tests.sam3d_tvm.batch.photos import contents, write_photo
 from tests.sam3d_tvm.batch.ray_run import OPTIONS
@@ -21,6 +22,7 @@ from tests.sam3d_tvm.tiny_pipeline import copied_artifacts, tiny_artifacts
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 600
+SOURCE = fingerprint("sam3d_tvm.batch")
 ray = pytest.importorskip("ray")
 
 
@@ -81,7 +83,7 @@ def test_messages_are_those_of_one_process(tmp_path):
 
 def test_a_worker_refuses_artifacts_that_it_cannot_run(tmp_path):
     keys, folder = tiny_artifacts().keys, copied_artifacts(tmp_path / "copied")
-    where, problem = Worker(lambda: open_artifacts(str(folder)), keys, 1).begin()
+    where, problem = Worker(lambda: open_artifacts(str(folder)), keys, SOURCE, 1).begin()
     assert problem == "" and where.endswith(f":{os.getpid()}")
     manifest = folder / "ss_decoder" / "manifest.json"
     value = json.loads(manifest.read_text())
@@ -90,14 +92,15 @@ def test_a_worker_refuses_artifacts_that_it_cannot_run(tmp_path):
     sizes = json.loads(made.read_text())
     sizes["files"]["manifest.json"] = manifest.stat().st_size
     made.write_text(json.dumps(sizes))
-    _, problem = Worker(lambda: open_artifacts(str(folder)), keys, 1).begin()
+    _, problem = Worker(lambda: open_artifacts(str(folder)), keys, SOURCE, 1).begin()
     assert "ss_decoder" in problem and "this CPU lacks wings" in problem and "on every node" in problem
     for open_pipeline, says in (
         (lambda: open_artifacts(str(tmp_path / "none")), "expected a folder with pipeline.json"),
         (lambda: Pipeline(tiny_artifacts()), "expected those of the process that gives out the work"),
     ):
-        _, problem = Worker(open_pipeline, {}, 1).begin()
+        _, problem = Worker(open_pipeline, {}, SOURCE, 1).begin()
         assert says in problem
+    assert "given another version" in Worker(lambda: None, keys, "other", 1).begin()[1]
 
 
 def test_without_a_cluster_is_said(tmp_path):
