@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import numpy as np
 import tvm
@@ -69,11 +70,28 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 OnPart = Callable[[Result], Any]
+Options = ParamSpec("Options")
 
 
 def of_object(on_progress: OnProgress, number: int) -> OnProgress:
     """What is told of the stages of one of several objects."""
     return lambda progress: on_progress(replace(progress, stage=f"object {number}: {progress.stage}"))
+
+
+def _to_the_end(steps: Callable[Options, Generator[Any, None, Result]]) -> Callable[Options, Result]:
+    """What takes the same arguments, and goes through all steps."""
+
+    @wraps(steps)
+    def generate(*args: Options.args, **options: Options.kwargs) -> Result:
+        going = steps(*args, **options)
+        while True:
+            try:
+                next(going)
+            except StopIteration as end:
+                return end.value
+
+    generate.__name__, generate.__qualname__ = "generate", "Pipeline.generate"
+    return generate
 
 
 class Pipeline:
@@ -139,7 +157,7 @@ class Pipeline:
         """A pipeline that was compiled before; needs neither checkpoint nor torch. ValueError as `Artifacts`."""
         return cls(Artifacts(folder))
 
-    def generate(
+    def steps(
         self,
         image: Picture,
         mask: Picture | None = None,
@@ -165,8 +183,10 @@ class Pipeline:
         resume: str | os.PathLike | Structure | None = None,
         on_progress: OnProgress = lambda progress: None,
         on_part: OnPart = lambda result: None,
-    ) -> Result:
-        """One object from a photo.
+        models: "OpenModels | None" = None,
+    ) -> Generator[str, None, Result]:
+        """One object from a photo. `generate` returns it; `steps` is for who has several objects, and opens each model once for
+        all of them: it yields the name of the model that the next stage runs, and returns the object in the end.
 
         image, mask, mask_upright: files, arrays or Pillow images, see `images.load_photo`; without a mask the image's alpha
         channel is it. pointmap: a position in space for each pixel, floats [H, W, 3] or [3, H, W] or a file of such, in
@@ -183,7 +203,7 @@ class Pipeline:
         stage, and latents in place of the second generator if this run would come to the same. resume: what an earlier run
         with these very arguments came to, which is refused if an option differs, but for formats. on_part: told what is known
         so far after the first stage, after the latents and after each decoder, so that it can be written at once, see
-        `runs.generate_into`, which does all this.
+        `runs.generate_into`, which does all this. models: where models stay open between stages.
 
         Equal arguments give equal results. Raises ValueError for arguments that make no sense, before any work is done; if the
         memory that a stage is estimated to take is above `max_memory`, as soon as that is known: for a typical number of
@@ -198,58 +218,76 @@ class Pipeline:
         )
         known = begun or resumed
         voxels = memory.TYPICAL_VOXELS if known is None else len(known.coords)
-        photo = 0 if max_memory is None else memory.of_photo(image, mask, pointmap is not None or depth is not None)
-        self.check_memory(max_memory, voxels, stage1_only, formats, photo)
-        run = Run(self.artifacts, on_progress)
-        seen = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics, "mask_upright": mask_upright}
-        inputs = run.inputs(image, mask, pointmap, axes=pointmap_axes, **seen)
-        made_with = self._made_with(run.given | {"seed": seed}, first, slat, shortcut)
-        if begun is not None:
-            begun, made_with = self._from_structure(begun, made_with)
-        if resumed is not None:
-            begun = self._resumed(resumed, made_with)
-        if begun is None:
-            tokens = run.condition("ss_condition_embedder", inputs.structure)
-            latents = run.structure(tokens, seed, first, shortcut)
-            coords, factors = run.voxels(latents["shape"])
-            pose = decode_pose(latents, inputs.scale, inputs.shift).scaled(factors)
-            feats = None
-        else:
-            coords, pose, feats = begun.coords, begun.pose, begun.latents
-        if len(coords) == 0:
-            raise Failure("structure: no voxel is occupied: try another seed, or check that the mask covers the object")
-        resolution = self.config.slat_generator.resolution
-        result = Result(
-            coords,
-            resolution,
-            pose,
-            feats,
-            None,
-            None,
-            None,
-            run.seconds,
-            photo=run.photo,
-            random_weights=self.artifacts.random_weights,
-            in_pointmap_units=inputs.scale is not None,
-            made_with=made_with,
-            surface=surface,
-        )
-        on_part(result)
-        if stage1_only:
+        self.check_memory(max_memory, voxels, stage1_only, formats)
+
+        def stages() -> Generator[str, None, Result]:
+            nonlocal begun
+            photo = 0 if max_memory is None else memory.of_photo(image, mask, pointmap is not None or depth is not None)
+            self.check_memory(max_memory, voxels, stage1_only, formats, photo)
+            run = Run(self.artifacts, on_progress, models=models)
+            seen = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics, "mask_upright": mask_upright}
+            inputs = run.inputs(image, mask, pointmap, axes=pointmap_axes, **seen)
+            made_with = self._made_with(run.given | {"seed": seed}, first, slat, shortcut)
+            if begun is not None:
+                begun, made_with = self._from_structure(begun, made_with)
+            if resumed is not None:
+                begun = self._resumed(resumed, made_with)
+            if begun is None:
+                yield "ss_condition_embedder"
+                tokens = run.condition("ss_condition_embedder", inputs.structure)
+                inputs.structure.clear()  # what is held is held for all objects that are under way
+                yield "ss_generator"
+                latents = run.structure(tokens, seed, first, shortcut)
+                del tokens
+                yield "ss_decoder"
+                coords, factors = run.voxels(latents["shape"])
+                pose = decode_pose(latents, inputs.scale, inputs.shift).scaled(factors)
+                feats = None
+            else:
+                coords, pose, feats = begun.coords, begun.pose, begun.latents
+            if len(coords) == 0:
+                raise Failure("structure: no voxel is occupied: try another seed, or check that the mask covers the object")
+            resolution = self.config.slat_generator.resolution
+            result = Result(
+                coords,
+                resolution,
+                pose,
+                feats,
+                None,
+                None,
+                None,
+                run.seconds,
+                photo=run.photo,
+                random_weights=self.artifacts.random_weights,
+                in_pointmap_units=inputs.scale is not None,
+                made_with=made_with,
+                surface=surface,
+            )
+            on_part(result)
+            if stage1_only:
+                return result
+            self.check_memory(max_memory, len(coords), stage1_only, formats)
+            if feats is None:
+                yield "slat_condition_embedder"
+                tokens = run.condition("slat_condition_embedder", inputs.slat)
+                inputs.slat.clear()
+                yield "slat_generator"
+                feats = run.latents(coords, tokens, seed, slat)
+                del tokens
+                result = replace(result, latents=feats)
+                on_part(result)
+            for name in (name for name in DECODED if name in wanted):
+                yield name
+                decoded = run.gaussians(name, coords, feats) if name in GAUSSIAN_DECODERS else run.mesh(coords, feats)
+                result = replace(result, **{DECODED[name]: decoded})
+                if any(FORMATS[other].textured and result.has_all([other]) for other in formats) and result.baked is None:
+                    run.texture(result)
+                on_part(result)
             return result
-        self.check_memory(max_memory, len(coords), stage1_only, formats)
-        if feats is None:
-            tokens = run.condition("slat_condition_embedder", inputs.slat)
-            feats = run.latents(coords, tokens, seed, slat)
-            result = replace(result, latents=feats)
-            on_part(result)
-        for name in (name for name in DECODED if name in wanted):
-            decoded = run.gaussians(name, coords, feats) if name in GAUSSIAN_DECODERS else run.mesh(coords, feats)
-            result = replace(result, **{DECODED[name]: decoded})
-            if any(FORMATS[other].textured and result.has_all([other]) for other in formats) and result.baked is None:
-                run.texture(result)
-            on_part(result)
-        return result
+
+        return stages()
+
+    generate = _to_the_end(steps)
 
     def _made_with(
         self, given: Mapping[str, Any], first: Sampling, slat: Sampling, shortcut: bool
@@ -356,17 +394,39 @@ class Pipeline:
         memory.check(found, max_memory, f"for {voxels:,} voxels")
 
 
+class OpenModels:
+    """Models of an artifact folder, of which the one that was asked for last stays in memory until another is, or all are let
+    go of."""
+
+    def __init__(self, artifacts: Artifacts):
+        self._artifacts, self._name, self._model = artifacts, "", None
+
+    def __getitem__(self, name: str) -> Any:
+        """What runs model `name`, opened if it is not the one that is open."""
+        if name != self._name:
+            if self._name:
+                self.let_go()
+            self._model = MODELS[name].open(self._artifacts.load(name), getattr(self._artifacts.config, name))
+            self._name = name
+        return self._model
+
+    def let_go(self) -> None:
+        self._name, self._model = "", None
+        gc.collect()
+
+
 class Run:
-    """The stages of one object; each lets go of its model when it returns. `on_step(stage, step)`: told of every step of a
-    sampler, and its state, beside `on_progress`."""
+    """The stages of one object; each lets go of its model when it returns, or leaves that to `models`. `on_step(stage, step)`:
+    told of every step of a sampler, and its state, beside `on_progress`."""
 
     def __init__(
         self,
         artifacts: Artifacts,
         on_progress: OnProgress = lambda progress: None,
         on_step: Callable[[str, Step], None] = lambda stage, step: None,
+        models: OpenModels | None = None,
     ):
-        self.artifacts, self.config, self.seconds = artifacts, artifacts.config, {}
+        self.artifacts, self.config, self.seconds, self._models = artifacts, artifacts.config, {}, models
         self.given: dict[str, str | None] = {}  # digests of image, mask and point map
         self.photo = None  # what views.png shows of it
         self._on_progress, self._on_step = on_progress, on_step
@@ -389,9 +449,12 @@ class Run:
     @contextmanager
     def _model(self, name: str) -> Iterator[Any]:
         """What runs a model. Nothing of it is left in memory when the caller has returned and all its results are copies."""
-        config = getattr(self.config, name)
-        yield MODELS[name].open(self.artifacts.load(name), config)
-        gc.collect()
+        if self._models is not None:
+            yield self._models[name]
+            return
+        models = OpenModels(self.artifacts)
+        yield models[name]
+        models.let_go()
 
     def inputs(
         self,

@@ -28,6 +28,8 @@ LONGEST = (
     "test_registry.py",
     "test_pipeline.py",
     "test_cli.py",
+    "test_batch.py",
+    "test_ray.py",
     "test_schedule_rest.py",
     "test_structure_flow.py",
     "test_assembly.py",

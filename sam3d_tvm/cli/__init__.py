@@ -1,4 +1,4 @@
-"""The command line: `sam3d-tvm generate`, `compile`, `view`, `validate`, `bench`, `info` and `demo`; a file a command.
+"""The command line: `sam3d-tvm generate`, `batch`, `compile`, `view`, `validate`, `bench`, `info` and `demo`; a file a command.
 
 Only what every command needs is imported here; TVM is imported by the commands, after `--threads` has been looked at.
 """
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sam3d_tvm import console as shown
-from sam3d_tvm.cli import bench, compile, generate, info, validate, view
+from sam3d_tvm.cli import batch, bench, compile, generate, info, validate, view
 from sam3d_tvm.cli.options import BAD_OPTIONS, EXAMPLES, FAILED, STOPPED
 
 LABELS = re.compile(r"all|#?[0-9a-fA-F]+(,#?[0-9a-fA-F]+)*")
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 COMMANDS = {
     "generate": generate.generate,
+    "batch": batch.batch,
     "demo": generate.demo,
     "compile": compile.compile_,
     "view": view.view,

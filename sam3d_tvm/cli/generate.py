@@ -9,11 +9,24 @@ from sam3d_tvm import console as shown
 from sam3d_tvm.cli.options import (
     Artifacts,
     Checkpoint,
+    Formats,
+    Guidance,
+    MaskUpright,
+    MaxMemory,
     OptionalOutput,
     Output,
+    PointmapAxes,
     Precision,
     Preset,
+    Seed,
+    Shortcut,
+    SlatGuidance,
+    SlatSteps,
+    StageOneOnly,
+    Steps,
+    TextureSize,
     Threads,
+    Triangles,
     Verbose,
     as_bytes,
     begin,
@@ -42,24 +55,11 @@ def generate(
             help="The mask is a picture of labels, an object each: those named, as 3,7, or all if none are.",
         ),
     ] = None,
-    mask_upright: Annotated[
-        bool,
-        typer.Option(
-            "--mask-upright",
-            help="A mask without EXIF data was drawn on the photo as it is seen, not on its pixels as they lie in the file, "
-            "where both fit.",
-        ),
-    ] = False,
+    mask_upright: MaskUpright = False,
     pointmap: Annotated[
         Path | None, typer.Option(help="A position in space for each pixel: .npy, .npz, .pt; unknown where NaN or 0, 0, 0.")
     ] = None,
-    pointmap_axes: Annotated[
-        str,
-        typer.Option(
-            help="auto tells them by signs; pytorch3d: x left, y up, z away; opencv: x right, y down, z away; opengl: x right, "
-            "y up, z towards the viewer."
-        ),
-    ] = "auto",
+    pointmap_axes: PointmapAxes = "auto",
     depth: Annotated[
         Path | None, typer.Option(help="Depth for each pixel in place of a point map: .png of 16 bits, .tiff, .npy, .npz, .pt.")
     ] = None,
@@ -77,52 +77,19 @@ def generate(
         bool,
         typer.Option("--scene", help="Write several objects into scene_* files even without a point map or depth."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the noise, from 0. Equal seeds give equal results.")] = 42,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of both samplers, at least 1.", show_default="the checkpoint's, 25 as published")
-    ] = None,
-    slat_steps: Annotated[
-        int | None, typer.Option(help="Steps for the structured latents alone, at least 1.", show_default="as --steps")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Strength of guidance for the structure, any number; 0: none.", show_default="the checkpoint's, 7"),
-    ] = None,
-    slat_guidance: Annotated[
-        float | None, typer.Option(help="The same for the structured latents.", show_default="the checkpoint's, 1")
-    ] = None,
-    shortcut: Annotated[
-        bool, typer.Option("--shortcut", help="A structure in few steps: give --steps 1 to 4. Guidance is not used.")
-    ] = False,
-    formats: Annotated[
-        str,
-        typer.Option(
-            help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl, "
-            "textured.glb, textured.obj."
-        ),
-    ] = "ply,glb",
-    triangles: Annotated[
-        int | None,
-        typer.Option(
-            help="The most triangles of meshes, at least 4.", show_default="20,000 with a texture, else as many as there are"
-        ),
-    ] = None,
-    texture_size: Annotated[
-        int | None, typer.Option(help="Pixels of a texture along each side, 16 to 8192.", show_default="1024")
-    ] = None,
-    stage1_only: Annotated[
-        bool, typer.Option("--stage1-only", help="Voxels and pose alone; --resume goes on from there.")
-    ] = False,
+    seed: Seed = 42,
+    steps: Steps = None,
+    slat_steps: SlatSteps = None,
+    guidance: Guidance = None,
+    slat_guidance: SlatGuidance = None,
+    shortcut: Shortcut = False,
+    formats: Formats = "ply,glb",
+    triangles: Triangles = None,
+    texture_size: TextureSize = None,
+    stage1_only: StageOneOnly = False,
     precision: Precision = None,
     threads: Threads = None,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Refuse what is estimated to take more memory: a number and K, M, G or T, of 1,024 each.",
-            show_default="no limit",
-        ),
-    ] = None,
+    max_memory: MaxMemory = None,
     resume: Annotated[
         Path | None,
         typer.Option(

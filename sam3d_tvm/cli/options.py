@@ -14,6 +14,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 EXAMPLES = {
     "generate": "Example: sam3d-tvm generate photo.jpg mask.png --checkpoint checkpoints/hf -o out --formats ply,glb",
+    "batch": "Example: sam3d-tvm batch photos -o out --checkpoint checkpoints/hf --max-memory 16G",
     "compile": "Example: sam3d-tvm compile checkpoints/hf -o artifacts",
     "view": "Example: sam3d-tvm view out/splat.ply",
     "info": "Example: sam3d-tvm info artifacts",
@@ -49,6 +50,62 @@ Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show estimates of memory, times of all stages, and warnings of libraries.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+MaskUpright = Annotated[
+    bool,
+    typer.Option(
+        "--mask-upright",
+        help="A mask without EXIF data was drawn on the photo as it is seen, not on its pixels as they lie in the file, "
+        "where both fit.",
+    ),
+]
+PointmapAxes = Annotated[
+    str,
+    typer.Option(
+        help="auto tells them by signs; pytorch3d: x left, y up, z away; opencv: x right, y down, z away; opengl: x right, "
+        "y up, z towards the viewer."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of the noise, from 0. Equal seeds give equal results.")]
+Steps = Annotated[
+    int | None, typer.Option(help="Steps of both samplers, at least 1.", show_default="the checkpoint's, 25 as published")
+]
+SlatSteps = Annotated[
+    int | None, typer.Option(help="Steps for the structured latents alone, at least 1.", show_default="as --steps")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Strength of guidance for the structure, any number; 0: none.", show_default="the checkpoint's, 7"),
+]
+SlatGuidance = Annotated[
+    float | None, typer.Option(help="The same for the structured latents.", show_default="the checkpoint's, 1")
+]
+Shortcut = Annotated[
+    bool, typer.Option("--shortcut", help="A structure in few steps: give --steps 1 to 4. Guidance is not used.")
+]
+Formats = Annotated[
+    str,
+    typer.Option(
+        help="Names with commas between: ply, compressed.ply, splat, spz, html, ply4, glb, mesh.ply, obj, stl, "
+        "textured.glb, textured.obj."
+    ),
+]
+Triangles = Annotated[
+    int | None,
+    typer.Option(
+        help="The most triangles of meshes, at least 4.", show_default="20,000 with a texture, else as many as there are"
+    ),
+]
+TextureSize = Annotated[int | None, typer.Option(help="Pixels of a texture along each side, 16 to 8192.", show_default="1024")]
+StageOneOnly = Annotated[bool, typer.Option("--stage1-only", help="Voxels and pose alone; generate --resume goes on.")]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Refuse what is estimated to take more memory: a number and K, M, G or T, of 1,024 each.",
+        show_default="no limit",
+    ),
+]
 
 
 def open_pipeline(

@@ -1,0 +1,143 @@
+"""`sam3d-tvm batch`: many photos, with a table of results."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sam3d_tvm import console as shown
+from sam3d_tvm.cli.options import (
+    FAILED,
+    Artifacts,
+    Checkpoint,
+    Formats,
+    Guidance,
+    MaskUpright,
+    MaxMemory,
+    Output,
+    PointmapAxes,
+    Precision,
+    Preset,
+    Seed,
+    Shortcut,
+    SlatGuidance,
+    SlatSteps,
+    StageOneOnly,
+    Steps,
+    TextureSize,
+    Threads,
+    Triangles,
+    Verbose,
+    as_bytes,
+    begin,
+    open_pipeline,
+)
+
+
+def batch(
+    photos: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder: name.png with name_mask.png, or name_mask_1.png and more; name.png with an alpha channel; folders "
+            "name/ with image.png and 0.png, 1.png and more. Or a .csv file."
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="In place of a folder: columns photo, mask (several with ; between), pointmap, seed and name."),
+    ] = None,
+    output: Output = Path("out"),
+    checkpoint: Checkpoint = None,
+    artifacts: Artifacts = None,
+    preset: Preset = None,
+    mask_upright: MaskUpright = False,
+    pointmap_axes: PointmapAxes = "auto",
+    seed: Seed = 42,
+    steps: Steps = None,
+    slat_steps: SlatSteps = None,
+    guidance: Guidance = None,
+    slat_guidance: SlatGuidance = None,
+    shortcut: Shortcut = False,
+    formats: Formats = "ply,glb",
+    triangles: Triangles = None,
+    texture_size: TextureSize = None,
+    stage1_only: StageOneOnly = False,
+    precision: Precision = None,
+    threads: Threads = None,
+    max_memory: MaxMemory = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster that exists, or auto; --threads are those of each worker then."),
+    ] = None,
+    verbose: Verbose = False,
+) -> int:
+    """Many photos to a Gaussian splat and a mesh each, with results.csv and index.html of them all.
+
+    Goes on after a photo that fails, and exits with 1 then. Run again with the same options, it keeps what is done. Each model
+    is opened once for as many objects as --max-memory leaves room for.
+    """
+    begin(threads)
+    limit, names = as_bytes(max_memory), [name.strip() for name in formats.split(",") if name.strip()]
+    if (photos is None) == (csv is None):
+        raise ValueError(f"photos: expected a folder, or --csv FILE, given {'neither' if csv is None else 'both'}")
+    console = shown.output()
+    with shown.without_warnings(verbose), shown.bars() as tell:
+        from sam3d_tvm.batch.jobs import read_jobs
+        from sam3d_tvm.batch.run import in_this_process, run_batch
+        from sam3d_tvm.batch.tasks import Row
+        from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
+        from sam3d_tvm.notices import say
+        from sam3d_tvm.outputs import check_formats
+        from sam3d_tvm.run_folder import check_writable
+
+        # What is wrong with the input, or with the folder, is said before models are compiled.
+        check_formats(names)
+        surface = Surface(triangles, TEXTURE_SIZE if texture_size is None else texture_size)
+        jobs = read_jobs(csv or photos, output, is_table=csv is not None)
+        if jobs.ignored:
+            say(f"passed over, as they are no pictures: {', '.join(jobs.ignored)}")
+        check_writable(output)
+        runner = in_this_process
+        if ray is not None:
+            from sam3d_tvm.batch.cluster import on_ray
+
+            runner = on_ray(ray, threads)
+        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, () if stage1_only else names)
+
+        def show(row: Row) -> None:
+            console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
+
+        rows = run_batch(
+            pipeline,
+            jobs,
+            output,
+            runner=runner,
+            on_row=show,
+            on_progress=lambda progress: tell(progress.stage, progress.done, progress.total),
+            mask_upright=mask_upright,
+            pointmap_axes=pointmap_axes,
+            seed=seed,
+            steps=steps,
+            slat_steps=slat_steps,
+            guidance=guidance,
+            slat_guidance=slat_guidance,
+            shortcut=shortcut,
+            formats=names,
+            triangles=surface.triangles,
+            texture_size=surface.texture_size,
+            stage1_only=stage1_only,
+            max_memory=limit,
+        )
+    for name in ("results.csv", "index.html"):
+        console.print(f"wrote {output / name}", markup=False, highlight=False, soft_wrap=True)
+    if failed := sum(row.error != "" for row in rows):
+        shown.say_error(f"{failed} of {len(rows)} objects failed, see {output / 'results.csv'}")
+        return FAILED
+    return 0
+
+
+def _line(row) -> str:
+    if row.error:
+        return f"{row.name}: failed: {row.error}"
+    counts = {"voxels": row.voxels, "Gaussians": row.gaussians, "triangles": row.triangles}
+    return f"{row.name}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items() if count is not None)
