@@ -168,7 +168,7 @@ def read_head(path: Path, count: int, name: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(count)
     except OSError as error:
-        raise ValueError(f"{name}: cannot be read: {error}") from error
+        raise ValueError(f"{name}: expected a file that can be read: {error}") from error
 
 
 def brief(words: Any, most: int = 1000) -> str:

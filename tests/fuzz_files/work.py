@@ -68,28 +68,31 @@ def draw(seed: int, index: int):
 
 
 def one(kind, data: bytes) -> str:
-    """How a case ended: "read" or "refused". Failure for anything else."""
+    """How a case ended: "read", by one of the readers at least, or "refused". Failure for anything else."""
+    ended, spent = set(), []
     with tempfile.TemporaryDirectory() as folder:
         file = kind.place(Path(folder), data)
-        _limit(MEMORY)
-        before, start = _reset_peak(), time.process_time()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                kind.read(file)
-            ended = "read"
-        except ValueError as error:
-            _check_words(error, kind, file)
-            ended = "refused"
-        finally:
-            _limit(None)
-        seconds, memory = time.process_time() - start, _peak() - before
+        for read in kind.reads if isinstance(kind.reads, tuple) else (kind.reads,):
+            _limit(MEMORY)
+            before, start = _reset_peak(), time.process_time()
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    read(file)
+                ended.add("read")
+            except ValueError as error:
+                _check_words(error, kind, file)
+                ended.add("refused")
+            finally:
+                _limit(None)
+            spent.append((time.process_time() - start, max(_peak() - before, 0)))
+    one.measured = tuple(map(max, zip(*spent, strict=True)))
+    seconds, memory = one.measured
     if seconds > SECONDS:
         raise Failure(f"took {seconds:.1f} s")
     if memory > MEMORY:
         raise Failure(f"took {memory / 2**20:,.0f} MiB")
-    one.measured = seconds, max(memory, 0)
-    return ended
+    return min(ended)
 
 
 def _check_words(error: ValueError, kind, file: Path) -> None:
@@ -181,7 +184,7 @@ def reproduce(case: str, keep: str | None = None) -> bool:
     print(f"{kind.name}, {len(data):,} bytes: {', '.join(done)}", flush=True)
     if keep:
         Path(keep).write_bytes(data)
-    kind.read(kind.place(Path(tempfile.mkdtemp()), kind.samples()[0]))
+    one(kind, kind.samples()[0])  # imports are no case's time
     words, counts = run_case(seed, index)
     print(words or f"right: {counts['ended'][0]}, {counts['measured'][1]:.2f} s, {counts['measured'][2] / 2**20:.0f} MiB")
     return words is None
