@@ -22,7 +22,7 @@ def load_occupancy(path: str | os.PathLike) -> np.ndarray:
         raise ValueError(f"coords: expected integers [N, 3], given {coords.dtype} {list(coords.shape)} in {str(path)!r}")
     limits = np.iinfo(np.int32)
     if coords.size and not (limits.min <= coords.min() and coords.max() <= limits.max):
-        raise ValueError(f"coords: expected values within int32, given {coords.min()} to {coords.max()}")
+        raise ValueError(f"coords: expected values within int32, given {coords.min()} to {coords.max()} in {str(path)!r}")
     return np.pad(coords.astype(np.int32), ((0, 0), (1, 0)))
 
 

@@ -128,6 +128,8 @@ def read_yaml(path: str | os.PathLike, name: str | None = None) -> Any:
     data = read_bytes(path, YAML_BYTES, name)
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        if re.search(r"\\u[dD][89a-fA-F]|\\U0000[dD][89a-fA-F]", text):
+            raise ValueError("expected whole characters, given half of one")
         loader = _Loader(text)
         try:
             return loader.get_single_data()
@@ -136,7 +138,7 @@ def read_yaml(path: str | os.PathLike, name: str | None = None) -> Any:
     except RecursionError:
         reason = f"expected at most {DEPTH} levels, given more"
     except (yaml.YAMLError, ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = brief(" ".join(str(error).split()), 300) or type(error).__name__
     raise ValueError(f"{name}: not a YAML file: {reason}")
 
 

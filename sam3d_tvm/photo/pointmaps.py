@@ -24,7 +24,7 @@ from sam3d_tvm.notices import say
 from sam3d_tvm.photo.arrays import ARRAYS, array_kind, as_array, check_is_file, check_sides, read_array, read_arrays
 from sam3d_tvm.photo.orientation import UPRIGHT, in_words, swaps_sides, upright_points
 from sam3d_tvm.photo.pictures import WIDE_MODES, load_pixels, opened, wide_values
-from sparse_ops.deploy.reading import parse_json
+from sparse_ops.deploy.reading import brief, parse_json
 
 POINTS = ("pointmap", "pointmaps", "points")  # names of arrays in a file of several
 DEPTH = ("depth",)
@@ -348,7 +348,7 @@ def _intrinsics_of_names(given: Mapping, name: str):
         if all(key in given for key in keys):
             return [given[key] for key in keys]
     raise ValueError(
-        f"{name}: expected fx, fy, cx and cy, or a matrix called K or intrinsics, given {', '.join(map(str, list(given)[:8]))}"
+        f"{name}: expected fx, fy, cx and cy, or a matrix called K or intrinsics, given {brief(', '.join(map(str, list(given)[:8])), 200)}"
     )
 
 

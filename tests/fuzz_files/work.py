@@ -7,6 +7,7 @@ import signal
 import tempfile
 import time
 import traceback
+import unicodedata
 import warnings
 from dataclasses import dataclass
 from importlib import import_module
@@ -100,7 +101,8 @@ def _check_words(error: ValueError, kind, file: Path) -> None:
     words = str(error)
     if not any(name in words for name in (file.name, *kind.also)):
         raise Failure(f"a ValueError that does not name {file.name}: {words[:300]}") from error
-    words.encode()  # a message is printed
+    if control := [letter for letter in words if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t"]:
+        raise Failure(f"a message that no terminal should see: {control[0]!a} in {words[:500]!a}")
     if len(words) > WORDS:
         raise Failure(f"a message of {len(words):,} characters: {words[:300]}")
     links = [error]
