@@ -12,7 +12,8 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Hashable, Iterable
+import zlib
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from sparse_ops.deploy.reading import DEPTH, INTEGERS, read_bytes, read_head, shown
+from sparse_ops.deploy.reading import DEPTH, INTEGERS, brief, read_bytes, read_head, shown
 
 YAML_BYTES = 256 << 10  # the largest published one has 20 KB
 YAML_NODES = 50_000  # with all that aliases stand for
@@ -127,6 +128,8 @@ def read_yaml(path: str | os.PathLike, name: str | None = None) -> Any:
     data = read_bytes(path, YAML_BYTES, name)
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        if re.search(r"\\u[dD][89a-fA-F]|\\U0000[dD][89a-fA-F]", text):
+            raise ValueError("expected whole characters, given half of one")
         loader = _Loader(text)
         try:
             return loader.get_single_data()
@@ -135,7 +138,7 @@ def read_yaml(path: str | os.PathLike, name: str | None = None) -> Any:
     except RecursionError:
         reason = f"expected at most {DEPTH} levels, given more"
     except (yaml.YAMLError, ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = brief(" ".join(str(error).split()), 300) or type(error).__name__
     raise ValueError(f"{name}: not a YAML file: {reason}")
 
 
@@ -168,6 +171,7 @@ def zip_entries(path: Path, name: str) -> list[zipfile.ZipInfo]:
 
 def _zip_end(path: Path, name: str) -> tuple[int, int]:
     """Number of entries and bytes of a zip file's directory, of the record at its end."""
+    read_head(path, 0, name)  # it is a file that can be read
     size = path.stat().st_size
     with open(path, "rb") as file:
         file.seek(max(0, size - (1 << 16) - 98))
@@ -357,7 +361,7 @@ def read_npy(file: BinaryIO, size: int, name: str) -> np.ndarray:
         raise ValueError(f"{name}: expected dtype, order and shape in a .npy file, given {shown(header)}")
     descr, shape = header["descr"], header["shape"]
     if not isinstance(descr, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|f16)", descr):
-        objects = "objects, which may be code and are not read" if "O" in str(descr) else shown(descr)
+        objects = "pickled objects, which may be code and are not read" if "O" in str(descr) else shown(descr)
         raise ValueError(f"{name}: expected bools, integers or floats in a .npy file, given {objects}")
     if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"{name}: expected a shape of integers of 0 or more, given {shown(shape)}")
@@ -381,6 +385,21 @@ def npz_entries(path: Path, name: str) -> dict[str, zipfile.ZipInfo]:
         if size > packed if entry.compress_type == zipfile.ZIP_STORED else size > max(EXPANDED, OF_ARRAY * packed):
             raise ValueError(f"{name}: {shown(entry.filename)} expands to {size:,} bytes from {packed:,}")
         found[entry.filename.removesuffix(".npy")] = entry
+    return found
+
+
+def read_npz(path: Path, name: str, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file of these names. ValueError as `npz_entries` and `read_npy`, and for one that is not there."""
+    entries, found = npz_entries(path, name), {}
+    if missing := [key for key in keys if key not in entries]:
+        raise ValueError(f"{name}: expected {', '.join(missing)}, given {brief(', '.join(entries), 200) or 'none'}")
+    try:
+        with zipfile.ZipFile(path) as file:
+            for key in keys:
+                with file.open(entries[key]) as member:
+                    found[key] = read_npy(member, entries[key].file_size, f"{name}: {key}")
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{name}: a damaged zip file: {shown(str(error))}") from error
     return found
 
 

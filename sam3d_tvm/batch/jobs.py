@@ -28,7 +28,7 @@ PICTURES = frozenset(  # suffixes: a file of another one is no photo
 MASK_ARRAYS = frozenset({".npy"})
 POINTMAPS = frozenset({".npy", ".npz", ".pt", ".pth"})
 COLUMNS = ("photo", "mask", "pointmap", "seed", "name")
-TABLE_BYTES = 64 << 20  # of a CSV, a million lines
+TABLE_BYTES, TABLE_LINES = 64 << 20, 100_000  # of a CSV
 LONGEST_NAME = 200  # bytes of a part of a name, as most file systems take 255 and files beside it have longer names
 
 LAYOUTS = (
@@ -230,6 +230,8 @@ def _rows(path: Path) -> Iterator[Job]:
         header = [name.strip().lower() for name in next(reader, [])]
         _check_header(header, what)
         for row in reader:
+            if reader.line_num > TABLE_LINES:
+                raise ValueError(f"{what}: expected at most {TABLE_LINES:,} lines, given more: cut it into several lists")
             if any(cell.strip() for cell in row):
                 yield from _of_row(
                     dict(zip(header, map(str.strip, row), strict=False)), len(row) > len(header), reader.line_num, path.parent

@@ -83,6 +83,8 @@ def parse_json(data: bytes | str, name: str) -> Any:
         hooks = {"object_pairs_hook": pairs, "parse_int": integer, "parse_float": number, "parse_constant": constant}
         value = json.loads(data.decode(), **hooks)
         check_depth(value)
+        if b"\\u" in data:
+            _check_characters(value)
     except RecursionError:
         reason = f"expected at most {DEPTH} lists and objects inside of each other, given more"
     except ValueError as error:
@@ -90,6 +92,14 @@ def parse_json(data: bytes | str, name: str) -> Any:
     else:
         return value
     raise ValueError(f"{name}: expected JSON: {reason}")
+
+
+def _check_characters(value: Any) -> None:
+    """ValueError for half a character, which JSON can write and nothing else can."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected whole characters, given half of one") from None
 
 
 def check_depth(value: Any) -> None:
@@ -168,12 +178,14 @@ def read_head(path: Path, count: int, name: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(count)
     except OSError as error:
-        raise ValueError(f"{name}: cannot be read: {error}") from error
+        raise ValueError(f"{name}: expected a file that can be read: {error}") from error
 
 
 def brief(words: Any, most: int = 1000) -> str:
-    """A reason in a message: it may repeat what a file holds."""
+    """A reason or a name in a message: it may repeat what a file holds, which is not handed to a terminal as it is."""
     text = str(words)
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
     return text if len(text) <= most else f"{text[:most]}..."
 
 

@@ -506,6 +506,7 @@ FORMS: dict[str, list] = {
     "zip": [entry_changed] * 8 + [entry_bomb] * 2 + [entries_moved] * 3 + [directory] * 4,
     "npz": [entry_changed] * 6 + [entry_bomb] * 3 + [entries_moved] * 2 + [directory] * 4,
     "npy": [npy_header] * 8,
+    "csv": [word, digits, exchange, line_again, line_less, lines_swapped, many],
     "ply": [_latin(ply_line)] * 6 + [_head_of_text(change) for change in (word, digits, exchange, line_again, line_less)],
     "picture": [chunk] * 4 + [number] * 4,
 }

@@ -63,6 +63,7 @@ YAML = {
     "a date": ("a: !!timestamp 2001-99-99", "could not determine a constructor"),
     "bytes": ("a: !!binary x", "could not determine a constructor"),
     "two documents": ("a: 1\n---\nb: 2", "not a YAML file"),
+    "half a character": (r'a: "\ud800"', "whole characters, given half of one"),
     "zeros": ("a: \0", "not a YAML file"),
     "no text": (b"\xff\xff\xfe", "not a YAML file"),
     "an alias of nothing": ("a: *b", "not a YAML file"),
