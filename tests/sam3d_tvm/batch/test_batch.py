@@ -271,7 +271,7 @@ def test_two_runs_with_one_output_take_turns(pipeline, photos, tmp_path):
         ([], "photos: expected a folder, or --csv FILE, given neither"),
         (["photos", "--csv", "list.csv"], "given both"),
         (["empty"], "photos: expected photos and masks as name.png"),
-        (["--csv", "none.csv"], "expected a file"),
+        (["--csv", "none.csv"], "list 'none.csv': "),
         (["photos", "--formats", "usdz"], "formats: expected names among"),
         (["photos"], "checkpoint: expected --checkpoint FOLDER"),
         (["photos", "--preset", "tiny", "--max-memory", "lots"], "max_memory: expected a size"),
