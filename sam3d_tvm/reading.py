@@ -434,11 +434,13 @@ def check_ply(path: str | os.PathLike, name: str) -> None:
             elements[-1][3] |= is_list
     if len({element[0] for element in elements}) < len(elements):
         raise ValueError(f"{name}: expected every element of a .ply file once, given {', '.join(e[0] for e in elements[:10])}")
+    lists = 0
     for element, count, width, has_lists, _ in elements:
         if count and not width:
             raise ValueError(f"{name}: expected properties of the element {shown(element)}, given none for {count:,} rows")
-        if has_lists and count > PLY_LISTS:
-            raise ValueError(f"{name}: expected at most {PLY_LISTS:,} rows with lists, given {count:,} of {shown(element)}")
+        lists += count if has_lists else 0
+        if lists > PLY_LISTS:
+            raise ValueError(f"{name}: expected at most {PLY_LISTS:,} rows with lists, given {lists:,} up to {shown(element)}")
         left -= count * width
         if left < -1:  # the last space may be missing
             raise ValueError(
