@@ -348,7 +348,8 @@ def _intrinsics_of_names(given: Mapping, name: str):
         if all(key in given for key in keys):
             return [given[key] for key in keys]
     raise ValueError(
-        f"{name}: expected fx, fy, cx and cy, or a matrix called K or intrinsics, given {brief(', '.join(map(str, list(given)[:8])), 200)}"
+        f"{name}: expected fx, fy, cx and cy, or a matrix called K or intrinsics, given "
+        f"{brief(', '.join(map(str, list(given)[:8])), 200)}"
     )
 
 
