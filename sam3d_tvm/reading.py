@@ -459,3 +459,20 @@ def check_expansion(picture: Image.Image, size: int, name: str) -> None:
         raise ValueError(
             f"{name}: expected pixels that {size:,} bytes can hold, given a header of {picture.width} x {picture.height}"
         )
+
+
+class _Clipped(io.BufferedReader):
+    """An open file that is never asked for more bytes than it has: readers ask for as many as a damaged header says, and Python
+    allocates them first."""
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size if size is None else min(size, self._size))
+
+
+def open_clipped(path: str | os.PathLike) -> BinaryIO:
+    """A file open for reading, of which reads of any size take no more memory than it has bytes. OSError as `open`."""
+    return _Clipped(path)

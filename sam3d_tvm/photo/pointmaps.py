@@ -347,10 +347,8 @@ def _intrinsics_of_names(given: Mapping, name: str):
     for keys in (("fx", "fy", "cx", "cy"), ("fx", "fy", "ppx", "ppy")):
         if all(key in given for key in keys):
             return [given[key] for key in keys]
-    raise ValueError(
-        f"{name}: expected fx, fy, cx and cy, or a matrix called K or intrinsics, given "
-        f"{brief(', '.join(map(str, list(given)[:8])), 200)}"
-    )
+    names = brief(", ".join(map(str, list(given)[:8])), 200)
+    raise ValueError(f"{name}: expected fx, fy, cx and cy, or a matrix called K or intrinsics, given {names}")
 
 
 def _check_points(points: np.ndarray, name: str) -> None:

@@ -165,7 +165,7 @@ class Component:
             module = tvm.runtime.load_module(str(file)) if file.name == LIBRARY else compile_json(file, manifest)
             return cls(manifest, module, packed, partial(_copy_code, file.absolute()))
         except (OSError, ValueError) as error:
-            raise ValueError(f"artifact {str(folder)!r}: {error}") from error
+            raise ValueError(f"artifact {str(folder)!r}: {brief(error, 4000)}") from error
 
 
 class Function:
