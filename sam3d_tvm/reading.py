@@ -13,6 +13,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -163,9 +164,9 @@ def zip_entries(path: Path, name: str) -> list[zipfile.ZipInfo]:
     held = sum(entry.compress_size for entry in entries)
     if len(entries) > ZIP_ENTRIES or held > end or any(entry.header_offset + entry.compress_size > end for entry in entries):
         raise ValueError(f"{name}: expected entries within the zip file of {end:,} bytes, given {len(entries):,} of {held:,}")
-    names = [entry.filename for entry in entries]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{name}: expected every name once in a zip file, given {shown(max(names, key=names.count))} twice")
+    ((most, times),) = Counter(entry.filename for entry in entries).most_common(1) or [("", 0)]
+    if times > 1:
+        raise ValueError(f"{name}: expected every name once in a zip file, given {shown(most)} {times} times")
     return entries
 
 

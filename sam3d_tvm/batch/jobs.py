@@ -244,7 +244,9 @@ def _check_header(header: Sequence[str], what: str) -> None:
     if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
         raise ValueError(f"{what}: expected commas between columns, given {header[0]!r}")
     if unknown := [name for name in header if name not in COLUMNS]:
-        raise ValueError(f"{what}: expected columns among {', '.join(COLUMNS)}, given {', '.join(map(repr, unknown))} too")
+        raise ValueError(
+            f"{what}: expected columns among {', '.join(COLUMNS)}, given {', '.join(map(repr, unknown))[:500]} too"
+        )
     if twice := [name for name, count in Counter(header).items() if count > 1]:
         raise ValueError(f"{what}: expected each column once, given {', '.join(twice)} twice")
     if "photo" not in header:

@@ -7,6 +7,7 @@ file, what was given and what was expected.
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -56,9 +57,8 @@ def parse_json(data: bytes | str, name: str) -> Any:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(found)
         if len(value) < len(found):
-            names = [key for key, _ in found]
-            twice = next(key for key in names if names.count(key) > 1)
-            raise ValueError(f"expected every name once, given {shown(twice)} twice in one object")
+            ((most, times),) = Counter(key for key, _ in found).most_common(1)
+            raise ValueError(f"expected every name once, given {shown(most)} {times} times in one object")
         return value
 
     def integer(text: str) -> int:

@@ -182,7 +182,7 @@ def _of_artifacts(name: str) -> Kind:
         samples,
         _within(artifacts, name),
         lambda file: _open(file.parents[up]),
-        (Path(name).parts[0],),
+        (Path(name).parts[0], *(f"{model} not compiled yet" for model in MODELS)),  # whose file it does not fit
     )
 
 

@@ -165,6 +165,16 @@ def test_archives_that_are_refused_at_once(tmp_path, kind, monkeypatch):
     check_torch_zip(torch_file(tmp_path / "w.ckpt", lambda entries: None), "w.ckpt")
 
 
+def test_many_entries_of_one_name(tmp_path):
+    entries = [f"{i}" for i in range(60_000)]
+    with zipfile.ZipFile(path := tmp_path / "w.ckpt", "w") as file:
+        for name in entries:
+            file.writestr(zipfile.ZipInfo(name), b"")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"59999", b"12345"))
+    refused(r"w\.ckpt: expected every name once in a zip file, given '12345' 2 times", check_torch_zip, path, "w.ckpt")
+
+
 def test_a_directory_that_says_it_is_large_is_not_read(tmp_path):
     path = torch_file(tmp_path / "w.ckpt", lambda entries: None)
     data = bytearray(path.read_bytes())
