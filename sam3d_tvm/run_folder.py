@@ -13,7 +13,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,13 @@ class RunFolder:
             self._verified.add(name)
         return name in self._verified
 
+    def check_objects(self, count: int) -> None:
+        """ValueError unless `count` objects, one of which lies in the folder itself, can go on with a run that is taken up."""
+        has = len(self._objects) or min(len(self._files), 1)
+        if has and ((count > 1) != bool(self._objects) or count < has):
+            expected = f"at least {max(has, 2)}" if self._objects else "one at most"
+            raise ValueError(f"masks: expected {expected}, as the run to be resumed has, given {count}")
+
     @property
     def names(self) -> dict[str, list[str]]:
         """The files that a run wrote there, and to the folders below, by folder; "" for this one."""
@@ -86,7 +93,7 @@ class RunFolder:
         """The same for the folders of objects."""
         if stale := [name for name in self._objects if name not in names]:
             for name in stale:
-                forget(self.folder / name)
+                _forget_object(self.folder / name)
             self._objects = [name for name in self._objects if name in names]
             self._save()
 
@@ -130,7 +137,8 @@ def check_writable(folder: str | os.PathLike) -> None:
         if part.is_dir():
             break
         if os.path.lexists(part):
-            raise ValueError(f"output: expected a folder, given {str(folder)!r}, where {str(part)!r} is a file")
+            what = "a file" if part.exists() else "a link to nothing"
+            raise ValueError(f"output: expected a folder, given {str(folder)!r}, where {str(part)!r} is {what}")
         missing.append(part)
     made, probe = [], folder / f".{secrets.token_hex(8)}.tmp"
     try:
@@ -149,6 +157,13 @@ def check_writable(folder: str | os.PathLike) -> None:
                 part.rmdir()
 
 
+def check_free(folder: Path, names: Iterable[str]) -> None:
+    """ValueError if a folder is where a file of one of these names is to be written."""
+    for name in names:
+        if (folder / name).is_dir():
+            raise ValueError(f"output: expected no folder of the name of a file of results, given {str(folder / name)!r}")
+
+
 def forget(folder: Path) -> None:
     """Removes the files that a run wrote to the folder and that are as they were, and the folders of its objects, where these
     are empty then."""
@@ -156,11 +171,15 @@ def forget(folder: Path) -> None:
     for name, entry in found["files"].items():
         _remove(folder / name, entry)
     for name in found["objects"]:
-        forget(folder / name)
-        with suppress(OSError):
-            (folder / name).rmdir()
+        _forget_object(folder / name)
     with suppress(FileNotFoundError, NotADirectoryError):
         (folder / RUN).unlink()  # which is ours, or `_read` had raised
+
+
+def _forget_object(folder: Path) -> None:
+    forget(folder)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
 from sam3d_tvm.notices import say
-from sam3d_tvm.outputs import Result, ResultFolder, lacks_scene, write_scene
+from sam3d_tvm.outputs import FORMATS, POSE, VIEWS, Result, ResultFolder, lacks_scene, write_scene
 from sam3d_tvm.pipeline import OVERLAP, OnProgress, Picture, Pipeline, Progress, has_points, of_object
-from sam3d_tvm.run_folder import RunFolder, check_writable
-from sam3d_tvm.structure import STRUCTURE
+from sam3d_tvm.run_folder import RunFolder, check_free, check_writable
+from sam3d_tvm.structure import STRUCTURE, Structure
 
 
 def generate_into(
@@ -47,15 +47,16 @@ def generate_into(
     more, as a run wrote them never are. from_structure: the structure.safetensors of another run, or the folder of one, whose
     voxels and poses are taken. triangles, texture_size: as of `Pipeline.generate`.
 
-    Raises ValueError as `Pipeline.generate`, also for a run to be resumed whose options differ; and before any work for
-    something in the way of the folder. OSError, with the name of the folder or file, where it cannot be written.
+    Raises ValueError as `Pipeline.generate`, also for a run to be resumed whose options differ, or that had one object in place
+    of several, several in place of one, or more; and before any work for something in the way of the folder or its files.
+    OSError, with the name of the folder or file, where it cannot be written.
     """
     if isinstance(masks, (str, os.PathLike)):
         raise ValueError(f"masks: expected a list, given {masks!r}")
     if names is not None and len(names) != max(1, len(masks)):
         raise ValueError(f"names: expected one an object, {max(1, len(masks))}, given {len(names)}")
-    check_writable(folder)
-    run, several = RunFolder(folder, resume), len(masks) > 1
+    several = len(masks) > 1
+    run = check_folder(folder, max(1, len(masks)), formats, resume, from_structure)
     scene_known = has_points(options)
     scene = scene_known if scene is None else scene
     if several and not scene_known:
@@ -100,6 +101,32 @@ def generate_into(
             if not results[number - 1].has_all(scene_formats):  # files of it were kept: decoded again, from its latents
                 results[number - 1] = generate(number, scene_formats, writer)
     return results, written + write_scene(run, results, scene_formats)
+
+
+def check_folder(
+    folder: str | os.PathLike,
+    objects: int,
+    formats: Sequence[str],
+    resume: bool = False,
+    from_structure: str | os.PathLike | None = None,
+) -> RunFolder:
+    """The folder of a run, of which all is tried before any work: that files can be written to it and to those of its objects,
+    that nothing is in their way, and that structures can be read. Errors as of `generate_into`."""
+    check_writable(folder)
+    run = RunFolder(folder, resume)
+    if resume:
+        run.check_objects(objects)
+    kinds = [FORMATS[name] for name in FORMATS if name in formats]
+    if objects > 1:
+        check_free(run.folder, (file for kind in kinds for file in kind.scene_writers))
+    for name in (f"object_{number}" for number in range(1, objects + 1)) if objects > 1 else ("",):
+        if name:
+            check_writable(run.folder / name)
+            RunFolder(run.folder / name)
+        check_free(run.folder / name, (STRUCTURE, POSE, VIEWS, *(file for kind in kinds for file in kind.writers)))
+        if from_structure is not None:
+            Structure.load(_file(from_structure, name))
+    return run
 
 
 def is_begun(folder: str | os.PathLike) -> bool:

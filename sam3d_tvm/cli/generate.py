@@ -121,8 +121,7 @@ def generate(
         from sam3d_tvm.outputs import check_formats
         from sam3d_tvm.photo.images import load_photo
         from sam3d_tvm.photo.pointmaps import load_points
-        from sam3d_tvm.run_folder import RunFolder, check_writable
-        from sam3d_tvm.runs import generate_into, is_begun
+        from sam3d_tvm.runs import check_folder, generate_into, is_begun
 
         # What is wrong with the input, or with the folder, is said before models are compiled.
         check_formats(names)
@@ -138,8 +137,7 @@ def generate(
         points = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics}
         load_points(pointmap, pointmap_axes, **points, size=photo.size, orientation=photo.orientation)
         del photo
-        check_writable(output)
-        RunFolder(output)
+        check_folder(output, max(1, len(given)), names, resume is not None, from_structure)
         if resume is not None and not is_begun(resume):
             say(f"resume: nothing in {str(resume)!r} to go on with, the run begins anew")
         pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, () if stage1_only else names)

@@ -35,7 +35,7 @@ def as_array(value, name: str):
     if isinstance(value, np.ndarray) or not hasattr(value, "__array__"):
         return value
     try:
-        return np.asarray(value.detach() if hasattr(value, "detach") else value)
+        return _numbers(value) if hasattr(value, "detach") else np.asarray(value)
     except (TypeError, RuntimeError) as error:
         raise ValueError(
             f"{name}: expected an array in the memory of the CPU, given {type(value).__name__}: {error}"
@@ -111,6 +111,8 @@ def _numbers(tensor) -> np.ndarray:
     try:
         return tensor.numpy()
     except TypeError:
+        if tensor.device.type != "cpu":
+            raise
         return tensor.float().numpy()
 
 

@@ -326,10 +326,11 @@ def _with_own_mask(pixels: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(f"mask: expected one, as {name} has no alpha channel; {GIVE_A_MASK}")
     alpha = pixels[..., 3]
     least, most = int(alpha.min()), int(alpha.max())
-    if least == most > 0:
-        opaque = "is opaque everywhere" if most == masks.FULL else "is equally transparent everywhere"
+    if least == most > 0 or least > masks.FULL // 2:
+        opaque = "equally transparent everywhere" if least == most < masks.FULL else "opaque everywhere"
+        values = most if least == most else f"{least} to {most}"
         raise ValueError(
-            f"mask: expected one, as {name} {opaque}: its alpha channel is {most} in all pixels; "
+            f"mask: expected one, as {name} is {opaque}: its alpha channel is {values} in all pixels; "
             "pass a mask as a second picture, or a picture that is transparent outside of the object"
         )
     found = masks.coverage(masks.Plane(alpha, masks.FULL, alpha=True), f"mask (the alpha channel of {name})")

@@ -14,7 +14,7 @@ on a photo, and what is nearly transparent everywhere.
 An index picture counts by its indices, where black at another index is the background too; one with greys alone by those greys.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,6 +115,8 @@ def split_plane(plane: Plane, name: str, labels: Sequence[int | str] | None) -> 
                 "soft edges or a photo; name the labels that are meant"
             )
         labels = list(numbers)
+    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+        raise ValueError(f"labels: expected a list of labels, given {labels!r}")
     labels = [_as_label(label, plane) for label in labels]
     if not labels or len(set(labels)) != len(labels) or not all(label in numbers for label in labels):
         given = ", ".join(map(str, labels)) or "none"
@@ -311,7 +313,9 @@ def _check_soft(plane: Plane, values: np.ndarray, found: np.ndarray, name: str) 
     """ValueError unless values, of which `found` are the distinct ones, are those of one object with soft edges."""
     full = plane.full
     if full is None or (len(found) <= MAX_LABELS + 1 and not plane.alpha and _is_labelled(values, full)):
-        raise ValueError(f"{name}: expected 0 outside of the object and one value inside, given {_listed(found)}; {USE_LABELS}")
+        whole = values.dtype.kind != "f" or np.array_equal(found, np.rint(found))
+        hint = USE_LABELS if whole else "if these are a network's probabilities, give mask > 0.5"
+        raise ValueError(f"{name}: expected 0 outside of the object and one value inside, given {_listed(found)}; {hint}")
     if found[-1] < full / 2:
         hint = ""
         if full == 65535 and found[-1] <= FULL:

@@ -13,6 +13,7 @@ In fractions of width and height, as MoGe has them, the middle of the first is a
 
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ AUTO = "auto"
 CLEAR = 0.5  # of pixels to the left and to the right of the median, the excess that is on the side which the axis says
 ENOUGH = 1 << 18  # pixels that are looked at for axes, where a larger map has points everywhere
 SAME_SIDE = 0.95  # of points that a camera may see are in front of it
+STRETCHED = 1.05  # width to height against the photo's
 UNITS_A_METRE = 1000  # of depth in integers
 NORMALISED = 10  # focal lengths below are no pixels, but fractions of the sides
 MAX_TEXT = 1 << 16  # bytes of a text file of intrinsics
@@ -200,7 +202,7 @@ def depth_as_points(depth, intrinsics=None, depth_scale: float | None = None) ->
         if values.dtype.itemsize == 1:
             raise ValueError(f"{name}: expected 16 bits or floats, given 8 bits, as pictures of depth have; or say depth_scale")
         depth_scale = UNITS_A_METRE if values.dtype.kind in "iu" else 1
-    if isinstance(depth_scale, bool) or not isinstance(depth_scale, (int, float)) or not 0 < depth_scale < np.inf:
+    if isinstance(depth_scale, bool) or not isinstance(depth_scale, Real) or not 0 < depth_scale < np.inf:
         raise ValueError(f"depth_scale: expected a finite number above 0, given {depth_scale!r}")
     known = np.isfinite(values) & (values != 0)
     if (values[known] < 0).any():
@@ -374,6 +376,7 @@ def _as_the_photo(points: np.ndarray, size: tuple[int, int], orientation: int, n
     """Points [3, H, W] turned as the photo was, if their shape fits it only as it lies in its file."""
     height, width = points.shape[1:]
     if orientation == UPRIGHT:
+        _say_if_stretched((width, height), size, name)
         return points
     raw = size[::-1] if swaps_sides(orientation) else size
     if _same_shape((width, height), size):
@@ -383,7 +386,18 @@ def _as_the_photo(points: np.ndarray, size: tuple[int, int], orientation: int, n
     if _same_shape((width, height), raw):
         say(f"{name}: {in_words(orientation)} as the photo is by its EXIF data, whose file's shape it has")
         return upright_points(points, orientation)
+    _say_if_stretched((width, height), size, name)
     return points
+
+
+def _say_if_stretched(given: tuple[int, int], size: tuple[int, int], name: str) -> None:
+    """A notice for a map of another shape than the photo's, by more than depth models round their sides."""
+    ratio = given[0] * size[1] / (given[1] * size[0])
+    if max(ratio, 1 / ratio) > STRETCHED:
+        say(
+            f"{name}: is stretched over the photo, as {given[0]} x {given[1]} pixels are of another shape than its {size[0]} x "
+            f"{size[1]}: it should be of all of the same photo"
+        )
 
 
 def _same_shape(given: tuple[int, int], size: tuple[int, int]) -> bool:

@@ -126,6 +126,7 @@ def test_arrays(tmp_path, kind):
 
 
 def test_tensors_of_torch(tmp_path):
+    assert np.array_equal(as_rgba(PHOTO, torch.from_numpy(INSIDE).to(torch.bfloat16))[..., 3], FULL)
     for tensor in (torch.from_numpy(INSIDE), torch.from_numpy(INSIDE.astype(np.float32))[None].requires_grad_()):
         assert np.array_equal(as_rgba(PHOTO, tensor)[..., 3], FULL)
         assert np.array_equal(as_rgba(torch.from_numpy(PHOTO), tensor), np.dstack([PHOTO, FULL]))
@@ -261,6 +262,10 @@ def test_index_pictures_of_several_labels(tmp_path):
         (np.where(INSIDE, 1.5, 0.0) * SOFT / 255, r"expected floats of 0 to 1, or of 0 to 255, given 0 to 1.5"),
         (SOFT * 3.7, r"expected floats of 0 to 1, or of 0 to 255, given 0 to \d+.*, which fits neither"),
         (SOFT / 2550, r"expected values of 0 to 1 that reach one half of it"),
+        (
+            np.where(INSIDE, 0.99, 0.01),
+            r"expected 0 .*, given 0\.01, 0\.99; if these are a network's probabilities, give mask > 0\.5$",
+        ),
         (LABELS.astype(np.float32), r"expected 0 outside .*, given 0, 3, 7, 12; several labels"),
         (LABELS.astype(np.int64) * 10_000, r"expected 0 outside .*, given 0, 30000, 70000, 120000; several labels"),
         (
@@ -302,6 +307,11 @@ def test_an_alpha_channel_that_says_nothing(tmp_path, alpha, says):
             load_photo(given)
     assert np.array_equal(load_rgba(path, saved(tmp_path / "mask.png", FULL)), np.dstack([PHOTO, FULL]))
     index = index_picture(LABELS, RNG.integers(0, 255, (13, 3)))
+    nearly = np.dstack([PHOTO, 250 + FULL // 128])
+    with pytest.raises(
+        ValueError, match="mask: expected one, as image is opaque everywhere: its alpha channel is 250 to 251 in"
+    ):
+        load_photo(nearly)
     with pytest.raises(ValueError, match="is opaque everywhere"):
         load_rgba(saved(tmp_path / "index.png", index, transparency=9))
 
@@ -389,6 +399,12 @@ def test_labels_become_masks(tmp_path, kind):
     for labels in ([], [3, 3]):
         with pytest.raises(ValueError, match="labels: expected different ones"):
             split_labels(given, labels)
+
+
+@pytest.mark.parametrize("labels", [3, "37"])
+def test_labels_are_a_list(labels):
+    with pytest.raises(ValueError, match=f"labels: expected a list of labels, given {labels!r}"):
+        split_labels(LABELS, labels)
 
 
 def test_labels_of_colours(tmp_path):

@@ -402,3 +402,19 @@ def test_maps_that_are_upright_stay():
         warnings.simplefilter("error")
         assert load_points(CAMERA, "pytorch3d", size=(WIDTH, HEIGHT), orientation=6) is CAMERA
         assert load_points(CAMERA, "pytorch3d", size=(WIDTH, HEIGHT), orientation=1) is CAMERA
+
+
+@pytest.mark.parametrize(("size", "stretched"), [((80, 60), False), ((78, 60), False), ((60, 80), True), ((80, 80), True)])
+def test_a_map_of_another_shape_than_the_photo_is_said(size, stretched):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert load_points(CAMERA, "pytorch3d", size=size) is CAMERA
+    said = f"pointmap: is stretched over the photo, as 40 x 30 pixels are of another shape than its {size[0]} x {size[1]}"
+    assert [str(found.message).startswith(said) for found in told] == [True] * stretched
+
+
+def test_a_scale_may_be_a_number_of_numpy():
+    assert np.array_equal(
+        load_points(None, depth=DEPTH, intrinsics=(FX, FY, CX, CY), depth_scale=np.float32(2)),
+        load_points(None, depth=DEPTH, intrinsics=(FX, FY, CX, CY), depth_scale=2),
+    )

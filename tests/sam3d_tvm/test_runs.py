@@ -503,3 +503,40 @@ def test_output_and_resume_are_one_folder(capsys, tmp_path):
     assert cli.main([*argv, "-o", str(tmp_path / "a"), "--resume", os.path.join(tmp_path, "b", "..", "a")]) == 0
     assert "note: resume: nothing in " in capsys.readouterr().err
     assert contents(tmp_path / "a").keys() == FIRST | {"voxels.png"}
+
+
+def test_a_run_of_other_objects_is_not_taken_up(pipeline, whole, masks, tmp_path, monkeypatch):
+    out = tmp_path / "scene"
+    run(pipeline, out, [*masks, masks[0]], formats=("ply",), stop="object 3: latents")
+    single, several = times(whole), times(out)
+    monkeypatch.setattr(type(pipeline.artifacts), "load", lambda self, name: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match="masks: expected one at most, as the run to be resumed has, given 2"):
+        run(pipeline, whole, masks, resume=True)
+    for fewer in ((), masks[:1], masks):
+        says = f"masks: expected at least 3, as the run to be resumed has, given {len(fewer) or 1}"
+        with pytest.raises(ValueError, match=says):
+            run(pipeline, out, fewer, resume=True)
+    assert (times(whole), times(out)) == (single, several)
+
+
+def test_what_is_in_the_way_of_files_is_said_before_any_work(pipeline, whole, masks, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(pipeline.artifacts), "load", lambda self, name: pytest.fail("a model was loaded"))
+    names = {"mesh.ply": (), "structure.safetensors": (), "object_2/splat.ply": masks, "scene_mesh.ply": masks}
+    for name, some in names.items():
+        way = tmp_path / name.replace("/", "_") / name
+        way.mkdir(parents=True)
+        with pytest.raises(ValueError, match=f"output: expected no folder of the name of a file of results, given '{way}'"):
+            run(pipeline, tmp_path / name.replace("/", "_"), some)
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "object_2").write_text("mine")
+    with pytest.raises(ValueError, match=r"output: expected a folder, given .*object_2' is a file"):
+        run(pipeline, tmp_path / "file", masks)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"output: expected a folder, given .*link' is a link to nothing"):
+        run(pipeline, tmp_path / "link")
+    # The structures of all objects are looked at before the first one is gone on with.
+    (tmp_path / "scene").mkdir()
+    shutil.copytree(whole, tmp_path / "scene" / "object_1")
+    with pytest.raises(ValueError, match=r"structure '.*object_2.structure\.safetensors'"):
+        run(pipeline, tmp_path / "out", masks, from_structure=tmp_path / "scene")
+    assert not (tmp_path / "out").exists()
