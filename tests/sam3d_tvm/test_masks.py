@@ -262,10 +262,7 @@ def test_index_pictures_of_several_labels(tmp_path):
         (np.where(INSIDE, 1.5, 0.0) * SOFT / 255, r"expected floats of 0 to 1, or of 0 to 255, given 0 to 1.5"),
         (SOFT * 3.7, r"expected floats of 0 to 1, or of 0 to 255, given 0 to \d+.*, which fits neither"),
         (SOFT / 2550, r"expected values of 0 to 1 that reach one half of it"),
-        (
-            np.where(INSIDE, 0.99, 0.01),
-            r"expected 0 .*, given 0\.01, 0\.99; if these are a network's probabilities, give mask > 0\.5$",
-        ),
+        (np.where(INSIDE, 0.99, 0.01), r".*given 0\.01, 0\.99; if these are a network's probabilities, give mask > 0\.5$"),
         (LABELS.astype(np.float32), r"expected 0 outside .*, given 0, 3, 7, 12; several labels"),
         (LABELS.astype(np.int64) * 10_000, r"expected 0 outside .*, given 0, 30000, 70000, 120000; several labels"),
         (
