@@ -296,6 +296,19 @@ def test_ply_files_that_are_refused_at_once(tmp_path, kind, order):
     refused(r"x\.ply", load_splat, path)
 
 
+def test_a_list_that_says_it_is_long_takes_no_memory(tmp_path):
+    """2 ** 31 numbers in a file of some bytes."""
+    header = b"ply\nformat binary_little_endian 1.0\nelement face 1\nproperty list int double v\nend_header\n"
+    (path := tmp_path / "x.ply").write_bytes(header + (2**31 - 1).to_bytes(4, "little") + bytes(40))
+    refused(r"x\.ply.*early end-of-file", load_splat, path)
+    with pytest.raises(ValueError, match="early") as caught:
+        load_splat(path)
+    error = caught.value
+    while error is not None:
+        assert not isinstance(error, MemoryError)
+        error = error.__cause__ or error.__context__
+
+
 # Pictures.
 
 
