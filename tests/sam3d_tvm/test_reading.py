@@ -16,6 +16,8 @@ from sam3d_tvm.photo.images import load_image, load_mask
 from sam3d_tvm.photo.pointmaps import load_pointmap
 from sam3d_tvm.reading import check_ply, check_torch_zip, load_torch, npz_entries, open_clipped, read_npy, read_yaml
 from sam3d_tvm.splat.files import load_splat
+from tests.fuzz_files.kinds import KINDS
+from tests.fuzz_files.work import one
 from tests.sam3d_tvm.fake_checkpoint import write_checkpoint
 
 # 226 bytes, ten levels of aliases: 9 ** 10 values.
@@ -294,6 +296,13 @@ def test_ply_files_that_are_refused_at_once(tmp_path, kind, order):
     (path := tmp_path / "x.ply").write_text(f"ply\nformat {order} 1.0\n{lines}end_header\n" + "0 " * 50)
     refused(rf"x\.ply: .*{words}", check_ply, path, "x.ply")
     refused(r"x\.ply", load_splat, path)
+
+
+def test_a_list_that_says_it_is_long_takes_no_memory():
+    """2 ** 31 numbers in a file of some bytes."""
+    header = b"ply\nformat binary_little_endian 1.0\nelement face 1\nproperty list int double v\nend_header\n"
+    kind = next(kind for kind in KINDS if kind.name == "splat ply")
+    assert one(kind, header + (2**31 - 1).to_bytes(4, "little") + bytes(40)) == "refused"
 
 
 # Pictures.

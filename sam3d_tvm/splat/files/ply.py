@@ -13,7 +13,7 @@ import numpy as np
 from plyfile import PlyData, PlyElement, PlyParseError
 
 from sam3d_tvm.frames import FRAMES, OBJECT, Frame
-from sam3d_tvm.reading import check_ply
+from sam3d_tvm.reading import check_ply, open_clipped
 from sam3d_tvm.splat.gaussians import COLUMNS, Gaussians
 
 NORMALS = ("nx", "ny", "nz")  # zero, and not needed when reading
@@ -76,7 +76,8 @@ def parse(path: Path) -> PlyData:
     """ValueError for what is no PLY file, or is cut short."""
     try:
         check_ply(path, path.name)
-        return PlyData.read(path)
+        with open_clipped(path) as file:
+            return PlyData.read(file)
     except (PlyParseError, ValueError, OSError, OverflowError, MemoryError) as error:
         raise ValueError(f"path: expected a .ply file, given {str(path)!r}: {error}") from error
 
