@@ -182,6 +182,8 @@ def check_weights(path: Path) -> str:
     check_present(path, "weights")
     head = read_head(path, HEAD, path.name)
     if kind := torch_kind(path, path.name):
+        if path.suffix == ".safetensors":  # torch goes by the name
+            raise OtherFile(f"{path.name}: expected weights as .safetensors, given a file of torch: rename it to .ckpt")
         return kind
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         load_state(path)

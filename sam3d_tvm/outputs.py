@@ -77,7 +77,9 @@ class Result:
 
     @property
     def textured(self) -> TexturedMesh:
-        """The mesh with a texture from the Gaussians, baked when it is first asked for; errors as of `bake`."""
+        """The mesh with a texture from the Gaussians, baked when it is first asked for. ValueError as of `bake`, and for what
+        was not decoded."""
+        self._check_has(["textured.glb"])
         surface = self.surface
         return self._once("textured", lambda: bake(self.mesh, self.gaussians, surface.textured_triangles, surface.texture_size))
 
@@ -118,8 +120,8 @@ class Result:
         surface = replace(self.surface, **{name: value for name, value in given.items() if value is not None})
         if surface != self.surface:
             return replace(self, surface=surface).save(folder, formats)
-        formats = () if self.latents is None else tuple(formats)
         check_formats(formats)
+        formats = () if self.latents is None else tuple(formats)
         self._check_has(formats)
         return ResultFolder(RunFolder(folder), formats, self.surface).finish(self)
 

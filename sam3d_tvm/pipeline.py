@@ -356,6 +356,7 @@ class Pipeline:
         on_progress = options.pop("on_progress", lambda progress: None)
         if len(masks) > 1 and not has_points(options):
             say(OVERLAP)
+        check_masks(image, masks, options)
         results = []
         for number, mask in enumerate(masks, 1):
             tell = of_object(on_progress, number) if len(masks) > 1 else on_progress
@@ -544,6 +545,12 @@ def _sha256(array: np.ndarray) -> str:
 def _digest(value: Any) -> str:
     """Of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def check_masks(image: Picture, masks: Sequence[Picture], options: Mapping[str, Any]) -> None:
+    """ValueError for any of several masks that is refused, before work on the first one begins."""
+    for mask in masks if len(masks) > 1 else ():
+        images.load_photo(image, mask, options.get("mask_upright", False))
 
 
 def has_points(options: Mapping[str, Any]) -> bool:

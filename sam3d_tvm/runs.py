@@ -12,8 +12,8 @@ from pathlib import Path
 
 from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
 from sam3d_tvm.notices import say
-from sam3d_tvm.outputs import FORMATS, POSE, VIEWS, Result, ResultFolder, lacks_scene, write_scene
-from sam3d_tvm.pipeline import OVERLAP, OnProgress, Picture, Pipeline, Progress, has_points, of_object
+from sam3d_tvm.outputs import FORMATS, POSE, VIEWS, Result, ResultFolder, check_formats, lacks_scene, write_scene
+from sam3d_tvm.pipeline import OVERLAP, OnProgress, Picture, Pipeline, Progress, check_masks, has_points, of_object
 from sam3d_tvm.run_folder import RunFolder, check_free, check_writable
 from sam3d_tvm.structure import STRUCTURE, Structure
 
@@ -55,7 +55,8 @@ def generate_into(
         raise ValueError(f"masks: expected a list, given {masks!r}")
     if names is not None and len(names) != max(1, len(masks)):
         raise ValueError(f"names: expected one an object, {max(1, len(masks))}, given {len(names)}")
-    several = len(masks) > 1
+    masks, several = list(masks), len(masks) > 1
+    check_masks(image, masks, options)
     run = check_folder(folder, max(1, len(masks)), formats, resume, from_structure)
     scene_known = has_points(options)
     scene = scene_known if scene is None else scene
@@ -112,6 +113,7 @@ def check_folder(
 ) -> RunFolder:
     """The folder of a run, of which all is tried before any work: that files can be written to it and to those of its objects,
     that nothing is in their way, and that structures can be read. Errors as of `generate_into`."""
+    check_formats(formats)
     check_writable(folder)
     run = RunFolder(folder, resume)
     if resume:

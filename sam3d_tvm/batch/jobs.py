@@ -77,8 +77,8 @@ class Jobs:
 def read_jobs(source: str | os.PathLike, output: str | os.PathLike | None = None, is_table: bool = False) -> Jobs:
     """The jobs of a folder, in natural order of their names, or of a .csv file, in the order of its lines.
 
-    output: a folder of results, which is passed over where it lies in the other. is_table: whether a file is a CSV whatever its
-    suffix.
+    output: a folder of results, which is passed over where it lies in the other, and must not be it. is_table: whether a file
+    is a CSV whatever its suffix.
 
     ValueError for a source that is neither, that cannot be read or holds nothing, and for a CSV of other columns.
     """
@@ -86,6 +86,8 @@ def read_jobs(source: str | os.PathLike, output: str | os.PathLike | None = None
     if is_table or (source.suffix.lower() == ".csv" and not source.is_dir()):
         found = Jobs(tuple(_rows(source)), source.parent)
     elif source.is_dir():
+        if output is not None and Path(output).resolve() == source.resolve():
+            raise ValueError(f"output: expected another folder than that of the photos, given {str(output)!r}")
         found = _folder(source, None if output is None else Path(output))
     else:
         raise ValueError(f"photos: expected a folder or a .csv file, given {str(source)!r}, which is neither")

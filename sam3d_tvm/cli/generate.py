@@ -105,7 +105,7 @@ def generate(
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """One photo and a mask to a Gaussian splat and a mesh; with several masks also a scene of all objects.
+    """One photo and a mask to a Gaussian splat and a mesh; several masks and a point map or depth also to a scene of them all.
 
     Writes splat.ply, mesh.glb, structure.safetensors, pose.json and views.png. Equal options give equal bytes.
     """
@@ -179,7 +179,7 @@ def generate(
         for result in results:
             console.print(shown.seconds_table(result.seconds))
     for result in results:
-        console.print(_summary(result), highlight=False)
+        console.print(_summary(result), highlight=False, soft_wrap=True)
     for path in written:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 

@@ -11,8 +11,8 @@ from sam3d_tvm import console as shown
 def view(
     splat: Annotated[Path, typer.Argument(help="A Gaussian splat: .ply, .compressed.ply, .splat or .spz.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; by default that of the splat.")] = None,
-    views: Annotated[int, typer.Option(help="Pictures from around the object.")] = 8,
-    size: Annotated[int, typer.Option(help="Pixels of a picture along each side.")] = 512,
+    views: Annotated[int, typer.Option(help="Pictures from around the object, at least 1.")] = 8,
+    size: Annotated[int, typer.Option(help="Pixels of a picture along each side, 16 to 4096.")] = 512,
     up: Annotated[
         str | None,
         typer.Option(help="What is up in the file: z, y or -y (COLMAP's); by default what it says itself, or its format."),

@@ -33,7 +33,7 @@ COLOUR_STEPS = 2  # by which rounding moves a shade of a colour
 LOSSY_STEPS = 48  # by which a format with losses moves a colour
 LABEL_SPREAD = 0.5  # of the pixels between 0 and full that lie in flat patches are labels, not edges
 SHOWN = 8  # values in a message
-USE_LABELS = "several labels are several objects: --labels (in Python split_labels)"
+USE_LABELS = "several labels are several objects: generate --labels (in Python split_labels)"
 
 
 @dataclass(frozen=True, eq=False)

@@ -365,6 +365,9 @@ def test_safetensors_in_place_of_ckpt(download):
     found = Checkpoint(download)
     check_arrays(MODELS["ss_decoder"].shapes(found.config.ss_decoder), found.state("ss_decoder"))
     assert not found.notes
+    (download / "ss_generator.ckpt").rename(download / "ss_generator.safetensors")  # but torch goes by the name
+    with pytest.raises(ValueError, match=r"ss_generator\.safetensors: expected .*, given a file of torch: rename it to \.ckpt"):
+        Checkpoint(download).state("ss_generator")
 
 
 @pytest.mark.parametrize("kind", ["yaml", "ckpt"])

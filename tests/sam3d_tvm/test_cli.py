@@ -111,7 +111,7 @@ def test_labels_are_objects(capsys, quick, photo, tmp_path):
     np.save(tmp_path / "depth.npy", np.random.default_rng(0).uniform(1, 2, (48, 64)))
     argv = [quick[0], quick[1], tmp_path / "labels.png", *quick[3:], "-o", tmp_path / "out"]
     code, _, err = run(capsys, *argv)
-    assert code == 2 and "given 0, 3, 7; several labels are several objects: --labels" in err
+    assert code == 2 and "given 0, 3, 7; several labels are several objects: generate --labels" in err
     scene = ["--formats", "glb", "--depth", tmp_path / "depth.npy", "--intrinsics", "60,60,32,24"]
     for place in (["--labels", *argv[1:]], [*argv[1:], "--labels"]):  # a file behind it is no label
         code, _, err = run(capsys, argv[0], *place, *scene)

@@ -249,7 +249,7 @@ def test_index_pictures_of_several_labels(tmp_path):
     colours = RNG.integers(1, 255, (13, 3))
     colours[0] = 0
     path = saved(tmp_path / "mask.png", index_picture(LABELS, colours))
-    with pytest.raises(ValueError, match=r"given 0, 3, 7, 12; several labels are several objects: --labels"):
+    with pytest.raises(ValueError, match=r"given 0, 3, 7, 12; several labels are several objects: generate --labels"):
         load_mask(path)
 
 

@@ -540,3 +540,24 @@ def test_what_is_in_the_way_of_files_is_said_before_any_work(pipeline, whole, ma
     with pytest.raises(ValueError, match=r"structure '.*object_2.structure\.safetensors'"):
         run(pipeline, tmp_path / "out", masks, from_structure=tmp_path / "scene")
     assert not (tmp_path / "out").exists()
+
+
+def test_arguments_are_looked_at_before_any_object_is_worked_on(pipeline, masks, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(pipeline.artifacts), "load", lambda self, name: pytest.fail("a model was loaded"))
+    several = [*masks, np.zeros_like(masks[0])]
+    for call in (lambda: run(pipeline, tmp_path, several), lambda: pipeline.generate_scene(disc_photo(), several, steps=1)):
+        with pytest.raises(ValueError, match="mask: expected pixels above 0"):
+            call()
+    for formats in ("ply", ("png",)):
+        with pytest.raises(ValueError, match="formats: expected"):
+            run(pipeline, tmp_path, formats=formats, stage1_only=True)
+    assert contents(tmp_path) == {}
+
+
+def test_masks_may_be_one_array(pipeline, masks, tmp_path):
+    results, _ = generate_into(pipeline, tmp_path, disc_photo(), np.stack(masks), steps=1, stage1_only=True)
+    assert len(results) == 2
+    with pytest.raises(ValueError, match=r"formats: expected those that were asked for when generating, given 'textured\.glb'"):
+        _ = results[0].textured
+    with pytest.raises(ValueError, match="formats: expected a list of names, given the string 'ply'"):
+        results[0].save(tmp_path / "saved", "ply")

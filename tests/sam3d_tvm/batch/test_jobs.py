@@ -174,3 +174,8 @@ def test_a_csv_of_another_kind_is_refused(tmp_path, text, says):
         read_jobs(table(tmp_path / "l.csv", text))
     with pytest.raises(ValueError, match=r"list .*none\.csv.*: "):
         read_jobs(tmp_path / "none.csv")
+
+
+def test_results_are_not_put_between_the_photos(tmp_path):
+    with pytest.raises(ValueError, match="output: expected another folder than that of the photos"):
+        read_jobs(tmp_path, tmp_path / "below" / "..")
