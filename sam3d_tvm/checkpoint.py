@@ -150,7 +150,7 @@ def _finite(value: LazyArray, name: str, file: Path) -> Callable[[], np.ndarray]
     def make() -> np.ndarray:
         array = np.asarray(value)
         if not np.isfinite(array).all():
-            raise ValueError(f"{file.name}: expected finite weights, given NaN or infinity in {name}")
+            raise ValueError(f"{file.name}: expected finite weights, given NaN or infinity in {brief(name, 200)}")
         return array
 
     return make
@@ -168,6 +168,7 @@ def _check_targets(node: Any, where: str) -> None:
     else:
         children = enumerate(node) if isinstance(node, list) else ()
     for key, child in children:
+        key = brief(key, 100)
         _check_targets(child, f"{where}: {key}" if ": " not in where else f"{where}.{key}")
 
 

@@ -1,11 +1,12 @@
 """Occupied voxels: reading them from a file, and the one that comes with the package."""
 
 import os
-import zipfile
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+
+from sam3d_tvm.reading import read_npz
 
 
 def load_occupancy(path: str | os.PathLike) -> np.ndarray:
@@ -14,15 +15,14 @@ def load_occupancy(path: str | os.PathLike) -> np.ndarray:
     Raises ValueError when the file cannot be read, or `coords` is missing, of another kind or shape, or beyond int32.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            coords = file["coords"]
-    except (OSError, KeyError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        coords = read_npz(Path(path), Path(path).name, ["coords"])["coords"]
+    except ValueError as error:
         raise ValueError(f"path: expected a .npz file that holds 'coords', given {str(path)!r}: {error}") from error
     if coords.dtype.kind not in "iu" or coords.ndim != 2 or coords.shape[1] != 3:
         raise ValueError(f"coords: expected integers [N, 3], given {coords.dtype} {list(coords.shape)} in {str(path)!r}")
     limits = np.iinfo(np.int32)
     if coords.size and not (limits.min <= coords.min() and coords.max() <= limits.max):
-        raise ValueError(f"coords: expected values within int32, given {coords.min()} to {coords.max()}")
+        raise ValueError(f"coords: expected values within int32, given {coords.min()} to {coords.max()} in {str(path)!r}")
     return np.pad(coords.astype(np.int32), ((0, 0), (1, 0)))
 
 

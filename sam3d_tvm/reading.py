@@ -12,7 +12,9 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Hashable, Iterable
+import zlib
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +22,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from sparse_ops.deploy.reading import DEPTH, INTEGERS, read_bytes, read_head, shown
+from sparse_ops.deploy.reading import DEPTH, INTEGERS, brief, read_bytes, read_head, shown
 
 YAML_BYTES = 256 << 10  # the largest published one has 20 KB
 YAML_NODES = 50_000  # with all that aliases stand for
@@ -127,6 +129,8 @@ def read_yaml(path: str | os.PathLike, name: str | None = None) -> Any:
     data = read_bytes(path, YAML_BYTES, name)
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        if re.search(r"\\u[dD][89a-fA-F]|\\U0000[dD][89a-fA-F]", text):
+            raise ValueError("expected whole characters, given half of one")
         loader = _Loader(text)
         try:
             return loader.get_single_data()
@@ -135,7 +139,7 @@ def read_yaml(path: str | os.PathLike, name: str | None = None) -> Any:
     except RecursionError:
         reason = f"expected at most {DEPTH} levels, given more"
     except (yaml.YAMLError, ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = brief(" ".join(str(error).split()), 300) or type(error).__name__
     raise ValueError(f"{name}: not a YAML file: {reason}")
 
 
@@ -160,14 +164,15 @@ def zip_entries(path: Path, name: str) -> list[zipfile.ZipInfo]:
     held = sum(entry.compress_size for entry in entries)
     if len(entries) > ZIP_ENTRIES or held > end or any(entry.header_offset + entry.compress_size > end for entry in entries):
         raise ValueError(f"{name}: expected entries within the zip file of {end:,} bytes, given {len(entries):,} of {held:,}")
-    names = [entry.filename for entry in entries]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{name}: expected every name once in a zip file, given {shown(max(names, key=names.count))} twice")
+    ((most, times),) = Counter(entry.filename for entry in entries).most_common(1) or [("", 0)]
+    if times > 1:
+        raise ValueError(f"{name}: expected every name once in a zip file, given {shown(most)} {times} times")
     return entries
 
 
 def _zip_end(path: Path, name: str) -> tuple[int, int]:
     """Number of entries and bytes of a zip file's directory, of the record at its end."""
+    read_head(path, 0, name)  # it is a file that can be read
     size = path.stat().st_size
     with open(path, "rb") as file:
         file.seek(max(0, size - (1 << 16) - 98))
@@ -357,7 +362,7 @@ def read_npy(file: BinaryIO, size: int, name: str) -> np.ndarray:
         raise ValueError(f"{name}: expected dtype, order and shape in a .npy file, given {shown(header)}")
     descr, shape = header["descr"], header["shape"]
     if not isinstance(descr, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|f16)", descr):
-        objects = "objects, which may be code and are not read" if "O" in str(descr) else shown(descr)
+        objects = "pickled objects, which may be code and are not read" if "O" in str(descr) else shown(descr)
         raise ValueError(f"{name}: expected bools, integers or floats in a .npy file, given {objects}")
     if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"{name}: expected a shape of integers of 0 or more, given {shown(shape)}")
@@ -381,6 +386,21 @@ def npz_entries(path: Path, name: str) -> dict[str, zipfile.ZipInfo]:
         if size > packed if entry.compress_type == zipfile.ZIP_STORED else size > max(EXPANDED, OF_ARRAY * packed):
             raise ValueError(f"{name}: {shown(entry.filename)} expands to {size:,} bytes from {packed:,}")
         found[entry.filename.removesuffix(".npy")] = entry
+    return found
+
+
+def read_npz(path: Path, name: str, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file of these names. ValueError as `npz_entries` and `read_npy`, and for one that is not there."""
+    entries, found = npz_entries(path, name), {}
+    if missing := [key for key in keys if key not in entries]:
+        raise ValueError(f"{name}: expected {', '.join(missing)}, given {brief(', '.join(entries), 200) or 'none'}")
+    try:
+        with zipfile.ZipFile(path) as file:
+            for key in keys:
+                with file.open(entries[key]) as member:
+                    found[key] = read_npy(member, entries[key].file_size, f"{name}: {key}")
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{name}: a damaged zip file: {shown(str(error))}") from error
     return found
 
 
@@ -414,11 +434,13 @@ def check_ply(path: str | os.PathLike, name: str) -> None:
             elements[-1][3] |= is_list
     if len({element[0] for element in elements}) < len(elements):
         raise ValueError(f"{name}: expected every element of a .ply file once, given {', '.join(e[0] for e in elements[:10])}")
+    lists = 0
     for element, count, width, has_lists, _ in elements:
         if count and not width:
             raise ValueError(f"{name}: expected properties of the element {shown(element)}, given none for {count:,} rows")
-        if has_lists and count > PLY_LISTS:
-            raise ValueError(f"{name}: expected at most {PLY_LISTS:,} rows with lists, given {count:,} of {shown(element)}")
+        lists += count if has_lists else 0
+        if lists > PLY_LISTS:
+            raise ValueError(f"{name}: expected at most {PLY_LISTS:,} rows with lists, given {lists:,} up to {shown(element)}")
         left -= count * width
         if left < -1:  # the last space may be missing
             raise ValueError(
@@ -440,3 +462,20 @@ def check_expansion(picture: Image.Image, size: int, name: str) -> None:
         raise ValueError(
             f"{name}: expected pixels that {size:,} bytes can hold, given a header of {picture.width} x {picture.height}"
         )
+
+
+class _Clipped(io.BufferedReader):
+    """An open file that is never asked for more bytes than it has: readers ask for as many as a damaged header says, and Python
+    allocates them first."""
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size if size is None else min(size, self._size))
+
+
+def open_clipped(path: str | os.PathLike) -> BinaryIO:
+    """A file open for reading, of which reads of any size take no more memory than it has bytes. OSError as `open`."""
+    return _Clipped(path)

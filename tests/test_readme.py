@@ -3,17 +3,21 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sam3d_tvm.outputs import Result
 from sam3d_tvm.pipeline import Pipeline
-from tests.sam3d_tvm.tiny_pipeline import tiny_artifacts
+from tests.sam3d_tvm.tiny_pipeline import disc_photo, tiny_artifacts
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Of each page's examples in their order: what they print.
 PRINTED = {
     "README.md": {"pipeline": "True", "eager": "32)", "graph": "32)"},
+    "frames.md": {"poses": "True"},
+    "pipeline.md": {"labels": "[True, True]"},
     "porting.md": {"imported": "(2, 100, 32)", "ported": "(1, 32)"},
 }
 
@@ -22,8 +26,27 @@ def examples(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
 
 
+def labels(folder: Path) -> dict:
+    """A photo, a picture of two labels and points as OpenCV has them, and the pipeline that the example calls."""
+    rows, columns = np.mgrid[:48, :64]
+    photo = disc_photo()[..., :3]
+    found = 3 * ((rows - 24) ** 2 + (columns - 16) ** 2 < 150) + 7 * ((rows - 24) ** 2 + (columns - 46) ** 2 < 150)
+    Image.fromarray(photo).save(folder / "photo.jpg")
+    Image.fromarray(found.astype(np.uint8)).save(folder / "labels.png")
+    z = 2 + 0.01 * rows
+    np.savez(folder / "moge.npz", points=np.stack([(columns - 32) / 64 * z, (rows - 24) / 64 * z, z], -1))
+    return {"pipeline": Pipeline(tiny_artifacts())}
+
+
+def poses(folder: Path) -> dict:
+    """A run in the folder out."""
+    Pipeline(tiny_artifacts()).generate(disc_photo(), steps=1).save(folder / "out", ("ply", "glb"))
+    return {}
+
+
+GIVEN = {"labels": labels, "poses": poses}  # what an example finds in its folder, and as variables; others run in the project
 CASES = {
-    name: (source, printed)
+    name: (name, source, printed)
     for page in PAGES
     for source, (name, printed) in zip(examples(page), PRINTED.get(page.name, {}).items(), strict=False)
 }
@@ -34,15 +57,17 @@ def test_every_example_is_known(page):
     assert len(examples(page)) == len(PRINTED.get(page.name, {}))
 
 
-@pytest.mark.parametrize(("source", "printed"), CASES.values(), ids=CASES)
-def test_example_runs(source, printed, tmp_path, capsys, monkeypatch):
+@pytest.mark.filterwarnings("ignore::sam3d_tvm.notices.Notice")
+@pytest.mark.parametrize(("name", "source", "printed"), CASES.values(), ids=CASES)
+def test_example_runs(name, source, printed, tmp_path, capsys, monkeypatch):
     # The artifacts of the preset are those that all tests share; files go elsewhere.
     monkeypatch.setattr(Pipeline, "from_preset", lambda name: Pipeline(tiny_artifacts()))
     monkeypatch.setattr(Result, "save", lambda self, folder, formats, save=Result.save: save(self, tmp_path / folder, formats))
-    monkeypatch.chdir(ROOT)
+    given = GIVEN[name](tmp_path) if name in GIVEN else {}
+    monkeypatch.chdir(tmp_path if name in GIVEN else ROOT)
     file = tmp_path / "example.py"
     file.write_text(source)
-    exec(compile(source, str(file), "exec"), {"__name__": "example"})
+    exec(compile(source, str(file), "exec"), {"__name__": "example", **given})
     assert printed in capsys.readouterr().out
 
 

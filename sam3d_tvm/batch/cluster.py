@@ -219,7 +219,8 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
     except (OSError, ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())
+        asks = "AuthToken" in str(error.__cause__)
+        text = " ".join(str(error).split()) + ("; it asks for a token: set RAY_AUTH_MODE=token" if asks else "")
         raise ValueError(f"ray: expected a cluster that exists, as of `ray start --head`, given {address!r}: {text}") from error
     try:
         yield

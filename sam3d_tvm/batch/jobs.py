@@ -28,7 +28,7 @@ PICTURES = frozenset(  # suffixes: a file of another one is no photo
 MASK_ARRAYS = frozenset({".npy"})
 POINTMAPS = frozenset({".npy", ".npz", ".pt", ".pth"})
 COLUMNS = ("photo", "mask", "pointmap", "seed", "name")
-TABLE_BYTES = 64 << 20  # of a CSV, a million lines
+TABLE_BYTES, TABLE_LINES = 64 << 20, 100_000  # of a CSV
 LONGEST_NAME = 200  # bytes of a part of a name, as most file systems take 255 and files beside it have longer names
 
 LAYOUTS = (
@@ -232,6 +232,8 @@ def _rows(path: Path) -> Iterator[Job]:
         header = [name.strip().lower() for name in next(reader, [])]
         _check_header(header, what)
         for row in reader:
+            if reader.line_num > TABLE_LINES:
+                raise ValueError(f"{what}: expected at most {TABLE_LINES:,} lines, given more: cut it into several lists")
             if any(cell.strip() for cell in row):
                 yield from _of_row(
                     dict(zip(header, map(str.strip, row), strict=False)), len(row) > len(header), reader.line_num, path.parent
@@ -244,7 +246,9 @@ def _check_header(header: Sequence[str], what: str) -> None:
     if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
         raise ValueError(f"{what}: expected commas between columns, given {header[0]!r}")
     if unknown := [name for name in header if name not in COLUMNS]:
-        raise ValueError(f"{what}: expected columns among {', '.join(COLUMNS)}, given {', '.join(map(repr, unknown))} too")
+        raise ValueError(
+            f"{what}: expected columns among {', '.join(COLUMNS)}, given {', '.join(map(repr, unknown))[:500]} too"
+        )
     if twice := [name for name, count in Counter(header).items() if count > 1]:
         raise ValueError(f"{what}: expected each column once, given {', '.join(twice)} twice")
     if "photo" not in header:

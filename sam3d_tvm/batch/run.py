@@ -1,14 +1,15 @@
 """Runs the jobs of a folder or a CSV and keeps the tables of results up to date.
 
 In the output folder are results.csv, seconds.csv, index.html, and a folder for each object with its files and record.json,
-which says what they were made from. A second run keeps what is whole and of the same photo, mask, options and models.
+which says what they were made from. A second run keeps what is whole and of the same photo, mask, options and models, and the
+structure where only formats differ.
 """
 
 import errno
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -24,13 +25,14 @@ from sam3d_tvm.fingerprint import fingerprint
 from sam3d_tvm.lock import locked
 from sam3d_tvm.mesh.bake import TEXTURE_SIZE
 from sam3d_tvm.notices import say
-from sam3d_tvm.outputs import FORMATS, POSE
+from sam3d_tvm.outputs import FORMATS, LATENTS, POSE
 from sam3d_tvm.pipeline import OnProgress, Pipeline, Progress
-from sam3d_tvm.run_folder import RUN, check_writable, forget
+from sam3d_tvm.run_folder import RUN, RunFolder, check_writable, forget
 from sam3d_tvm.structure import STRUCTURE
 from sparse_ops.deploy.files import write_bytes
 from sparse_ops.deploy.reading import digest, read_json
 
+FILES = ("formats", "stage1_only", "triangles", "texture_size")  # options that decide what is written, and no structure
 RECORD, LOCK = "record.json", ".lock"
 DEFAULTS = {"seed": 42, "formats": ("ply", "glb"), "stage1_only": False, "max_memory": None}
 DEFAULTS |= {"triangles": None, "texture_size": TEXTURE_SIZE}
@@ -113,7 +115,7 @@ def _tasks(
     pipeline: Pipeline, jobs: Jobs, output: Path, options: Mapping[str, Any], put: Callable[[int, Row], None]
 ) -> Iterator[Task]:
     """What is to be computed; the rows of all else are `put`."""
-    made_with = _identity(pipeline.artifacts, options)
+    made_with, files_with = _identity(pipeline.artifacts, options), _identity(pipeline.artifacts, options, FILES)
     for number, job in enumerate(jobs.objects):
         seed = options["seed"] if job.seed is None else job.seed
         paths = {name: jobs.shown(getattr(job, name)) for name in ("photo", "mask", "pointmap")}
@@ -124,22 +126,24 @@ def _tasks(
         folder = output / job.name
         try:
             made_from = _digest(job, seed, made_with)
+            files_from = hashlib.sha256(f"{made_from} {files_with}".encode()).hexdigest()
         except OSError as error:
             put(number, failed(row, f"cannot read {error.filename!r}: {error.strerror}"))
             continue
         found = _Record.read(folder)
-        if found.digest == made_from and found.row is not None and found.is_whole(folder):
+        if found.files_from == files_from and found.row is not None and found.is_whole(folder):
             put(number, replace(found.row, name=row.name, **paths))
             continue
         try:
-            if found.digest != made_from:
-                forget(folder)
-                _Record(made_from).write(folder)
+            if found.files_from != files_from:
+                if found.made_from != made_from or not _keep_structure(folder, options):
+                    forget(folder)
+                _Record(made_from, files_from).write(folder)
         except ValueError as error:  # something is in the way
             put(number, failed(row, error))
             continue
         _tidy(folder)
-        yield Task(number, replace(job, seed=seed), folder, made_from, row)
+        yield Task(number, replace(job, seed=seed), folder, made_from, files_from, row)
 
 
 def _in_the_way(name: str) -> str:
@@ -152,14 +156,30 @@ def _in_the_way(name: str) -> str:
 def _keep(task: Task, row: Row) -> None:
     """Says that the files of a task are whole."""
     sizes = {name: (task.folder / name).stat().st_size for name in row.files}
-    _Record(task.digest, row, sizes).write(task.folder)
+    _Record(task.made_from, task.files_from, row, sizes).write(task.folder)
+
+
+def _keep_structure(folder: Path, options: Mapping[str, Any]) -> bool:
+    """Removes what an earlier run has written of an object but for its structure and the formats that are asked for. Whether
+    that can be gone on from."""
+    try:
+        run = RunFolder(folder, resume=True)
+    except ValueError:
+        return False
+    if options["stage1_only"] and run.has(STRUCTURE, LATENTS):
+        return False
+    run.keep_only([STRUCTURE, *(file for name in options["formats"] for file in FORMATS[name].writers)])
+    return True
 
 
 class _Record:
-    """record.json in the folder of an object. digest: of all that decides its files; row, sizes: once all are written."""
+    """record.json in the folder of an object. made_from, files_from: digests of all that decides its structure, and its files;
+    row, sizes: once all are written."""
 
-    def __init__(self, digest: str, row: Row | None = None, sizes: Mapping[str, int] | None = None):
-        self.digest, self.row, self.sizes = digest, row, dict(sizes or {})
+    def __init__(
+        self, made_from: str = "", files_from: str = "", row: Row | None = None, sizes: Mapping[str, int] | None = None
+    ):
+        self.made_from, self.files_from, self.row, self.sizes = made_from, files_from, row, dict(sizes or {})
 
     @classmethod
     def read(cls, folder: Path) -> "_Record":
@@ -168,14 +188,15 @@ class _Record:
             value = read_json(folder / RECORD)
             sizes = {str(name): int(size) for name, size in value["sizes"].items()}
             if any(name != Path(name).name or name == ".." for name in sizes):
-                return cls("")
-            return cls(str(value["digest"]), None if value["row"] is None else Row.from_json(value["row"]), sizes)
+                return cls()
+            row = None if value["row"] is None else Row.from_json(value["row"])
+            return cls(str(value["made_from"]), str(value["files_from"]), row, sizes)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return cls("")
+            return cls()
 
     def write(self, folder: Path) -> None:
         row = None if self.row is None else self.row.as_json()
-        value = {"digest": self.digest, "row": row, "sizes": self.sizes}
+        value = {"made_from": self.made_from, "files_from": self.files_from, "row": row, "sizes": self.sizes}
         write_bytes(folder / RECORD, (json.dumps(value, indent=1) + "\n").encode())
 
     def is_whole(self, folder: Path) -> bool:
@@ -186,10 +207,14 @@ class _Record:
             return False
 
 
-def _identity(artifacts: Artifacts, options: Mapping[str, Any]) -> str:
-    """What changes with the code of this package, the models and the options of all objects."""
-    own = {name: value for name, value in options.items() if name not in ("seed", "max_memory")}
-    own["formats"] = sorted(set(options["formats"]))
+def _identity(artifacts: Artifacts, options: Mapping[str, Any], among: Collection[str] | None = None) -> str:
+    """What changes with the code of this package, the models and the options of all objects: those `among`, by default those
+    that decide the structure."""
+    own = {
+        name: sorted(set(value)) if name == "formats" else value
+        for name, value in options.items()
+        if (name not in (*FILES, "seed", "max_memory") if among is None else name in among)
+    }
     value = {
         "source": fingerprint("sam3d_tvm.batch"),
         "config": artifacts.config.to_json(),

@@ -44,13 +44,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """A job with its seed, its number among all, where its files go, a digest of all that decides them, and what the row of the
-    results says of it in any case."""
+    """A job with its seed, its number among all, where its files go, digests of all that decides its structure and its files,
+    and what the row of the results says of it in any case."""
 
     number: int
     job: Job
     folder: Path
-    digest: str
+    made_from: str
+    files_from: str
     row: Row
 
 

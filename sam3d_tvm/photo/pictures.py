@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from sam3d_tvm.photo.arrays import check_is_file, check_sides
 from sam3d_tvm.photo.orientation import UPRIGHT
-from sam3d_tvm.reading import check_expansion
+from sam3d_tvm.reading import check_expansion, open_clipped
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")  # closed: Pillow opens others with programs
 HEIC = "HEIC"  # read by pillow-heif, the extra "heif"
@@ -26,20 +26,26 @@ _pillow_limit = threading.Lock()
 def opened(path: str | os.PathLike, name: str) -> Iterator[Image.Image]:
     """The picture of a file whose header alone is read. ValueError for what is none of `FORMATS` or cannot be read."""
     formats = readable_formats()
-    try:
-        check_is_file(path)
-        with open(path, "rb") as file:
-            start = file.read(12)
-        heic = start[4:8] == b"ftyp" and start[8:] in HEIC_BRANDS
-        with _pillow_without_limit():  # for the header; pixels are read after our own check
-            picture = _heic(path, name) if heic else Image.open(path, formats=formats)
-    except Exception as error:  # Pillow raises errors of many kinds for broken files
-        if isinstance(error, ValueError) and str(error).startswith(name):
-            raise
-        hint = "; Pillow was built without AVIF" if start_of(path)[8:] in (b"avif", b"avis") and "AVIF" not in formats else ""
-        known = ", ".join((*formats, HEIC))
-        raise ValueError(f"{name}: expected a picture as {known}, cannot read it: {error}{hint}") from error
-    with picture:
+    with contextlib.ExitStack() as files:
+        try:
+            check_is_file(path)
+            with open(path, "rb") as file:
+                start = file.read(12)
+            heic = start[4:8] == b"ftyp" and start[8:] in HEIC_BRANDS
+            with _pillow_without_limit():  # for the header; pixels are read after our own check
+                if heic:
+                    picture = _heic(path, name)
+                else:
+                    picture = Image.open(files.enter_context(open_clipped(path)), formats=formats)
+                    picture.filename = os.fspath(path)
+        except Exception as error:  # Pillow raises errors of many kinds for broken files
+            if isinstance(error, ValueError) and str(error).startswith(name):
+                raise
+            lacks_avif = start_of(path)[8:] in (b"avif", b"avis") and "AVIF" not in formats
+            hint = "; Pillow was built without AVIF" if lacks_avif else ""
+            known = ", ".join((*formats, HEIC))
+            raise ValueError(f"{name}: expected a picture as {known}, cannot read it: {error}{hint}") from error
+        files.enter_context(picture)
         check_expansion(picture, os.path.getsize(path), name)
         yield picture
 

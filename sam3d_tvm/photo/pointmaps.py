@@ -11,7 +11,6 @@ Intrinsics are those of the depth map's pixels, the middle of the first at (0, 0
 In fractions of width and height, as MoGe has them, the middle of the first is at half a pixel.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -26,6 +25,7 @@ from sam3d_tvm.notices import say
 from sam3d_tvm.photo.arrays import ARRAYS, array_kind, as_array, check_is_file, check_sides, read_array, read_arrays
 from sam3d_tvm.photo.orientation import UPRIGHT, in_words, swaps_sides, upright_points
 from sam3d_tvm.photo.pictures import WIDE_MODES, load_pixels, opened, wide_values
+from sparse_ops.deploy.reading import brief, parse_json
 
 POINTS = ("pointmap", "pointmaps", "points")  # names of arrays in a file of several
 DEPTH = ("depth",)
@@ -334,7 +334,7 @@ def _intrinsics_of_file(path: Path, name: str):
             raise ValueError(f"it is longer than {MAX_TEXT} bytes")
         text = text.decode()
         if path.suffix.lower() == ".json":
-            return json.loads(text)
+            return parse_json(text, path.name)
         rows = [[float(part) for part in line.replace(",", " ").split()] for line in text.splitlines() if line.strip()]
         return rows[0] if len(rows) == 1 else np.array(rows)
     except (OSError, ValueError, RecursionError) as error:
@@ -349,9 +349,8 @@ def _intrinsics_of_names(given: Mapping, name: str):
     for keys in (("fx", "fy", "cx", "cy"), ("fx", "fy", "ppx", "ppy")):
         if all(key in given for key in keys):
             return [given[key] for key in keys]
-    raise ValueError(
-        f"{name}: expected fx, fy, cx and cy, or a matrix called K or intrinsics, given {', '.join(map(str, list(given)[:8]))}"
-    )
+    names = brief(", ".join(map(str, list(given)[:8])), 200)
+    raise ValueError(f"{name}: expected fx, fy, cx and cy, or a matrix called K or intrinsics, given {names}")
 
 
 def _check_points(points: np.ndarray, name: str) -> None:

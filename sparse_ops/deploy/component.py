@@ -27,7 +27,7 @@ import tvm_ffi
 from sparse_ops.build import unchecked
 from sparse_ops.deploy.files import DTYPES, save_safetensors, write_bytes
 from sparse_ops.deploy.manifest import MANIFEST, FunctionSpec, Manifest, TensorSpec, build, leaves
-from sparse_ops.deploy.reading import JSON_BYTES, digest, read_bytes, safetensors_header
+from sparse_ops.deploy.reading import JSON_BYTES, brief, digest, read_bytes, safetensors_header
 from sparse_ops.deploy.weights import LISTED, State, check_arrays
 from sparse_ops.eager.arrays import as_kind, as_tensor, kind_of
 from sparse_ops.program import Program
@@ -165,7 +165,7 @@ class Component:
             module = tvm.runtime.load_module(str(file)) if file.name == LIBRARY else compile_json(file, manifest)
             return cls(manifest, module, packed, partial(_copy_code, file.absolute()))
         except (OSError, ValueError) as error:
-            raise ValueError(f"artifact {str(folder)!r}: {error}") from error
+            raise ValueError(f"artifact {str(folder)!r}: {brief(error, 4000)}") from error
 
 
 class Function:
@@ -253,13 +253,13 @@ def _mapped(file: Path, specs: Sequence[TensorSpec]) -> list[tvm.runtime.Tensor]
     with open(file, "rb") as opened:
         memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) if names else b""
     expected = {spec.name: spec for spec in specs}
-    problems = [f"{name}: missing, expected {spec}" for name, spec in expected.items() if name not in names]
-    problems += [f"{name}: not a parameter of this component" for name in names - expected.keys()]
+    problems = [f"{brief(name, 200)}: missing, expected {spec}" for name, spec in expected.items() if name not in names]
+    problems += [f"{brief(name, 200)}: not a parameter of this component" for name in names - expected.keys()]
     found = {}
     for name in names & expected.keys():
         spec, entry = expected[name], header[name]
         if entry["dtype"] != DTYPES[spec.dtype] or tuple(entry["shape"]) != spec.shape:
-            problems.append(f"{name}: expected {spec}, given {entry['dtype']} {entry['shape']}")
+            problems.append(f"{brief(name, 200)}: expected {spec}, given {entry['dtype']} {entry['shape']}")
             continue
         count = int(np.prod(spec.shape, dtype=np.int64))
         array = np.frombuffer(memory, np.dtype(spec.dtype), count, start + entry["data_offsets"][0]).reshape(spec.shape)

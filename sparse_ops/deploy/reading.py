@@ -7,6 +7,7 @@ file, what was given and what was expected.
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -56,9 +57,8 @@ def parse_json(data: bytes | str, name: str) -> Any:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(found)
         if len(value) < len(found):
-            names = [key for key, _ in found]
-            twice = next(key for key in names if names.count(key) > 1)
-            raise ValueError(f"expected every name once, given {shown(twice)} twice in one object")
+            ((most, times),) = Counter(key for key, _ in found).most_common(1)
+            raise ValueError(f"expected every name once, given {shown(most)} {times} times in one object")
         return value
 
     def integer(text: str) -> int:
@@ -83,6 +83,8 @@ def parse_json(data: bytes | str, name: str) -> Any:
         hooks = {"object_pairs_hook": pairs, "parse_int": integer, "parse_float": number, "parse_constant": constant}
         value = json.loads(data.decode(), **hooks)
         check_depth(value)
+        if b"\\u" in data:
+            _check_characters(value)
     except RecursionError:
         reason = f"expected at most {DEPTH} lists and objects inside of each other, given more"
     except ValueError as error:
@@ -90,6 +92,14 @@ def parse_json(data: bytes | str, name: str) -> Any:
     else:
         return value
     raise ValueError(f"{name}: expected JSON: {reason}")
+
+
+def _check_characters(value: Any) -> None:
+    """ValueError for half a character, which JSON can write and nothing else can."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected whole characters, given half of one") from None
 
 
 def check_depth(value: Any) -> None:
@@ -168,12 +178,14 @@ def read_head(path: Path, count: int, name: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(count)
     except OSError as error:
-        raise ValueError(f"{name}: cannot be read: {error}") from error
+        raise ValueError(f"{name}: expected a file that can be read: {error}") from error
 
 
 def brief(words: Any, most: int = 1000) -> str:
-    """A reason in a message: it may repeat what a file holds."""
+    """A reason or a name in a message: it may repeat what a file holds, which is not handed to a terminal as it is."""
     text = str(words)
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
     return text if len(text) <= most else f"{text[:most]}..."
 
 

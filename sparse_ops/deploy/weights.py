@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from sparse_ops.deploy.reading import safetensors_header
+from sparse_ops.deploy.reading import brief, safetensors_header
 
 # What parameters may be, by the name in a file; all become what those of the model are, float32 as a rule.
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -56,7 +56,7 @@ def check_arrays(shapes: Mapping[str, Sequence[int]], state: State) -> None:
     if not isinstance(state, Mapping):
         raise ValueError(f"state: expected arrays by name, given {type(state).__name__}")
     problems = [f"{name}: missing, expected {list(shape)}" for name, shape in shapes.items() if name not in state]
-    problems += [f"{name}: not a parameter of this model" for name in state if name not in shapes]
+    problems += [f"{brief(name, 200)}: not a parameter of this model" for name in state if name not in shapes]
     for name, shape in shapes.items():
         value = state.get(name)
         if value is None:

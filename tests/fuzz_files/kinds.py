@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 from sam3d_tvm.artifacts import MADE_FROM, PIPELINE, Artifacts, CheckpointSource, SeededSource, begin
+from sam3d_tvm.batch.jobs import read_jobs
 from sam3d_tvm.checkpoint import Checkpoint
 from sam3d_tvm.frames import CAMERA
 from sam3d_tvm.models import MODELS
+from sam3d_tvm.occupancy import load_occupancy
 from sam3d_tvm.photo.images import load_image, load_mask
 from sam3d_tvm.photo.pictures import readable_formats
 from sam3d_tvm.photo.pointmaps import as_intrinsics, load_points
@@ -34,14 +36,14 @@ from tests.sparse_ops.deploy.test_from_nn import made, random_state
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file. `form`: of `mutations.FORMS`. `place(folder, data)`: writes a file where its reader wants it, and what
-    belongs to it, into a new folder. `also`: other files that may be blamed for it."""
+    """A kind of file. `form`: of `mutations.FORMS`. `place(folder, data)`: writes a file where its readers want it, and what
+    belongs to it, into a new folder. `reads`: what reads it. `also`: other files that may be blamed for it."""
 
     name: str
     form: str
     samples: Callable[[], tuple[bytes, ...]]
     place: Callable[[Path, bytes], Path]
-    read: Callable[[Path], object]
+    reads: Callable[[Path], object] | tuple[Callable[[Path], object], ...]
     also: tuple[str, ...] = ()
 
 
@@ -180,7 +182,7 @@ def _of_artifacts(name: str) -> Kind:
         samples,
         _within(artifacts, name),
         lambda file: _open(file.parents[up]),
-        (Path(name).parts[0],),
+        (Path(name).parts[0], *(f"{model} not compiled yet" for model in MODELS)),  # whose file it does not fit
     )
 
 
@@ -256,18 +258,10 @@ def _heic_files() -> tuple[bytes, ...]:
     return (data.getvalue(),)
 
 
-def _read_picture(file: Path) -> None:
-    """As a photo and as a mask: what is refused as the one is still tried as the other."""
-    try:
-        load_image(file)
-    except ValueError:
-        load_mask(file)
-        raise
-    load_mask(file)
-
-
 def _picture(form: str) -> Kind:
-    return Kind(f"picture {form}", "picture", lambda: _picture_files(form), _alone(f"photo.{form.lower()}"), _read_picture)
+    return Kind(
+        f"picture {form}", "picture", lambda: _picture_files(form), _alone(f"photo.{form.lower()}"), (load_image, load_mask)
+    )
 
 
 @cache
@@ -335,6 +329,16 @@ def _run_json() -> tuple[bytes, ...]:
     return ((folder.folder / RUN).read_bytes(),)
 
 
+@cache
+def _coords_npz() -> tuple[bytes, ...]:
+    coords = np.arange(60).reshape(20, 3)
+    return _npz(True, coords=coords), _npz(False, coords=coords.astype(np.uint8))
+
+
+TABLES = (
+    b"photo,mask,pointmap,seed,name\nlamp.png,lamp_mask.png,,3,lamp\ntable.png,0.png;1.png,points.npy,,\n",
+    b'\xef\xbb\xbfphoto,name\r\n"a, b.png","a ""b"""\r\n',
+)
 INTRINSICS = (
     b'{"fx": 50.5, "fy": 50.5, "cx": 31.5, "cy": 23.5}',
     b'{"K": [[50.5, 0, 31.5], [0, 50.5, 23.5], [0, 0, 1]]}',
@@ -368,7 +372,7 @@ KINDS = [
     _of_artifacts("ss_decoder/made_from.json"),
     *map(_splat, SPLAT_FORMATS),
     *map(_picture, readable_formats()),
-    Kind("picture HEIC", "picture", _heic_files, _alone("photo.heic"), _read_picture),
+    Kind("picture HEIC", "picture", _heic_files, _alone("photo.heic"), (load_image, load_mask)),
     Kind("point map .npy", "npy", _point_npy, _alone("points.npy"), lambda file: load_points(file)),
     Kind("point map .npz", "npz", _point_npz, _alone("points.npz"), lambda file: load_points(file)),
     Kind("point map .pt", "zip", _point_pt, _alone("points.pt"), lambda file: load_points(file)),
@@ -376,5 +380,7 @@ KINDS = [
     Kind("mask .npz", "npz", _mask_npz, _alone("mask.npz"), load_mask),
     Kind("structure.safetensors", "safetensors", _structure, _alone(STRUCTURE), Structure.load),
     Kind("run.json", "json", _run_json, _alone(RUN), lambda file: RunFolder(file.parent, resume=True).has("splat.ply")),
+    Kind("list .csv", "csv", lambda: TABLES, _alone("list.csv"), read_jobs),
+    Kind("occupancy .npz", "npz", _coords_npz, _alone("cells.npz"), load_occupancy),
     Kind("intrinsics .json", "json", lambda: INTRINSICS, _alone("camera.json"), lambda file: as_intrinsics(file, (64, 48))),
 ]

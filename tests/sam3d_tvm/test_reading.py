@@ -14,7 +14,7 @@ from sam3d_tvm import reading
 from sam3d_tvm.checkpoint import Checkpoint
 from sam3d_tvm.photo.images import load_image, load_mask
 from sam3d_tvm.photo.pointmaps import load_pointmap
-from sam3d_tvm.reading import check_ply, check_torch_zip, load_torch, npz_entries, read_npy, read_yaml
+from sam3d_tvm.reading import check_ply, check_torch_zip, load_torch, npz_entries, open_clipped, read_npy, read_yaml
 from sam3d_tvm.splat.files import load_splat
 from tests.sam3d_tvm.fake_checkpoint import write_checkpoint
 
@@ -63,6 +63,7 @@ YAML = {
     "a date": ("a: !!timestamp 2001-99-99", "could not determine a constructor"),
     "bytes": ("a: !!binary x", "could not determine a constructor"),
     "two documents": ("a: 1\n---\nb: 2", "not a YAML file"),
+    "half a character": (r'a: "\ud800"', "whole characters, given half of one"),
     "zeros": ("a: \0", "not a YAML file"),
     "no text": (b"\xff\xff\xfe", "not a YAML file"),
     "an alias of nothing": ("a: *b", "not a YAML file"),
@@ -162,6 +163,16 @@ def test_archives_that_are_refused_at_once(tmp_path, kind, monkeypatch):
     change, words = ARCHIVES[kind]
     refused(rf"w\.ckpt: .*{words}", check_torch_zip, torch_file(tmp_path / "w.ckpt", change), "w.ckpt")
     check_torch_zip(torch_file(tmp_path / "w.ckpt", lambda entries: None), "w.ckpt")
+
+
+def test_many_entries_of_one_name(tmp_path):
+    entries = [f"{i}" for i in range(60_000)]
+    with zipfile.ZipFile(path := tmp_path / "w.ckpt", "w") as file:
+        for name in entries:
+            file.writestr(zipfile.ZipInfo(name), b"")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"59999", b"12345"))
+    refused(r"w\.ckpt: expected every name once in a zip file, given '12345' 2 times", check_torch_zip, path, "w.ckpt")
 
 
 def test_a_directory_that_says_it_is_large_is_not_read(tmp_path):
@@ -315,3 +326,16 @@ def test_a_large_picture_of_one_colour_is_read(tmp_path):
     Image.new("1", (8192, 8192)).save(path := tmp_path / "x.png")
     assert path.stat().st_size < 20_000
     assert load_image(path).shape == (8192, 8192, 3)
+
+
+def test_a_box_that_says_it_is_large_takes_no_memory(tmp_path):
+    """Python allocates what it is asked to read."""
+    Image.new("RGB", (5, 7)).save(path := tmp_path / "x.jp2")
+    data = path.read_bytes()
+    at = data.index(b"jp2h") - 4
+    path.write_bytes(data[:at] + (1).to_bytes(4, "big") + b"jp2h" + (1 << 60).to_bytes(8, "big") + data[at + 8 :])
+    with pytest.raises(ValueError, match=r"x\.jp2.*cannot read it") as caught:
+        load_image(path)
+    assert not isinstance(caught.value.__cause__, MemoryError)
+    with open_clipped(path) as file:
+        assert file.read(1 << 60) == path.read_bytes() and file.read() == b""

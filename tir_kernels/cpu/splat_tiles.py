@@ -1,4 +1,4 @@
-"""Pictures of Gaussian splats, as `sam3d_tvm.splat.picture` defines them, and what points see in such pictures.
+"""Pictures of Gaussian splats (Zwicker et al., EWA Splatting, 2002), and what points see in such pictures.
 
     project    Gaussians -> their ellipses in a picture, and the tiles that these touch
     count      how many ellipses touch each tile

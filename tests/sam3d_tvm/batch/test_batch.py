@@ -184,6 +184,22 @@ def test_other_options_leave_no_old_file(pipeline, tmp_path):
     }
 
 
+def test_other_formats_go_on_from_the_structure(pipeline, photos, tmp_path, monkeypatch):
+    """Of the first stage alone, then of all, then of other files: the first generator runs once, and bytes are those of a run
+    that was asked for these files at once."""
+    opened, load = [], Artifacts.load
+    monkeypatch.setattr(Artifacts, "load", lambda self, name: opened.append(name) or load(self, name))
+    run(pipeline, photos, tmp_path / "out", **FIRST)
+    run(pipeline, photos, tmp_path / "out", steps=1, formats=["ply", "stl"])
+    run(pipeline, photos, tmp_path / "out", steps=1, formats=["stl", "glb"])
+    assert opened.count("ss_generator") == 1 and opened.count("slat_generator") == 1
+    run(pipeline, photos, tmp_path / "anew", steps=1, formats=["stl", "glb"])
+    assert contents(tmp_path / "out") == contents(tmp_path / "anew")
+    run(pipeline, photos, tmp_path / "out", **FIRST)
+    run(pipeline, photos, tmp_path / "first", **FIRST)
+    assert contents(tmp_path / "out") == contents(tmp_path / "first")
+
+
 @pytest.mark.parametrize("record", [b"", b"[]", b"{" * 10**5, b'{"digest": 1, "row": {}, "sizes": {"../../x": 1}}'])
 def test_a_record_that_is_none_is_no_record(pipeline, tmp_path, record):
     write_photo(tmp_path / "photos" / "a.png")
@@ -271,7 +287,7 @@ def test_two_runs_with_one_output_take_turns(pipeline, photos, tmp_path):
         ([], "photos: expected a folder, or --csv FILE, given neither"),
         (["photos", "--csv", "list.csv"], "given both"),
         (["empty"], "photos: expected photos and masks as name.png"),
-        (["--csv", "none.csv"], "expected a file"),
+        (["--csv", "none.csv"], "list 'none.csv': "),
         (["photos", "--formats", "usdz"], "formats: expected names among"),
         (["photos"], "checkpoint: expected --checkpoint FOLDER"),
         (["photos", "--preset", "tiny", "--max-memory", "lots"], "max_memory: expected a size"),

@@ -74,7 +74,7 @@ def test_messages_are_those_of_one_process(tmp_path):
     photo.parent.mkdir()
     photo.write_bytes(b"no picture")
     (job,) = read_jobs(photo.parent).objects
-    pack = Packed.of(Task(0, job, tmp_path / "out", "", Row("a", "ok")), [])
+    pack = Packed.of(Task(0, job, tmp_path / "out", "", "", Row("a", "ok")), [])
     task = pack.unpacked(tmp_path / "worker")
     assert task.job.photo.read_bytes() == b"no picture" and list(task.folder.iterdir()) == []
     assert pack.as_written(f"image {str(task.job.photo)!r}: no", tmp_path / "worker") == f"image {str(photo)!r}: no"

@@ -10,7 +10,7 @@ import pytest
 from sparse_ops.deploy import reading
 from sparse_ops.deploy.files import save_safetensors
 from sparse_ops.deploy.reading import parse_json, read_bytes, read_json, safetensors_header
-from sparse_ops.deploy.weights import load_state
+from sparse_ops.deploy.weights import check_arrays, load_state
 
 
 def test_json_is_read_as_it_is():
@@ -26,11 +26,13 @@ def test_json_is_read_as_it_is():
         ("[" * 200_000, "at most 64 lists and objects inside of each other"),
         ('{"a":' * 5000 + "1" + "}" * 5000, "at most 64 lists"),
         ("[" + "0," * 1_000_001 + "0]", "at most 1,000,000 values"),
-        ('{"a": 1, "b": {"c": 1, "c": 2}}', "expected every name once, given 'c' twice"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "expected every name once, given 'c' 2 times"),
+        ("{" + ",".join(f'"{i}":0' for i in range(300_000)) + ',"7":1}', "expected every name once, given '7' 2 times"),
         (str(2**63), "integers within int64"),
         ("9" * 10_000, "integers within int64, given one of 10000 digits"),
         ("1e999", "finite numbers"),
         ("[NaN]", "finite numbers, given NaN"),
+        (r'["\ud800"]', "expected whole characters, given half of one"),
         ("{", "expected JSON"),
         ("", "expected JSON"),
         (b"\xff\xfe", "expected JSON"),
@@ -43,6 +45,13 @@ def test_json_that_is_refused_at_once(text, words):
     assert time.process_time() - begin < 2
 
 
+def test_names_that_no_terminal_should_see(tmp_path):
+    save_safetensors(path := tmp_path / "w.safetensors", {"\x1b[31ma\n" + "b" * 500: np.ones(1, "f4")})
+    with pytest.raises(ValueError, match=r"\\x1b\[31ma\\nb{100,}\.\.\.: not a parameter of this model") as caught:
+        check_arrays({}, load_state(path))
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
 def test_large_files_and_pipes_are_not_read(tmp_path, monkeypatch):
     (tmp_path / "large.json").write_bytes(b" " * 101)
     monkeypatch.setattr(reading, "JSON_BYTES", 100)
@@ -50,7 +59,7 @@ def test_large_files_and_pipes_are_not_read(tmp_path, monkeypatch):
         read_json(tmp_path / "large.json")
     os.mkfifo(tmp_path / "pipe.json")
     for name in ("pipe.json", "none.json", "."):
-        with pytest.raises(ValueError, match=r"expected a file, given|cannot be read: .*No such file"):
+        with pytest.raises(ValueError, match=r"expected a file, given|expected a file that can be read: .*No such file"):
             read_bytes(tmp_path / name, 10)
 
 
