@@ -277,29 +277,27 @@ def test_a_structure_that_nothing_more_is_known_of(pipeline, whole, tmp_path):
 
 
 def test_finished_objects_of_a_scene_are_kept(pipeline, masks, tmp_path):
-    run(pipeline, tmp_path / "whole", masks, scene=True)
+    run(pipeline, tmp_path / "whole", masks)
     out = tmp_path / "out"
-    run(pipeline, out, masks, scene=True, stop="object 2: latents")
+    run(pipeline, out, masks, stop="object 2: latents")
     before = times(out / "object_1")
-    stages = run(pipeline, out, masks, scene=True, resume=True)
+    stages = run(pipeline, out, masks, resume=True)
     assert {stage for stage in stages if stage.startswith("object 1")} == {
         f"object 1: {name}"
         for name in ("image", "pictures", "gaussians", "mesh")  # for the scene
     }
     assert "object 2: structure" not in stages and times(out / "object_1") == before
     assert contents(out) == contents(tmp_path / "whole")
-    assert not [
-        stage for stage in run(pipeline, out, masks, scene=True, resume=True) if not stage.endswith(("image", "pictures"))
-    ]
+    assert not [stage for stage in run(pipeline, out, masks, resume=True) if not stage.endswith(("image", "pictures"))]
     # From the structures of a scene, too.
-    run(pipeline, tmp_path / "again", masks, scene=True, from_structure=out)
+    run(pipeline, tmp_path / "again", masks, from_structure=out)
     assert contents(tmp_path / "again") == contents(out)
     with pytest.raises(ValueError, match="from_structure: expected the folder of a run of several objects"):
-        run(pipeline, tmp_path / "more", masks, scene=True, from_structure=out / "object_1" / "structure.safetensors")
+        run(pipeline, tmp_path / "more", masks, from_structure=out / "object_1" / "structure.safetensors")
 
 
 def test_no_object_of_an_earlier_run_stays_beside_new_ones(pipeline, whole, masks, tmp_path):
-    run(pipeline, tmp_path, masks, scene=True)
+    run(pipeline, tmp_path, masks)
     (tmp_path / "mine.txt").write_text("mine")
     (tmp_path / "object_2" / "mine.txt").write_text("mine")
     (tmp_path / "object_1" / "splat.ply").write_bytes(b"edited since")
@@ -311,7 +309,7 @@ def test_no_object_of_an_earlier_run_stays_beside_new_ones(pipeline, whole, mask
     # And the other way.
     for name in foreign:
         (tmp_path / name).unlink()
-    run(pipeline, tmp_path, masks, scene=True, formats=("ply",))
+    run(pipeline, tmp_path, masks, formats=("ply",))
     assert {name.split("/")[0] for name in contents(tmp_path)} == {"object_1", "object_2", "scene_splat.ply", "run.json"}
 
 
