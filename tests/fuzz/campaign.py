@@ -1,5 +1,6 @@
 """A campaign: cases in a process of their own, what they found, and how often everything was drawn."""
 
+import argparse
 import faulthandler
 import multiprocessing
 import os
@@ -74,6 +75,30 @@ def counted(network, operations: list[str]) -> dict[str, list[str]]:
             *(["NaN and infinities"] if network.special else []),
         ],
     }
+
+
+def options(module: str, description: str) -> argparse.ArgumentParser:
+    """The options of every campaign, `python -m module`."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("--minutes", type=float, help="how long; 2 unless --cases is given")
+    parser.add_argument("--cases", type=int, help="how many, whatever time they take")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first case")
+    parser.add_argument("--case", metavar="SEED:INDEX", help="one case, in this process: what a failure prints")
+    parser.add_argument("--plant", metavar="MODULE", default="", help="a module to import first: a bug that should be found")
+    return parser
+
+
+def main(given: argparse.Namespace, run: Callable) -> int:
+    """Runs a campaign as its options say, and returns the exit code. run: as `run`, of its first arguments."""
+    minutes = 2.0 if given.minutes is None and given.cases is None else given.minutes
+
+    def say(words: str) -> None:
+        print(words, flush=True)
+
+    report = run(given.seed, say, given.first, given.cases, minutes, given.plant)
+    print(report)
+    return 1 if report.failures else 0
 
 
 def run(

@@ -178,18 +178,25 @@ def changed_weights(case: Case) -> None:
         raise Failure(f"weights times {factor} in place: {failure}") from None
 
 
-def other_order(case: Case) -> None:
-    """The same voxels in another order of rows: right, and as long as rows are computed by themselves with the same bits."""
-    network, first = case.network, case.plans[0].out
-    voxels = shuffled(first, case.rng)
+def on_voxels(case: Case, voxels, words: str):
+    """The network on other voxels, which must be right, or the failure begins with `words`. Yields for each step its place, the
+    step, and its plan and outcome, each on the voxels as drawn and on these."""
+    network = case.network
     plans = network.plans(voxels)
     outcomes = network.run(network.layers(), plans, [network.tensor(voxels)])
     try:
         network.check(plans, network.feats(voxels), outcomes)
     except Failure as failure:
-        raise Failure(f"rows in another order: {failure}") from None
+        raise Failure(f"{words}: {failure}") from None
     pairs = zip(network.steps, case.plans[1:], plans[1:], case.outcomes, outcomes, strict=False)
     for place, (step, plan, other, a, b) in enumerate(pairs, 1):
+        yield place, step, plan, other, a, b
+
+
+def other_order(case: Case) -> None:
+    """The same voxels in another order of rows: right, and as long as rows are computed by themselves with the same bits."""
+    voxels = shuffled(case.plans[0].out, case.rng)
+    for place, step, plan, other, a, b in on_voxels(case, voxels, "rows in another order"):
         if (not step.by_row and not step.probes) or a.refused or b.refused:
             return
         found = rows_of(other.out.coords, plan.out.coords)
@@ -201,19 +208,12 @@ def other_order(case: Case) -> None:
 
 def alone(case: Case) -> None:
     """One batch element without the others: the same bits."""
-    network, first = case.network, case.plans[0].out
+    first = case.plans[0].out
     if first.shape is None or not first.rows:  # other extents would be inferred
         return
     element = int(case.rng.choice(first.coords[:, 0]))
     voxels = replace(first, coords=np.ascontiguousarray(first.coords[first.coords[:, 0] == element]))
-    plans = network.plans(voxels)
-    outcomes = network.run(network.layers(), plans, [network.tensor(voxels)])
-    try:
-        network.check(plans, network.feats(voxels), outcomes)
-    except Failure as failure:
-        raise Failure(f"element {element} alone: {failure}") from None
-    pairs = zip(network.steps, case.plans[1:], plans[1:], case.outcomes, outcomes, strict=False)
-    for place, (step, plan, other, a, b) in enumerate(pairs, 1):
+    for place, step, plan, other, a, b in on_voxels(case, voxels, f"element {element} alone"):
         if a.refused or b.refused or step.draws_voxels:
             return
         rows = plan.out.coords[:, 0] == element
