@@ -116,13 +116,13 @@ class _Console(Console):
 def say_error(message: str) -> None:
     """Says what is wrong in one red line."""
     line = " ".join(f"error: {message}".split())
-    errors().print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    print_line(errors(), line, "red")
 
 
 def say_note(message: str, console: Console | None = None) -> None:
     """Says something worth knowing in one line."""
     line = " ".join(f"note: {message}".split())
-    (console or errors()).print(line, markup=False, highlight=False, soft_wrap=True)
+    print_line(console or errors(), line)
 
 
 @contextlib.contextmanager
@@ -170,11 +170,11 @@ def _lines(console: Console) -> Iterator[Tell]:
             if stage not in stages:
                 stages[stage] = _Stage(stage, total)
                 if done < total:
-                    _print(console, f"{stage} ...")
+                    print_line(console, f"{stage} ...")
             stages[stage].done = done
             if done >= total and not stages[stage].ended:
                 stages[stage].ended = True
-                _print(console, f"{stage}: done in {clock(stages[stage].elapsed)}")
+                print_line(console, f"{stage}: done in {clock(stages[stage].elapsed)}")
 
     def every_minute() -> None:
         while not ended.wait(MINUTE / 4):
@@ -182,7 +182,7 @@ def _lines(console: Console) -> Iterator[Tell]:
                 for stage in stages.values():
                     if not stage.ended and time.monotonic() - stage.said >= MINUTE:
                         stage.said = time.monotonic()
-                        _print(console, stage.line())
+                        print_line(console, stage.line())
 
     watcher = threading.Thread(target=every_minute, daemon=True)
     watcher.start()
@@ -218,8 +218,9 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-def _print(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+def print_line(console: Console, line: str, style: str | None = None) -> None:
+    """Prints a line as it is, however wide."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -550,7 +550,7 @@ def _digest(value: Any) -> str:
 def check_masks(image: Picture, masks: Sequence[Picture], options: Mapping[str, Any]) -> None:
     """ValueError for any of several masks that is refused, before work on the first one begins."""
     for mask in masks if len(masks) > 1 else ():
-        images.load_photo(image, mask, options.get("mask_upright", False))
+        images.check_mask(image, mask, options.get("mask_upright", False))
 
 
 def has_points(options: Mapping[str, Any]) -> bool:

@@ -8,7 +8,6 @@ So a run that is taken up again knows what is whole, and a new run what an earli
 file is written, and nothing else ever is. A file that was changed since is not the run's any more.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from sparse_ops.deploy.files import write_bytes
-from sparse_ops.deploy.reading import parse_json
+from sparse_ops.deploy.reading import digest, parse_json
 
 RUN = "run.json"
 FORMAT = 1
 PROBE = b"\0" * 4096
-BLOCK = 1 << 20
 GREATEST = 1 << 24  # bytes of run.json
 OBJECT = re.compile(r"object_[1-9][0-9]{0,5}")
 
@@ -71,7 +69,7 @@ class RunFolder:
         if not self.has(name, of):
             self._begin()
             write(path)
-            self._files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path), "of": of}
+            self._files[name] = {"bytes": path.stat().st_size, "sha256": digest(path), "of": of}
             self._verified.add(name)
             self._save()
         return path
@@ -132,14 +130,7 @@ def check_writable(folder: str | os.PathLike) -> None:
     """Writes a file to the folder, which is made for that, and removes what it made. ValueError if something on the way is no
     folder; OSError, with the folder's name, where nothing can be written: it is read-only, or the disk is full."""
     folder = Path(folder)
-    missing = []
-    for part in (folder, *folder.parents):
-        if part.is_dir():
-            break
-        if os.path.lexists(part):
-            what = "a file" if part.exists() else "a link to nothing"
-            raise ValueError(f"output: expected a folder, given {str(folder)!r}, where {str(part)!r} is {what}")
-        missing.append(part)
+    missing = missing_folders(folder)
     made, probe = [], folder / f".{secrets.token_hex(8)}.tmp"
     try:
         for part in reversed(missing):
@@ -155,6 +146,19 @@ def check_writable(folder: str | os.PathLike) -> None:
         for part in reversed(made):
             with suppress(OSError):  # another process may have put something there
                 part.rmdir()
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there, innermost first. ValueError if something on the way is no folder."""
+    missing = []
+    for part in (folder, *folder.parents):
+        if part.is_dir():
+            break
+        if os.path.lexists(part):
+            what = "a file" if part.exists() else "a link to nothing"
+            raise ValueError(f"output: expected a folder, given {str(folder)!r}, where {str(part)!r} is {what}")
+        missing.append(part)
+    return missing
 
 
 def check_free(folder: Path, names: Iterable[str]) -> None:
@@ -210,7 +214,7 @@ def _is_plain(name: str) -> bool:
 
 def _is_whole(path: Path, entry: Mapping[str, Any]) -> bool:
     try:
-        return not path.is_symlink() and path.stat().st_size == entry["bytes"] and _sha256(path) == entry["sha256"]
+        return not path.is_symlink() and path.stat().st_size == entry["bytes"] and digest(path) == entry["sha256"]
     except OSError:
         return False
 
@@ -219,11 +223,3 @@ def _remove(path: Path, entry: Mapping[str, Any]) -> None:
     if _is_whole(path, entry):
         with suppress(FileNotFoundError):
             path.unlink()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -9,7 +9,7 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -115,7 +115,8 @@ def _tasks(
     pipeline: Pipeline, jobs: Jobs, output: Path, options: Mapping[str, Any], put: Callable[[int, Row], None]
 ) -> Iterator[Task]:
     """What is to be computed; the rows of all else are `put`."""
-    made_with, files_with = _identity(pipeline.artifacts, options), _identity(pipeline.artifacts, options, FILES)
+    of_files = {name: options[name] for name in FILES} | {"formats": sorted(set(options["formats"]))}
+    made_with, files_with = _identity(pipeline.artifacts, options), json.dumps(of_files, sort_keys=True)
     for number, job in enumerate(jobs.objects):
         seed = options["seed"] if job.seed is None else job.seed
         paths = {name: jobs.shown(getattr(job, name)) for name in ("photo", "mask", "pointmap")}
@@ -207,14 +208,9 @@ class _Record:
             return False
 
 
-def _identity(artifacts: Artifacts, options: Mapping[str, Any], among: Collection[str] | None = None) -> str:
-    """What changes with the code of this package, the models and the options of all objects: those `among`, by default those
-    that decide the structure."""
-    own = {
-        name: sorted(set(value)) if name == "formats" else value
-        for name, value in options.items()
-        if (name not in (*FILES, "seed", "max_memory") if among is None else name in among)
-    }
+def _identity(artifacts: Artifacts, options: Mapping[str, Any]) -> str:
+    """What changes with the code of this package, the models and the options of all objects that decide the structure."""
+    own = {name: value for name, value in options.items() if name not in (*FILES, "seed", "max_memory")}
     value = {
         "source": fingerprint("sam3d_tvm.batch"),
         "config": artifacts.config.to_json(),

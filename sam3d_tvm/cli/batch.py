@@ -29,6 +29,8 @@ from sam3d_tvm.cli.options import (
     Triangles,
     Verbose,
     as_bytes,
+    as_names,
+    as_surface,
     begin,
     open_pipeline,
 )
@@ -77,7 +79,7 @@ def batch(
     is opened once for as many objects as --max-memory leaves room for.
     """
     begin(threads)
-    limit, names = as_bytes(max_memory), [name.strip() for name in formats.split(",") if name.strip()]
+    limit, names = as_bytes(max_memory), as_names(formats)
     if (photos is None) == (csv is None):
         raise ValueError(f"photos: expected a folder, or --csv FILE, given {'neither' if csv is None else 'both'}")
     console = shown.output()
@@ -85,14 +87,13 @@ def batch(
         from sam3d_tvm.batch.jobs import read_jobs
         from sam3d_tvm.batch.run import in_this_process, run_batch
         from sam3d_tvm.batch.tasks import Row
-        from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
         from sam3d_tvm.run_folder import check_writable
 
         # What is wrong with the input, or with the folder, is said before models are compiled.
         check_formats(names)
-        surface = Surface(triangles, TEXTURE_SIZE if texture_size is None else texture_size)
+        surface = as_surface(triangles, texture_size)
         jobs = read_jobs(csv or photos, output, is_table=csv is not None)
         if jobs.ignored:
             say(f"passed over, as they are no pictures: {', '.join(jobs.ignored)}")
@@ -105,7 +106,7 @@ def batch(
         pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, () if stage1_only else names)
 
         def show(row: Row) -> None:
-            console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
+            shown.print_line(console, _line(row))
 
         rows = run_batch(
             pipeline,
@@ -129,7 +130,7 @@ def batch(
             max_memory=limit,
         )
     for name in ("results.csv", "index.html"):
-        console.print(f"wrote {output / name}", markup=False, highlight=False, soft_wrap=True)
+        shown.print_line(console, f"wrote {output / name}")
     if failed := sum(row.error != "" for row in rows):
         shown.say_error(f"{failed} of {len(rows)} objects failed, see {output / 'results.csv'}")
         return FAILED

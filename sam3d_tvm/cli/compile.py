@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sam3d_tvm import console as shown
-from sam3d_tvm.cli.options import Precision, Preset, Threads, Verbose, begin, check_folder, open_pipeline
+from sam3d_tvm.cli.options import Precision, Preset, Threads, Verbose, begin, open_pipeline
 
 
 def compile_(
@@ -23,7 +23,9 @@ def compile_(
     """Compiles the models of a checkpoint for this CPU, once. Needs torch; generating does not."""
     begin(threads)
     if output is not None:
-        check_folder(output)
+        from sam3d_tvm.run_folder import missing_folders
+
+        missing_folders(output)  # nothing is in the way
     console = shown.output()
     with shown.without_warnings(verbose), shown.bars() as tell:
         if checkpoint is None and preset is None:
@@ -31,4 +33,4 @@ def compile_(
         pipeline = open_pipeline(checkpoint, output, preset, precision, tell)
     rows = {name: f"{pipeline.artifacts.weight_bytes(name) / 2**20:,.1f} MiB" for name in pipeline.config.models}
     console.print(shown.pairs_table(rows), highlight=False)
-    console.print(f"compiled into {pipeline.artifacts.folder}", markup=False, highlight=False, soft_wrap=True)
+    shown.print_line(console, f"compiled into {pipeline.artifacts.folder}")

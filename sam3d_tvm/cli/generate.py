@@ -29,6 +29,8 @@ from sam3d_tvm.cli.options import (
     Triangles,
     Verbose,
     as_bytes,
+    as_names,
+    as_surface,
     begin,
     open_pipeline,
 )
@@ -110,30 +112,30 @@ def generate(
     Writes splat.ply, mesh.glb, structure.safetensors, pose.json and views.png. Equal options give equal bytes.
     """
     begin(threads)
-    limit, names = as_bytes(max_memory), [name.strip() for name in formats.split(",") if name.strip()]
+    limit, names = as_bytes(max_memory), as_names(formats)
     output = _folder(output, resume)
     console = shown.output()
     with shown.without_warnings(verbose), shown.bars() as tell:
         from sam3d_tvm import memory
         from sam3d_tvm.checks import check_size
-        from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
-        from sam3d_tvm.photo.images import load_photo
+        from sam3d_tvm.photo.images import check_mask, load_photo
         from sam3d_tvm.photo.pointmaps import load_points
         from sam3d_tvm.runs import check_folder, generate_into, is_begun
 
         # What is wrong with the input, or with the folder, is said before models are compiled.
         check_formats(names)
-        surface = Surface(triangles, TEXTURE_SIZE if texture_size is None else texture_size)
+        surface = as_surface(triangles, texture_size)
         for name, value, least in (("seed", seed, 0), ("steps", steps, 1), ("slat_steps", slat_steps, 1)):
             check_size(name, least if value is None else value, least)
         for mask in () if limit is None else masks or [None]:
             with_points = pointmap is not None or depth is not None
             memory.check({memory.IMAGE: memory.of_photo(image, mask, with_points)}, limit, "")
         given, objects = (list(masks or []), None) if labels is None else _labelled(image, masks, labels, mask_upright)
-        for mask in given or [None]:
-            photo = load_photo(image, mask, mask_upright)
+        photo = load_photo(image, given[0] if given else None, mask_upright)
+        for mask in given[1:]:
+            check_mask(image, mask, mask_upright)
         points = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics}
         load_points(pointmap, pointmap_axes, **points, size=photo.size, orientation=photo.orientation)
         del photo
@@ -173,15 +175,15 @@ def generate(
                 say(f"what is written stays: go on with the same options and --resume {output}")
             raise
     if verbose:
-        console.print(f"artifacts in {pipeline.artifacts.folder}", markup=False, highlight=False, soft_wrap=True)
+        shown.print_line(console, f"artifacts in {pipeline.artifacts.folder}")
         estimate = pipeline.memory(max(len(result.coords) for result in results), stage1_only, names)
         console.print(shown.pairs_table({name: f"{value / 2**30:.2f} GiB estimated" for name, value in estimate.items()}))
         for result in results:
             console.print(shown.seconds_table(result.seconds))
     for result in results:
-        console.print(_summary(result), highlight=False, soft_wrap=True)
+        shown.print_line(console, _summary(result))
     for path in written:
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+        shown.print_line(console, f"wrote {path}")
 
 
 def _labelled(image: Path, masks: list[Path] | None, labels: str, mask_upright: bool) -> tuple[list, list[str]]:

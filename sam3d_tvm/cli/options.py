@@ -153,10 +153,13 @@ def begin(threads: int | None) -> None:
     import_tvm()
 
 
-def check_folder(path: Path) -> None:
-    """ValueError if something on the way to `path` is no folder."""
-    for part in (path, *path.parents):
-        if part.exists():
-            if not part.is_dir():
-                raise ValueError(f"output: expected a folder, given {str(path)!r}, where {str(part)!r} is a file")
-            return
+def as_names(formats: str) -> list[str]:
+    """The names of `Formats`."""
+    return [name.strip() for name in formats.split(",") if name.strip()]
+
+
+def as_surface(triangles: int | None, texture_size: int | None):
+    """The `bake.Surface` of `Triangles` and `TextureSize`. ValueError as there."""
+    from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
+
+    return Surface(triangles, TEXTURE_SIZE if texture_size is None else texture_size)

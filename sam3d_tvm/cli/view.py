@@ -47,4 +47,4 @@ def view(
     save_png(sheet := folder / f"{splat.stem}_views.png", contact_sheet(pictures, min(views, 4)))
     write_viewer(page := folder / f"{splat.stem}.html", gaussians, splat.name)
     for path in (*written, sheet, page):
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+        shown.print_line(console, f"wrote {path}")

@@ -20,7 +20,7 @@ from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.mesh.picture import draw_faces, faces_at_samples, planes
 from sam3d_tvm.mesh.simplify import check_triangles, simplify, without_cavities
 from sam3d_tvm.mesh.unwrap import unwrap
-from sam3d_tvm.splat.cameras import FOCAL, MARGIN, Camera
+from sam3d_tvm.splat.cameras import Camera, fitting_radius
 from sam3d_tvm.splat.gaussians import CONSTANT_HARMONIC, Gaussians
 
 TRIANGLES, TEXTURE_SIZE, VIEWS = 20_000, 1024, 100
@@ -154,7 +154,6 @@ def bake(
 def bake_cameras(mesh: Mesh, views: int) -> list[Camera]:
     """Cameras evenly all around, on a spiral from above to below, each as near as the box of the mesh fits into its view."""
     low, high = mesh.vertices.min(0).astype(np.float64), mesh.vertices.max(0).astype(np.float64)
-    box = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)]) * (high - low)
     found = []
     for number in range(views):
         height = 1 - (2 * number + 1) / views
@@ -163,9 +162,8 @@ def bake_cameras(mesh: Mesh, views: int) -> list[Camera]:
         forward = -np.array([level * np.cos(azimuth), level * np.sin(azimuth), height])
         right = np.array([-np.sin(azimuth), np.cos(azimuth), 0])
         rotation = np.stack([right, np.cross(forward, right), forward])
-        viewed = box @ rotation.T
-        radius = (np.abs(viewed[:, :2]).max(1) * FOCAL / (0.5 - MARGIN) - viewed[:, 2]).max()
-        found.append(Camera(rotation, (low + high) / 2 - max(radius, 1e-3) * forward))
+        radius = max(fitting_radius(high - low, rotation), 1e-3)
+        found.append(Camera(rotation, (low + high) / 2 - radius * forward))
     return found
 
 

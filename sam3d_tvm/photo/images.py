@@ -21,6 +21,7 @@ __all__ = [
     "Picture",
     "as_pointmap",
     "as_rgba",
+    "check_mask",
     "check_rgba",
     "load_image",
     "load_mask",
@@ -74,6 +75,11 @@ def load_photo(image: Picture, mask: Picture | None = None, mask_upright: bool =
         pixels[..., 3] = found
         return Photo(pixels, orientation)
     return Photo(_merged(pixels, found), orientation)
+
+
+def check_mask(image: Picture, mask: Picture, mask_upright: bool = False) -> None:
+    """ValueError for a mask that `load_photo` refuses; of a file of a photo the header alone is read."""
+    _fitted(_drawn(mask), *_size_and_orientation(image), mask_upright)
 
 
 def load_rgba(image_path: str | os.PathLike, mask_path: str | os.PathLike | None = None) -> np.ndarray:

@@ -25,13 +25,11 @@ _pillow_limit = threading.Lock()
 @contextlib.contextmanager
 def opened(path: str | os.PathLike, name: str) -> Iterator[Image.Image]:
     """The picture of a file whose header alone is read. ValueError for what is none of `FORMATS` or cannot be read."""
-    formats = readable_formats()
+    formats, start = readable_formats(), start_of(path)
+    heic = start[4:8] == b"ftyp" and start[8:] in HEIC_BRANDS
     with contextlib.ExitStack() as files:
         try:
             check_is_file(path)
-            with open(path, "rb") as file:
-                start = file.read(12)
-            heic = start[4:8] == b"ftyp" and start[8:] in HEIC_BRANDS
             with _pillow_without_limit():  # for the header; pixels are read after our own check
                 if heic:
                     picture = _heic(path, name)
@@ -41,7 +39,7 @@ def opened(path: str | os.PathLike, name: str) -> Iterator[Image.Image]:
         except Exception as error:  # Pillow raises errors of many kinds for broken files
             if isinstance(error, ValueError) and str(error).startswith(name):
                 raise
-            lacks_avif = start_of(path)[8:] in (b"avif", b"avis") and "AVIF" not in formats
+            lacks_avif = start[8:] in (b"avif", b"avis") and "AVIF" not in formats
             hint = "; Pillow was built without AVIF" if lacks_avif else ""
             known = ", ".join((*formats, HEIC))
             raise ValueError(f"{name}: expected a picture as {known}, cannot read it: {error}{hint}") from error

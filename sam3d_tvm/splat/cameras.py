@@ -86,11 +86,17 @@ def orbit_box(
     if (low > high).any():
         raise ValueError(f"low: expected a corner that is nowhere above high {high.tolist()}, given {low.tolist()}")
     check_positive("focal", focal)
-    corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)]) * (high - low)
-    viewed = corners @ _rotations(count, elevation_degrees, frame).transpose(0, 2, 1)  # [count, 8, 3]
-    # focal * |right or down| / (radius + forward) is at most half of the picture less the margin.
-    radius = (np.abs(viewed[..., :2]).max(-1) * focal / (0.5 - MARGIN) - viewed[..., 2]).max()
+    radius = fitting_radius(high - low, _rotations(count, elevation_degrees, frame), focal)
     return orbit(count, elevation_degrees, (low + high) / 2, max(radius, LEAST_RADIUS), focal, frame)
+
+
+def fitting_radius(extent: np.ndarray, turns: np.ndarray, focal: float = FOCAL) -> float:
+    """From how far away a box of `extent` [3] fits, with a margin, into the pictures of cameras that look at its middle, of
+    rotations `turns` [..., 3, 3]."""
+    corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)]) * extent
+    viewed = corners @ np.swapaxes(turns, -1, -2)  # [..., 8, 3]
+    # focal * |right or down| / (radius + forward) is at most half of the picture less the margin.
+    return (np.abs(viewed[..., :2]).max(-1) * focal / (0.5 - MARGIN) - viewed[..., 2]).max()
 
 
 def camera_towards(position, low, high, frame: Frame = OBJECT) -> Camera | None:
