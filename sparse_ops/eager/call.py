@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from tir_kernels.layout import MapLayout
 from tir_kernels.spec.geometry import Geometry
 
 from ..op.numbers import shown
@@ -52,27 +53,35 @@ class KernelMap(Portable):
         return int(self.arrays[2].numpy()[:, -1].sum(dtype=np.int64))
 
 
-@dataclass(eq=False)
-class Weights:
-    """A layer's weight and bias, packed for this machine's kernels on first use and again when they hold something else.
+class MapArrays(NamedTuple):
+    """The four arrays of a kernel map where nothing else is known of it: kernels find what does not go together."""
 
-    Pass it in place of the `weight` array to `sparse_conv` or `linear` when a layer is called more than once, in any thread.
-    Every call sums up what the arrays hold (`checksum`), so what is written into them counts, and so do other arrays in their
-    place. `fixed`: a weight that nobody writes into, which is not looked at again.
-    """
+    pair_in: object
+    pair_out: object
+    segment: object
+    rows: object
 
-    weight: object
-    bias: object = None
-    fixed: bool = False
-    _packed: tuple[list | None, dict[Function, list]] = field(default_factory=lambda: (None, {}), init=False, repr=False)
+    @property
+    def arrays(self) -> list[tvm.runtime.Tensor]:
+        """As tensors. ValueError for other dtypes and ranks."""
+        fields = zip(self, MAP_DTYPES.items(), MapLayout.RANKS, strict=True)
+        return [as_tensor(array, f"kernel_map.{name}", (dtype,), (None,) * rank) for array, (name, dtype), rank in fields]
 
-    def __reduce__(self):
-        """Copies and pickles hold the arrays, and pack anew."""
-        return _weights, tuple(Travelling.of(value) for value in (self.weight, self.bias, self.fixed))
 
-    def packed(self, function: Function, parameters: list[tvm.runtime.Tensor], dtypes: list[str]) -> list[tvm.runtime.Tensor]:
-        """What a compiled function takes in place of the parameters."""
-        looked_at = range(self.fixed, len(parameters))
+class Packing:
+    """The packed copies of one weight and bias, by the function that takes them."""
+
+    def __init__(self):
+        self._packed: tuple[list | None, dict[Function, list]] = None, {}
+
+    def packed(
+        self, function: Function, parameters: list[tvm.runtime.Tensor], dtypes: list[str], fixed: bool
+    ) -> list[tvm.runtime.Tensor]:
+        """What a compiled function takes in place of the parameters, made anew when they hold something else.
+
+        `fixed`: the first of them is not looked at again.
+        """
+        looked_at = range(fixed, len(parameters))
         sums = [checksum(parameters[i], dtypes[i]) for i in looked_at]
         of, kept = self._packed
         packed = kept.get(function) if of == sums else None
@@ -88,6 +97,25 @@ class Weights:
         return packed
 
 
+@dataclass(eq=False)
+class Weights:
+    """A layer's weight and bias, packed for this machine's kernels on first use and again when they hold something else.
+
+    Pass it in place of the `weight` array to `sparse_conv` or `linear` when a layer is called more than once, in any thread.
+    Every call sums up what the arrays hold (`checksum`), so what is written into them counts, and so do other arrays in their
+    place. `fixed`: a weight that nobody writes into, which is not looked at again.
+    """
+
+    weight: object
+    bias: object = None
+    fixed: bool = False
+    packing: Packing = field(default_factory=Packing, repr=False)
+
+    def __reduce__(self):
+        """Copies and pickles hold the arrays, and pack anew."""
+        return _weights, tuple(Travelling.of(value) for value in (self.weight, self.bias, self.fixed))
+
+
 def _weights(*arrays) -> Weights:
     return Weights(*map(Travelling.back, arrays))
 
@@ -95,7 +123,8 @@ def _weights(*arrays) -> Weights:
 def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[str, Any], options: Mapping[str, Any]):
     """`make(**arguments, **options)`, the call of op `name`, on arrays; results are of `kind` "numpy", "torch" or "tvm".
 
-    `arrays`: by the names of the signature; None for one that is not given, `Weights` in place of the weight. A map that the
+    `arrays`: by the names of the signature; None for one that is not given, `Weights` in place of the weight, a `KernelMap` or
+    `MapArrays` for a map. A map that the
     call returns stays four tensors. Raises ValueError for the first argument or option that does not fit.
     """
     signature = OPS[name].signature
@@ -122,7 +151,8 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
             inputs += tensors
     if weights is not None:
         parameters = [given[name] for name in PACKED if name in given]
-        packed = weights.packed(function, [tensors[0] for tensors, _ in parameters], [fixed[0] for _, fixed in parameters])
+        tensors, dtypes = [tensors[0] for tensors, _ in parameters], [fixed[0] for _, fixed in parameters]
+        packed = weights.packing.packed(function, tensors, dtypes, weights.fixed)
     out = function(*inputs, *packed)
     return as_kind(out, kind) if isinstance(out, tvm.runtime.Tensor) else out
 
@@ -203,7 +233,9 @@ def _check_channels(signature: Signature, name: str, weight, shape: tuple, dims:
 
 
 def _dims_of_map(signature: Signature, kernel_map) -> dict[str, int]:
-    """Rows and kernel size, by the names that the signature gives them."""
+    """Rows and kernel size, by the names that the signature gives them; nothing of arrays alone."""
+    if isinstance(kernel_map, MapArrays):
+        return {}
     if not isinstance(kernel_map, KernelMap):
         raise ValueError(f"kernel_map: expected a KernelMap, given {describe(kernel_map)}")
     names, sides = signature.by_name["kernel_map"].shape, (kernel_map.coords_in.shape[0], kernel_map.coords_out.shape[0])

@@ -1,0 +1,325 @@
+"""Our ops as ops of torch, `torch.ops.sparse_ops.*`, for eager calls and for torch.export.
+
+What an op takes follows from its constructor in `sparse_ops.op` and its `Signature`: a tensor for each argument, four for a
+kernel map, `SymInt`s for extents, numbers and strings for options. What it computes is the eager call. What it returns without
+computing, for torch.export, is asked of the op's own type inference, so that the same words refuse what does not fit; only
+sizes that the data decide are listed here, in `TORCH_OPS`.
+
+A tensor of the arguments may be a view; results are contiguous. All ops work on a CPU and change nothing in place.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import tvm
+from torch.multiprocessing.reductions import StorageWeakRef
+from tvm import relax
+
+from .. import op
+from ..eager.arrays import as_kind
+from ..eager.call import MAP_DIMS, MapArrays, Packing, Weights, run
+from ..op.register import OPS
+from ..op.signature import MAP_DTYPES, Argument, Kind, Signature
+
+NAMESPACE = "sparse_ops"
+MAP = "map"  # a result of four tensors
+AXES = ("kernel_size", "stride", "padding", "dilation", "output_padding", "factor", "window")  # options: an int or three
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+Result = tuple | str  # sizes of a tensor, by the names of the signature or new ones that the data decide, or MAP
+
+
+@dataclass(frozen=True)
+class TorchOp:
+    """An op of ours as torch knows it.
+
+    `make`: its constructor, whose name it has. `results`: of each result its sizes, or MAP; None for a single tensor whose type
+    inference tells them all.
+    """
+
+    make: Callable[..., relax.Expr]
+    signature: Signature
+    results: tuple[Result, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.make.__name__
+
+    @cached_property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        return dict(inspect.signature(self.make).parameters)
+
+    @cached_property
+    def options(self) -> tuple[str, ...]:
+        """Names of what is no argument of the signature."""
+        return tuple(name for name in self.parameters if name not in self.signature.by_name)
+
+    @property
+    def flat_results(self) -> tuple[tuple, ...]:
+        """Sizes of every tensor that torch sees; `...` where type inference knows them."""
+        if self.results is None:
+            return ((...,),)
+        return tuple(dims for result in self.results for dims in (MAP_DIMS if result == MAP else (result,)))
+
+    @cached_property
+    def schema(self) -> str:
+        """As torch writes it."""
+        taken, keywords = [], False
+        for name, parameter in self.parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not keywords:
+                taken.append("*")
+                keywords = True
+            argument = self.signature.by_name.get(name)
+            taken += _taken(argument) if argument else [_option(name, parameter)]
+        count = len(self.flat_results)
+        returned = "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
+        return f"{self.name}({', '.join(taken)}) -> {returned}"
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of what torch passes, in its order."""
+        return [
+            name
+            for own in self.parameters
+            for name in (MAP_DTYPES if own in self.signature.by_name and _is_map(self.signature.by_name[own]) else (own,))
+        ]
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """What torch leaves out, as it does with what equals the default."""
+        of_arguments = dict.fromkeys(self.names)
+        return of_arguments | {name: self.parameters[name].default for name in self.options}
+
+    def gathered(self, given: tuple, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(arguments, options) by the names of the constructor, of what torch passed; a map as a list of its four tensors."""
+        values, arguments = self.defaults | dict(zip(self.names, given, strict=False)) | dict(named), {}
+        for argument in self.signature.arguments:
+            if argument.name not in self.parameters:
+                continue
+            given = [values[name] for name in MAP_DTYPES] if _is_map(argument) else values[argument.name]
+            if given is not None:
+                arguments[argument.name] = given
+        options = {name: _plain(values[name]) for name in self.options}
+        if "shape" in self.signature.optional and "shape" not in arguments:
+            options["shape"] = None  # no bounds: the constructor's default is another, it infers them
+        return arguments, options
+
+
+def _is_map(argument: Argument) -> bool:
+    return argument.kind is Kind.MAP
+
+
+def _taken(argument: Argument) -> list[str]:
+    """An argument in torch's words."""
+    if _is_map(argument):
+        return [f"Tensor {name}" for name in MAP_DTYPES]
+    if argument.kind is not Kind.SHAPE:
+        return [f"Tensor? {argument.name}=None" if argument.optional else f"Tensor {argument.name}"]
+    count = len(argument.shape)
+    kind = "SymInt" if count == 1 else f"SymInt[{count}]"
+    return [f"{kind}? {argument.name}=None" if argument.optional else f"{kind} {argument.name}"]
+
+
+def _option(name: str, parameter: inspect.Parameter) -> str:
+    """An option in torch's words."""
+    default = parameter.default
+    if name in AXES:
+        return f"int[3] {name}" + ("" if default is parameter.empty else f"={default}")
+    kinds = {bool: "bool", int: "int", float: "float", str: "str"}
+    if default is parameter.empty:
+        return f"{kinds[parameter.annotation]} {name}"
+    if default is None:
+        return f"{kinds[next(kind for kind in kinds if kind in parameter.annotation.__args__)]}? {name}=None"
+    shown = f'"{default}"' if isinstance(default, str) else default
+    return f"{kinds[type(default)]} {name}={shown}"
+
+
+def _plain(option):
+    """An option as constructors take it."""
+    return tuple(option) if isinstance(option, list | tuple) else option
+
+
+TORCH_OPS: dict[str, TorchOp] = {
+    made.name: made
+    for made in (
+        TorchOp(op.submanifold_map, OPS["submanifold_map"].signature, (MAP,)),
+        TorchOp(op.strided_map, OPS["strided_map"].signature, (("m", 4), MAP)),
+        TorchOp(op.kernel_map, OPS["kernel_map"].signature, (MAP,)),
+        TorchOp(op.inverse_map, OPS["inverse_map"].signature, (MAP,)),
+        TorchOp(op.sparse_conv, OPS["sparse_conv"].signature),
+        TorchOp(op.upsampled_conv, OPS["upsampled_conv"].signature),
+        TorchOp(op.linear, OPS["linear"].signature),
+        TorchOp(op.pool, OPS["pool"].signature),
+        TorchOp(op.segment_pool, OPS["segment_pool"].signature),
+        TorchOp(op.downsample, OPS["unique"].signature, (("m", 4), ("n",))),
+        TorchOp(op.union, OPS["union"].signature, (("m", 4), ("n",), ("sets", "m"))),
+        TorchOp(op.lookup, OPS["lookup"].signature),
+        TorchOp(op.flatnonzero, OPS["flatnonzero"].signature, (("m",),)),
+        TorchOp(op.gather_rows, OPS["gather_rows"].signature),
+        TorchOp(op.subdivide, OPS["subdivide"].signature),
+        TorchOp(op.to_dense, OPS["to_dense"].signature),
+        TorchOp(op.from_dense, OPS["from_dense"].signature),
+        TorchOp(op.batch_offsets, OPS["batch_offsets"].signature),
+        TorchOp(op.window_partition, OPS["window_partition"].signature, (("n",), ("offsets",))),
+        TorchOp(op.serialize, OPS["serialize"].signature),
+        TorchOp(
+            op.serialized_partition,
+            OPS["serialized_partition"].signature,
+            (("n",), ("offsets",), ("picked",), ("offsets",)),
+        ),
+        TorchOp(op.attention, OPS["attention"].signature),
+        TorchOp(op.group_norm, OPS["group_norm"].signature),
+        TorchOp(op.layer_norm, OPS["layer_norm"].signature),
+        TorchOp(op.rms_norm_heads, OPS["rms_norm_heads"].signature),
+        TorchOp(op.channel_affine, OPS["channel_affine"].signature),
+        TorchOp(op.quantize, OPS["quantize"].signature),
+        TorchOp(op.trilinear, OPS["trilinear"].signature, (("p", 8), ("p", 8))),
+        TorchOp(op.interpolate, OPS["interpolate"].signature),
+    )
+}
+
+
+# --- computed ------------------------------------------------------------------------------------------------------------
+
+
+def _implementation(made: TorchOp) -> Callable:
+    """The eager call."""
+    signature = made.signature
+    holds_weight = "weight" in signature.by_name and signature.by_name["weight"].kind is Kind.WEIGHT
+
+    def call(*given, **named):
+        arguments, options = made.gathered(given, named)
+        arrays: dict[str, Any] = {}
+        for name, value in arguments.items():
+            kind = signature.by_name[name].kind
+            if kind is Kind.MAP:
+                arrays[name] = MapArrays(*map(_compact, value))
+            elif kind is Kind.SHAPE:
+                arrays[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
+            else:
+                arrays[name] = _compact(value)
+        if holds_weight:
+            weight, bias = arrays["weight"], arrays.pop("bias", None)
+            arrays["weight"] = Weights(weight, bias, packing=_packing_of(weight))
+        out = run(signature.name, made.make, "tvm", arrays, options)
+        tensors = [as_kind(tensor, "torch") for tensor in _flat(out)]
+        return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+    return call
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.detach() if tensor.requires_grad else tensor).contiguous()
+
+
+def _flat(result) -> Iterator[tvm.runtime.Tensor]:
+    """The tensors of a result, tuples taken apart."""
+    if isinstance(result, tvm.runtime.Tensor):
+        yield result
+    else:
+        for field in result:
+            yield from _flat(field)
+
+
+_packings: dict[tuple, tuple[StorageWeakRef, Packing]] = {}  # of weights whose memory is in use
+
+
+def _packing_of(weight: torch.Tensor) -> Packing:
+    """Where the packed copies of a weight are kept, as long as its memory is there. What it holds is compared at each call."""
+    storage = weight.untyped_storage()
+    key = storage._cdata, weight.storage_offset(), tuple(weight.shape), weight.dtype
+    found = _packings.get(key)
+    if found is None or found[0].expired():
+        for other, (memory, _) in list(_packings.items()):
+            if memory.expired():
+                _packings.pop(other, None)
+        found = _packings[key] = StorageWeakRef(storage), Packing()
+    return found[1]
+
+
+# --- not computed, for torch.export ----------------------------------------------------------------------------------------
+
+
+def _fake(made: TorchOp) -> Callable:
+    """What an op returns for tensors that have sizes and no numbers."""
+
+    def call(*given, **named):
+        arguments, options = made.gathered(given, named)
+        sizes: dict[str, Any] = {}  # by the name of their variable
+        taken = {name: _symbolic(made.signature.by_name[name], value, sizes) for name, value in arguments.items()}
+        call = relax.BlockBuilder().normalize(made.make(**taken, **options))
+        found: dict[str, Any] = {}
+        device = next(value for value in given if isinstance(value, torch.Tensor)).device
+        tensors = []
+        for ty, dims in zip(_flat_types(call.ty), made.flat_results, strict=True):
+            if ty.shape is not None:
+                shape = [_evaluated(size, sizes) for size in ty.shape.values]
+            else:
+                shape = [dim if isinstance(dim, int) else found.setdefault(dim, None) for dim in dims]
+                for place, dim in enumerate(dims):
+                    if shape[place] is None:
+                        # At least 2, or torch asks whether it is 0 or 1; deploy drops what it assumes of that.
+                        shape[place] = found[dim] = torch.library.get_ctx().new_dynamic_size(min=2)
+            found |= {
+                dim: size for dim, size in zip(dims, shape, strict=False) if isinstance(dim, str) and found.get(dim) is None
+            }
+            tensors.append(torch.empty(shape, dtype=getattr(torch, str(ty.dtype)), device=device))
+        return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+    return call
+
+
+def _symbolic(argument: Argument, value, sizes: dict[str, Any]):
+    """An argument as type inference takes it; `sizes` learns what its variables stand for."""
+
+    def size(given):
+        if isinstance(given, int):
+            return given
+        name = f"s{given}"
+        sizes.setdefault(name, (tvm.tirx.Var(name, "int64"), given))
+        return sizes[name][0]
+
+    if argument.kind is Kind.SHAPE:
+        return [size(n) for n in value] if isinstance(value, list | tuple) else size(value)
+    tensors = value if isinstance(value, list) else [value]
+    variables = [
+        relax.Var(argument.name, relax.TensorType([size(n) for n in tensor.shape], str(tensor.dtype).removeprefix("torch.")))
+        for tensor in tensors
+    ]
+    return relax.Tuple(variables) if isinstance(value, list) else variables[0]
+
+
+def _evaluated(expr, sizes: dict[str, Any]):
+    """A size of TVM's as one of torch's."""
+    if isinstance(expr, int | tvm.tirx.IntImm):
+        return int(expr)
+    if isinstance(expr, tvm.tirx.Var):
+        return sizes[expr.name][1]
+    a, b = _evaluated(expr.a, sizes), _evaluated(expr.b, sizes)
+    for kind, combine in (
+        (tvm.tirx.Add, lambda: a + b),
+        (tvm.tirx.Sub, lambda: a - b),
+        (tvm.tirx.Mul, lambda: a * b),
+        (tvm.tirx.FloorDiv, lambda: a // b),
+    ):
+        if isinstance(expr, kind):
+            return combine()
+    raise ValueError(f"size: expected sums, products and quotients, given {expr}")
+
+
+def _flat_types(ty: relax.Type) -> Iterator[relax.TensorType]:
+    if isinstance(ty, relax.TensorType):
+        yield ty
+    else:
+        for field in ty.fields:
+            yield from _flat_types(field)
+
+
+for _made in TORCH_OPS.values():
+    LIBRARY.define(_made.schema)
+    LIBRARY.impl(_made.name, _implementation(_made), "CPU")
+    torch.library.register_fake(f"{NAMESPACE}::{_made.name}", _fake(_made), lib=LIBRARY)
