@@ -58,6 +58,10 @@ class TorchOp:
         """Names of what is no argument of the signature."""
         return tuple(name for name in self.parameters if name not in self.signature.by_name)
 
+    def is_map(self, name: str) -> bool:
+        """Whether an argument is a kernel map, which torch passes as four tensors."""
+        return _is_map(self.signature.by_name[name])
+
     @property
     def flat_results(self) -> tuple[tuple, ...]:
         """Sizes of every tensor that torch sees; `...` where type inference knows them."""
