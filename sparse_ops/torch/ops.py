@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from tvm import relax
 
 from .. import op
-from ..eager.arrays import as_kind
+from ..eager.arrays import Checked, as_kind
 from ..eager.call import MAP_DIMS, MapArrays, Packing, Weights, run
 from ..op.register import OPS
 from ..op.signature import MAP_DTYPES, Argument, Kind, Signature
@@ -204,6 +204,8 @@ def _implementation(made: TorchOp) -> Callable:
                 arrays[name] = MapArrays(*map(_compact, value))
             elif kind is Kind.SHAPE:
                 arrays[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
+            elif kind is Kind.ROWS:  # of any dtype and rank
+                arrays[name] = Checked(tvm.runtime.empty((len(value), 0), "int32"), "int32")
             else:
                 arrays[name] = _compact(value)
         if holds_weight:
