@@ -52,7 +52,8 @@ class IndiceData:
     """What a layer leaves under its `indice_key`: voxels and grids on both sides, its geometry, and its map.
 
     `indice_pairs` int32 [2, taps, N] and `indice_pair_num` int32 [taps], in spconv's layout, are put together when they are
-    asked for: of each tap the input and the output rows, and -1 behind them.
+    asked for: of each tap the input and the output rows, and -1 behind them. As there, a submanifold map counts no pairs of the
+    central tap and of those behind it, which mirror those before.
     """
 
     def __init__(
@@ -112,7 +113,10 @@ class IndiceData:
             for side, rows_by_tap in enumerate(sides):
                 for tap, rows in enumerate(rows_by_tap):
                     pairs[side, tap, : len(rows)] = rows
-            self._pairs = pairs, torch.tensor([len(rows) for rows in sides[0]], dtype=torch.int32)
+            counts = torch.tensor([len(rows) for rows in sides[0]], dtype=torch.int32)
+            if self.is_subm:
+                counts[len(counts) // 2 :] = 0
+            self._pairs = pairs, counts
         return self._pairs
 
 

@@ -10,9 +10,9 @@ from .sites import made_sites, narrow_coords, surely_differ
 def sparse_add(*tens: SparseConvTensor) -> SparseConvTensor:
     """The sum of tensors of one grid over the voxels of all of them.
 
-    A voxel that a tensor has twice counts twice. Where that are the voxels of the largest tensor, the result has its rows, in their order, and its maps; else it has none,
-    and rows ascend in (batch, axes...). Raises ValueError for no tensor, for others than the first in spatial_shape,
-    batch_size or channels.
+    Where these are the voxels of the largest tensor, the result has its rows, in their order, and its maps; else it has none,
+    and rows ascend in (batch, axes...). A voxel that a tensor has twice counts twice. Raises ValueError for no tensor, and
+    where spatial_shape, batch_size or channels differ from those of the first.
     """
     if not tens:
         raise ValueError("tens: expected at least one SparseConvTensor, given none")
