@@ -13,7 +13,7 @@ spconv = pytest.importorskip("spconv.pytorch")
 import sparse_ops.torch.spconv as ours  # noqa: E402
 from sparse_ops.torch import convert  # noqa: E402
 from tests.sparse_ops.torch import users_code  # noqa: E402
-from tests.sparse_ops.torch.clouds import features, one_thread, tensor, voxels  # noqa: E402
+from tests.sparse_ops.torch.clouds import features, one_thread, runnable, tensor, voxels  # noqa: E402
 from tests.tolerance import assert_close  # noqa: E402
 
 INPUTS = features(60), voxels(60)
@@ -173,10 +173,8 @@ def test_a_converted_model_is_exported(cls):
     model = convert(made(cls))
     expected = model(*INPUTS)
     rows = torch.export.Dim("n")
-    program = torch.export.export(
-        model, INPUTS, dynamic_shapes=({0: rows}, {0: rows}) + ((None,) * (cls is users_code.Network))
-    )
-    assert torch.equal(program.module()(*INPUTS), expected)
+    program = torch.export.export(model, INPUTS, dynamic_shapes={"features": {0: rows}, "indices": {0: rows}})
+    assert torch.equal(runnable(program)(*INPUTS), expected)
     kinds = {str(node.target).split(".")[0] for node in program.graph.nodes if node.op == "call_function"}
     assert "sparse_ops" in kinds
     # Behind tracing spconv's constructor is what it was.

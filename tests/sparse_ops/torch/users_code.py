@@ -94,8 +94,8 @@ class Network(nn.Module):
         self.tables = spconv.SparseSequential(spconv.ConcatTable().add(spconv.SparseIdentity()).add(nn.Identity()))
         self.join, self.pool, self.dense = spconv.JoinTable(), spconv.SparseMaxPool3d(2), spconv.ToDense()
 
-    def forward(self, features, indices, shape=None):
-        x = spconv.SparseConvTensor(features, indices, shape or SHAPE, 1)
+    def forward(self, features, indices):
+        x = spconv.SparseConvTensor(features, indices, SHAPE, 1)
         x = self.shared(self.down(self.body(self.stem(x))))
         wrapped = self.wrapped(Voxels(x)).replace(x.features * 2)
         x = self.up(self.wrapped(wrapped).data)
