@@ -60,6 +60,10 @@ class TorchOp:
         """Names of what is no argument of the signature."""
         return tuple(name for name in self.parameters if name not in self.signature.by_name)
 
+    def is_map(self, name: str) -> bool:
+        """Whether an argument is a kernel map, which torch passes as four tensors."""
+        return _is_map(self.signature.by_name[name])
+
     @property
     def flat_results(self) -> tuple[tuple, ...]:
         """Sizes of every tensor that torch sees; `...` where type inference knows them."""
@@ -219,6 +223,8 @@ def _implementation(made: TorchOp) -> Callable:
                 arrays[name] = MapArrays(*map(_field_of_map, value))
             elif kind is Kind.SHAPE:
                 arrays[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
+            elif kind is Kind.ROWS:  # of any dtype and rank
+                arrays[name] = Checked(tvm.runtime.empty((len(value), 0), "int32"), "int32")
             else:
                 arrays[name] = _compact(value)
         if holds_weight:
