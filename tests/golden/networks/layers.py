@@ -73,7 +73,5 @@ class Layers:
     def stage(self, name: str) -> nn.Module:
         """Plain and residual blocks, the children 0, 1, ... of `name`."""
         blocks = [f"{name}.{child}" for child in self.children(name)]
-        made = [
-            self.residual_block(block) if f"{block}.conv1" in self.trace else self.block(block) for block in blocks
-        ]
+        made = [self.residual_block(block) if f"{block}.conv1" in self.trace else self.block(block) for block in blocks]
         return self.spconv.SparseSequential(*made)

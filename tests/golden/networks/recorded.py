@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Recorded(nn.Module):
-    """Features and indices to {name: {"feats", "coords", "spatial_shape"}} of the modules recorded, and of the result as "out"."""
+    """Features and indices to what each module recorded returns, and to the result, "out", by name."""
 
     def __init__(self, network: nn.Module, modules: dict[str, str]):
         super().__init__()
@@ -30,8 +30,12 @@ def _record(found: dict, name: str, module: nn.Module, given: tuple, result) -> 
 
 def _arrays(x) -> dict[str, torch.Tensor]:
     # A copy of the indices: a network may change them in place later on.
-    shape = torch.stack([torch.tensor(n) if isinstance(n, int) else torch.scalar_tensor(n, dtype=torch.int64) for n in x.spatial_shape])
+    shape = torch.stack([_scalar(n) for n in x.spatial_shape])
     return {"feats": x.features, "coords": x.indices.clone(), "spatial_shape": shape.int()}
+
+
+def _scalar(n) -> torch.Tensor:
+    return torch.tensor(n) if isinstance(n, int) else torch.scalar_tensor(n, dtype=torch.int64)
 
 
 def modules_of(names: list[str], config: dict) -> dict[str, str]:

@@ -18,7 +18,8 @@ class MiddleEncoder(nn.Module):
     def __init__(self, spconv: ModuleType, config: dict):
         super().__init__()
         layers = Layers(spconv, config)
-        self.spconv, self.spatial_shape, self.batch_size = [spconv], layers.spatial_shape, config["batch_size"]
+        self.sparse_tensor = spconv.SparseConvTensor
+        self.spatial_shape, self.batch_size = layers.spatial_shape, config["batch_size"]
         self.order = layers.children("")
         for name in self.order:
             single = f"{name}.0" in layers.trace
@@ -26,7 +27,7 @@ class MiddleEncoder(nn.Module):
 
     def forward(self, features: torch.Tensor, indices: torch.Tensor, batch_size: int | torch.SymInt | None = None):
         batch_size = self.batch_size if batch_size is None else batch_size
-        x = self.spconv[0].SparseConvTensor(
+        x = self.sparse_tensor(
             features=features, indices=indices.int(), spatial_shape=self.spatial_shape, batch_size=batch_size
         )
         for name in self.order:

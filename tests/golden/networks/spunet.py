@@ -21,7 +21,7 @@ class SpUNet(nn.Module):
     def __init__(self, spconv: ModuleType, config: dict, constant_shape: bool):
         super().__init__()
         layers = Layers(spconv, config)
-        self.spconv, self.batch_size = [spconv], config["batch_size"]
+        self.sparse_tensor, self.batch_size = spconv.SparseConvTensor, config["batch_size"]
         self.spatial_shape = layers.spatial_shape if constant_shape else None
         self.stages = len(layers.children("down"))
         self.conv_input = layers.block("conv_input")
@@ -42,7 +42,7 @@ class SpUNet(nn.Module):
         shape = self.spatial_shape
         if shape is None:
             shape = (indices.max(0).values[1:] + MARGIN).tolist()
-        x = self.spconv[0].SparseConvTensor(
+        x = self.sparse_tensor(
             features=features, indices=indices.int().contiguous(), spatial_shape=shape, batch_size=self.batch_size
         )
         x = self.conv_input(x)

@@ -107,7 +107,7 @@ class SubdivideBlock(nn.Module):
 
     def __init__(self, layers: Layers, name: str, arch: dict):
         super().__init__()
-        self.spconv = [layers.spconv]
+        self.sparse_tensor = layers.spconv.SparseConvTensor
         conv1, conv2 = (Conv(layers.conv(f"{name}.out_layers.{child}.conv")) for child in (0, 3))
         narrow, wide = conv1.conv.out_channels, conv1.conv.in_channels
         groups, eps = arch["group_norm_groups"], arch["group_norm_eps"]
@@ -124,20 +124,18 @@ class SubdivideBlock(nn.Module):
 
     def subdivided(self, x):
         features = x.features.unsqueeze(1).expand(-1, 8, -1).flatten(0, 1)
-        return self.spconv[0].SparseConvTensor(
-            features, ops.subdivide(x.indices, [2, 2, 2]), [2 * n for n in x.spatial_shape], x.batch_size
-        )
+        return self.sparse_tensor(features, ops.subdivide(x.indices, [2, 2, 2]), [2 * n for n in x.spatial_shape], x.batch_size)
 
 
 class MeshDecoder(nn.Module):
-    """Latents [N, C] of voxels (batch, x, y, z), batch elements one after the other, to features of voxels a quarter as wide."""
+    """Latents [N, C] of voxels (batch, x, y, z), batch elements one after the other, to features of finer voxels."""
 
     def __init__(self, spconv: ModuleType, config: dict):
         super().__init__()
         arch, layers = config["arch"], Layers(spconv, config)
         upsample = [f"upsample.{child}" for child in layers.children("upsample")]
         first, last = layers.trace[f"{upsample[0]}.out_layers.0.conv"], layers.trace[f"{upsample[-1]}.out_layers.3.conv"]
-        self.spconv, self.batch_size = [spconv], config["batch_size"]
+        self.sparse_tensor, self.batch_size = spconv.SparseConvTensor, config["batch_size"]
         self.spatial_shape = [n // 2 for n in first["shape_in"]]
         self.channels = arch["model_channels"]
         self.input_layer = nn.Linear(arch["latent_channels"], self.channels)
@@ -146,7 +144,7 @@ class MeshDecoder(nn.Module):
         self.out_layer = nn.Linear(last["c_out"], arch["out_channels"])
 
     def forward(self, features: torch.Tensor, indices: torch.Tensor):
-        x = self.spconv[0].SparseConvTensor(
+        x = self.sparse_tensor(
             self.input_layer(features) + self.positions(indices), indices.int(), self.spatial_shape, self.batch_size
         )
         for block in (*self.blocks, *self.upsample):

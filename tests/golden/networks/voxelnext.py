@@ -20,7 +20,7 @@ class Merge(nn.Module):
 
     def __init__(self, spconv: ModuleType):
         super().__init__()
-        self.spconv = [spconv]
+        self.sparse_tensor = spconv.SparseConvTensor
 
     def forward(self, scales):
         first = scales[0]
@@ -31,7 +31,7 @@ class Merge(nn.Module):
         indices, inverse = torch.unique(x.indices[:, [0, 2, 3]], dim=0, return_inverse=True)
         features = x.features.new_zeros((indices.shape[0], x.features.shape[1]))
         features.index_add_(0, inverse, x.features)
-        return self.spconv[0].SparseConvTensor(
+        return self.sparse_tensor(
             features=features, indices=indices, spatial_shape=x.spatial_shape[1:], batch_size=x.batch_size
         )
 
@@ -42,7 +42,8 @@ class VoxelNeXt(nn.Module):
     def __init__(self, spconv: ModuleType, config: dict):
         super().__init__()
         layers = Layers(spconv, config)
-        self.spconv, self.spatial_shape, self.batch_size = [spconv], layers.spatial_shape, config["batch_size"]
+        self.sparse_tensor = spconv.SparseConvTensor
+        self.spatial_shape, self.batch_size = layers.spatial_shape, config["batch_size"]
         self.order = [name for name in layers.children("") if name not in FLAT]
         for name in (*self.order, *FLAT):
             single = f"{name}.0" in layers.trace
@@ -50,7 +51,7 @@ class VoxelNeXt(nn.Module):
         self.merged = Merge(spconv)
 
     def forward(self, features: torch.Tensor, indices: torch.Tensor):
-        x = self.spconv[0].SparseConvTensor(
+        x = self.sparse_tensor(
             features=features, indices=indices.int(), spatial_shape=self.spatial_shape, batch_size=self.batch_size
         )
         scales = []
