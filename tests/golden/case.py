@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Tensors = dict[str, np.ndarray]
+FEW = (0, 1, 2, 17)  # rows that a network compiled for any number of them is tried at, beside all
 
 
 def _one(name: str, tensors: Tensors, config: dict) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from sparse_ops.eager import functional as F
 from tests.golden import case_mesh_subdivide_block as block
 from tests.golden import depths
-from tests.golden.case import Case, Tensors
+from tests.golden.case import FEW, Case, Tensors
 from tir_kernels.spec import windows
 
 
@@ -22,8 +22,6 @@ def run(kind: str, tensors: Tensors, config: dict) -> Tensors:
 
 
 def ways(kind: str, tensors: Tensors, config: dict) -> Iterator[tuple[str, Tensors, Tensors]]:
-    from tests.golden.networks.ways import FEW
-
     network = _network(kind, tensors, config)
     yield "compiled", network.run(network.compiled(symbolic=False)), tensors
     component = network.compiled()

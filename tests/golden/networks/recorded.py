@@ -20,15 +20,15 @@ class Recorded(nn.Module):
             for name, path in self.modules_recorded.items():
                 hook = self.network.get_submodule(path).register_forward_hook(partial(_record, found, name))
                 hooks.callback(hook.remove)
-            found["out"] = _arrays(self.network(features, indices))
+            found["out"] = arrays_of(self.network(features, indices))
         return found
 
 
 def _record(found: dict, name: str, module: nn.Module, given: tuple, result) -> None:
-    found[name] = _arrays(result)
+    found[name] = arrays_of(result)
 
 
-def _arrays(x) -> dict[str, torch.Tensor]:
+def arrays_of(x) -> dict[str, torch.Tensor]:
     # A copy of the indices: a network may change them in place later on.
     shape = torch.stack([_scalar(n) for n in x.spatial_shape])
     return {"feats": x.features, "coords": x.indices.clone(), "spatial_shape": shape.int()}

@@ -30,7 +30,6 @@ BUILDERS = {
     "voxelnext": voxelnext.build,
 }
 DROP_IN = sparse_ops.torch.spconv
-FEW = (0, 1, 2, 17)  # rows that a network compiled for any is tried at, beside all
 
 
 class Network:
