@@ -20,23 +20,23 @@ def draw(places: np.ndarray, colours: np.ndarray, size: tuple[int, int], dot: in
     """A picture uint8 [H, W, 3] with squares of `dot` pixels at places [N, 2] (column, row); later ones lie on top."""
     width, height = size
     picture = np.broadcast_to(GROUND, (height, width, 3)).copy()
-    for dx in range(dot):
-        for dy in range(dot):
-            x, y = (np.floor(places).astype(int) + [dx, dy]).T
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            picture[y[inside], x[inside]] = colours[inside]
+    square = np.stack(np.meshgrid(range(dot), range(dot)), -1).reshape(-1, 2)
+    x, y = (np.floor(places).astype(int)[:, None] + square).reshape(-1, 2).T  # one point after the other
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    picture[y[inside], x[inside]] = np.repeat(colours, len(square), 0)[inside]
     return picture
 
 
-def from_the_side(points: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where points [N, 3] lie in a picture of a square's size, seen from obliquely above: (order, places), the far ones first."""
+def draw_solid(points: np.ndarray, colours: np.ndarray, pixels: int) -> np.ndarray:
+    """A square picture of voxels [N, 3] in colours uint8 [N, 3], seen from obliquely above; the far ones are darker."""
     x, y, z = (points - (points.min(0) + points.max(0)) / 2).T
     right, deep = 0.8 * x - 0.6 * y, 0.6 * x + 0.8 * y
-    up = 0.85 * z + 0.5 * deep
-    order = np.argsort(-deep + 0.1 * z, kind="stable")
-    places = np.stack([right, -up], -1)
-    places *= 0.9 * pixels / max(float(np.ptp(places, 0).max()), 1e-30)
-    return order, places[order] + pixels / 2
+    up, far = 0.7 * deep + 0.71 * z, 0.71 * deep - 0.7 * z
+    scale = 0.9 * pixels / max(float(np.ptp(right)), float(np.ptp(up)), 1.0)  # pixels of a voxel
+    order = np.argsort(-far, kind="stable")
+    shade = np.interp(far, [far.min(), far.max()], [1, 0.45])[order, None]
+    places = np.stack([right, -up], -1)[order] * scale + pixels / 2
+    return draw(places, (colours[order] * shade).astype("uint8"), (pixels, pixels), dot=int(np.ceil(1.3 * scale)))
 
 
 def save(path: Path, *pictures: np.ndarray) -> None:

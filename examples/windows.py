@@ -20,7 +20,7 @@ from torch import nn
 from torch.export import Dim
 
 import sparse_ops.torch.spconv as spconv
-from examples.pictures import draw, from_the_side, save
+from examples.pictures import draw_solid, save
 from examples.running import difference, run_without_torch
 from sparse_ops.deploy.from_torch import port_component
 
@@ -34,9 +34,9 @@ WINDOW = 8  # voxels along each axis
 def rings(grid: int) -> np.ndarray:
     """The surface of two linked rings, as voxels int32 [N, 4] (batch, x, y, z) of a grid of that size."""
     x, y, z = np.stack(np.meshgrid(*[(np.arange(grid) + 0.5) / grid * 2 - 1] * 3, indexing="ij"))
-    flat = np.hypot(np.hypot(x + 0.28, y) - 0.5, z) - 0.17  # distance from a ring that lies, and one that stands
-    upright = np.hypot(np.hypot(x - 0.28, z) - 0.5, y) - 0.17
-    surface = np.abs(np.minimum(flat, upright)) < 1 / grid
+    flat = np.hypot(np.hypot(x + 0.28, y) - 0.5, z) - 0.12  # distance from a ring that lies, and one that stands
+    upright = np.hypot(np.hypot(x - 0.28, z) - 0.5, y) - 0.12
+    surface = np.abs(np.minimum(flat, upright)) < 1.7 / grid
     places = np.argwhere(surface).astype("int32")
     return np.concatenate([np.zeros((len(places), 1), "int32"), places], 1)
 
@@ -160,19 +160,16 @@ def main(
 def in_windows(indices: np.ndarray, pixels: int = 480) -> np.ndarray:
     """The voxels, those of one window in one colour."""
     colours = np.random.default_rng(1).integers(60, 255, (4096, 3), "uint8")
-    number = (indices[:, 1:] // WINDOW) @ [256, 16, 1]
-    order, places = from_the_side(indices[:, 1:], pixels)
-    return draw(places, colours[number[order]], (pixels, pixels), dot=max(2, pixels // int(indices.max() + 1) * 3 // 4))
+    number = indices[:, 1:] // WINDOW @ [256, 16, 1]
+    return draw_solid(indices[:, 1:], colours[number], pixels)
 
 
 def coloured(found: dict[str, np.ndarray], pixels: int = 480) -> np.ndarray:
     """The voxels in the colours that the network gave them, each channel over all of its range."""
     values = found["colours"]
-    low, high = np.quantile(values, 0.02, 0), np.quantile(values, 0.98, 0)
+    low, high = np.quantile(values, [0.02, 0.98], axis=0)
     colours = (np.clip((values - low) / (high - low), 0, 1) * 255).astype("uint8")
-    order, places = from_the_side(found["indices"][:, 1:], pixels)
-    dot = max(2, pixels // int(found["indices"].max() + 1) * 3 // 4)
-    return draw(places, colours[order], (pixels, pixels), dot)
+    return draw_solid(found["indices"][:, 1:], colours, pixels)
 
 
 if __name__ == "__main__":
