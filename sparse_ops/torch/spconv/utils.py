@@ -1,0 +1,1 @@
+"""Point clouds into voxels, and values of voxels back to their points."""
