@@ -328,12 +328,12 @@ def _symbolic(argument: Argument, value, sizes: dict[str, Any]):
 
     if argument.kind is Kind.SHAPE:
         return [size(n) for n in value] if isinstance(value, list | tuple) else size(value)
-    tensors = value if isinstance(value, list) else [value]
+    tensors = value if _is_map(argument) else [value]
     variables = [
         relax.Var(argument.name, relax.TensorType([size(n) for n in tensor.shape], str(tensor.dtype).removeprefix("torch.")))
         for tensor in tensors
     ]
-    return relax.Tuple(variables) if isinstance(value, list) else variables[0]
+    return relax.Tuple(variables) if _is_map(argument) else variables[0]
 
 
 def _evaluated(expr, sizes: dict[str, Any]):
