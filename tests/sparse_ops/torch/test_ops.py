@@ -137,7 +137,7 @@ CALLS = {
 
 
 def pooled(i: Inputs) -> torch.Tensor:
-    return F.segment_pool(i.x, i.to_coarse[1], len(i.to_coarse[0]))
+    return ops.segment_pool(i.x, i.to_coarse[1], i.to_coarse[0])
 
 
 def ends(i: Inputs) -> torch.Tensor:
@@ -255,3 +255,8 @@ def test_bad_input_is_refused_by_name(call, words):
 
 def test_a_kernel_map_is_four_tensors_with_the_names_of_the_layout():
     assert list(MAP_DTYPES) == [argument.name for argument in ops.inverse_map.default._schema.arguments][:4]
+
+
+def test_eager_calls_refuse_what_has_no_numbers():
+    with FakeTensorMode() as mode, pytest.raises(ValueError, match=r"coords: expected int32 .* without numbers"):
+        F.submanifold_map(mode.from_tensor(Inputs().coords))
