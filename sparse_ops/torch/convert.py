@@ -1,13 +1,15 @@
 """`convert`: a model that was built with spconv's own layers computes through ours."""
 
 import sys
-from functools import cache
+from functools import cache, wraps
 from types import ModuleType
 
+import torch
 from torch import nn
 
 from . import spconv as ours
 from .spconv.common import checked_axes
+from .spconv.core import both_classes
 
 OURS = (ours.conv, ours.pool, ours.modules, ours.tables, ours)
 REAL = ("conv", "pool", "modules", "tables", None)  # of spconv.pytorch, in the same order
@@ -42,9 +44,32 @@ def convert(model: nn.Module) -> nn.Module:
             classes.append((module, _as_ours(type(module), base, counterparts[base])))
     if wrong:
         raise ValueError("model: cannot be converted, and nothing was changed: " + "; ".join(wrong))
+    if classes:
+        _make_tensors_traceable(spconv.SparseConvTensor)
     for module, made in classes:
         module.__class__ = made
     return model
+
+
+def _make_tensors_traceable(real: type) -> None:
+    """While torch.export traces, spconv's constructor makes tensors of ours, which keep extents that the data decide.
+
+    It would ask for their numbers, which there are not then. At all other times it does what it did.
+    """
+    construct = real.__init__
+    if getattr(construct, "_is_traceable", False):
+        return
+
+    @wraps(construct)
+    def __init__(self, *args, **kwargs):
+        if torch.compiler.is_compiling():
+            self.__class__ = both_classes(real)
+            ours.SparseConvTensor.__init__(self, *args, **kwargs)
+        else:
+            construct(self, *args, **kwargs)
+
+    __init__._is_traceable = True
+    real.__init__ = __init__
 
 
 def _counterparts(spconv: ModuleType) -> dict[type, type]:
