@@ -151,6 +151,7 @@ TORCH_OPS: dict[str, TorchOp] = {
         TorchOp(op.kernel_map, OPS["kernel_map"].signature, (MAP,)),
         TorchOp(op.inverse_map, OPS["inverse_map"].signature, (MAP,)),
         TorchOp(op.sparse_conv, OPS["sparse_conv"].signature),
+        TorchOp(op.sparse_conv_weight_gradient, OPS["sparse_conv_weight_gradient"].signature),
         TorchOp(op.upsampled_conv, OPS["upsampled_conv"].signature),
         TorchOp(op.linear, OPS["linear"].signature),
         TorchOp(op.pool, OPS["pool"].signature),
