@@ -28,8 +28,8 @@ def sparse_conv_weight_gradient(
 
     out[co, k, ci] = sum over pairs (i, o) of tap k of gradient[o, co] * x[i, ci], with `ci` counted in the group of `co`.
 
-    x float32, bfloat16 or float16 [N, Cin]; gradient, same dtype, [M, Cout], before any activation; kernel_map as the convolution
-    had it; kernel_size an int or three along x, y, z; groups as in `sparse_conv`. Returns float32 whatever the dtype of x,
+    x float32, bfloat16 or float16 [N, Cin]; gradient, same dtype, [M, Cout], before any activation; kernel_map that of the
+    convolution; kernel_size an int or three along x, y, z; groups as in `sparse_conv`. Returns float32 whatever the dtype of x,
     [Cout, kx, ky, kz, Cin / groups]; a tap without pairs has zeros.
 
     Raises ValueError naming the argument or option that does not fit and, from the running module, when the map was built for

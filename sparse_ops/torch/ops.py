@@ -324,3 +324,5 @@ for _made in TORCH_OPS.values():
     LIBRARY.define(_made.schema)
     LIBRARY.impl(_made.name, _implementation(_made), "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{_made.name}", _fake(_made), lib=LIBRARY)
+
+from . import gradients  # noqa: E402, F401  registered behind the ops, whoever imports them
