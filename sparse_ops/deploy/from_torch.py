@@ -10,15 +10,13 @@ import torch.utils._pytree as pytree
 import tvm
 from torch.export.graph_signature import InputKind
 from tvm import relax
-from tvm.relax.frontend.torch import from_exported_program
 
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_relax import component_from_relax, flat_types, static_shape
+from sparse_ops.deploy.importer import CONVERTERS, Converter, check_converters, export, import_program
 from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, names
 from sparse_ops.transform.lift_params import PARAMETER_NAMES
 from tir_kernels.dispatch import check_target, host_target
-
-ATTENTION, LINEAR = torch.ops.aten.scaled_dot_product_attention.default, torch.ops.aten.linear.default
 
 
 def port_component(
@@ -29,13 +27,15 @@ def port_component(
     dynamic: Any = None,
     precision: str = "float32",
     target: tvm.target.Target | None = None,
+    converters: Mapping[str, Converter] | None = None,
 ) -> Component:
     """Compile a module, which is any that torch.export takes, for `target`, by default this CPU.
 
     `inputs`: example tensors for `forward`, or, to export several methods over the same parameters, such by the name of the
     method; tensors may stand in lists, tuples and dicts. `dynamic`: what torch.export calls dynamic_shapes, for `forward`, or
     by the name of the method. `precision`: "float32", or "bfloat16" or "float16" inside, see
-    `sparse_ops.transform.precision.to_precision`.
+    `sparse_ops.transform.precision.to_precision`. `converters`: functions of an `importer.Context` by the names of ops, such as
+    "my_library::my_op", for ops that are not covered or are to be written otherwise.
 
     Parameters, and buffers of floats that are part of the state, keep their names and are packed once; the module is not
     changed. The component may be for another target than this CPU: then it can be saved, but not run.
@@ -51,7 +51,7 @@ def port_component(
     dynamic = dynamic if isinstance(inputs, Mapping) else {"forward": dynamic}
     if strange := set(dynamic or ()) - set(methods):
         raise ValueError(f"dynamic: expected methods of inputs, given {', '.join(map(repr, sorted(strange)))}")
-    target = target or host_target()
+    target, converters = target or host_target(), check_converters(converters)
     check_target(target)
     module = _with_named_buffers(module)
     state = {key: value for key, value in module.state_dict(keep_vars=True).items() if isinstance(value, torch.nn.Parameter)}
@@ -61,7 +61,8 @@ def port_component(
 
     functions, imported = {}, tvm.IRModule()
     for method, example in methods.items():
-        imported[method], functions[method] = _import(module, method, example, (dynamic or {}).get(method), list(state))
+        dynamic_of = (dynamic or {}).get(method)
+        imported[method], functions[method] = _import(module, method, example, dynamic_of, list(state), converters)
     parameters = [TensorSpec(key, "float32", tuple(value.shape)) for key, value in state.items()]
     arrays = {key: value.detach().numpy() for key, value in state.items()}
     return component_from_relax(name, imported, functions, parameters, arrays, precision, target)
@@ -91,17 +92,21 @@ class _Method(torch.nn.Module):
 
 
 def _import(
-    module: torch.nn.Module, method: str, example: tuple, dynamic: Any, state: list[str]
+    module: torch.nn.Module,
+    method: str,
+    example: tuple,
+    dynamic: Any,
+    state: list[str],
+    converters: Mapping[str, Converter],
 ) -> tuple[relax.Function, FunctionSpec]:
     """A method as a function of its inputs and the parameters that it uses. Its packed parameters are not known yet."""
     named = _arguments(module, method, example)
     if isinstance(dynamic, tuple | list):
         dynamic = dict(zip(named, dynamic, strict=True))
     try:
-        program = _exported(_Method(module, method), named, dynamic)
-        imported = from_exported_program(
-            program, keep_params_as_input=True, unwrap_unit_return_tuple=True, run_ep_decomposition=False
-        )
+        shapes = None if dynamic is None else {"arguments": dict(dynamic)}
+        program = export(_Method(module, method), (named,), shapes, CONVERTERS | dict(converters))
+        imported = import_program(program, converters)
     except Exception as error:  # whatever torch and TVM raise for what they do not take
         raise ValueError(f"module: {method} cannot be ported: {type(error).__name__}: {error}") from error
     parameters = [spec.target for spec in program.graph_signature.input_specs if spec.kind is InputKind.PARAMETER]
@@ -132,18 +137,6 @@ def _arguments(module: torch.nn.Module, method: str, example: tuple) -> dict[str
         if not isinstance(leaf, torch.Tensor):
             raise ValueError(f"inputs: expected tensors for {method}, given {type(leaf).__name__}")
     return pytree.tree_map(torch.clone, arguments)  # torch.export takes a tensor that is given twice for one argument
-
-
-def _exported(method: _Method, arguments: dict[str, Any], dynamic: Mapping | None) -> torch.export.ExportedProgram:
-    with torch.no_grad():
-        shapes = None if dynamic is None else {"arguments": dict(dynamic)}
-        program = torch.export.export(method, (arguments,), dynamic_shapes=shapes)
-    table = torch.export.default_decompositions()
-    table.pop(LINEAR, None)
-    # Kept whole only if plain: the import overlooks its scale, and takes only masks of floats.
-    if all(len(node.args) == 3 and not node.kwargs for node in program.graph.find_nodes(op="call_function", target=ATTENTION)):
-        table.pop(ATTENTION, None)
-    return program.run_decompositions(table)
 
 
 def _named_sizes(structure: pytree.TreeSpec, dynamic: Mapping | None, inputs: list[relax.Var]) -> dict[str, str]:

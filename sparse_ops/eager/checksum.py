@@ -11,7 +11,7 @@ from tir_kernels.spec.checksum import Checksum
 
 from .cache import kernel
 
-WORDS = {"float32": "uint32", "float16": "uint16", "bfloat16": "uint16"}  # as wide as an element
+WORDS = {"float32": "uint32", "int32": "uint32", "float16": "uint16", "bfloat16": "uint16"}  # as wide as an element
 
 
 @cache

@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from tvm import relax
 
 from .. import op
-from ..eager.arrays import as_kind
+from ..eager.arrays import Checked, as_kind
 from ..eager.call import MAP_DIMS, MapArrays, Packing, Weights, run
 from ..op.register import OPS
 from ..op.signature import MAP_DTYPES, Argument, Kind, Signature
@@ -57,6 +57,10 @@ class TorchOp:
     def options(self) -> tuple[str, ...]:
         """Names of what is no argument of the signature."""
         return tuple(name for name in self.parameters if name not in self.signature.by_name)
+
+    def is_map(self, name: str) -> bool:
+        """Whether an argument is a kernel map, which torch passes as four tensors."""
+        return _is_map(self.signature.by_name[name])
 
     @property
     def flat_results(self) -> tuple[tuple, ...]:
@@ -201,6 +205,8 @@ def _implementation(made: TorchOp) -> Callable:
                 arrays[name] = MapArrays(*map(_compact, value))
             elif kind is Kind.SHAPE:
                 arrays[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
+            elif kind is Kind.ROWS:  # of any dtype and rank
+                arrays[name] = Checked(tvm.runtime.empty((len(value), 0), "int32"), "int32")
             else:
                 arrays[name] = _compact(value)
         if holds_weight:

@@ -1,0 +1,135 @@
+"""What a converter is given: one call in torch's graph, its arguments in Relax, and the function that is being written."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.utils._pytree as pytree
+import tvm
+from torch import fx
+from tvm import relax
+
+from .registry import name_of
+from .sizes import fresh, is_number, plain
+
+if TYPE_CHECKING:
+    from .translate import Importer
+
+
+class Context:
+    """A call of an op of torch's, to be written in Relax.
+
+    node     the call in torch's graph
+    op       the name of its op, such as "aten::index_add"
+    args     its arguments by the names of the op's schema, those left out by their defaults: tensors as Relax variables, numbers
+             as ints, floats, or as dimensions (`tvm.tirx` expressions) where only the running module knows them
+    result   what torch says of the result: a tensor without numbers, or a tuple of them; `dtype` is that of the first
+
+    A converter returns an expression, or a list of them for several results. Shape and dtype of what it returns are compared
+    with torch's afterwards; sizes that Relax does not know get their names then.
+    """
+
+    def __init__(self, node: fx.Node, importer: "Importer"):
+        self.node, self._importer = node, importer
+
+    @property
+    def op(self) -> str:
+        return name_of(self.node.target)
+
+    @cached_property
+    def args(self) -> Mapping[str, Any]:
+        schema = getattr(self.node.target, "_schema", None)
+        names = [argument.name for argument in schema.arguments] if schema else [str(i) for i in range(len(self.node.args))]
+        defaults = {argument.name: argument.default_value for argument in schema.arguments} if schema else {}
+        given = dict(zip(names, self.node.args, strict=False)) | dict(self.node.kwargs)
+        return {name: self._value(value) for name, value in (defaults | given).items()}
+
+    def __getitem__(self, name: str) -> Any:
+        """An argument."""
+        return self.args[name]
+
+    @property
+    def result(self) -> Any:
+        return self.node.meta.get("val")
+
+    @property
+    def dtype(self) -> str:
+        return dtype_name(next(leaf for leaf in pytree.tree_leaves(self.result) if isinstance(leaf, torch.Tensor)).dtype)
+
+    @property
+    def builder(self) -> relax.BlockBuilder:
+        """Of the function that is being written."""
+        return self._importer.block_builder
+
+    def emit(self, expr: relax.Expr) -> relax.Var:
+        """A variable that holds what `expr` computes."""
+        return self.builder.emit(expr)
+
+    def emit_all(self, call: relax.Expr) -> list[relax.Var]:
+        """The tensors of a call that returns a tuple, tuples in it taken apart."""
+        value = self.emit(call)
+        if not isinstance(value.ty, relax.TupleType):
+            return [value]
+        return [part for i in range(len(value.ty.fields)) for part in self.emit_all(relax.TupleGetItem(value, i))]
+
+    def named(self, expr: relax.Expr, dims: Sequence, dtype: str | None = None) -> relax.Var:
+        """`expr` with the given dimensions, ints or `self.size()`; a fresh one among them gets its value here, others are
+        compared when the module runs."""
+        return self.builder.match_cast(expr, relax.TensorType(list(dims), dtype or str(expr.ty.dtype)))
+
+    def size(self, name: str = "size") -> tvm.tirx.Var:
+        """A fresh dimension, for `named`."""
+        return fresh(name)
+
+    def dims(self, tensor: relax.Expr) -> list:
+        """The sizes of a tensor: ints, or dimensions that only the running module knows."""
+        if tensor.ty.shape is None:
+            self.refuse("the shape of an argument is not known; name it with context.named")
+        return [plain(dim) for dim in tensor.ty.shape.values]
+
+    def cast(self, tensor: relax.Expr, dtype: str) -> relax.Expr:
+        return tensor if str(tensor.ty.dtype) == dtype else self.emit(relax.op.astype(tensor, dtype))
+
+    def reshape(self, tensor: relax.Expr, dims: Sequence) -> relax.Expr:
+        return self.emit(relax.op.reshape(tensor, relax.ShapeExpr(list(dims))))
+
+    def full(self, dims: Sequence, value: bool | int | float, dtype: str) -> relax.Var:
+        return self.emit(relax.op.full(relax.ShapeExpr(list(dims)), relax.const(value, dtype), dtype))
+
+    def tensor(self, value: Any, dtype: str | None = None) -> relax.Expr:
+        """A tensor as it is, a number as one of no dimensions; cast to `dtype` if that is given."""
+        if is_number(value) and not isinstance(value, int):
+            whole = self.emit(relax.op.shape_to_tensor(relax.ShapeExpr([value])))
+            value = self.reshape(whole, [])
+        elif not isinstance(value, relax.Expr):
+            return relax.const(value, dtype or dtype_name(torch.tensor(value).dtype))
+        return self.cast(value, dtype) if dtype else value
+
+    def number(self, tensor: relax.Expr, name: str = "number") -> tvm.tirx.Var:
+        """The one element of an integer tensor as a dimension: a number that shapes and other numbers may be made of."""
+        flat = self.reshape(self.cast(tensor, "int64"), [1])
+        return self.numbers(flat, 1, name)[0]
+
+    def numbers(self, tensor: relax.Expr, count: int, name: str = "number") -> list[tvm.tirx.Var]:
+        """The elements of an int64 tensor [count] as dimensions."""
+        shape = self.emit(relax.op.tensor_to_shape(tensor))
+        found = [fresh(name) for _ in range(count)]
+        self.builder.match_cast(shape, relax.ShapeType(found))
+        return found
+
+    def refuse(self, reason: str) -> None:
+        """ValueError that names the op, `reason`, and the line of the model."""
+        raise ValueError(reason)
+
+    def _value(self, given: Any) -> Any:
+        if isinstance(given, fx.Node):
+            return self._importer.env[given]
+        if isinstance(given, list | tuple):
+            return [self._value(part) for part in given]
+        return given
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As Relax writes it."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,175 @@
+"""Voxels and the kernel maps that were built on them, found again by the identity of the `indices` tensor.
+
+All tensors on the same `indices` share what was built, also those that a user puts together by hand. What is kept lives as
+long as a tensor on these voxels, or an entry of an `indice_dict` that names them.
+"""
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.sites import out_extent
+
+from ...eager.arrays import as_tensor
+from ...eager.checksum import checksum
+from ...op.index import fitting_extent
+from ...op.numbers import as_int, shown
+from .. import ops  # noqa: F401  registers torch.ops.sparse_ops
+
+MOST_AXES = 3
+
+Size = int | torch.SymInt
+
+
+def as_size(argument: str, value) -> Size:
+    """An extent or a batch size: an int of any kind, a 0-dim tensor, or a number that only the run knows."""
+    if isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, torch.Tensor) and value.ndim == 0 and not value.is_floating_point():
+        return value.item()  # a SymInt while torch.export traces
+    number = as_int(value)
+    if number is None:
+        raise ValueError(f"{argument}: expected an int, given {shown(value)}")
+    return number
+
+
+def as_sizes(argument: str, values, count: int) -> list[Size]:
+    """`count` extents, of a list, a tuple, a torch.Size or an array."""
+    try:
+        sizes = [as_size(argument, value) for value in values]
+    except TypeError:
+        sizes = []
+    if len(sizes) != count:
+        raise ValueError(f"{argument}: expected {count} extents, one for each axis of indices, given {shown(values)}")
+    return sizes
+
+
+def surely_differ(given, expected) -> bool:
+    """Whether two sizes, or two lists of them, differ for certain: what only the run knows is equal to anything."""
+    if isinstance(given, list | tuple):
+        return len(given) != len(expected) or any(map(surely_differ, given, expected))
+    return isinstance(given, int) and isinstance(expected, int) and given != expected
+
+
+def widen(values, fill: int) -> list:
+    """Values along the axes as three, on leading unit axes."""
+    return [fill] * (MOST_AXES - len(values)) + list(values)
+
+
+class Built:
+    """A kernel map, as its four tensors, and the voxels on its output side: None for those that it was built on."""
+
+    def __init__(self, arrays, target: "Sites | None" = None):
+        self.arrays, self.target = tuple(arrays), target
+        self._inverse: tuple[torch.Tensor, ...] | None = None
+
+    def inverse(self, source: "Sites") -> tuple[torch.Tensor, ...]:
+        """The map back to `source`, on which this one was built."""
+        if self._inverse is None:
+            self._inverse = tuple(torch.ops.sparse_ops.inverse_map(*self.arrays, source.coords))
+        return self._inverse
+
+
+class Sites:
+    """Voxels: `indices` int32 [N, 1 + axes], and the maps built on them."""
+
+    def __init__(self, indices: torch.Tensor, coords: torch.Tensor | None = None):
+        self.indices = indices
+        self._held = _holds(indices)
+        self._coords = coords
+        self._maps: dict[tuple, Built] = {}
+
+    def __getstate__(self) -> dict:
+        return {"indices": self.indices}  # maps are built again
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["indices"])
+
+    @property
+    def changed(self) -> bool:
+        """Whether somebody wrote into `indices` since."""
+        return self._held != _holds(self.indices)
+
+    @property
+    def coords(self) -> torch.Tensor:
+        """int32 [N, 4], with leading unit axes."""
+        if self._coords is None:
+            self._coords = wide_coords(self.indices)
+        return self._coords
+
+    def submanifold(self, geometry: Geometry) -> Built:
+        return self._once(
+            (geometry,),
+            lambda: Built(torch.ops.sparse_ops.submanifold_map(self.coords, geometry.kernel, geometry.dilation)),
+        )
+
+    def strided(self, geometry: Geometry, spatial_shape: list[Size]) -> tuple[Built, list[Size]]:
+        """The map of a strided or transposed geometry on a grid of `spatial_shape`, and the shape of the grid behind it.
+
+        ValueError for a kernel that the grid has no room for.
+        """
+        axes = len(spatial_shape)
+        shape = widen(spatial_shape, 1)
+        if all(isinstance(n, int) for n in shape):
+            behind = fitting_extent("", tuple(shape), geometry, axes)
+        else:
+            behind = out_extent(shape, geometry)[MOST_AXES - axes :]
+
+        def build() -> Built:
+            coords, *arrays = torch.ops.sparse_ops.strided_map(
+                self.coords,
+                geometry.kernel,
+                geometry.stride,
+                geometry.padding,
+                geometry.dilation,
+                shape,
+                geometry.transposed,
+                output_padding=geometry.output_padding,
+            )
+            return Built(arrays, made_sites(narrow_coords(coords, axes), coords))
+
+        return self._once((geometry, *map(str, shape)), build), list(behind)
+
+    def _once(self, key: tuple, build: Callable[[], Built]) -> Built:
+        if key not in self._maps:
+            self._maps.setdefault(key, build())
+        return self._maps[key]
+
+
+_known: weakref.WeakValueDictionary[int, Sites] = weakref.WeakValueDictionary()  # by the id of indices, which they hold
+
+
+def sites_of(indices: torch.Tensor) -> Sites:
+    """The voxels of an `indices` tensor, as all know them; anew when it was written into."""
+    found = _known.get(id(indices))
+    return found if found is not None and not found.changed else made_sites(indices)
+
+
+def made_sites(indices: torch.Tensor, coords: torch.Tensor | None = None) -> Sites:
+    sites = _known[id(indices)] = Sites(indices, coords)
+    return sites
+
+
+def wide_coords(indices: torch.Tensor) -> torch.Tensor:
+    """int32 [N, 1 + axes] -> [N, 4], zeros along the axes that there are not."""
+    missing = MOST_AXES + 1 - indices.shape[1]
+    if not missing:
+        return indices
+    return torch.cat([indices[:, :1], indices.new_zeros((indices.shape[0], missing)), indices[:, 1:]], 1)
+
+
+def narrow_coords(coords: torch.Tensor, axes: int) -> torch.Tensor:
+    """int32 [N, 4] -> [N, 1 + axes]."""
+    return coords if axes == MOST_AXES else torch.cat([coords[:, :1], coords[:, MOST_AXES + 1 - axes :]], 1)
+
+
+def _holds(indices: torch.Tensor):
+    """What tells whether a tensor was written into: its version, or, where it has none, a sum over what it holds."""
+    if not indices.is_inference():
+        return indices._version
+    if isinstance(indices, FakeTensor) or torch.compiler.is_compiling():
+        return None
+    return checksum(as_tensor(indices.contiguous(), "indices", ("int32",), (None, None)), "int32")
