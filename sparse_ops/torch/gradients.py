@@ -240,16 +240,12 @@ def _interpolate(call: Call, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def _channel_affine(call: Call, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
     gradient, found = _before_activation(call, gradient).float(), {}
-
-    def by_channel(x: torch.Tensor) -> torch.Tensor:
-        return _column_sum(x.movedim(1, -1).flatten(0, -2))
-
     if "x" in call.needs:
-        found["x"] = gradient * call["scale"].view(-1, *[1] * (gradient.ndim - 2))
+        found["x"] = gradient * call["scale"]
     if "scale" in call.needs:
-        found["scale"] = by_channel(gradient * call["x"].float())
+        found["scale"] = _column_sum(gradient * call["x"].float())
     if "shift" in call.needs:
-        found["shift"] = by_channel(gradient)
+        found["shift"] = _column_sum(gradient)
     return found
 
 
