@@ -285,7 +285,7 @@ def as_sparse(x) -> SparseConvTensor:
     _check_features(x.features)
     axes = _check_indices(x.indices)
     vars(x)["_sites"] = sites_of(x.indices)  # they stay with it, for the next layer on it
-    ours = object.__new__(_both(real))
+    ours = object.__new__(both_classes(real))
     vars(ours).update(vars(x))
     ours.spatial_shape = as_sizes("spatial_shape", x.spatial_shape, axes)
     ours.batch_size = as_size("batch_size", x.batch_size)
@@ -305,7 +305,7 @@ def real_tensor_class() -> type | None:
 
 
 @cache
-def _both(real: type) -> type:
+def both_classes(real: type) -> type:
     """A class of tensors that are ours and, for code that asks, spconv's."""
     names = {"__module__": __name__, "__reduce_ex__": lambda self, _: (_restored, (self.__getstate__(),))}
     return type(real)("SparseConvTensor", (SparseConvTensor, real), names)
@@ -314,7 +314,7 @@ def _both(real: type) -> type:
 def _restored(state: dict) -> SparseConvTensor:
     """A copy of a tensor that was ours and spconv's; ours alone where spconv is not imported."""
     real = real_tensor_class()
-    tensor = object.__new__(SparseConvTensor if real is None else _both(real))
+    tensor = object.__new__(SparseConvTensor if real is None else both_classes(real))
     vars(tensor).update(state)
     return tensor
 
