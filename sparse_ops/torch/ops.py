@@ -171,6 +171,7 @@ TORCH_OPS: dict[str, TorchOp] = {
         TorchOp(op.kernel_map, OPS["kernel_map"].signature, (MAP,)),
         TorchOp(op.inverse_map, OPS["inverse_map"].signature, (MAP,)),
         TorchOp(op.sparse_conv, OPS["sparse_conv"].signature),
+        TorchOp(op.sparse_conv_weight_gradient, OPS["sparse_conv_weight_gradient"].signature),
         TorchOp(op.upsampled_conv, OPS["upsampled_conv"].signature),
         TorchOp(op.linear, OPS["linear"].signature),
         TorchOp(op.pool, OPS["pool"].signature),
@@ -366,3 +367,5 @@ for _made in TORCH_OPS.values():
     LIBRARY.define(_made.schema)
     LIBRARY.impl(_made.name, _implementation(_made), "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{_made.name}", _fake(_made), lib=LIBRARY)
+
+from . import gradients  # noqa: E402, F401  registered behind the ops, whoever imports them
