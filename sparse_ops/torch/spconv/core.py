@@ -52,7 +52,8 @@ class IndiceData:
     """What a layer leaves under its `indice_key`: voxels and grids on both sides, its geometry, and its map.
 
     `indice_pairs` int32 [2, taps, N] and `indice_pair_num` int32 [taps], in spconv's layout, are put together when they are
-    asked for: of each tap the input and the output rows, and -1 behind them.
+    asked for: of each tap the input and the output rows, and -1 behind them. As there, a submanifold map counts no pairs of the
+    central tap and of those behind it, which mirror those before.
     """
 
     def __init__(
@@ -112,7 +113,10 @@ class IndiceData:
             for side, rows_by_tap in enumerate(sides):
                 for tap, rows in enumerate(rows_by_tap):
                     pairs[side, tap, : len(rows)] = rows
-            self._pairs = pairs, torch.tensor([len(rows) for rows in sides[0]], dtype=torch.int32)
+            counts = torch.tensor([len(rows) for rows in sides[0]], dtype=torch.int32)
+            if self.is_subm:
+                counts[len(counts) // 2 :] = 0
+            self._pairs = pairs, counts
         return self._pairs
 
 
@@ -281,7 +285,7 @@ def as_sparse(x) -> SparseConvTensor:
     _check_features(x.features)
     axes = _check_indices(x.indices)
     vars(x)["_sites"] = sites_of(x.indices)  # they stay with it, for the next layer on it
-    ours = object.__new__(_both(real))
+    ours = object.__new__(both_classes(real))
     vars(ours).update(vars(x))
     ours.spatial_shape = as_sizes("spatial_shape", x.spatial_shape, axes)
     ours.batch_size = as_size("batch_size", x.batch_size)
@@ -301,7 +305,7 @@ def real_tensor_class() -> type | None:
 
 
 @cache
-def _both(real: type) -> type:
+def both_classes(real: type) -> type:
     """A class of tensors that are ours and, for code that asks, spconv's."""
     names = {"__module__": __name__, "__reduce_ex__": lambda self, _: (_restored, (self.__getstate__(),))}
     return type(real)("SparseConvTensor", (SparseConvTensor, real), names)
@@ -310,7 +314,7 @@ def _both(real: type) -> type:
 def _restored(state: dict) -> SparseConvTensor:
     """A copy of a tensor that was ours and spconv's; ours alone where spconv is not imported."""
     real = real_tensor_class()
-    tensor = object.__new__(SparseConvTensor if real is None else _both(real))
+    tensor = object.__new__(SparseConvTensor if real is None else both_classes(real))
     vars(tensor).update(state)
     return tensor
 

@@ -8,11 +8,11 @@ from .sites import made_sites, narrow_coords, surely_differ
 
 
 def sparse_add(*tens: SparseConvTensor) -> SparseConvTensor:
-    """The sum of tensors of one grid over the voxels of all of them.
+    """The sum of tensors of one grid over the voxels of all of them, which ascend in (batch, axes...).
 
-    A voxel that a tensor has twice counts twice. Where that are the voxels of the largest tensor, the result has its rows, in their order, and its maps; else it has none,
-    and rows ascend in (batch, axes...). Raises ValueError for no tensor, for others than the first in spatial_shape,
-    batch_size or channels.
+    Where these are the voxels of the largest tensor, the result has its `indice_dict`, whose maps serve if its rows ascend too;
+    else, and while torch.export traces, an empty one. A voxel that a tensor has twice counts twice. Raises ValueError for no
+    tensor, and where spatial_shape, batch_size or channels differ from those of the first.
     """
     if not tens:
         raise ValueError("tens: expected at least one SparseConvTensor, given none")
@@ -29,16 +29,11 @@ def sparse_add(*tens: SparseConvTensor) -> SparseConvTensor:
     sites = [tensor.sites for tensor in tensors]
     coords, inverse = torch.ops.sparse_ops.downsample(torch.cat([own.coords for own in sites]), 1)
     features = torch.ops.sparse_ops.segment_pool(torch.cat([t.features for t in tensors]), inverse, coords, "sum")
-    if not torch.compiler.is_compiling():
-        rows = [own.indices.shape[0] for own in sites]
-        largest = rows.index(max(rows))
-        if coords.shape[0] == rows[largest]:
-            own = inverse[sum(rows[:largest]) :][: rows[largest]].contiguous()
-            like = tensors[largest]
-            fields = {"indices": like.indices, "indice_dict": like.indice_dict, "_sites": sites[largest]}
-            return first.moved(torch.ops.sparse_ops.gather_rows(features, own), **fields)
+    rows, indice_dict = [own.indices.shape[0] for own in sites], {}
+    if not torch.compiler.is_compiling() and coords.shape[0] == max(rows):
+        indice_dict = tensors[rows.index(max(rows))].indice_dict
     indices = narrow_coords(coords, first.indices.shape[1] - 1)
-    return first.moved(features, indices=indices, indice_dict={}, _sites=made_sites(indices, coords))
+    return first.moved(features, indices=indices, indice_dict=indice_dict, _sites=made_sites(indices, coords))
 
 
 sparse_add_hash_based = sparse_add
