@@ -64,9 +64,10 @@ class Room:
         return True
 
     def cloud(self) -> tuple[np.ndarray, np.ndarray]:
-        """(points float32 [N, 6] as x, y, z and red, green, blue from 0 to 1; labels int64 [N])"""
+        """(points float32 [N, 6] as x, y, z of at least 0 and red, green, blue from 0 to 1; labels int64 [N])"""
         points = np.concatenate(self.points)
         points = points + self.rng.normal(0, NOISE, points.shape)
+        points -= points.min(0)
         return np.concatenate([points, np.concatenate(self.colours)], 1).astype("float32"), np.concatenate(self.labels)
 
 

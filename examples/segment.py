@@ -57,7 +57,7 @@ class ResidualBlock(spconv.SparseModule):
 
 
 class SpUNet(nn.Module):
-    """Points float32 [N, 6] (x, y, z in metres and red, green, blue) to {"scores": [N, labels]}.
+    """Points float32 [N, 6] (x, y, z in metres, at least 0, and red, green, blue) to {"scores": [N, labels]}.
 
     `widths`: channels of the stem and of each stage on the way down; the way up has those of the stage that it comes to.
     """
@@ -79,7 +79,6 @@ class SpUNet(nn.Module):
 
     def scores(self, points: torch.Tensor, room: torch.Tensor | None, rooms: int) -> torch.Tensor:
         """[N, labels], of points of several rooms: those of number int32 [N], all of one room without."""
-        points = torch.cat([points[:, :3] - points[:, :3].min(0).values, points[:, 3:]], 1)
         features, indices, number = self.voxels(points, room)
         extent = (indices.max(0).values[1:] + 16).tolist()
         x = self.stem(spconv.SparseConvTensor(features, indices, extent, rooms))
