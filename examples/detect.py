@@ -2,8 +2,8 @@
 
     python -m examples.detect --out out/detect
 
-Points become voxels, which hold their mean; sparse 3D convolutions thin these out to a dense map of the ground, and a small 2D
-head scores each place of it. The weights are random, so the scores mean nothing: the picture shows how strongly the map answers.
+Points become voxels, which hold their mean; sparse 3D convolutions thin these out to a dense map of the ground, and a small
+2D head scores each place of it. The weights are random, so scores mean nothing: the picture shows how strongly the map answers.
 The network is exported once for any number of points, saved, and run without torch on sweeps of three sizes.
 """
 

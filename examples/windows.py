@@ -2,9 +2,8 @@
 
     python -m examples.windows --out out/windows
 
-A voxel knows its place from sines of its coordinates, attends to the others in its window, and windows are shifted by half
-in every other block. A block of submanifold convolutions follows, on voxels half as large. The weights are random, so the colours
-that come out mean nothing; that they vary smoothly, with seams at no window, is what attention in shifted windows does.
+A voxel knows its place from sines of its coordinates and attends to the others in its window; windows are shifted by half in
+every other block. Submanifold convolutions follow, on voxels half as large. The weights are random: the colours mean nothing.
 The network is exported once for any number of voxels, saved, and run without torch on three solids.
 """
 
@@ -53,7 +52,7 @@ class WindowAttention(nn.Module):
         self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
 
     def forward(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(x).reshape(x.shape[0], 3, self.heads, -1).unbind(1)  # [N, heads, d]
+        q, k, v = self.qkv(x).reshape(x.shape[0], 3, self.heads, x.shape[1] // self.heads).unbind(1)  # [N, heads, d]
         # The voxels window after window, and where each window begins.
         order, offsets = ops.window_partition(indices, [WINDOW] * 3, [self.shift] * 3)
         return self.out(ops.attention(q, k, v, offsets, offsets, None, order, order).reshape(x.shape))

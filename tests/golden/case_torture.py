@@ -17,6 +17,7 @@ import sparse_ops
 from tests.golden.case import FEW, Case, Tensors
 from tests.golden.together import run_together
 
+FUNCTIONS: dict = {}  # of eager calls, ours and the drop-in's, which are mostly the same
 CLASSES = {
     f"{name}{ndim}d": getattr(sparse_ops, f"{name}{ndim}d", None)
     for ndim in (1, 2, 3, 4)
@@ -37,7 +38,7 @@ def run(tensors: Tensors, config: dict) -> Tensors:
     jobs = {layer["name"]: partial(_result, layer, results, tensors) for layer in config["layers"]}
     if names := _added(config):
         jobs["sparse_add"] = lambda: sparse_ops.sparse_add(*(results[name] for name in names))
-    for name, result in run_together(jobs):
+    for name, result in run_together(jobs, FUNCTIONS):
         results[name] = result
     arrays = {
         name: result
@@ -51,7 +52,7 @@ def run(tensors: Tensors, config: dict) -> Tensors:
 def ways(tensors: Tensors, config: dict) -> Iterator[tuple[str, Tensors, Tensors]]:
     from tests.golden.networks import torture  # imports torch, which other cases do without
 
-    drop_in = torture.DropIn(tensors, config)
+    drop_in = torture.DropIn(tensors, config, FUNCTIONS)
     yield "drop-in", _by_name(drop_in.eager(), tensors, config), tensors
     expected = {name: x for name, x in _by_name(drop_in.eager(), tensors, config).items() if not isinstance(x, ValueError)}
     yield "any rows", _by_name(drop_in.compiled(), tensors, config), {name: tensors[name] for name in expected}

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 import tvm
 from torch import fx
 from tvm import relax
@@ -66,10 +65,16 @@ class Importer(ExportedProgramImporter):
         foreign = isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims", "torchvision")
         return "" if foreign else target.__name__
 
+    def default(self, node: fx.Node) -> Any:
+        """What TVM's importer makes of a node."""
+        if self._name(node.target) not in self._theirs:
+            raise ValueError("there is no converter for it")
+        return self._theirs[self._name(node.target)](node)
+
     def _convert(self, node: fx.Node) -> Any:
         own = converter_of(node.target, self._own)
         try:
-            result = own(Context(node, self)) if own else self._theirs[self._name(node.target)](node)
+            result = own(Context(node, self)) if own else self.default(node)
             return self._settled(node, result)
         except Exception as error:  # whatever a converter and TVM's type inference raise
             words = str(error).strip() or type(error).__name__

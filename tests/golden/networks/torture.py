@@ -54,8 +54,9 @@ def layer_of(spconv: ModuleType, layer: dict) -> nn.Module:
 class DropIn:
     """The layers of a file through `sparse_ops.torch.spconv`."""
 
-    def __init__(self, tensors: Tensors, config: dict):
-        self.tensors, self.config = tensors, config
+    def __init__(self, tensors: Tensors, config: dict, functions: dict | None = None):
+        """`functions`: of eager calls, see `run_together`."""
+        self.tensors, self.config, self._functions = tensors, config, {} if functions is None else functions
 
     def inputs(self, rows: int | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Features and coordinates of every input, all or the first by coordinates, which have neighbours."""
@@ -83,7 +84,7 @@ class DropIn:
         if added := self.config.get("extra", {}).get("sparse_add"):
             jobs["sparse_add"] = lambda: spconv.functional.sparse_add(*[results[name] for name in added])
         with torch.no_grad():
-            for name, result in run_together(jobs):
+            for name, result in run_together(jobs, self._functions):
                 results[name] = result
         return {name: x if isinstance(x, ValueError) else arrays_of(x) for name, x in results.items()}
 

@@ -40,7 +40,7 @@ class WindowAttention(nn.Module):
         self.normalised = normalised
 
     def forward(self, x: torch.Tensor, indices: torch.Tensor):
-        q, k, v = self.to_qkv(x).reshape(x.shape[0], 3, self.heads, -1).unbind(1)
+        q, k, v = self.to_qkv(x).reshape(x.shape[0], 3, self.heads, x.shape[1] // self.heads).unbind(1)
         if self.normalised:
             q, k = self.q_rms_norm(q), self.k_rms_norm(k)
         order, offsets = ops.window_partition(indices, [self.window] * 3, [self.shift] * 3)
