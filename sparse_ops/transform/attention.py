@@ -137,8 +137,10 @@ class _Chain:
         """Whether `where(no score of the row is above -inf, 0, ...)`, which changes nothing where no score is -inf."""
         mask, zero, _ = where.args
         negations = 0
-        while (call := self.walk.call_of(mask, "logical_not", "astype", "max", "equal")) is not None:
+        while (call := self.walk.call_of(mask, "logical_not", "astype", "max", "sum", "greater", "equal")) is not None:
             self.passed.append(mask)
+            if op_is(call, "greater") and scalar(call.args[1]) != 0:
+                return False
             if op_is(call, "equal"):
                 filled = self.walk.call_of(zero, "full_like", "full", "zeros", "zeros_like")
                 is_zero = filled is not None and (op_is(filled, "zeros", "zeros_like") or scalar(filled.args[1]) == 0)

@@ -11,6 +11,7 @@ from tests.golden import (
     case_embedder_fuser,
     case_mesh_extract,
     case_mesh_subdivide_block,
+    case_networks,
     case_pipeline_tiny,
     case_point_patch_embed,
     case_pose_decoder,
@@ -53,4 +54,5 @@ CASES: dict[str, Case] = {
     "subm_conv3d": case_subm_conv3d.CASE,
     "torture": case_torture.CASE,
     "windowed_attention": case_windowed_attention.CASE,
+    **case_networks.CASES,
 }

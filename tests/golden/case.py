@@ -1,11 +1,12 @@
 """What a golden case is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 Tensors = dict[str, np.ndarray]
+FEW = (0, 1, 2, 17)  # rows that a network compiled for any number of them is tried at, beside all
 
 
 def _one(name: str, tensors: Tensors, config: dict) -> float:
@@ -22,8 +23,12 @@ class Case:
     `depth(name, tensors, config)` is the number of rounded additions behind the tensor `name`, see `tests.tolerance`.
 
     `scale(name, tensors, config)` is the size of the terms, or None for the largest magnitude of the tensor itself.
+
+    `ways(tensors, config)` computes the same in other ways: of each what it is called, the arrays by name, and the tensors
+    that stand for those of the file, which may be of other inputs.
     """
 
     run: Callable[[Tensors, dict], Tensors]
     depth: Callable[[str, Tensors, dict], float] = _one
     scale: Callable[[str, Tensors, dict], float | None] = lambda name, tensors, config: None
+    ways: Callable[[Tensors, dict], Iterable[tuple[str, Tensors, Tensors]]] = lambda tensors, config: ()

@@ -3,17 +3,21 @@
 `config["layers"]` lists each layer with its class, constructor arguments and input: the name of an earlier layer or of an
 input tensor. Parameters are `state.<layer>.*`; `mid.<layer>.feats / coords / spatial_shape` are its result, rows sorted by
 coordinates. `config["extra"]["sparse_add"]` names two inputs whose sites are united.
+
+Run eagerly by our own layers and by those of `sparse_ops.torch.spconv`, and by these compiled as one network for any rows.
 """
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 
 import sparse_ops
-from tests.golden.case import Case, Tensors
+from tests.golden.case import FEW, Case, Tensors
 from tests.golden.together import run_together
 
+FUNCTIONS: dict = {}  # of eager calls, ours and the drop-in's, which are mostly the same
 CLASSES = {
     f"{name}{ndim}d": getattr(sparse_ops, f"{name}{ndim}d", None)
     for ndim in (1, 2, 3, 4)
@@ -23,7 +27,7 @@ CLASSES = {
 
 def run(tensors: Tensors, config: dict) -> Tensors:
     results: dict[str, sparse_ops.SparseTensor | ValueError] = {}
-    for name in {key.split(".")[0] for key in tensors if key.startswith("in")}:
+    for name in _inputs(tensors):
         shape = tensors[f"{name}.spatial_shape"].tolist()
         try:
             results[name] = sparse_ops.SparseTensor(tensors[f"{name}.feats"], tensors[f"{name}.coords"], shape)
@@ -32,18 +36,50 @@ def run(tensors: Tensors, config: dict) -> Tensors:
                 raise
             results[name] = error  # four axes are refused, and so is every layer on them
     jobs = {layer["name"]: partial(_result, layer, results, tensors) for layer in config["layers"]}
-    if "sparse_add" in config.get("extra", {}):
-        names = config["extra"]["sparse_add"]
+    if names := _added(config):
         jobs["sparse_add"] = lambda: sparse_ops.sparse_add(*(results[name] for name in names))
-    for name, result in run_together(jobs):
+    for name, result in run_together(jobs, FUNCTIONS):
         results[name] = result
+    arrays = {
+        name: result
+        if isinstance(result, ValueError)
+        else {"feats": result.feats, "coords": result.coords, "spatial_shape": np.array(result.spatial_shape, "int32")}
+        for name, result in results.items()
+    }
+    return _by_name(arrays, tensors, config)
 
+
+def ways(tensors: Tensors, config: dict) -> Iterator[tuple[str, Tensors, Tensors]]:
+    from tests.golden.networks import torture  # imports torch, which other cases do without
+
+    drop_in = torture.DropIn(tensors, config, FUNCTIONS)
+    yield "drop-in", _by_name(drop_in.eager(), tensors, config), tensors
+    expected = {name: x for name, x in _by_name(drop_in.eager(), tensors, config).items() if not isinstance(x, ValueError)}
+    yield "any rows", _by_name(drop_in.compiled(), tensors, config), {name: tensors[name] for name in expected}
+    for rows in FEW:
+        expected = _by_name(drop_in.eager(rows), tensors, config)
+        expected = {name: x for name, x in expected.items() if not isinstance(x, ValueError)}
+        yield f"{rows} rows", _by_name(drop_in.compiled(rows), tensors, config), expected
+
+
+def _inputs(tensors: Tensors) -> set[str]:
+    return {key.split(".")[0] for key in tensors if key.startswith("in")}
+
+
+def _added(config: dict) -> list[str]:
+    """Names of the inputs that are united."""
+    return config.get("extra", {}).get("sparse_add", [])
+
+
+def _by_name(arrays: dict, tensors: Tensors, config: dict) -> Tensors:
+    """The arrays of every layer by the names of the file, rows sorted by coordinates; a refusal stays what it is."""
     out = {}
     for key in tensors:
         part, _, rest = key.partition(".")
         if part in ("mid", "out"):
             name, field = rest.rsplit(".", 1) if part == "mid" else (_out_layer(config), rest)
-            out[key] = _field(results[name], field)
+            if name in arrays:
+                out[key] = _field(arrays[name], field)
     return out
 
 
@@ -65,13 +101,11 @@ def _layer(layer: dict, tensors: Tensors):
 
 
 def _field(result, field: str):
-    """One recorded array of a result, rows sorted by coordinates; a refusal stays what it is."""
     if isinstance(result, ValueError):
         return result
     if field == "spatial_shape":
-        return np.array(result.spatial_shape, "int32")
-    order = np.lexsort(result.coords.T[::-1])
-    return {"coords": result.coords, "feats": result.feats}[field][order]
+        return np.asarray(result[field])
+    return np.asarray(result[field])[np.lexsort(np.asarray(result["coords"]).T[::-1])]
 
 
 def _out_layer(config: dict) -> str:
@@ -90,4 +124,4 @@ def depth(name: str, tensors: Tensors, config: dict) -> float:
     return max(total, 1)
 
 
-CASE = Case(run, depth)
+CASE = Case(run, depth, ways=ways)

@@ -4,7 +4,7 @@ import argparse
 import json
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,15 +76,22 @@ def check_file(path: Path) -> Report:
     if not any(name.startswith("out.") for name in tensors):
         return Report(path, problem="holds no out.* tensor, so there is nothing to compare")
     try:
-        return check_tensors(path, case, case.run(tensors, config), tensors, config)
+        rows = _rows(case, case.run(tensors, config), tensors, config)
+        for way, actual, expected in case.ways(tensors, config):
+            rows += [replace(row, name=f"{way}: {row.name}") for row in _rows(case, actual, expected, config)]
+        return Report(path, tuple(rows))
     except Exception:
         return Report(path, problem=f"the case raised\n{traceback.format_exc()}")
 
 
 def check_tensors(path: Path, case: Case, actual: Tensors, tensors: Tensors, config: dict) -> Report:
     """Compares what a case returned with the tensors of a file."""
+    return Report(Path(path), tuple(_rows(case, actual, tensors, config)))
+
+
+def _rows(case: Case, actual: Tensors, tensors: Tensors, config: dict) -> list[Comparison]:
     expected = sorted(name for name in tensors if name.startswith(("mid.", "out.")))
-    return Report(Path(path), tuple(_row(case, name, actual, tensors, config) for name in expected))
+    return [_row(case, name, actual, tensors, config) for name in expected]
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:

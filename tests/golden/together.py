@@ -23,10 +23,12 @@ class NotCompiled(Exception):
 Part = dict[str, Function]  # of a program, its `main`
 
 
-def run_together(jobs: Mapping[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
+def run_together(
+    jobs: Mapping[str, Callable[[], Any]], functions: dict[tuple, Part] | None = None
+) -> Iterator[tuple[str, Any]]:
     """Name and result of every job, as soon as it is there. A job that raises KeyError waits for another one's result, which
-    its caller keeps, and is begun anew: jobs must not mind that."""
-    left, functions = dict(jobs), {}
+    its caller keeps, and is begun anew: jobs must not mind that. `functions`: of calls before this one, to be extended."""
+    left, functions = dict(jobs), {} if functions is None else functions
     while left:
         wanted: dict[tuple, Callable[[], tvm.IRModule]] = {}
         before = len(left)
@@ -40,7 +42,7 @@ def run_together(jobs: Mapping[str, Callable[[], Any]]) -> Iterator[tuple[str, A
                 yield name, result
         if not wanted and len(left) == before:
             raise ValueError(f"jobs: expected results for them to go on with, given none for {', '.join(left)}")
-        functions |= _compiled(wanted)
+        functions.update(_compiled(wanted))
 
 
 @contextmanager

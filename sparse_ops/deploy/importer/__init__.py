@@ -4,7 +4,20 @@
 - `Context` is what a converter is given, `CONVERTERS` are those that are here, `check_converters` looks at a user's.
 """
 
-from . import own_ops  # noqa: F401  each registers its converters
+from . import (  # noqa: F401  each registers its converters
+    arithmetic,
+    assign,
+    create,
+    dense,
+    layout,
+    numbers,
+    order,
+    own_ops,
+    reduce,
+    rows,
+    scatter,
+    unique,
+)
 from .context import Context
 from .export import export
 from .registry import CONVERTERS, Converter, check_converters

@@ -1,6 +1,6 @@
 """What a converter is given: one call in torch's graph, its arguments in Relax, and the function that is being written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -8,10 +8,12 @@ import torch
 import torch.utils._pytree as pytree
 import tvm
 from torch import fx
-from tvm import relax
+from tvm import relax, te
+
+from sparse_ops.op.memory import checked_sizes
 
 from .registry import name_of
-from .sizes import fresh, is_number, plain
+from .sizes import count, fresh, is_number, plain, same
 
 if TYPE_CHECKING:
     from .translate import Importer
@@ -22,8 +24,8 @@ class Context:
 
     node     the call in torch's graph
     op       the name of its op, such as "aten::index_add"
-    args     its arguments by the names of the op's schema, those left out by their defaults: tensors as Relax variables, numbers
-             as ints, floats, or as dimensions (`tvm.tirx` expressions) where only the running module knows them
+    args     its arguments by the names of the op's schema, those left out by their defaults: tensors as Relax variables,
+             numbers as ints, floats, or as dimensions (`tvm.tirx` expressions) where only the running module knows them
     result   what torch says of the result: a tensor without numbers, or a tuple of them; `dtype` is that of the first
 
     A converter returns an expression, or a list of them for several results. Shape and dtype of what it returns are compared
@@ -39,11 +41,7 @@ class Context:
 
     @cached_property
     def args(self) -> Mapping[str, Any]:
-        schema = getattr(self.node.target, "_schema", None)
-        names = [argument.name for argument in schema.arguments] if schema else [str(i) for i in range(len(self.node.args))]
-        defaults = {argument.name: argument.default_value for argument in schema.arguments} if schema else {}
-        given = dict(zip(names, self.node.args, strict=False)) | dict(self.node.kwargs)
-        return {name: self._value(value) for name, value in (defaults | given).items()}
+        return {name: self._value(value) for name, value in self.nodes.items()}
 
     def __getitem__(self, name: str) -> Any:
         """An argument."""
@@ -53,9 +51,34 @@ class Context:
     def result(self) -> Any:
         return self.node.meta.get("val")
 
+    def name_of(self, node: fx.Node) -> str:
+        """The name of the op of another node."""
+        return name_of(node.target) if node.op == "call_function" else ""
+
+    def value_of(self, node: fx.Node) -> Any:
+        """What another node before this one is in Relax."""
+        return self._importer.env[node]
+
+    def meta(self, name: str) -> Any:
+        """What torch says of an argument that stands in the graph, as `result`; other arguments as they are."""
+        return fx.node.map_arg(self.nodes[name], lambda node: node.meta.get("val"))
+
+    @cached_property
+    def nodes(self) -> Mapping[str, Any]:
+        """The arguments as they stand in the graph."""
+        schema = getattr(self.node.target, "_schema", None)
+        names = [argument.name for argument in schema.arguments] if schema else [str(i) for i in range(len(self.node.args))]
+        defaults = {argument.name: argument.default_value for argument in schema.arguments} if schema else {}
+        return defaults | dict(zip(names, self.node.args, strict=False)) | dict(self.node.kwargs)
+
     @property
     def dtype(self) -> str:
         return dtype_name(next(leaf for leaf in pytree.tree_leaves(self.result) if isinstance(leaf, torch.Tensor)).dtype)
+
+    @property
+    def once(self) -> dict[relax.Expr, relax.Var]:
+        """What converters of this package keep to compute it once."""
+        return self._importer.kept
 
     @property
     def builder(self) -> relax.BlockBuilder:
@@ -65,6 +88,11 @@ class Context:
     def emit(self, expr: relax.Expr) -> relax.Var:
         """A variable that holds what `expr` computes."""
         return self.builder.emit(expr)
+
+    def compute(self, function: Callable[..., te.Tensor], *tensors: relax.Expr) -> relax.Var:
+        """What `function` makes of tensors, in TVM's tensor expressions; it may use dimensions too."""
+        name = f"{function.__name__.strip('_')}_{self._importer.function}_{self.node.name}"
+        return self.builder.emit_te(function, *tensors, primfunc_name_hint=name)
 
     def emit_all(self, call: relax.Expr) -> list[relax.Var]:
         """The tensors of a call that returns a tuple, tuples in it taken apart."""
@@ -92,7 +120,40 @@ class Context:
         return tensor if str(tensor.ty.dtype) == dtype else self.emit(relax.op.astype(tensor, dtype))
 
     def reshape(self, tensor: relax.Expr, dims: Sequence) -> relax.Expr:
-        return self.emit(relax.op.reshape(tensor, relax.ShapeExpr(list(dims))))
+        """As in torch, where a 0 is a size; without -1."""
+        return self._importer._emit_torch_reshape(tensor, list(dims))
+
+    def flat(self, tensor: relax.Expr) -> relax.Expr:
+        """With one dimension."""
+        return tensor if tensor.ty.ndim == 1 else self.reshape(tensor, [count(self.dims(tensor))])
+
+    def broadcast(self, tensor: relax.Expr, dims: Sequence) -> relax.Expr:
+        have = self.dims(tensor)
+        if len(have) == len(dims) and all(map(same, have, dims)):
+            return tensor
+        return self.emit(relax.op.broadcast_to(tensor, relax.ShapeExpr(list(dims))))
+
+    def permute(self, tensor: relax.Expr, axes: Sequence[int]) -> relax.Expr:
+        return tensor if list(axes) == list(range(len(axes))) else self.emit(relax.op.permute_dims(tensor, list(axes)))
+
+    def result_dims(self, given: Sequence | None = None) -> list:
+        """The sizes of the result, as torch has them; in place of one that is not known here, that of `given`."""
+        found = [self._importer.symbols.value(size) for size in self.result.shape]
+        return found if given is None else [one if other is None else other for one, other in zip(given, found, strict=True)]
+
+    def checked(self, dims: Sequence, least: int = 0, dtype: str = "", what: str = "") -> list:
+        """Sizes that something is made of: ValueError from the running module for one that numbers from the data make less than
+        `least`, or, with a `dtype`, of a tensor that does not fit into memory. Others are returned as they are."""
+        if not any(self._importer.symbols.doubtful(dim) for dim in dims):
+            return list(dims)
+        shape = self.emit(checked_sizes(what or f"{self.op}: sizes", dims, least, dtype))
+        found = [fresh("size") for _ in dims]
+        self.builder.match_cast(shape, relax.ShapeType(found))
+        return found
+
+    def default(self) -> Any:
+        """What TVM's importer makes of the call. ValueError if it has no converter for it."""
+        return self._importer.default(self.node)
 
     def full(self, dims: Sequence, value: bool | int | float, dtype: str) -> relax.Var:
         return self.emit(relax.op.full(relax.ShapeExpr(list(dims)), relax.const(value, dtype), dtype))
@@ -111,11 +172,12 @@ class Context:
         flat = self.reshape(self.cast(tensor, "int64"), [1])
         return self.numbers(flat, 1, name)[0]
 
-    def numbers(self, tensor: relax.Expr, count: int, name: str = "number") -> list[tvm.tirx.Var]:
-        """The elements of an int64 tensor [count] as dimensions."""
+    def numbers(self, tensor: relax.Expr, size: int, name: str = "number") -> list[tvm.tirx.Var]:
+        """The elements of an int64 tensor [size] as dimensions."""
         shape = self.emit(relax.op.tensor_to_shape(tensor))
-        found = [fresh(name) for _ in range(count)]
+        found = [fresh(name) for _ in range(size)]
         self.builder.match_cast(shape, relax.ShapeType(found))
+        self._importer.symbols.doubt(found)
         return found
 
     def refuse(self, reason: str) -> None:

@@ -50,5 +50,6 @@ def _overloads(names: Iterable[str]) -> Iterable[torch._ops.OpOverload]:
         op, _, overload = op.partition(".")
         packet = getattr(getattr(torch.ops, library), op, None) if library != PYTHON else None
         for each in [overload] if overload else packet.overloads() if packet else []:
-            if hasattr(packet, each):
-                yield getattr(packet, each)
+            op = getattr(packet, each, None)
+            if op is not None and not any(argument.alias_info for argument in op._schema.arguments):  # a view is none
+                yield op

@@ -1,11 +1,15 @@
 """Sizes that only the running module knows: torch's symbols as dimensions of Relax."""
 
 import itertools
+import operator
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import sympy
 import torch
 import tvm
+import tvm_ffi
 from torch.utils._sympy import functions as symbolic
 
 _fresh = itertools.count()
@@ -45,11 +49,31 @@ def _expr(value: Any):
     return tvm.tirx.IntImm("int64", value) if isinstance(value, int) else value
 
 
+def count(dims: Sequence) -> Any:
+    """How many elements a tensor of these sizes has."""
+    return reduce(operator.mul, dims, 1)
+
+
 class Symbols:
     """What torch's symbols stand for."""
 
     def __init__(self):
         self._values: dict[str, Any] = {}
+        self._doubtful: list[tvm.tirx.Var] = []  # numbers from the data, which may be negative
+
+    def doubt(self, numbers: Sequence[tvm.tirx.Var]) -> None:
+        self._doubtful += numbers
+
+    def doubtful(self, size: Any) -> bool:
+        """Whether a size may be negative: a number from the data is in it, or something is subtracted."""
+        if isinstance(size, int):
+            return size < 0
+        found: list = []
+        tvm_ffi.structural_walk(size, ((tvm.tirx.Sub, tvm.tirx.IntImm, tvm.ir.Var), found.append))
+        return any(
+            isinstance(part, tvm.tirx.Sub) or (known(part) or 0) < 0 or any(part.same_as(one) for one in self._doubtful)
+            for part in found
+        )
 
     def bind(self, size: Any, value: Any) -> None:
         """`size` is `value`, if it is a symbol that has none yet."""

@@ -4,27 +4,31 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 import tvm
 from torch import fx
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+from sparse_ops.op.memory import checked_shape
+
 from .clean import clean
 from .context import Context, dtype_name
-from .errors import explained
+from .errors import explained, line_of
 from .own_ops import NAMESPACE
 from .registry import CONVERTERS, Converter, converter_of, name_of, names_of
 from .sizes import Symbols, fresh, known, plain, same
 
 
-def import_program(program: torch.export.ExportedProgram, converters: Mapping[str, Converter]) -> tvm.IRModule:
-    """A module whose `main` takes the inputs of `program` and then its parameters. `converters`: the user's.
+def import_program(
+    program: torch.export.ExportedProgram, converters: Mapping[str, Converter], function: str = "main"
+) -> tvm.IRModule:
+    """A module whose `main` takes the inputs of `program` and then its parameters. `converters`: the user's. What else is in the
+    module has names that begin with one of its own and have `function` in them.
 
     Raises ValueError that names the op and the line of the model for what is not covered.
     """
     clean(program)
-    importer = Importer(CONVERTERS | dict(converters))
+    importer = Importer(CONVERTERS | dict(converters), function)
     return importer.from_exported_program(
         program,
         keep_params_as_input=True,
@@ -37,11 +41,13 @@ def import_program(program: torch.export.ExportedProgram, converters: Mapping[st
 class Importer(ExportedProgramImporter):
     """TVM's importer, whose converters come second, and whose results are compared with what torch says of them."""
 
-    def __init__(self, converters: Mapping[str, Converter]):
+    def __init__(self, converters: Mapping[str, Converter], function: str):
         super().__init__()
+        self.function = function
         self._own, self._theirs = converters, self.convert_map
         self.convert_map = _Every(self._convert)
         self.symbols = Symbols()
+        self.kept: dict[relax.Expr, relax.Var] = {}  # the rows that a mask keeps, by the mask
 
     def create_input_vars(self, exported_program: torch.export.ExportedProgram):
         parameters, inputs, ranges = super().create_input_vars(exported_program)
@@ -66,10 +72,16 @@ class Importer(ExportedProgramImporter):
         foreign = isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims", "torchvision")
         return "" if foreign else target.__name__
 
+    def default(self, node: fx.Node) -> Any:
+        """What TVM's importer makes of a node."""
+        if self._name(node.target) not in self._theirs:
+            raise ValueError("there is no converter for it")
+        return self._theirs[self._name(node.target)](node)
+
     def _convert(self, node: fx.Node) -> Any:
         own = converter_of(node.target, self._own)
         try:
-            result = own(Context(node, self)) if own else self._theirs[self._name(node.target)](node)
+            result = own(Context(node, self)) if own else self.default(node)
             return self._settled(node, result)
         except Exception as error:  # whatever a converter and TVM's type inference raise
             words = str(error).strip() or type(error).__name__
@@ -111,7 +123,12 @@ class Importer(ExportedProgramImporter):
                 raise ValueError(f"expected the shape {shapes}")
             dims.append(want)
             equal = equal and dim is not None and same(want, dim)
-        return result if equal else self.block_builder.match_cast(result, relax.TensorType(dims, dtype))
+        if equal:
+            return result
+        if result.ty.shape is None:
+            return self.block_builder.match_cast(result, relax.TensorType(dims, dtype))
+        what = f"{name_of(node.target)}{line_of(node.meta.get('stack_trace'), short=True)}"
+        return self.block_builder.emit(checked_shape(what, result, dims))
 
 
 class _Every(dict):

@@ -148,7 +148,8 @@ def _nest(sch: s_tir.Schedule, anchor: Block, members: list[Block], rows: int) -
     for block, loop in zip((*members, anchor), (*sums, first), strict=True):
         if loop is not None:  # from here on a block is no longer one that `Schedule` could analyse
             start = sch.decompose_reduction(block.rv, loop)
-            if not block.innermost().reduce:
+            inner = block.innermost()
+            if inner and not inner.reduce:
                 sch.annotate(sch.get_loops(start)[-1], VECTOR, 1)
 
 
