@@ -477,6 +477,18 @@ def test_any_number_of_threads_gives_the_same_bits():
     assert len(results) == 3 and all(torch.equal(result, expected) for result in results)
 
 
+def test_gradients_reach_every_parameter():
+    down = strided("k", bias=False)  # a norm behind a bias takes it off again
+    layers = (subm("a"), down, spconv.SparseBatchNorm(CHANNELS), inverse("k"), spconv.SubMConv3d(CHANNELS, 3, 1))
+    for dimensions, net in ((3, spconv.SparseSequential(*layers)), (2, spconv.SparseSequential(spconv.SubMConv2d(4, 4, 3)))):
+        x = tensor(spconv, 30, shape=SHAPE[:dimensions])
+        with torch.enable_grad():
+            feats = x.features.clone().requires_grad_()
+            net(x.replace_feature(feats)).features.square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in (feats, *net.parameters()))
+        assert net[0].weight.grad.shape == net[0].weight.shape
+
+
 def test_other_strides_of_memory_are_taken():
     x, layer = tensor(spconv, 30), subm()
     wide = torch.cat([x.features, x.features], 1)[:, :CHANNELS]
