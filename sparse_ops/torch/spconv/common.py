@@ -1,8 +1,5 @@
 """What convolutions and pools share: the check of their input, the record of a benchmark, the count of voxels."""
 
-import time
-from contextlib import contextmanager
-
 import torch
 
 from ...eager.arrays import describe
@@ -51,8 +48,8 @@ def checked_input(layer, x) -> SparseConvTensor:
             raise ValueError(f"{argument}: expected a tensor on a CPU, given {describe(tensor)} on {tensor.device}")
     if surely_differ(x.features.shape[0], x.indices.shape[0]):
         raise ValueError(f"features: expected {x.indices.shape[0]} rows, one for each of indices, given {x.features.shape[0]}")
-    x.spatial_shape = as_sizes("spatial_shape", x.spatial_shape, axes)
-    return x
+    shape = as_sizes("spatial_shape", x.spatial_shape, axes)
+    return x if shape is x.spatial_shape else x.moved(x.features, spatial_shape=shape)
 
 
 def check_untouched(key, found, expected: str) -> None:
@@ -87,27 +84,22 @@ def count_voxels(layer, rows) -> None:
         buffer.clamp_(min=rows)
 
 
-class Benchmark:
-    """What a layer notes in the `benchmark_record` of a tensor that asks for it."""
+def record_of(layer, x: SparseConvTensor, name, kind: str, **parameters) -> dict | None:
+    """Where a layer notes its times, if a tensor asks for it. ValueError for a layer without a name then."""
+    if not x.benchmark:
+        return None
+    if name is None:
+        raise ValueError(f"name: expected one for each layer of a benchmark, given None for a {kind}")
+    lists = {key: [] for key in ("indice_gen_time", "time", "num_points", "num_out_points")}
+    geometry = {key: getattr(layer, key) for key in ("kernel_size", "stride", "padding", "dilation")}
+    return x.benchmark_record.setdefault(name, {"type": kind, **lists, "params": geometry | parameters})
 
-    def __init__(self, x: SparseConvTensor, name, kind: str, parameters: dict):
-        self.record = None
-        if not x.benchmark:
-            return
-        if name is None:
-            raise ValueError(f"name: expected one for each layer of a benchmark, given None for a {kind}")
-        lists = {key: [] for key in ("indice_gen_time", "time", "num_points", "num_out_points")}
-        self.record = x.benchmark_record.setdefault(name, {"type": kind, **lists, "params": parameters})
 
-    @contextmanager
-    def timed(self, what: str):
-        """Note the seconds that a part takes under "indice_gen_time" or "time"."""
-        start = time.perf_counter()
-        yield
-        if self.record is not None:
-            self.record[what].append(time.perf_counter() - start)
-
-    def points(self, rows, out_rows) -> None:
-        if self.record is not None:
-            self.record["num_points"].append(rows)
-            self.record["num_out_points"].append(out_rows)
+def note(record: dict | None, times: tuple[float, float, float], rows, out_rows) -> None:
+    """Note when a layer began, had its map and was done, and its numbers of voxels."""
+    if record is not None:
+        begun, mapped, done = times
+        record["indice_gen_time"].append(mapped - begun)
+        record["time"].append(done - mapped)
+        record["num_points"].append(rows)
+        record["num_out_points"].append(out_rows)

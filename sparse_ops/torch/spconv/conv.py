@@ -7,6 +7,7 @@
 import math
 import os
 from functools import cache
+from time import perf_counter
 
 import torch
 from torch import nn
@@ -18,7 +19,6 @@ from ...eager.arrays import describe
 from ...op.numbers import as_int, shown
 from .common import (
     MAX_NUM_VOXELS,
-    Benchmark,
     axes_of,
     check_same,
     check_untouched,
@@ -26,6 +26,8 @@ from .common import (
     checked_axes,
     checked_input,
     count_voxels,
+    note,
+    record_of,
 )
 from .core import Activation, IndiceData, SparseConvTensor, as_sparse
 from .modules import SparseModule
@@ -111,7 +113,7 @@ class SparseConvolution(SparseModule):
         self.act_beta = act_beta
         self.scale = 1.0
         self.zero_point = 0
-        if self.conv1x1 and _activation(act_type) != Activation.None_:
+        if _activation(act_type) != Activation.None_ and self.conv1x1:
             raise ValueError(f"act_type: expected none with kernel size 1 and stride 1, given {act_type}")
         if record_voxel_count and not subm and not inverse:
             self.register_buffer(MAX_NUM_VOXELS, torch.zeros(1, dtype=torch.int32, device=device))
@@ -194,20 +196,24 @@ class SparseConvolution(SparseModule):
         x = checked_input(self, input)
         if x.features.shape[1] != self.in_channels:
             raise ValueError(f"features: expected {self.in_channels} channels, as in_channels, given {x.features.shape[1]}")
-        parameters = ("kernel_size", "stride", "padding", "dilation", "output_padding", "subm", "transposed")
-        described = {parameter: getattr(self, parameter) for parameter in parameters}
-        channels = {"input_channels": self.in_channels, "out_channels": self.out_channels}
-        benchmark = Benchmark(x, name, "SparseConvolution", described | channels)
+        record = record_of(
+            *(self, x, name, "SparseConvolution"),
+            output_padding=self.output_padding,
+            subm=self.subm,
+            transposed=self.transposed,
+            input_channels=self.in_channels,
+            out_channels=self.out_channels,
+        )
         if self.conv1x1:
-            features = torch.mm(x.features, self._same_dtype(weight, x.features).view(self.in_channels, self.out_channels))
+            features = torch.mm(x.features, self._same_dtype(weight, x.features).reshape(self.in_channels, self.out_channels))
             features = features if bias is None else features + bias.to(features.dtype)
             out = x.moved(features, spatial_shape=self._grid_behind(x))
         else:
-            with benchmark.timed("indice_gen_time"):
-                arrays, sites, shape, indice_dict = self._map(x)
-            with benchmark.timed("time"):
-                features = self._convolved(x.features, weight, arrays, sites, bias)
-            benchmark.points(x.features.shape[0], features.shape[0])
+            begun = perf_counter()
+            arrays, sites, shape, indice_dict = self._map(x)
+            mapped = perf_counter()
+            features = self._convolved(x.features, weight, arrays, sites, bias)
+            note(record, (begun, mapped, perf_counter()), x.features.shape[0], features.shape[0])
             if not self.subm and not self.inverse:
                 count_voxels(self, features.shape[0])
             out = x.moved(features, indices=sites.indices, spatial_shape=shape, indice_dict=indice_dict, _sites=sites)
@@ -313,6 +319,8 @@ def _strided(kernel, stride, padding, dilation, transposed: bool, output_padding
 
 def _activation(act_type) -> Activation:
     """An activation of ours or of cumm's, by its name."""
+    if type(act_type) is Activation:
+        return act_type
     name = getattr(act_type, "name", None)
     if name not in Activation.__members__:
         raise ValueError(f"act_type: expected one of {list(Activation.__members__)}, given {shown(act_type)}")

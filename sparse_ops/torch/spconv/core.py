@@ -149,7 +149,7 @@ class SparseConvTensor:
         axes = _check_indices(indices)
         self._features = features
         self.indices = indices
-        self.spatial_shape = as_sizes("spatial_shape", spatial_shape, axes)
+        self.spatial_shape = list(as_sizes("spatial_shape", spatial_shape, axes))  # the caller may change his
         self.batch_size = as_size("batch_size", batch_size)
         if isinstance(self.batch_size, int) and self.batch_size < 1:
             raise ValueError(f"batch_size: expected an int of at least 1, given {shown(batch_size)}")

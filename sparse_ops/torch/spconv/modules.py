@@ -2,11 +2,15 @@
 
 import sys
 from collections import OrderedDict
+from functools import cache
 
 import torch
 from torch import nn
 
 from .core import is_sparse
+from .fused import norm_and_activation
+
+PACKAGES = (__package__, "spconv.pytorch")
 
 
 class SparseModule(nn.Module):
@@ -20,10 +24,13 @@ class SparseModule(nn.Module):
 
 def _ours_or_theirs(module, *names: str) -> bool:
     """Whether a module is one of these classes of ours, or of spconv's where a program has imported it."""
-    theirs = [sys.modules[name] for name in ("spconv.pytorch.modules", "spconv.pytorch.conv") if name in sys.modules]
-    ours = [sys.modules[f"{__package__}.{name}"] for name in ("modules", "conv")]
-    classes = [getattr(place, name) for place in (*ours, *theirs) for name in names if hasattr(place, name)]
-    return isinstance(module, tuple(classes))
+    return isinstance(module, _classes(names, "spconv.pytorch" in sys.modules))
+
+
+@cache
+def _classes(names: tuple[str, ...], with_theirs: bool) -> tuple[type, ...]:
+    places = [sys.modules[f"{package}.{name}"] for package in PACKAGES[: 1 + with_theirs] for name in ("modules", "conv")]
+    return tuple(getattr(place, name) for place in places for name in names if hasattr(place, name))
 
 
 def is_spconv_module(module) -> bool:
@@ -67,11 +74,17 @@ class SparseSequential(SparseModule):
         self.add_module(name, module)
 
     def forward(self, input):
-        for module in self._modules.values():
-            if is_sparse(input) and not is_spconv_module(module):
-                input = input.replace_feature(module(input.features))
-            else:
+        modules, place = list(self._modules.values()), 0
+        while place < len(modules):
+            module, taken = modules[place], 1
+            if not is_sparse(input) or is_spconv_module(module):
                 input = module(input)
+            elif (found := norm_and_activation(modules[place : place + 2], input.features)) is not None:
+                taken, features = found
+                input = input.replace_feature(features)
+            else:
+                input = input.replace_feature(module(input.features))
+            place += taken
         return input
 
 

@@ -4,17 +4,20 @@ Maxima start from 0, as spconv's do: where all voxels of a window are negative, 
 voxels that a window meets. `algo` is accepted and changes nothing.
 """
 
+from time import perf_counter
+
 import torch
 
 from ...eager.arrays import describe
 from .common import (
     MAX_NUM_VOXELS,
-    Benchmark,
     axes_of,
     check_untouched,
     checked_axes,
     checked_input,
     count_voxels,
+    note,
+    record_of,
 )
 from .conv import geometry_of, in_axes
 from .core import IndiceData, SparseConvTensor, as_sparse
@@ -64,23 +67,22 @@ class _Pool(SparseModule):
 
     def forward(self, input: SparseConvTensor) -> SparseConvTensor:
         x = checked_input(self, input)
-        parameters = {name: getattr(self, name) for name in ("kernel_size", "stride", "padding", "dilation")}
-        benchmark = Benchmark(x, self.name, self._kind, parameters | {"channels": x.features.shape[1]})
+        record = record_of(self, x, self.name, self._kind, channels=x.features.shape[1])
         found = x.find_indice_pair(self.indice_key)
         if found is not None:
             check_untouched(self.indice_key, found, "give the pool a key of its own")
             raise ValueError(f"indice_key: expected a key that no layer has, given {self.indice_key!r}")
-        with benchmark.timed("indice_gen_time"):
-            if self.subm:
-                built, shape = x.sites.submanifold(geometry_of(self)), x.spatial_shape
-            else:
-                built, shape = x.sites.strided(geometry_of(self), x.spatial_shape)
+        begun = perf_counter()
+        if self.subm:
+            built, shape = x.sites.submanifold(geometry_of(self)), x.spatial_shape
+        else:
+            built, shape = x.sites.strided(geometry_of(self), x.spatial_shape)
         target, indice_dict = built.target or x.sites, dict(x.indice_dict)
         if self.indice_key is not None:
             indice_dict[self.indice_key] = IndiceData.of(self, built, x.sites, x.spatial_shape, shape, self.subm)
-        with benchmark.timed("time"):
-            features = torch.ops.sparse_ops.pool(x.features, *built.arrays, target.coords, self._mode, 0, self._mode == "max")
-        benchmark.points(x.features.shape[0], features.shape[0])
+        mapped = perf_counter()
+        features = torch.ops.sparse_ops.pool(x.features, *built.arrays, target.coords, self._mode, 0, self._mode == "max")
+        note(record, (begun, mapped, perf_counter()), x.features.shape[0], features.shape[0])
         if not self.subm:
             count_voxels(self, features.shape[0])
         return x.moved(features, indices=target.indices, spatial_shape=shape, indice_dict=indice_dict, _sites=target)

@@ -37,7 +37,9 @@ def as_size(argument: str, value) -> Size:
 
 
 def as_sizes(argument: str, values, count: int) -> list[Size]:
-    """`count` extents, of a list, a tuple, a torch.Size or an array."""
+    """`count` extents, of a list, a tuple, a torch.Size or an array; a list of ints is returned as it is."""
+    if type(values) is list and len(values) == count and all(type(value) is int for value in values):
+        return values
     try:
         sizes = [as_size(argument, value) for value in values]
     except TypeError:
@@ -49,6 +51,8 @@ def as_sizes(argument: str, values, count: int) -> list[Size]:
 
 def surely_differ(given, expected) -> bool:
     """Whether two sizes, or two lists of them, differ for certain: what only the run knows is equal to anything."""
+    if given is expected:
+        return False
     if isinstance(given, list | tuple):
         return len(given) != len(expected) or any(map(surely_differ, given, expected))
     return isinstance(given, int) and isinstance(expected, int) and given != expected
