@@ -1,6 +1,6 @@
 """Sizes that the data decide, looked at before anything is made of them: negative ones, and more than memory holds.
 
-`CHECK_SIZES` is called by compiled Relax code. It is registered when `tir_kernels` (or anything above it) is imported, as the
+Both functions are called by compiled Relax code. They are registered when `tir_kernels` (or anything above it) is imported, as the
 refusals of `guards` are.
 """
 
@@ -12,7 +12,7 @@ import tvm_ffi
 
 from .memory import ASK_BYTES, check_memory
 
-CHECK_SIZES = "tir_kernels.check_sizes"
+CHECK_SIZES, CHECK_SHAPE = "tir_kernels.check_sizes", "tir_kernels.check_shape"
 
 
 def check_sizes(what: str, least: int, dtype: str, sizes: Sequence[int]) -> tvm_ffi.Shape:
@@ -24,4 +24,12 @@ def check_sizes(what: str, least: int, dtype: str, sizes: Sequence[int]) -> tvm_
     return tvm_ffi.Shape(sizes)
 
 
+def check_shape(what: str, tensor: tvm.runtime.Tensor, shape: Sequence[int]) -> tvm.runtime.Tensor:
+    """The tensor. ValueError, which `what` begins, if it has another shape."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{what}: expected the shape {list(shape)}, given {list(tensor.shape)}")
+    return tensor
+
+
 tvm.register_global_func(CHECK_SIZES, check_sizes)
+tvm.register_global_func(CHECK_SHAPE, check_shape)

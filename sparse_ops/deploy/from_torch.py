@@ -62,7 +62,8 @@ def port_component(
     functions, imported = {}, tvm.IRModule()
     for method, example in methods.items():
         dynamic_of = (dynamic or {}).get(method)
-        imported[method], functions[method] = _import(module, method, example, dynamic_of, list(state), converters)
+        one, functions[method] = _import(module, method, example, dynamic_of, list(state), converters)
+        imported.update(one)
     parameters = [TensorSpec(key, "float32", tuple(value.shape)) for key, value in state.items()]
     arrays = {key: value.detach().numpy() for key, value in state.items()}
     return component_from_relax(name, imported, functions, parameters, arrays, precision, target)
@@ -98,15 +99,16 @@ def _import(
     dynamic: Any,
     state: list[str],
     converters: Mapping[str, Converter],
-) -> tuple[relax.Function, FunctionSpec]:
-    """A method as a function of its inputs and the parameters that it uses. Its packed parameters are not known yet."""
+) -> tuple[tvm.IRModule, FunctionSpec]:
+    """A method as a function of its inputs and the parameters that it uses, and what it calls. Its packed parameters are not
+    known yet."""
     named = _arguments(module, method, example)
     if isinstance(dynamic, tuple | list):
         dynamic = dict(zip(named, dynamic, strict=True))
     try:
         shapes = None if dynamic is None else {"arguments": dict(dynamic)}
         program = export(_Method(module, method), (named,), shapes, CONVERTERS | dict(converters))
-        imported = import_program(program, converters)
+        imported = import_program(program, converters, method)
     except Exception as error:  # whatever torch and TVM raise for what they do not take
         raise ValueError(f"module: {method} cannot be ported: {type(error).__name__}: {error}") from error
     parameters = [spec.target for spec in program.graph_signature.input_specs if spec.kind is InputKind.PARAMETER]
@@ -117,7 +119,9 @@ def _import(
     taken, returned = list(function.params[: len(leaves)]), flat_types(function.ret_ty)
     sizes = _named_sizes(structure, dynamic, taken)
     inputs, outputs = _specs(arguments, "", [var.ty for var in taken], sizes), _specs(result, "output", returned, sizes)
-    return function, FunctionSpec(inputs, outputs, arguments, result, tuple(map(state.index, used)), ())
+    called = {gv: func for gv, func in imported.functions_items() if gv.name_hint != "main"}
+    module = tvm.IRModule(called | {method: function})
+    return module, FunctionSpec(inputs, outputs, arguments, result, tuple(map(state.index, used)), ())
 
 
 def _arguments(module: torch.nn.Module, method: str, example: tuple) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from tvm import relax
 
 from tir_kernels.dispatch import kernel_for
 from tir_kernels.memory import ASK_BYTES
-from tir_kernels.sizes import CHECK_SIZES
+from tir_kernels.sizes import CHECK_SHAPE, CHECK_SIZES
 from tir_kernels.spec import Spec
 from tir_kernels.spec.memory import GrantMemory, Size
 
@@ -40,6 +40,15 @@ def checked_sizes(what: str, sizes: Sequence, least: int = 0, dtype: str = "") -
     """
     arguments = [tvm.ir.StringImm(what), relax.prim_value(least), tvm.ir.StringImm(dtype), relax.ShapeExpr(list(sizes))]
     return relax.op.call_pure_packed(CHECK_SIZES, *arguments, ty_args=relax.ShapeType(ndim=len(sizes)))
+
+
+def checked_shape(what: str, tensor: relax.Expr, shape: Sequence) -> relax.Call:
+    """The tensor with a shape that its type does not tell, once the running module has compared the two.
+
+    It raises ValueError, which `what` begins, where they differ. A `match_cast` would do, if passes did not drop it.
+    """
+    arguments = [tvm.ir.StringImm(what), tensor, relax.ShapeExpr(list(shape))]
+    return relax.op.call_pure_packed(CHECK_SHAPE, *arguments, ty_args=relax.TensorType(list(shape), str(tensor.ty.dtype)))
 
 
 def emit_grant(bb: relax.BlockBuilder, op: str, *tensors: Tensor) -> relax.Expr | None:

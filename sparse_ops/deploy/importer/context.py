@@ -1,6 +1,6 @@
 """What a converter is given: one call in torch's graph, its arguments in Relax, and the function that is being written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 import tvm
 from torch import fx
-from tvm import relax
+from tvm import relax, te
 
 from sparse_ops.op.memory import checked_sizes
 
@@ -76,6 +76,11 @@ class Context:
         return dtype_name(next(leaf for leaf in pytree.tree_leaves(self.result) if isinstance(leaf, torch.Tensor)).dtype)
 
     @property
+    def once(self) -> dict[relax.Expr, relax.Var]:
+        """What converters of this package keep to compute it once."""
+        return self._importer.kept
+
+    @property
     def builder(self) -> relax.BlockBuilder:
         """Of the function that is being written."""
         return self._importer.block_builder
@@ -83,6 +88,11 @@ class Context:
     def emit(self, expr: relax.Expr) -> relax.Var:
         """A variable that holds what `expr` computes."""
         return self.builder.emit(expr)
+
+    def compute(self, function: Callable[..., te.Tensor], *tensors: relax.Expr) -> relax.Var:
+        """What `function` makes of tensors, in TVM's tensor expressions; it may use dimensions too."""
+        name = f"{function.__name__.strip('_')}_{self._importer.function}_{self.node.name}"
+        return self.builder.emit_te(function, *tensors, primfunc_name_hint=name)
 
     def emit_all(self, call: relax.Expr) -> list[relax.Var]:
         """The tensors of a call that returns a tuple, tuples in it taken apart."""

@@ -14,13 +14,16 @@ PACKAGES = tuple(str(Path(file).resolve().parent) for file in (torch.__file__, P
 HINTS: dict[str, str] = {}
 
 
-def line_of(stack: str | None) -> str:
-    """` at file:line: code` for the innermost frame of a stack that is the user's; empty if there is none."""
+def line_of(stack: str | None, short: bool = False) -> str:
+    """` at file:line: code` for the innermost frame of a stack that is the user's; empty if there is none.
+
+    `short`: the file without its folder, for what is compiled.
+    """
     for found in reversed(list(FRAME.finditer(stack or ""))):
         file, line = found["file"], int(found["line"])
         if not is_ours(file):
             code = linecache.getline(file, line).strip()
-            return f" at {file}:{line}" + (f": {code}" if code else "")
+            return f" at {Path(file).name if short else file}:{line}" + (f": {code}" if code else "")
     return ""
 
 

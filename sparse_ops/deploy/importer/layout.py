@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from tvm import relax
+from tvm import relax, te
 
 from .context import Context
 from .registry import converts
@@ -35,7 +35,18 @@ def cut(context: Context, x: relax.Expr, axis: int, begin: Any, end: Any, step: 
     """x[begin:end:step] along an axis, for bounds that `clamped` made."""
     if known(begin) == 0 and step == 1 and same(end, context.dims(x)[axis]):
         return x
-    return context.emit(relax.op.strided_slice(x, [axis], [begin], [end], [step]))
+    if known(begin) is not None and known(end) is not None:
+        return context.emit(relax.op.strided_slice(x, [axis], [begin], [end], [step]))
+    length = end - begin if step == 1 else (end - begin + (step - 1)) // step
+    shape = [*context.dims(x)[:axis], length, *context.dims(x)[axis + 1 :]]
+
+    def moved(source: te.Tensor) -> te.Tensor:
+        def element(*places):
+            return source(*places[:axis], begin + places[axis] * step, *places[axis + 1 :])
+
+        return te.compute(shape, element, "slice")
+
+    return context.compute(moved, x)
 
 
 @converts("aten::slice.Tensor")

@@ -76,8 +76,11 @@ def select_rows(context: Context, x: relax.Expr, index: relax.Expr, negative: bo
 
 def kept_rows(context: Context, mask: relax.Expr) -> relax.Expr:
     """int32 [M]: which elements of a flat mask are not 0; M is a fresh dimension."""
-    mask = truth(context, mask)
-    return context.named(context.emit(op.flatnonzero(mask)), [context.size("kept")], "int32")
+    found = context.once.get(mask)
+    if found is None:
+        rows = context.emit(op.flatnonzero(truth(context, mask)))
+        found = context.once[mask] = context.named(rows, [context.size("kept")], "int32")
+    return found
 
 
 def unravelled(context: Context, flat: relax.Expr, dims: Sequence) -> list[relax.Expr]:

@@ -9,21 +9,26 @@ from torch import fx
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+from sparse_ops.op.memory import checked_shape
+
 from .clean import clean
 from .context import Context, dtype_name
-from .errors import explained
+from .errors import explained, line_of
 from .own_ops import NAMESPACE
 from .registry import CONVERTERS, Converter, converter_of, name_of, names_of
 from .sizes import Symbols, fresh, known, plain, same
 
 
-def import_program(program: torch.export.ExportedProgram, converters: Mapping[str, Converter]) -> tvm.IRModule:
-    """A module whose `main` takes the inputs of `program` and then its parameters. `converters`: the user's.
+def import_program(
+    program: torch.export.ExportedProgram, converters: Mapping[str, Converter], function: str = "main"
+) -> tvm.IRModule:
+    """A module whose `main` takes the inputs of `program` and then its parameters. `converters`: the user's. What else is in the
+    module has names that begin with one of its own and have `function` in them.
 
     Raises ValueError that names the op and the line of the model for what is not covered.
     """
     clean(program)
-    importer = Importer(CONVERTERS | dict(converters))
+    importer = Importer(CONVERTERS | dict(converters), function)
     return importer.from_exported_program(
         program,
         keep_params_as_input=True,
@@ -36,11 +41,13 @@ def import_program(program: torch.export.ExportedProgram, converters: Mapping[st
 class Importer(ExportedProgramImporter):
     """TVM's importer, whose converters come second, and whose results are compared with what torch says of them."""
 
-    def __init__(self, converters: Mapping[str, Converter]):
+    def __init__(self, converters: Mapping[str, Converter], function: str):
         super().__init__()
+        self.function = function
         self._own, self._theirs = converters, self.convert_map
         self.convert_map = _Every(self._convert)
         self.symbols = Symbols()
+        self.kept: dict[relax.Expr, relax.Var] = {}  # the rows that a mask keeps, by the mask
 
     def create_input_vars(self, exported_program: torch.export.ExportedProgram):
         parameters, inputs, ranges = super().create_input_vars(exported_program)
@@ -116,7 +123,12 @@ class Importer(ExportedProgramImporter):
                 raise ValueError(f"expected the shape {shapes}")
             dims.append(want)
             equal = equal and dim is not None and same(want, dim)
-        return result if equal else self.block_builder.match_cast(result, relax.TensorType(dims, dtype))
+        if equal:
+            return result
+        if result.ty.shape is None:
+            return self.block_builder.match_cast(result, relax.TensorType(dims, dtype))
+        what = f"{name_of(node.target)}{line_of(node.meta.get('stack_trace'), short=True)}"
+        return self.block_builder.emit(checked_shape(what, result, dims))
 
 
 class _Every(dict):

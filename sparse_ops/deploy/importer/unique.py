@@ -7,11 +7,12 @@ from tvm import relax
 from sparse_ops import op
 
 from .context import Context
+from .layout import cut
 from .order import stable_order
 from .registry import converts
 from .rows import kept_rows, take
 from .scatter import counts
-from .sizes import known
+from .sizes import known, largest, smallest
 
 
 @converts("aten::unique_dim")
@@ -70,11 +71,10 @@ def unique_values(context: Context, x: relax.Expr, ordered: bool) -> tuple[Any, 
     ascending = x if order is None else context.flat(take(context, context.reshape(x, [rows, 1]), order))
     first = context.full([1], True, "bool")
     # Each element against the one before it: both parts are one shorter than the vector, or empty like it.
-    later = context.emit(relax.op.strided_slice(ascending, [0], [1], [rows]))
-    shorter = context.dims(later)[0]
-    before = context.emit(relax.op.strided_slice(ascending, [0], [0], [shorter]))
+    later = cut(context, ascending, 0, smallest(1, rows), rows)
+    before = cut(context, ascending, 0, 0, largest(rows - 1, 0))
     begins = context.emit(relax.op.concat([first, context.emit(relax.op.not_equal(later, before))], 0))
-    begins = context.emit(relax.op.strided_slice(begins, [0], [0], [rows]))
+    begins = cut(context, begins, 0, 0, rows)
     starts = kept_rows(context, begins)
     values = context.flat(take(context, context.reshape(ascending, [rows, 1]), starts))
     ranks = context.emit(relax.op.cumsum(context.cast(begins, "int32"), 0))

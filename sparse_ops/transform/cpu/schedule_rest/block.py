@@ -46,9 +46,12 @@ class Block:
         name, loops = self.block.name_hint, {sch.get(loop).loop_var: loop for loop in sch.get_loops(rv)}
         if unknown := [iter_var for iter_var in self.block.iter_vars if iter_var.iter_type not in REDUCES]:
             raise NotUnderstood(f"block {name}: axis {unknown[0].var.name} is neither of the result nor reduced")
+        values = _realize_of(sch, rv).iter_values
+        if not all(value in loops for value in values):  # a scalar is computed without one
+            raise NotUnderstood(f"block {name}: an axis has no loop of its own")
         self.axes = [
             Axis(iter_var.var, iter_var.dom.extent, loops[value], REDUCES[iter_var.iter_type])
-            for iter_var, value in zip(self.block.iter_vars, _realize_of(sch, rv).iter_values, strict=True)
+            for iter_var, value in zip(self.block.iter_vars, values, strict=True)
         ]
         self.analyzer = Analyzer()
         for axis in self.axes:
