@@ -45,6 +45,7 @@ from .cpu import (
     union,
     unique,
     upsampled_conv,
+    weight_gradient,
     windows,
     winograd,
 )
@@ -190,6 +191,7 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
             gather_gemm.gather_gemm, weight=gather_gemm.weight_layout, map_layout=PAIRS, shared=gather_gemm.shared
         ),
     ),
+    "sparse_conv_weight_gradient": (on_cpu(weight_gradient.weight_gradient, dot=False, map_layout=PAIRS),),
     "subdivide": (on_cpu(subdivide.subdivide),),
     "submanifold_map": (on_cpu(kernel_map.submanifold_map, map_layout=PAIRS),),
     "to_dense": (on_cpu(dense.to_dense),),

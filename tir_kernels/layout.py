@@ -84,6 +84,15 @@ class PairsByBlock(MapLayout):
         shapes = ((blocks, taps * block_rows), (blocks, taps * block_rows), (blocks, taps + 1), (2,))
         return tuple(Array(*of_one) for of_one in zip(self.NAMES, shapes, self.DTYPES, strict=True))
 
+    def identity(self, rows: int) -> tuple[np.ndarray, ...]:
+        """The arrays of the map of one tap under which every row meets itself."""
+        size = self.block_rows(rows)
+        blocks = -(-rows // size)
+        slots = np.arange(blocks * size, dtype="int32").reshape(blocks, size)
+        segment = np.zeros((blocks, 2), "int32")
+        segment[:, 1] = np.minimum(size, rows - size * np.arange(blocks))
+        return slots, slots % np.int32(size), segment, np.array([rows, rows], "int64")
+
     def unpack(self, pair_in, pair_out, segment, rows) -> np.ndarray:
         blocks, taps = len(segment), segment.shape[1] - 1
         block_rows = pair_in.shape[1] // taps

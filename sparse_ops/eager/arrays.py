@@ -13,6 +13,7 @@ import tvm
 import tvm_ffi
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+TRACED = ("FakeTensor", "FunctionalTensor")  # classes of torch's tensors that have a size and no memory
 _names: dict = {}  # of dtypes of all kinds
 
 
@@ -92,6 +93,8 @@ def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tv
             return tvm_ffi.from_dlpack(array.view(np.uint16))._create_view(array.shape, "bfloat16")
         return tvm_ffi.from_dlpack(array)
     if kind == "torch":
+        if type(array).__name__ in TRACED:
+            refuse(" without numbers, as torch.export traces: call torch.ops.sparse_ops, see sparse_ops.torch.ops")
         if array.device.type != "cpu":
             refuse(f" on {array.device}, not on a CPU")
         if not array.is_contiguous():

@@ -65,7 +65,10 @@ class MapArrays(NamedTuple):
     def arrays(self) -> list[tvm.runtime.Tensor]:
         """As tensors. ValueError for other dtypes and ranks."""
         fields = zip(self, MAP_DTYPES.items(), MapLayout.RANKS, strict=True)
-        return [as_tensor(array, f"kernel_map.{name}", (dtype,), (None,) * rank) for array, (name, dtype), rank in fields]
+        return [
+            array.tensor if type(array) is Checked else as_tensor(array, f"kernel_map.{name}", (dtype,), (None,) * rank)
+            for array, (name, dtype), rank in fields
+        ]
 
 
 class Packing:

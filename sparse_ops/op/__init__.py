@@ -22,6 +22,7 @@ from .rms_norm_heads import rms_norm_heads
 from .serialize import serialize, serialized_partition
 from .softmax import softmax
 from .sparse_conv import sparse_conv
+from .sparse_conv_weight_gradient import sparse_conv_weight_gradient
 from .subdivide import subdivide
 from .trilinear import interpolate, trilinear
 from .union import union
@@ -57,6 +58,7 @@ __all__ = [
     "serialized_partition",
     "softmax",
     "sparse_conv",
+    "sparse_conv_weight_gradient",
     "strided_map",
     "subdivide",
     "submanifold_map",

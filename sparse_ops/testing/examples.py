@@ -240,6 +240,41 @@ def _depthwise_conv(rng, rows, dtype):
     return _grouped_example(rng, rows, dtype, [(70, 70, 70), (21, 42, 21), (17, 17 * 18, 17)])
 
 
+def _weight_gradient(rng, rows, dtype):
+    """Of a strided convolution, of one whose groups are odd, and of a depthwise one."""
+    from tir_kernels.spec import sites
+    from tir_kernels.spec.geometry import Geometry
+    from tir_kernels.spec.kernel_map import naive_table
+    from tir_kernels.spec.weight_gradient import naive
+
+    from ..op import sparse_conv_weight_gradient, strided_map
+
+    geometry = Geometry((3, 2, 3), (2, 1, 2), (1, 0, 1))
+    layers = [(33, 40, 1), (14, 70, 2), (9, 18, 9)]  # (Cin, Cout, groups)
+    coords = voxels(rng, rows)
+    out_coords = sites.naive(coords, geometry)
+    table = naive_table(coords, out_coords, geometry)
+    inputs, shapes, expected = [coords], [("n", 4)], []
+    for cin, cout, groups in layers:
+        x, gradient = features(rng, rows, cin, dtype=dtype), features(rng, len(out_coords), cout, dtype=dtype)
+        inputs += [x, gradient]
+        shapes += [("n", cin), ("m", cout)]
+        expected.append(naive(x, gradient, table, groups).reshape(cout, *geometry.kernel, cin // groups))
+
+    def call(c, *pairs):
+        found = _emit(strided_map(c, geometry.kernel, geometry.stride, geometry.padding, shape=None))
+        kernel_map = _emit(relax.TupleGetItem(found, 1))
+        return relax.Tuple(
+            [
+                _emit(sparse_conv_weight_gradient(x, gradient, kernel_map, geometry.kernel, groups))
+                for x, gradient, (_, _, groups) in zip(pairs[::2], pairs[1::2], layers, strict=True)
+            ]
+        )
+
+    flops = sum(2.0 * (table >= 0).sum() * cin // groups * cout for cin, cout, groups in layers)
+    return Example(inputs, shapes, call, expected, depth=max(rows, 1), flops=flops)
+
+
 def _upsampled_conv(rng, rows, dtype):
     from tir_kernels.spec.geometry import Geometry
     from tir_kernels.spec.kernel_map import naive_table
@@ -787,6 +822,7 @@ OPS = [
     OpRow("sparse_conv", _sparse_conv),
     OpRow("grouped_conv", _grouped_conv),
     OpRow("depthwise_conv", _depthwise_conv),
+    OpRow("sparse_conv_weight_gradient", _weight_gradient),
     OpRow("upsampled_conv", _upsampled_conv),
     OpRow("conv3d", _conv3d),
     OpRow("linear", _linear),

@@ -9,6 +9,7 @@ A tensor of the arguments may be a view; results are contiguous. All ops work on
 """
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from ..eager.arrays import Checked, as_kind
 from ..eager.call import MAP_DIMS, MapArrays, Packing, Weights, run
 from ..op.register import OPS
 from ..op.signature import MAP_DTYPES, Argument, Kind, Signature
+from .threads import let_idle_workers_sleep
 
 NAMESPACE = "sparse_ops"
 MAP = "map"  # a result of four tensors
@@ -93,24 +95,38 @@ class TorchOp:
         ]
 
     @cached_property
-    def defaults(self) -> dict[str, Any]:
-        """What torch leaves out, as it does with what equals the default."""
-        of_arguments = dict.fromkeys(self.names)
-        return of_arguments | {name: self.parameters[name].default for name in self.options}
+    def defaults(self) -> tuple:
+        """Of all that torch passes, which leaves out what equals the default."""
+        return tuple(self.parameters[name].default if name in self.options else None for name in self.names)
+
+    @cached_property
+    def _places(self) -> tuple[list[tuple[str, int | slice]], list[tuple[str, int]]]:
+        """Where arguments, in the order of the signature, and options stand in what torch passes."""
+        place = {name: i for i, name in enumerate(self.names)}
+        first = place.get(next(iter(MAP_DTYPES)))
+        arguments = [
+            (argument.name, slice(first, first + len(MAP_DTYPES)) if _is_map(argument) else place[argument.name])
+            for argument in self.signature.arguments
+            if argument.name in self.parameters
+        ]
+        return arguments, [(name, place[name]) for name in self.options]
 
     def gathered(self, given: tuple, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(arguments, options) by the names of the constructor, of what torch passed; a map as a list of its four tensors."""
-        values, arguments = self.defaults | dict(zip(self.names, given, strict=False)) | dict(named), {}
-        for argument in self.signature.arguments:
-            if argument.name not in self.parameters:
-                continue
-            given = [values[name] for name in MAP_DTYPES] if _is_map(argument) else values[argument.name]
-            if given is not None:
-                arguments[argument.name] = given
-        options = {name: _plain(values[name]) for name in self.options}
-        if "shape" in self.signature.optional and "shape" not in arguments:
-            options["shape"] = None  # no bounds: the constructor's default is another, it infers them
+        """(arguments, options) by the names of the constructor, of what torch passed; a map as a tuple of its four tensors."""
+        values = (*given, *self.defaults[len(given) :])
+        if named:
+            values = tuple(named.get(name, value) for name, value in zip(self.names, values, strict=True))
+        places, of_options = self._places
+        arguments = {name: value for name, place in places if (value := values[place]) is not None}
+        options = {name: _plain(values[place]) for name, place in of_options}
+        if self._bounds_nothing and "shape" not in arguments:
+            options["shape"] = None  # the constructor's default is another, it infers bounds
         return arguments, options
+
+    @cached_property
+    def _bounds_nothing(self) -> bool:
+        """Whether torch's None for the shape of a grid means that there is none."""
+        return "shape" in self.signature.optional
 
 
 def _is_map(argument: Argument) -> bool:
@@ -155,6 +171,7 @@ TORCH_OPS: dict[str, TorchOp] = {
         TorchOp(op.kernel_map, OPS["kernel_map"].signature, (MAP,)),
         TorchOp(op.inverse_map, OPS["inverse_map"].signature, (MAP,)),
         TorchOp(op.sparse_conv, OPS["sparse_conv"].signature),
+        TorchOp(op.sparse_conv_weight_gradient, OPS["sparse_conv_weight_gradient"].signature),
         TorchOp(op.upsampled_conv, OPS["upsampled_conv"].signature),
         TorchOp(op.linear, OPS["linear"].signature),
         TorchOp(op.pool, OPS["pool"].signature),
@@ -193,15 +210,18 @@ TORCH_OPS: dict[str, TorchOp] = {
 def _implementation(made: TorchOp) -> Callable:
     """The eager call."""
     signature = made.signature
-    holds_weight = "weight" in signature.by_name and signature.by_name["weight"].kind is Kind.WEIGHT
+    kinds = {argument.name: argument.kind for argument in signature.arguments}
+    holds_weight = kinds.get("weight") is Kind.WEIGHT
+    returns_map = made.results is not None and MAP in made.results
 
     def call(*given, **named):
+        let_idle_workers_sleep()
         arguments, options = made.gathered(given, named)
         arrays: dict[str, Any] = {}
         for name, value in arguments.items():
-            kind = signature.by_name[name].kind
+            kind = kinds[name]
             if kind is Kind.MAP:
-                arrays[name] = MapArrays(*map(_compact, value))
+                arrays[name] = MapArrays(*map(_field_of_map, value))
             elif kind is Kind.SHAPE:
                 arrays[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
             elif kind is Kind.ROWS:  # of any dtype and rank
@@ -212,10 +232,28 @@ def _implementation(made: TorchOp) -> Callable:
             weight, bias = arrays["weight"], arrays.pop("bias", None)
             arrays["weight"] = Weights(weight, bias, packing=_packing_of(weight))
         out = run(signature.name, made.make, "tvm", arrays, options)
-        tensors = [as_kind(tensor, "torch") for tensor in _flat(out)]
+        made_here = list(_flat(out))
+        tensors = [as_kind(tensor, "torch") for tensor in made_here]
+        if returns_map:
+            for tensor, same in zip(tensors[-len(MAP_DTYPES) :], made_here[-len(MAP_DTYPES) :], strict=True):
+                _remember(tensor, same)
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
     return call
+
+
+_fields: dict[int, tuple[weakref.ref, Checked]] = {}  # by the identity of a map's tensors, what they were made of
+
+
+def _remember(tensor: torch.Tensor, same: tvm.runtime.Tensor) -> None:
+    """Every layer on a map takes its four tensors, and crossing from torch to TVM would cost more than all else of a call."""
+    key = id(tensor)
+    _fields[key] = weakref.ref(tensor, lambda _: _fields.pop(key, None)), Checked(same, str(same.dtype))
+
+
+def _field_of_map(tensor: torch.Tensor) -> Checked | torch.Tensor:
+    found = _fields.get(id(tensor))
+    return found[1] if found is not None and found[0]() is tensor else _compact(tensor)
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:
@@ -291,12 +329,12 @@ def _symbolic(argument: Argument, value, sizes: dict[str, Any]):
 
     if argument.kind is Kind.SHAPE:
         return [size(n) for n in value] if isinstance(value, list | tuple) else size(value)
-    tensors = value if isinstance(value, list) else [value]
+    tensors = value if _is_map(argument) else [value]
     variables = [
         relax.Var(argument.name, relax.TensorType([size(n) for n in tensor.shape], str(tensor.dtype).removeprefix("torch.")))
         for tensor in tensors
     ]
-    return relax.Tuple(variables) if isinstance(value, list) else variables[0]
+    return relax.Tuple(variables) if _is_map(argument) else variables[0]
 
 
 def _evaluated(expr, sizes: dict[str, Any]):
@@ -329,3 +367,5 @@ for _made in TORCH_OPS.values():
     LIBRARY.define(_made.schema)
     LIBRARY.impl(_made.name, _implementation(_made), "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{_made.name}", _fake(_made), lib=LIBRARY)
+
+from . import gradients  # noqa: E402, F401  registered behind the ops, whoever imports them

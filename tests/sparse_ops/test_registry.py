@@ -13,8 +13,11 @@ from tests.tolerance import assert_close
 from tir_kernels.cpu.isa import Isa, forced_isa, host_target
 
 # Rows of other ops use the kernels of these: each is walked under every instruction set.
-ISA_ROWS = ("sparse_conv", "grouped_conv", "depthwise_conv", "conv3d", "linear", "attention")
-ISA_KERNELS = ("gather_gemm_", "depthwise_conv_", "conv3d_", "linear_", "attention_")
+ISA_ROWS = (
+    *("sparse_conv", "grouped_conv", "depthwise_conv", "sparse_conv_weight_gradient"),
+    *("conv3d", "linear", "attention"),
+)
+ISA_KERNELS = ("gather_gemm_", "depthwise_conv_", "weight_gradient_", "conv3d_", "linear_", "attention_")
 COPIES = ("gather_rows", "to_dense", "from_dense")  # cast nothing
 
 

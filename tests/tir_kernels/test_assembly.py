@@ -14,7 +14,16 @@ import tvm
 from tvm import relax
 
 from sparse_ops.build import build
-from sparse_ops.op import attention, conv3d, linear, pool, segment_pool, sparse_conv, upsampled_conv
+from sparse_ops.op import (
+    attention,
+    conv3d,
+    linear,
+    pool,
+    segment_pool,
+    sparse_conv,
+    sparse_conv_weight_gradient,
+    upsampled_conv,
+)
 from tests.tir_kernels.assembly import X86, AArch64, Loop, loops
 from tir_kernels.cpu.isa import AVX2, AVX512, AVX512_BF16, NEON, Isa, Tile
 
@@ -71,6 +80,10 @@ def grouped(i: Inputs, cin, cout, groups, **options):
     return sparse_conv(x, weight, i.kernel_map(), coords, groups=groups, **options)
 
 
+def weight_gradient(i: Inputs, cin, cout):
+    return sparse_conv_weight_gradient(i.given("n", cin), i.given("m", cout), i.kernel_map(), 3)
+
+
 def plain_linear(i: Inputs, cin, cout):
     return linear(i.given("n", cin), i.weight(cout, cin))
 
@@ -115,6 +128,7 @@ MANY = {
         lambda i: grouped(i, 256, 256, 256),
         lambda i: grouped(i, 70, 140, 70, activation="silu"),
         lambda i: grouped(i, 64, 64, 16),  # four channels each, of several groups to a vector but with NEON
+        lambda i: weight_gradient(i, 70, 96),
         lambda i: plain_linear(i, 33, 20),
         lambda i: attend(i, 2, 64),
         lambda i: convolve(i, 33, 40, 3, stride=2, padding=1),
@@ -125,14 +139,23 @@ MANY = {
     "bfloat16": (
         *FEW["bfloat16"],
         lambda i: grouped(i, 100, 100, 100, activation="relu"),
+        lambda i: weight_gradient(i, 128, 40),
         lambda i: attend(i, 3, 40),
         lambda i: convolve(i, 17, 64, 1),
         lambda i: upsampled(i, 33, 40),
     ),
 }
 FAMILIES = {
-    "float32": {"gather_gemm": 2, "depthwise_conv": 3, "linear": 3, "attention": 1, "conv3d": 1, "conv3d_winograd": 1},
-    "bfloat16": {"gather_gemm": 1, "depthwise_conv": 1, "linear": 2, "attention": 1, "conv3d": 1},
+    "float32": {
+        "gather_gemm": 2,
+        "depthwise_conv": 3,
+        "weight_gradient": 1,
+        "linear": 3,
+        "attention": 1,
+        "conv3d": 1,
+        "conv3d_winograd": 1,
+    },
+    "bfloat16": {"gather_gemm": 1, "depthwise_conv": 1, "weight_gradient": 1, "linear": 2, "attention": 1, "conv3d": 1},
 }
 # Every instruction set has all families, but for those that widen bfloat16 to what they do in float32; what is left of the CPUs
 # has the two that run longest.

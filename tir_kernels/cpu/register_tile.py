@@ -209,6 +209,11 @@ class RegisterTile:
         with T.serial(0, steps) as c:
             self._add_step(acc, lambda r: a[first_row + r, c], lambda column: weight[0, panel, first_step + c, column])
 
+    def multiply_rows(self, acc, a, first, b, count):
+        """Emit: acc[r, :] += a[row, first + r] * b[row, :] over the `count` rows of both, in order: a.T @ b, of float32."""
+        with T.serial(0, count) as row:
+            self._add_step(acc, lambda r: a[row, first + r], lambda column: b[row, column])
+
     def widen(self, wide, rows, a, source, own, groups=1):
         """Emit: wide[r, :] = float32(a[source[r], :]); own[r] = r, the place of each of the `rows` rows in `wide`.
 

@@ -111,7 +111,7 @@ class SparseConvolution(SparseModule):
         self.act_beta = act_beta
         self.scale = 1.0
         self.zero_point = 0
-        if self.conv1x1 and _activation(act_type) != Activation.None_:
+        if _activation(act_type) != Activation.None_ and self.conv1x1:
             raise ValueError(f"act_type: expected none with kernel size 1 and stride 1, given {act_type}")
         if record_voxel_count and not subm and not inverse:
             self.register_buffer(MAX_NUM_VOXELS, torch.zeros(1, dtype=torch.int32, device=device))
