@@ -182,36 +182,48 @@ def at_a_wall(room: Room, sides: np.ndarray, width: float, depth: float):
 
 
 def add_furniture(room: Room, sides: np.ndarray) -> None:
-    """As much as was drawn and finds a place."""
+    """At least one of everything, if it finds a place."""
     rng = room.rng
 
     def colour():
         return rng.uniform(0.1, 0.9, 3)
 
+    def placed(place, tries: int = 8):
+        """What `place()` says, (centre, size, what more it knows), once nothing stands there; None if something always does."""
+        for _ in range(tries):
+            centre, size, *more = place()
+            if room.free(centre, size):
+                return centre, *more
+        return None
+
+    def table_place():
+        width, depth = rng.uniform(1.0, 1.6), rng.uniform(0.7, 0.9)
+        return rng.uniform(1.0, sides - 1.0), (width, depth + 0.9), width, depth
+
+    def wall_place(least: float, most: float, depth: float):
+        width = rng.uniform(least, most)
+        centre, quarters, size = at_a_wall(room, sides, width, depth)
+        return centre, size, width, quarters
+
     for _ in range(rng.integers(1, 3)):
-        width = rng.uniform(1.3, 2.0)
-        centre, quarters, size = at_a_wall(room, sides, width, 0.8)
-        if room.free(centre, size):
+        if found := placed(table_place):
+            centre, width, depth = found
+            room.add("table", turned(table(room, width, depth, rng.uniform(0.68, 0.78)), centre, 0), colour())
+            wood = colour()
+            for x in np.arange(-width / 2 + 0.3, width / 2 - 0.25, 0.6):
+                for side in (-1, 1):
+                    if rng.random() < 0.8:
+                        place = centre + np.array([x, side * (depth / 2 + rng.uniform(0.05, 0.2))])
+                        quarters = (2 if side > 0 else 0) + rng.normal(0, 0.15)
+                        room.add("chair", turned(chair(room), place, quarters), wood)
+    for _ in range(rng.integers(1, 3)):
+        if found := placed(lambda: wall_place(1.3, 2.0, 0.8)):
+            centre, width, quarters = found
             room.add("sofa", turned(sofa(room, width), centre, quarters), colour())
     for _ in range(rng.integers(1, 4)):
-        width, height = rng.uniform(0.7, 1.2), rng.uniform(1.2, 2.1)
-        centre, quarters, size = at_a_wall(room, sides, width, 0.3)
-        if room.free(centre, size):
-            room.add("shelf", turned(shelf(room, width, height), centre, quarters), colour())
-    for _ in range(rng.integers(1, 3)):
-        width, depth, height = rng.uniform(1.0, 1.6), rng.uniform(0.7, 0.9), rng.uniform(0.68, 0.78)
-        centre = rng.uniform(1.0, sides - 1.0)
-        if not room.free(centre, (width, depth + 0.9)):
-            continue
-        room.add("table", turned(table(room, width, depth, height), centre, 0), colour())
-        wood = colour()
-        for x in np.arange(-width / 2 + 0.3, width / 2 - 0.25, 0.6):
-            for side in (-1, 1):
-                if rng.random() < 0.8:
-                    place = centre + np.array([x, side * (depth / 2 + rng.uniform(0.05, 0.2))])
-                    quarters = (2 if side > 0 else 0) + rng.normal(0, 0.15)
-                    room.add("chair", turned(chair(room), place, quarters), wood)
+        if found := placed(lambda: wall_place(0.7, 1.2, 0.3)):
+            centre, width, quarters = found
+            room.add("shelf", turned(shelf(room, width, rng.uniform(1.2, 2.1)), centre, quarters), colour())
     for _ in range(rng.integers(1, 4)):
-        centre = rng.uniform(0.35, sides - 0.35)
-        if room.free(centre, (0.45, 0.45)):
-            room.add("lamp", turned(lamp(room), centre, 0), colour())
+        if found := placed(lambda: (rng.uniform(0.35, sides - 0.35), (0.45, 0.45))):
+            room.add("lamp", turned(lamp(room), found[0], 0), colour())

@@ -115,7 +115,7 @@ class Sizes:
     held_out: int = 6
 
 
-QUICK = Sizes((8, 16, 16, 16, 16), (2.4, 3.0), 250.0, 1, 2)
+QUICK = Sizes((8, 16, 16, 16, 16), (2.8, 3.4), 250.0, 1, 2)
 
 
 def room(sizes: Sizes, *seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +136,7 @@ def train(network: SpUNet, sizes: Sizes, steps: int, minutes: float, seed: int, 
             if done >= 1:
                 break
             for group in optimizer.param_groups:  # up for a tenth of the way, then down along half a cosine
-                group["lr"] = 0.006 * min(10 * done + 0.05, 0.5 + 0.5 * np.cos(np.pi * done))
+                group["lr"] = 0.01 * min(10 * done + 0.05, 0.5 + 0.5 * np.cos(np.pi * done))
             points, labels = zip(*(room(sizes, seed, 0, step, number) for number in range(sizes.rooms)), strict=True)
             of_room = torch.arange(sizes.rooms, dtype=torch.int32).repeat_interleave(torch.tensor([len(p) for p in points]))
             network.train()
@@ -201,8 +201,8 @@ COLOURS = np.array(
 
 def labelled(points: np.ndarray, labels: np.ndarray, pixels: int = 640) -> np.ndarray:
     """The room from obliquely above, without the two walls in front."""
-    behind = (points[:, :2] > points[:, :2].min(0) + 0.2).all(1)
-    return draw_solid(points[behind, :3] / 0.03, COLOURS[labels[behind]], pixels)
+    behind = (points[:, :2] > points[:, :2].min(0) + 0.3).all(1)
+    return draw_solid(points[behind, :3] / 0.045, COLOURS[labels[behind]], pixels)
 
 
 def legend(pixels: int = 640) -> np.ndarray:
@@ -220,14 +220,14 @@ def legend(pixels: int = 640) -> np.ndarray:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the component and the picture.")] = Path("out/segment"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the training, at most.", show_default="600, quick 40")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the training, at most.", show_default="600, quick 60")] = None,
     minutes: Annotated[float, typer.Option(min=0.05, help="Minutes of the training, at most.")] = 8.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the rooms and the weights.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A narrow network, small rooms and few steps.")] = False,
 ) -> None:
     """Train a U-Net that labels the points of rooms, export it, and run it without torch."""
     console, sizes = Console(), QUICK if quick else Sizes()
-    steps = steps or (40 if quick else 600)
+    steps = steps or (60 if quick else 600)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     network = SpUNet(len(LABELS), sizes.widths)

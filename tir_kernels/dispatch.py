@@ -22,6 +22,7 @@ from .cpu import (
     dense,
     dense_group_norm,
     depthwise_conv,
+    depthwise_weight_gradient,
     elementwise,
     flatnonzero,
     gather_gemm,
@@ -191,7 +192,15 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
             gather_gemm.gather_gemm, weight=gather_gemm.weight_layout, map_layout=PAIRS, shared=gather_gemm.shared
         ),
     ),
-    "sparse_conv_weight_gradient": (on_cpu(weight_gradient.weight_gradient, dot=False, map_layout=PAIRS),),
+    "sparse_conv_weight_gradient": (
+        on_cpu(
+            depthwise_weight_gradient.depthwise_weight_gradient,
+            dot=False,
+            refuses=depthwise_weight_gradient.refuses,
+            map_layout=PAIRS,
+        ),
+        on_cpu(weight_gradient.weight_gradient, dot=False, map_layout=PAIRS),
+    ),
     "subdivide": (on_cpu(subdivide.subdivide),),
     "submanifold_map": (on_cpu(kernel_map.submanifold_map, map_layout=PAIRS),),
     "to_dense": (on_cpu(dense.to_dense),),

@@ -17,7 +17,10 @@ ISA_ROWS = (
     *("sparse_conv", "grouped_conv", "depthwise_conv", "sparse_conv_weight_gradient"),
     *("conv3d", "linear", "attention"),
 )
-ISA_KERNELS = ("gather_gemm_", "depthwise_conv_", "weight_gradient_", "conv3d_", "linear_", "attention_")
+ISA_KERNELS = (
+    *("gather_gemm_", "depthwise_conv_", "weight_gradient_", "depthwise_weight_gradient_"),
+    *("conv3d_", "linear_", "attention_"),
+)
 COPIES = ("gather_rows", "to_dense", "from_dense")  # cast nothing
 
 

@@ -80,8 +80,8 @@ def grouped(i: Inputs, cin, cout, groups, **options):
     return sparse_conv(x, weight, i.kernel_map(), coords, groups=groups, **options)
 
 
-def weight_gradient(i: Inputs, cin, cout):
-    return sparse_conv_weight_gradient(i.given("n", cin), i.given("m", cout), i.kernel_map(), 3)
+def weight_gradient(i: Inputs, cin, cout, groups=1):
+    return sparse_conv_weight_gradient(i.given("n", cin), i.given("m", cout), i.kernel_map(), 3, groups)
 
 
 def plain_linear(i: Inputs, cin, cout):
@@ -129,6 +129,7 @@ MANY = {
         lambda i: grouped(i, 70, 140, 70, activation="silu"),
         lambda i: grouped(i, 64, 64, 16),  # four channels each, of several groups to a vector but with NEON
         lambda i: weight_gradient(i, 70, 96),
+        lambda i: weight_gradient(i, 100, 100, groups=100),
         lambda i: plain_linear(i, 33, 20),
         lambda i: attend(i, 2, 64),
         lambda i: convolve(i, 33, 40, 3, stride=2, padding=1),
@@ -150,6 +151,7 @@ FAMILIES = {
         "gather_gemm": 2,
         "depthwise_conv": 3,
         "weight_gradient": 1,
+        "depthwise_weight_gradient": 1,
         "linear": 3,
         "attention": 1,
         "conv3d": 1,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .core import is_sparse
+from .fused import norm_and_activation
 
 PACKAGES = (__package__, "spconv.pytorch")
 
@@ -73,11 +74,17 @@ class SparseSequential(SparseModule):
         self.add_module(name, module)
 
     def forward(self, input):
-        for module in self._modules.values():
-            if is_sparse(input) and not is_spconv_module(module):
-                input = input.replace_feature(module(input.features))
-            else:
+        modules, place = list(self._modules.values()), 0
+        while place < len(modules):
+            module, taken = modules[place], 1
+            if not is_sparse(input) or is_spconv_module(module):
                 input = module(input)
+            elif (found := norm_and_activation(modules[place : place + 2], input.features)) is not None:
+                taken, features = found
+                input = input.replace_feature(features)
+            else:
+                input = input.replace_feature(module(input.features))
+            place += taken
         return input
 
 
