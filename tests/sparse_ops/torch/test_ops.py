@@ -64,6 +64,10 @@ CALLS = {
         lambda i: ops.sparse_conv(i.x, i.weight, *i.arrays("strided"), i.sites, i.bias, activation="relu"),
         lambda i: F.sparse_conv(i.x, i.weight, i.strided, i.bias, activation="relu"),
     ),
+    "sparse_conv_weight_gradient": (
+        lambda i: ops.sparse_conv_weight_gradient(i.x, i.x.new_ones(len(i.sites), 4), *i.arrays("strided"), 3),
+        None,
+    ),
     "upsampled_conv": (
         lambda i: ops.upsampled_conv(pooled(i), i.weight, *i.arrays("same"), i.to_coarse[1]),
         lambda i: F.upsampled_conv(pooled(i), i.weight, i.same, i.to_coarse[1]),
