@@ -35,20 +35,14 @@ def ways(kind: str, tensors: Tensors, config: dict) -> Iterator[tuple[str, Tenso
 
 
 def _few(network, component, rows: int) -> tuple[Tensors, Tensors]:
-    """What the compiled and the eager network make of few rows. Torch has no maximum of nothing, so no grid's size from the
-    data either: then the compiled one may refuse it too, or return no rows."""
-    try:
-        expected = network.eager(rows)
-    except IndexError:
-        constant = _network(network.kind, network.tensors, network.config, constant_shape=True)
-        expected = {name: x for name, x in constant.eager(rows).items() if not name.endswith("spatial_shape")}
-        try:
-            found = network.run(component, rows)
-        except ValueError as error:
-            found = dict.fromkeys(expected, error)
-    else:
-        found = network.run(component, rows)
+    """What the compiled and the eager network make of few rows."""
+    found, eager = network.run(component, rows), network
+    if not rows and "constant_shape" not in network.options and network.kind == "spunet":
+        # Torch has no maximum of nothing, so no grid's size from no data; a compiled network has.
+        eager = _network(network.kind, network.tensors, network.config, constant_shape=True)
+        found = {name: x for name, x in found.items() if not name.endswith("spatial_shape")}
     feats, coords = network.inputs(rows)
+    expected = {name: x for name, x in eager.eager(rows).items() if name in found}
     return found, expected | {"in.feats": feats, "in.coords": coords}
 
 
