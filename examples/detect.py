@@ -76,19 +76,20 @@ def block(conv: nn.Module) -> spconv.SparseSequential:
 class Detector(nn.Module):
     """Points [N, 4] to {"map": [1, C, H, W], "scores": [1, classes, H, W]}."""
 
-    def __init__(self, width: int = 16, classes: int = 3):
+    def __init__(self, width: int = 16, stages: int = 3, classes: int = 3):
         super().__init__()
         layers = [block(spconv.SubMConv3d(4, width, 3, bias=False, indice_key="subm0"))]
-        for stage in range(1, 4):
+        for stage in range(stages):
             layers += [
                 block(spconv.SparseConv3d(width, 2 * width, 3, stride=2, padding=1, bias=False)),
-                block(spconv.SubMConv3d(2 * width, 2 * width, 3, bias=False, indice_key=f"subm{stage}")),
+                block(spconv.SubMConv3d(2 * width, 2 * width, 3, bias=False, indice_key=f"subm{stage + 1}")),
             ]
             width *= 2
         layers.append(block(spconv.SparseConv3d(width, width, (3, 1, 1), stride=(2, 1, 1), bias=False)))
         self.encoder = spconv.SparseSequential(*layers)
+        floors = (GRID[0] // 2**stages - 3) // 2 + 1
         self.head = nn.Sequential(
-            nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
+            nn.Conv2d(floors * width, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
             nn.Conv2d(width, classes, 1),
@@ -124,7 +125,7 @@ def main(
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     sweeps = [sweep(rng, beams, columns) for beams, columns in ((16, 180), (16, 360), (32, 360) if quick else (64, 1440))]
-    detector = Detector(width=4 if quick else 16).eval()
+    detector = (Detector(width=4, stages=2) if quick else Detector()).eval()
 
     start = time.perf_counter()
     example = torch.from_numpy(sweeps[0])

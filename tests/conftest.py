@@ -29,6 +29,7 @@ LONGEST = (
     "test_pipeline.py",
     "test_cli.py",
     "test_batch.py",
+    "test_against_spconv.py",
     "test_ray.py",
     "test_schedule_rest.py",
     "test_structure_flow.py",

@@ -50,7 +50,11 @@ def nothing(folder: Path) -> dict:
     return {}
 
 
-GIVEN = {"labels": labels, "poses": poses, "spconv": nothing}  # what an example finds in its folder, and as variables; others run in the project
+GIVEN = {
+    "labels": labels,
+    "poses": poses,
+    "spconv": nothing,
+}  # what an example finds in its folder, and as variables; others run in the project
 CASES = {
     name: (name, source, printed)
     for page in PAGES

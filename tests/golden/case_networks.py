@@ -27,10 +27,23 @@ def ways(kind: str, tensors: Tensors, config: dict) -> Iterator[tuple[str, Tenso
     component = network.compiled()
     yield "any rows", network.run(component), tensors
     for rows in FEW:
-        yield f"{rows} rows", network.run(component, rows), network.expected(rows)
+        yield f"{rows} rows", *_few(network, component, rows)
     if kind == "spunet":
         constant = _network(kind, tensors, config, constant_shape=True)
         yield "constant shape", constant.run(constant.compiled()), tensors
+        yield "constant shape, 0 rows", *_few(constant, constant.compiled(), 0)
+
+
+def _few(network, component, rows: int) -> tuple[Tensors, Tensors]:
+    """What the compiled and the eager network make of few rows."""
+    found, eager = network.run(component, rows), network
+    if not rows and "constant_shape" not in network.options and network.kind == "spunet":
+        # Torch has no maximum of nothing, so no grid's size from no data; a compiled network has.
+        eager = _network(network.kind, network.tensors, network.config, constant_shape=True)
+        found = {name: x for name, x in found.items() if not name.endswith("spatial_shape")}
+    feats, coords = network.inputs(rows)
+    expected = {name: x for name, x in eager.eager(rows).items() if name in found}
+    return found, expected | {"in.feats": feats, "in.coords": coords}
 
 
 def _network(kind: str, tensors: Tensors, config: dict, **options):

@@ -54,23 +54,37 @@ def all_(context: Context) -> relax.Expr:
 
 def something(context: Context) -> None:
     """ValueError from the running module where the largest or least of nothing is asked for."""
-    sizes = [context.dims(context["self"])[axis] for axis in axes_of(context)]
+    sizes = _reduced_sizes(context)
     if any(known(size) is None for size in sizes):
         # A size of rows is none that `checked` doubts: 0 rows are legal elsewhere.
         context.checked([count(sizes) - 1], what=f"{context.op}: rows beside the one that it takes at least")
 
 
+def _reduced_sizes(context: Context) -> list:
+    return [context.dims(context["self"])[axis] for axis in axes_of(context)]
+
+
+def _found(context: Context, found: relax.Expr) -> relax.Expr:
+    """The largest or least of integers, 0 where there are none: torch refuses these, but a grid whose size the data decide may
+    have no voxels. Of floats, nothing has no largest here either."""
+    sizes = _reduced_sizes(context)
+    if "int" not in str(context["self"].ty.dtype):
+        something(context)
+    elif any(known(size) is None for size in sizes):
+        any_there = context.emit(relax.op.greater(context.tensor(count(sizes), "int64"), relax.const(0, "int64")))
+        return context.emit(relax.op.where(any_there, found, relax.const(0, str(found.ty.dtype))))
+    return found
+
+
 def _extreme(op: Callable[..., relax.Expr], context: Context) -> relax.Expr:
-    something(context)
     x = context["self"]
     narrow = context.cast(x, "int8") if str(x.ty.dtype) == "bool" else x
-    return context.cast(context.emit(op(narrow, axes_of(context), keeps(context))), context.dtype)
+    return context.cast(_found(context, context.emit(op(narrow, axes_of(context), keeps(context)))), context.dtype)
 
 
 def _extreme_and_place(op: Callable[..., relax.Expr], place: Callable[..., relax.Expr], context: Context) -> list[relax.Expr]:
-    something(context)
     x, (axis,) = context["self"], axes_of(context)
-    return [context.emit(op(x, axis, keeps(context))), context.emit(place(x, axis, keeps(context)))]
+    return [_found(context, context.emit(made(x, axis, keeps(context)))) for made in (op, place)]
 
 
 def _place(op: Callable[..., relax.Expr], context: Context) -> relax.Expr:

@@ -253,13 +253,13 @@ class SparseConvolution(SparseModule):
             return found._built.arrays, found._target, x.spatial_shape, dict(x.indice_dict)
         geometry = geometry_of(self)
         if self.subm:
-            built, shape = x.sites.submanifold(geometry), x.spatial_shape
+            built, target, shape = x.sites.submanifold(geometry), x.sites, x.spatial_shape
         else:
-            built, shape = x.sites.strided(geometry, x.spatial_shape)
+            built, target, shape = x.sites.strided(geometry, x.spatial_shape)
         indice_dict = dict(x.indice_dict)
         if key is not None:
-            indice_dict[key] = IndiceData.of(self, built, x.sites, x.spatial_shape, shape, self.subm)
-        return built.arrays, built.target or x.sites, shape, indice_dict
+            indice_dict[key] = IndiceData.of(self, built, (x.sites, target), x.spatial_shape, shape)
+        return built.arrays, target, shape, indice_dict
 
     def _check_reuse(self, x: SparseConvTensor, found) -> None:
         key = self.indice_key

@@ -89,13 +89,11 @@ class IndiceData:
         self._target: Sites | None = None
 
     @classmethod
-    def of(
-        cls, layer, built: Built, source: Sites, spatial_shape: list, out_spatial_shape: list, is_subm: bool
-    ) -> "IndiceData":
-        """What a convolution or a pool leaves behind."""
-        target = built.target or source
+    def of(cls, layer, built: Built, sides: tuple[Sites, Sites], spatial_shape: list, out_spatial_shape: list) -> "IndiceData":
+        """What a convolution or a pool leaves behind; sides: the voxels that it read and those that it made."""
+        source, target = sides
         data = cls(
-            *(target.indices, source.indices, None, None, spatial_shape, out_spatial_shape, is_subm, layer.algo),
+            *(target.indices, source.indices, None, None, spatial_shape, out_spatial_shape, layer.subm, layer.algo),
             *(layer.kernel_size, layer.stride, layer.dilation, layer.padding),
         )
         data._built, data._source, data._target = built, source, target

@@ -74,12 +74,12 @@ class _Pool(SparseModule):
             raise ValueError(f"indice_key: expected a key that no layer has, given {self.indice_key!r}")
         begun = perf_counter()
         if self.subm:
-            built, shape = x.sites.submanifold(geometry_of(self)), x.spatial_shape
+            built, target, shape = x.sites.submanifold(geometry_of(self)), x.sites, x.spatial_shape
         else:
-            built, shape = x.sites.strided(geometry_of(self), x.spatial_shape)
-        target, indice_dict = built.target or x.sites, dict(x.indice_dict)
+            built, target, shape = x.sites.strided(geometry_of(self), x.spatial_shape)
+        indice_dict = dict(x.indice_dict)
         if self.indice_key is not None:
-            indice_dict[self.indice_key] = IndiceData.of(self, built, x.sites, x.spatial_shape, shape, self.subm)
+            indice_dict[self.indice_key] = IndiceData.of(self, built, (x.sites, target), x.spatial_shape, shape)
         mapped = perf_counter()
         features = torch.ops.sparse_ops.pool(x.features, *built.arrays, target.coords, self._mode, 0, self._mode == "max")
         note(record, (begun, mapped, perf_counter()), x.features.shape[0], features.shape[0])

@@ -5,7 +5,6 @@ long as a tensor on these voxels, or an entry of an `indice_dict` that names the
 """
 
 import weakref
-from collections.abc import Callable
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -64,9 +63,9 @@ def widen(values, fill: int) -> list:
 
 
 class Built:
-    """A kernel map, as its four tensors, and the voxels on its output side: None for those that it was built on."""
+    """A kernel map, as its four tensors, and the voxels on its output side; None where these are those of the input."""
 
-    def __init__(self, arrays, target: "Sites | None" = None):
+    def __init__(self, arrays, target: "Sites | None"):
         self.arrays, self.target = tuple(arrays), target
         self._inverse: tuple[torch.Tensor, ...] | None = None
 
@@ -84,7 +83,7 @@ class Sites:
         self.indices = indices
         self._held = _holds(indices)
         self._coords = coords
-        self._maps: dict[tuple, Built] = {}
+        self._maps: dict[object, Built] = {}
 
     def __getstate__(self) -> dict:
         return {"indices": self.indices}  # maps are built again
@@ -105,13 +104,13 @@ class Sites:
         return self._coords
 
     def submanifold(self, geometry: Geometry) -> Built:
-        return self._once(
-            (geometry,),
-            lambda: Built(torch.ops.sparse_ops.submanifold_map(self.coords, geometry.kernel, geometry.dilation)),
-        )
+        if geometry not in self._maps:
+            arrays = torch.ops.sparse_ops.submanifold_map(self.coords, geometry.kernel, geometry.dilation)
+            self._maps.setdefault(geometry, Built(arrays, None))
+        return self._maps[geometry]
 
-    def strided(self, geometry: Geometry, spatial_shape: list[Size]) -> tuple[Built, list[Size]]:
-        """The map of a strided or transposed geometry on a grid of `spatial_shape`, and the shape of the grid behind it.
+    def strided(self, geometry: Geometry, spatial_shape: list[Size]) -> tuple[Built, "Sites", list[Size]]:
+        """The map of a strided or transposed geometry on a grid of `spatial_shape`, the voxels behind it, and their grid.
 
         ValueError for a kernel that the grid has no room for.
         """
@@ -121,26 +120,28 @@ class Sites:
             behind = fitting_extent("", tuple(shape), geometry, axes)
         else:
             behind = out_extent(shape, geometry)[MOST_AXES - axes :]
+        key = (geometry, *map(str, shape))
+        built = self._maps.get(key)
+        if built is not None and not built.target.changed:
+            return built, built.target.again(), list(behind)
+        coords, *arrays = torch.ops.sparse_ops.strided_map(
+            self.coords,
+            geometry.kernel,
+            geometry.stride,
+            geometry.padding,
+            geometry.dilation,
+            shape,
+            geometry.transposed,
+            output_padding=geometry.output_padding,
+        )
+        built = self._maps[key] = Built(arrays, made_sites(narrow_coords(coords, axes), coords))
+        return built, built.target, list(behind)
 
-        def build() -> Built:
-            coords, *arrays = torch.ops.sparse_ops.strided_map(
-                self.coords,
-                geometry.kernel,
-                geometry.stride,
-                geometry.padding,
-                geometry.dilation,
-                shape,
-                geometry.transposed,
-                output_padding=geometry.output_padding,
-            )
-            return Built(arrays, made_sites(narrow_coords(coords, axes), coords))
-
-        return self._once((geometry, *map(str, shape)), build), list(behind)
-
-    def _once(self, key: tuple, build: Callable[[], Built]) -> Built:
-        if key not in self._maps:
-            self._maps.setdefault(key, build())
-        return self._maps[key]
+    def again(self) -> "Sites":
+        """The same voxels and maps under `indices` of their own, so that nobody writes into those of another's result."""
+        own = made_sites(self.indices.clone(), None if self.coords is self.indices else self.coords)
+        own._maps = self._maps
+        return own
 
 
 _known: weakref.WeakValueDictionary[int, Sites] = weakref.WeakValueDictionary()  # by the id of indices, which they hold

@@ -78,16 +78,6 @@ class Network:
             self._compiled[key] = port_component(self.module, inputs, self.kind, dynamic=dynamic, precision=precision)
         return self._compiled[key]
 
-    def expected(self, rows: int) -> Tensors:
-        """What a compiled network should make of so many rows: what the eager one does, as tensors of a file."""
-        feats, coords = self.inputs(rows)
-        reference = self
-        if not rows and self.kind == "spunet" and not self.options:
-            # Torch has no maximum of nothing, so no grid's size either.
-            reference = network_of(self.kind, self.tensors, self.config, constant_shape=True)
-        found = {name: x for name, x in reference.eager(rows).items() if reference is self or not name.endswith("shape")}
-        return found | {"in.feats": feats, "in.coords": coords}
-
     def run(self, component: Component, rows: int | None = None) -> Tensors:
         return by_name(component(*self.inputs(rows)))
 

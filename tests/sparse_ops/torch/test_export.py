@@ -71,7 +71,7 @@ def test_exported_programs_compute_what_the_model_does(cls, maps):
     assert {name: counts[name] for name in maps} == maps
     run = runnable(program)
     with torch.no_grad():
-        for count in (90, 200, 7, 2):
+        for count in (90, 200, 7, 2, 1, *[0] * (cls is not DataDecide)):  # of no rows there is no largest
             expected, given = model(*inputs(count)), run(*inputs(count))
             for mine, theirs in zip(as_tuple(given), as_tuple(expected), strict=True):
                 assert torch.equal(mine, theirs)

@@ -68,8 +68,17 @@ def test_any_number_of_threads_and_callers_give_the_same_bits(kind):
             assert found == expected[rows]
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("second_res", "float16"),
+        ("spunet", "bfloat16"),
+        ("spunet", "float16"),
+        ("trellis_meshdec", "bfloat16"),
+        ("trellis_meshdec", "float16"),
+        ("voxelnext", "bfloat16"),
+    ],
+)
 def test_sixteen_bits_are_near(kind, precision):
     given = network(kind)
     found = given.run(given.compiled(precision=precision))
@@ -118,14 +127,42 @@ def test_exported_with_one_batch_size_and_run_with_another():
         assert_close(found, expected.numpy(), CASES["second"].depth("out.feats", given.tensors, given.config))
 
 
-def test_a_decoder_with_normalised_queries_and_other_sizes():
-    """What the file leaves open: options and widths are the config's."""
-    tensors, config = read(path_of("trellis_meshdec"))
-    arch = config["arch"] | {"qk_rms_norm": True, "num_blocks": 1, "num_heads": 8, "window_size": 6, "mlp_ratio": 1}
-    state = {name: x for name, x in tensors.items() if ".blocks." not in name}
-    built = Network("trellis_meshdec", tensors, config | {"arch": arch})
-    module = type(built).module  # not loaded: other names
-    assert module is not None and state
+def kept(name: str) -> bool:
+    """Whether a layer or parameter of the residual SECOND is in a shorter one: three stages, the last of two blocks."""
+    return not name.startswith(("conv3.2.", "conv4.", "conv_out."))
+
+
+def test_stages_blocks_and_geometry_are_the_file_s():
+    """A network of fewer stages and blocks, with another kernel, stride and eps, as spconv computes it."""
+    spconv = pytest.importorskip("spconv.pytorch")
+    tensors, config = read(path_of("second_res"))
+    config["trace"] = [layer for layer in config["trace"] if kept(layer["name"])]
+    down = next(layer for layer in config["trace"] if layer["name"] == "conv3.0.0")
+    down |= {"kernel": [1, 3, 2], "stride": [1, 3, 2], "padding": [0, 2, 1]}
+    config["arch"]["bn_eps"] = dict.fromkeys(config["arch"]["bn_eps"], 0.1)
+    rng = np.random.default_rng(0)
+    tensors = {name: x for name, x in tensors.items() if name[:3] in ("in.", "sta") and kept(name.removeprefix("state."))}
+    tensors["state.conv3.0.0.weight"] = rng.standard_normal((40, 1, 3, 2, 24), "float32") / 12
+    given = Network("second_res", tensors, config)
+    real = given.built(spconv)
+    for module in real.modules():
+        if hasattr(module, "indice_key"):
+            module.train()  # in evaluation mode it takes no bias on a CPU
+    expected = one_thread(lambda: given.eager(module=real))
+    found = given.eager()
+    assert found["out.spatial_shape"].tolist() == [21, 14, 17]
+    for name in expected:
+        assert_close(found[name], expected[name], CASES["second_res"].depth(name, tensors, config), name=name)
+
+
+def one_thread(call):
+    """What `call()` returns where torch has one thread: with more, spconv is wrong on a CPU."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return call()
+    finally:
+        torch.set_num_threads(count)
 
 
 def test_a_network_of_another_library_has_the_same_names():

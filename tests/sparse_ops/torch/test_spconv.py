@@ -89,7 +89,7 @@ def test_maps_without_a_key_are_built_once_for_all_tensors_of_the_same_indices(c
     subm()(spconv.SparseConvTensor(x.features, x.indices, SHAPE, 1))  # by hand
     assert calls == {"submanifold_map": 1}
     a, b = strided()(x), strided("k")(y)
-    assert a.indices is b.indices
+    assert torch.equal(a.indices, b.indices)
     subm()(a), subm()(b)
     assert calls == {"submanifold_map": 2, "strided_map": 1}
     inverse("k")(b), inverse("k")(subm()(b))
@@ -135,6 +135,19 @@ def test_indices_changed_in_place_are_noticed(calls, inference):
         y.indices[0, 3] += 1
         with pytest.raises(ValueError, match=r"'s'.*changed in place"):
             inverse("s")(y)
+
+
+def test_results_of_one_map_have_indices_of_their_own():
+    x, layer = tensor(spconv), strided()
+    expected = layer(tensor(spconv)).indices
+    first, second = layer(x), layer(x)
+    first.indices[:, 1:] *= 2  # as VoxelNeXt does
+    for result in (second, layer(x)):
+        assert torch.equal(result.indices, expected)
+    net = subm()
+    by_hand = spconv.SparseConvTensor(first.features, first.indices.clone(), SHAPE, 1)
+    assert torch.equal(net(first).features, net(by_hand).features)
+    assert not torch.equal(net(first).features, net(second).features)
 
 
 def test_indices_and_spatial_shape_may_be_assigned():
@@ -287,7 +300,16 @@ def test_global_pools_have_a_row_for_each_batch_element():
             assert_close(y[element].numpy(), reduce(x.features[x.indices[:, 0] == element], 0).numpy(), 30)
 
 
-def test_a_sequence_runs_on_no_voxels():
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_sequence_runs_on_no_voxels_and_on_one(inference):
+    with torch.inference_mode(inference):
+        one = tensor(spconv, 1)
+        up = inverse("k")(strided("k")(subm("a")(one)))
+        assert torch.equal(up.indices, one.indices) and up.features.shape == (1, CHANNELS)
+        no_voxels()
+
+
+def no_voxels():
     net = spconv.SparseSequential(subm(), torch.nn.Linear(CHANNELS, 7), torch.nn.ReLU(), spconv.SubMConv3d(7, 3, 1))
     x = tensor(spconv, 0)
     y = net(x)
@@ -462,6 +484,18 @@ def test_any_number_of_threads_gives_the_same_bits():
     for thread in own:
         thread.join()
     assert len(results) == 3 and all(torch.equal(result, expected) for result in results)
+
+
+def test_gradients_reach_every_parameter():
+    down = strided("k", bias=False)  # a norm behind a bias takes it off again
+    layers = (subm("a"), down, spconv.SparseBatchNorm(CHANNELS), inverse("k"), spconv.SubMConv3d(CHANNELS, 3, 1))
+    for dimensions, net in ((3, spconv.SparseSequential(*layers)), (2, spconv.SparseSequential(spconv.SubMConv2d(4, 4, 3)))):
+        x = tensor(spconv, 30, shape=SHAPE[:dimensions])
+        with torch.enable_grad():
+            feats = x.features.clone().requires_grad_()
+            net(x.replace_feature(feats)).features.square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in (feats, *net.parameters()))
+        assert net[0].weight.grad.shape == net[0].weight.shape
 
 
 def test_other_strides_of_memory_are_taken():
