@@ -120,10 +120,6 @@ CALLS = {
         lambda i: F.group_norm(i.x, i.offsets, i.scale, i.shift, 2, activation="silu"),
     ),
     "layer_norm": (lambda i: ops.layer_norm(i.x, i.scale, i.shift), None),
-    "sparse_conv_weight_gradient": (
-        lambda i: ops.sparse_conv_weight_gradient(i.x, i.x, *i.arrays("same"), [3, 3, 3]),
-        None,
-    ),
     "rms_norm_heads": (lambda i: ops.rms_norm_heads(i.heads, i.gamma), None),
     "channel_affine": (
         lambda i: ops.channel_affine(i.x, i.scale, i.shift, "relu"),
