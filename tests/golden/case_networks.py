@@ -54,16 +54,23 @@ def _network(kind: str, tensors: Tensors, config: dict, **options):
 
 def depth(kind: str, name: str, tensors: Tensors, config: dict) -> float:
     """Products behind a value: those of its layer and of all that run before it."""
-    parts = name.split(".")
-    path = "" if parts[0] == "out" else config.get("mid_modules", {}).get(parts[1], parts[1].replace("_", "."))
+    path = _path(name, config)
     if kind == "trellis_meshdec":
         return _decoder_depths(tensors["in.coords"], config)[path]
     trace = config["trace"]
     if path == "merged":  # what is left of it where two dimensions begin, and the rows of a column
         trace = [layer for layer in trace if len(layer["kernel"]) == 3]
         return _convolutions(trace) + sum(layer["shape_out"][0] for layer in trace if layer["kind"] == "strided")
-    last = max(i for i, layer in enumerate(trace) if not path or layer["name"].startswith(f"{path}."))
-    return _convolutions(trace[: last + 1])
+    # A module without layers returns what it is given: it counts as if it were the last one.
+    last = max((i for i, layer in enumerate(trace) if f"{layer['name']}.".startswith(f"{path}.")), default=len(trace) - 1)
+    return _convolutions(trace if not path else trace[: last + 1])
+
+
+def _path(name: str, config: dict) -> str:
+    """Where the network has what a file calls `name`, "" for its end."""
+    from tests.golden.networks.recorded import module_of  # imports torch, which other cases do without
+
+    return "" if name.startswith("out.") else module_of(name.split(".")[1], config)
 
 
 def _convolutions(trace: list[dict]) -> float:
@@ -74,21 +81,32 @@ def _convolutions(trace: list[dict]) -> float:
 def _decoder_depths(coords: np.ndarray, config: dict) -> dict[str, float]:
     """Additions behind what the modules of a mesh decoder return, by their path, "" for the whole."""
     arch, found = config["arch"], {}
-    channels, window = arch["model_channels"], arch["window_size"]
+    channels = arch["model_channels"]
     so_far = depths.linear(arch["latent_channels"]) + 1
     for i in range(arch["num_blocks"]):
-        shift = window // 2 * (i % 2)
-        keys = int(np.diff(windows.naive(coords, (window,) * 3, (shift,) * 3)[1]).max(initial=1))
+        keys = _keys(coords, arch, i)
         so_far += 2 * depths.layer_norm(channels) + depths.attention(channels // arch["num_heads"], keys)
         so_far += 3 * depths.linear(channels) + depths.linear(int(channels * arch["mlp_ratio"]))
         found[f"blocks.{i}"] = so_far
     trace = {layer["name"]: layer for layer in config["trace"]}
     for i in range(sum(name.endswith(".out_layers.0.conv") for name in trace)):
         first = trace[f"upsample.{i}.out_layers.0.conv"]
-        so_far += block.depths_of(coords, first["c_in"], first["c_out"], arch["group_norm_groups"])["y"]
+        so_far += block.depths_of(coords, first["c_in"], first["c_out"], arch.get("group_norm_groups", 32))["y"]
         coords = F.subdivide(coords)
         found[f"upsample.{i}"] = so_far
     return found | {"": so_far + depths.linear(channels)}
+
+
+def _keys(coords: np.ndarray, arch: dict, number: int) -> int:
+    """The most voxels that one attends to in block `number`."""
+    everything = depths.rows_of_element(coords)
+    if arch["attn_mode"] == "full":
+        return everything
+    window = arch["window_size"]
+    if arch["attn_mode"] != "swin":  # along a curve
+        return min(window, everything)
+    shift = window // 2 * (number % 2)
+    return int(np.diff(windows.naive(coords, (window,) * 3, (shift,) * 3)[1]).max(initial=1))
 
 
 KINDS = "second", "second_res", "spunet", "trellis_meshdec", "voxelnext"

@@ -38,7 +38,8 @@ def _scalar(n) -> torch.Tensor:
     return torch.tensor(n) if isinstance(n, int) else torch.scalar_tensor(n, dtype=torch.int64)
 
 
-def modules_of(names: list[str], config: dict) -> dict[str, str]:
-    """Where the network has what a file calls `mid.<name>`; a config lists them, or they are named alike."""
+def module_of(name: str, config: dict) -> str:
+    """Where the network has what a file calls `mid.<name>`: as the config says, or by that name, or with dots in it."""
     listed = config.get("mid_modules", {})
-    return {name: listed.get(name, name.replace("_", ".")) for name in names}
+    named = any(f"{layer['name']}.".startswith(f"{name}.") for layer in config["trace"])
+    return listed.get(name, name if named else name.replace("_", "."))

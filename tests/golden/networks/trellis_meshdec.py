@@ -1,5 +1,6 @@
 """TRELLIS' mesh decoder up to its output layer: attention in shifted windows, then voxels divided into eight, twice."""
 
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -11,6 +12,7 @@ from tests.golden.networks.layers import Layers
 
 ops = torch.ops.sparse_ops
 WAVELENGTH = 10000.0
+CURVES = "z_order", "z_order_transposed", "hilbert", "hilbert_transposed"  # of a block and those that follow it
 
 
 def build(spconv: ModuleType, config: dict) -> nn.Module:
@@ -28,24 +30,59 @@ class HeadNorm(nn.Module):
         return F.normalize(x, dim=-1) * self.gamma * self.scale
 
 
-class WindowAttention(nn.Module):
-    """Self-attention of the voxels within one window of one batch element."""
+class Attention(nn.Module):
+    """Self-attention of the voxels of one batch element, all or those within one window."""
 
-    def __init__(self, channels: int, heads: int, window: int, shift: int, normalised: bool):
+    def __init__(self, arch: dict, number: int):
         super().__init__()
-        self.heads, self.window, self.shift = heads, window, shift
+        channels, heads, normalised = arch["model_channels"], arch["num_heads"], arch.get("qk_rms_norm", False)
+        self.heads, self.partition = heads, partition(arch, number)
         self.to_qkv, self.to_out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
         if normalised:
             self.q_rms_norm, self.k_rms_norm = HeadNorm(heads, channels // heads), HeadNorm(heads, channels // heads)
         self.normalised = normalised
 
-    def forward(self, x: torch.Tensor, indices: torch.Tensor):
+    def forward(self, x: torch.Tensor, indices: torch.Tensor, batch_size: int):
         q, k, v = self.to_qkv(x).reshape(x.shape[0], 3, self.heads, x.shape[1] // self.heads).unbind(1)
         if self.normalised:
             q, k = self.q_rms_norm(q), self.k_rms_norm(k)
-        order, offsets = ops.window_partition(indices, [self.window] * 3, [self.shift] * 3)
-        out = ops.attention(q, k, v, offsets, offsets, None, order, order)
+        q_order, q_offsets, k_order, k_offsets = self.partition(indices, batch_size)
+        out = ops.attention(q, k, v, q_offsets, k_offsets, None, q_order, k_order)
         return self.to_out(out.reshape(x.shape))
+
+
+def partition(arch: dict, number: int):
+    """Which rows attend to which in block `number`: indices [N, 4] and a batch size to the order and offsets of queries and of
+    keys, as `attention` takes them. ValueError for a mode that there is not."""
+    mode, window = arch["attn_mode"], arch.get("window_size")
+    odd = number % 2
+    if mode == "full":
+        return _elements
+    if mode == "swin":
+        return partial(_windows, window=window, shift=window // 2 * odd)
+    if mode == "shift_window":
+        return partial(_along_a_curve, window=window, shift=16 * odd)
+    if mode == "shift_sequence":
+        return partial(_along_a_curve, window=window, shift_sequence=window // 2 * odd)
+    if mode == "shift_order":
+        return partial(_along_a_curve, window=window, curve=CURVES[number % len(CURVES)])
+    raise ValueError(f"attn_mode: expected full, swin, shift_window, shift_sequence or shift_order, given {mode!r}")
+
+
+def _elements(indices: torch.Tensor, batch_size: int):
+    offsets = ops.batch_offsets(indices, batch_size)
+    return None, offsets, None, offsets
+
+
+def _windows(indices: torch.Tensor, batch_size: int, window: int, shift: int):
+    order, offsets = ops.window_partition(indices, [window] * 3, [shift] * 3)
+    return order, offsets, order, offsets
+
+
+def _along_a_curve(
+    indices: torch.Tensor, batch_size: int, window: int, shift: int = 0, shift_sequence: int = 0, curve: str = CURVES[0]
+):
+    return ops.serialized_partition(indices, window, shift_sequence, [shift] * 3, curve)
 
 
 class Mlp(nn.Module):
@@ -62,16 +99,15 @@ class Block(nn.Module):
 
     def __init__(self, arch: dict, number: int):
         super().__init__()
-        channels, window = arch["model_channels"], arch["window_size"]
-        affine, eps = arch.get("layer_norm_affine", False), arch["layer_norm_eps"]
+        channels = arch["model_channels"]
+        affine, eps = arch.get("layer_norm_affine", False), arch.get("layer_norm_eps", 1e-6)
         self.norm1 = nn.LayerNorm(channels, eps, elementwise_affine=affine)
         self.norm2 = nn.LayerNorm(channels, eps, elementwise_affine=affine)
-        shift = window // 2 * (number % 2)
-        self.attn = WindowAttention(channels, arch["num_heads"], window, shift, arch["qk_rms_norm"])
+        self.attn = Attention(arch, number)
         self.mlp = Mlp(channels, int(channels * arch["mlp_ratio"]))
 
     def forward(self, x):
-        x = x.replace_feature(x.features + self.attn(self.norm1(x.features), x.indices))
+        x = x.replace_feature(x.features + self.attn(self.norm1(x.features), x.indices, x.batch_size))
         return x.replace_feature(x.features + self.mlp(self.norm2(x.features)))
 
 
@@ -110,7 +146,7 @@ class SubdivideBlock(nn.Module):
         self.sparse_tensor = layers.spconv.SparseConvTensor
         conv1, conv2 = (Conv(layers.conv(f"{name}.out_layers.{child}.conv")) for child in (0, 3))
         narrow, wide = conv1.conv.out_channels, conv1.conv.in_channels
-        groups, eps = arch["group_norm_groups"], arch["group_norm_eps"]
+        groups, eps = arch.get("group_norm_groups", 32), arch.get("group_norm_eps", 1e-5)
         self.act_layers = nn.Sequential(GroupNorm(groups, wide, eps), SiLU())
         self.out_layers = nn.Sequential(conv1, GroupNorm(groups, narrow, eps), SiLU(), conv2)
         skip = f"{name}.skip_connection.conv"
@@ -133,6 +169,8 @@ class MeshDecoder(nn.Module):
     def __init__(self, spconv: ModuleType, config: dict):
         super().__init__()
         arch, layers = config["arch"], Layers(spconv, config)
+        if arch.get("pe_mode", "ape") != "ape":
+            raise ValueError(f"pe_mode: expected 'ape', given {arch['pe_mode']!r}")
         upsample = [f"upsample.{child}" for child in layers.children("upsample")]
         first, last = layers.trace[f"{upsample[0]}.out_layers.0.conv"], layers.trace[f"{upsample[-1]}.out_layers.3.conv"]
         self.sparse_tensor, self.batch_size = spconv.SparseConvTensor, config["batch_size"]

@@ -20,7 +20,7 @@ from sparse_ops.deploy import Component
 from sparse_ops.deploy.from_torch import port_component
 from tests.golden.case import Tensors
 from tests.golden.networks import second, spunet, trellis_meshdec, voxelnext
-from tests.golden.networks.recorded import Recorded, modules_of
+from tests.golden.networks.recorded import Recorded, module_of
 
 BUILDERS = {
     "second": second.build,
@@ -29,6 +29,7 @@ BUILDERS = {
     "trellis_meshdec": trellis_meshdec.build,
     "voxelnext": voxelnext.build,
 }
+ONE_BY_ONE = ("trellis_meshdec",)  # takes batch elements one after the other
 DROP_IN = sparse_ops.torch.spconv
 
 
@@ -49,7 +50,7 @@ class Network:
     @property
     def recorded(self) -> dict[str, str]:
         names = {name.split(".")[1] for name in self.tensors if name.startswith("mid.")}
-        return modules_of(sorted(names), self.config)
+        return {name: module_of(name, self.config) for name in sorted(names)}
 
     @cached_property
     def module(self) -> Recorded:
@@ -57,10 +58,14 @@ class Network:
         return self.built()
 
     def inputs(self, rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Features and coordinates: all as they were fed, but batch elements one after the other, or the first by coordinates,
-        which have neighbours."""
+        """Features and coordinates: all as they were fed, or the first by coordinates, which have neighbours."""
         feats, coords = self.tensors["in.feats"], self.tensors["in.coords"]
-        order = np.argsort(coords[:, 0], kind="stable") if rows is None else np.lexsort(coords.T[::-1])[:rows]
+        if rows is not None:
+            order = np.lexsort(coords.T[::-1])[:rows]
+        elif self.kind in ONE_BY_ONE:
+            order = np.argsort(coords[:, 0], kind="stable")
+        else:
+            return feats, coords
         return feats[order], coords[order]
 
     def eager(self, rows: int | None = None, module: torch.nn.Module | None = None) -> Tensors:

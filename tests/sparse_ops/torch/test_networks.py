@@ -170,3 +170,54 @@ def test_a_network_of_another_library_has_the_same_names():
     for kind in KINDS:
         names = {name: tuple(x.shape) for name, x in network(kind).built(spconv).state_dict().items()}
         assert {name: tuple(x.shape) for name, x in network(kind).built(DROP_IN).state_dict().items()} == names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_in_any_order(kind):
+    """A file's rows may be fed in any order, and those of batch elements between each other."""
+    tensors, config = read(path_of(kind))
+    order = np.random.default_rng(0).permutation(len(tensors["in.coords"]))
+    tensors |= {name: tensors[name][order] for name in ("in.coords", "in.feats")}
+    report = check_tensors(path_of(kind), CASES[kind], Network(kind, tensors, config).eager(), tensors, config)
+    assert report.ok, report.table()
+
+
+def test_a_stage_without_blocks():
+    """What such a stage returns is compared like all else."""
+    tensors, config = read(path_of("spunet"))
+    config["trace"] = [layer for layer in config["trace"] if not layer["name"].startswith("enc.0.")]
+    tensors = {name: x for name, x in tensors.items() if name.startswith(("in.", "mid.enc_0.")) or name[:5] == "state"}
+    tensors = {name: x for name, x in tensors.items() if not name.startswith("state.enc.0.")}
+    given = Network("spunet", tensors, config)
+    assert given.eager().keys() >= {"mid.enc_0.feats", "out.feats"}
+    assert CASES["spunet"].depth("mid.enc_0.feats", tensors, config) == CASES["spunet"].depth("out.feats", tensors, config)
+
+
+MODES = "full", "swin", "shift_window", "shift_sequence", "shift_order"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_of_attention(mode):
+    """Windows that hold a whole batch element are attention to all of it; smaller ones are not."""
+    tensors, config = read(path_of("trellis_meshdec"))
+    tensors = {name: x for name, x in tensors.items() if name.startswith(("in.", "state."))}
+    tensors |= {"mid.blocks_1.feats": np.zeros(0)}
+
+    def last_block(mode, window):
+        arch = config["arch"] | {"attn_mode": mode, "window_size": window}
+        return Network("trellis_meshdec", tensors, config | {"arch": arch}).eager()["mid.blocks_1.feats"]
+
+    everything = last_block("full", None)
+    depth = CASES["trellis_meshdec"].depth("mid.blocks_1.feats", tensors, config)
+    assert_close(last_block(mode, 64), everything, depth)
+    assert mode == "full" or np.abs(last_block(mode, 4) - everything).max() > 0.1
+
+
+def test_a_mode_of_attention_that_there_is_not():
+    tensors, config = read(path_of("trellis_meshdec"))
+    config["arch"]["attn_mode"] = "windowed"
+    with pytest.raises(ValueError, match=r"attn_mode: expected full, swin, .*, given 'windowed'"):
+        Network("trellis_meshdec", tensors, config).eager()
+    config["arch"] |= {"attn_mode": "swin", "pe_mode": "rope"}
+    with pytest.raises(ValueError, match="pe_mode: expected 'ape', given 'rope'"):
+        Network("trellis_meshdec", tensors, config).eager()
