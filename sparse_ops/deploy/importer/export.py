@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch.overrides import TorchFunctionMode
 
 from .builtins_of_sizes import symbolic_builtins
 from .errors import refused
 from .registry import PYTHON
 
+SEVERAL = 2
 ATTENTION, LINEAR = torch.ops.aten.scaled_dot_product_attention.default, torch.ops.aten.linear.default
 
 
@@ -33,6 +35,7 @@ def export(
     module: torch.nn.Module, arguments: tuple, dynamic: Mapping[str, Any] | None, kept: Iterable[str]
 ) -> torch.export.ExportedProgram:
     """A module in core ops of torch, and those of `kept`, which have a converter of their own."""
+    arguments = _of_several(arguments, dynamic)
     with torch.no_grad(), _BatchNormOfAnyRows(), symbolic_builtins(module):
         try:
             program = torch.export.export(module, arguments, dynamic_shapes=dynamic)
@@ -46,6 +49,38 @@ def export(
     if all(len(node.args) == 3 and not node.kwargs for node in program.graph.find_nodes(op="call_function", target=ATTENTION)):
         table.pop(ATTENTION, None)
     return program.run_decompositions(table)
+
+
+def _of_several(arguments: tuple, dynamic: Mapping[str, Any] | None) -> tuple:
+    """The arguments with at least two of whatever a Dim counts: torch takes a size of 0 or 1 for one that never changes. Values
+    are not looked at."""
+    leaves, structure = pytree.tree_flatten(arguments)
+    if dynamic is None:
+        return arguments
+    counted = [_dims(given) for given in structure.flatten_up_to(tuple(dynamic.values()))]
+    few = {
+        dim.__name__
+        for leaf, dims in zip(leaves, counted, strict=True)
+        for axis, dim in dims.items()
+        if not hasattr(dim, "root") and leaf.shape[axis] < SEVERAL
+    }
+
+    def enlarged(leaf: torch.Tensor, dims: dict[int, Any]) -> torch.Tensor:
+        shape = list(leaf.shape)
+        for axis, dim in dims.items():
+            if hasattr(dim, "root"):  # derived of another one
+                shape[axis] = dim.fn(SEVERAL) if dim.root.__name__ in few else shape[axis]
+            elif dim.__name__ in few:
+                shape[axis] = SEVERAL
+        return leaf if shape == list(leaf.shape) else leaf.new_zeros(shape)
+
+    return structure.unflatten([enlarged(leaf, dims) for leaf, dims in zip(leaves, counted, strict=True)])
+
+
+def _dims(given: Any) -> dict[int, Any]:
+    """The Dims of one tensor by its axes, of what torch.export takes for them."""
+    sizes = given.items() if isinstance(given, Mapping) else enumerate(given or ())
+    return {axis: size for axis, size in sizes if hasattr(size, "__name__")}
 
 
 def _overloads(names: Iterable[str]) -> Iterable[torch._ops.OpOverload]:

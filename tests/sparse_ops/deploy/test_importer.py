@@ -12,6 +12,7 @@ from torch import nn
 from torch.export import Dim
 
 import sparse_ops.torch.ops  # noqa: F401  registers them
+import sparse_ops.torch.spconv as spconv
 from sparse_ops.deploy.from_torch import port_component
 from sparse_ops.deploy.importer import CONVERTERS
 from sparse_ops.deploy.importer.compare import difference
@@ -184,6 +185,32 @@ def test_a_component_that_differs_from_torch_is_refused():
 def test_a_model_that_takes_no_fewer_rows_is_compared_on_the_example():
     with pytest.warns(UserWarning, match=r"compared with torch on the example only; cut to \[\[30, 8\]\].*too few"):
         port_component(Short(), (example()[0],), "short", dynamic=dynamic("x"))
+
+
+class Paired(nn.Module):
+    """Two rows of b for each of a, behind a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = spconv.SubMConv3d(8, 4, 3)
+
+    def forward(self, x, c, b):
+        y = self.conv(spconv.SparseConvTensor(x, c, [SIDE] * 3, 2)).features
+        return y.repeat_interleave(2, 0) + b
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_an_example_of_few_rows_serves_any_number(rows):
+    model, n = Paired().eval(), Dim("n")
+    feats, coords, _ = example()
+    b = torch.arange(8.0 * ROWS).reshape(-1, 4)
+    dynamic = {"x": {0: n}, "c": (n, None), "b": {0: 2 * n}}
+    component = port_component(model, (feats[:rows], coords[:rows], b[: 2 * rows]), "paired", dynamic=dynamic)
+    for count in (0, 1, 2, ROWS):
+        given = feats[:count], coords[:count], b[: 2 * count]
+        with torch.no_grad():
+            expected = model(*given)
+        assert_close(component(*given), expected.numpy(), 27 * 8 + 1)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
