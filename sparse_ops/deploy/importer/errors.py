@@ -19,6 +19,7 @@ HINTS: dict[str, str] = {
     "aten::bernoulli": RANDOM,
     "aten::convolution": "a convolution of 1, 2 or 3 dimensions that is not transposed, or a transposed one of 1 or 2",
     "aten::grid_sampler_3d": "torch.ops.sparse_ops.trilinear and interpolate, on voxels",
+    "aten::_linalg": "numpy, before or after the component",
     "aten::linalg": "numpy, before or after the component",
     "aten::mode": "torch.bincount and argmax",
     "aten::multinomial": RANDOM,
