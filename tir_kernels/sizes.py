@@ -1,7 +1,7 @@
 """Sizes that the data decide, looked at before anything is made of them: negative ones, and more than memory holds.
 
-Both functions are called by compiled Relax code. They are registered when `tir_kernels` (or anything above it) is imported, as the
-refusals of `guards` are.
+Both functions are called by compiled Relax code. They are registered when `tir_kernels` (or anything above it) is imported, as
+the refusals of `guards` are.
 """
 
 from collections.abc import Sequence

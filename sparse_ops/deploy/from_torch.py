@@ -13,7 +13,7 @@ from tvm import relax
 
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_relax import component_from_relax, flat_types, static_shape
-from sparse_ops.deploy.importer import CONVERTERS, Converter, check_converters, export, import_program
+from sparse_ops.deploy.importer import CONVERTERS, Converter, check_converters, compare, export, import_program
 from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, names
 from sparse_ops.transform.lift_params import PARAMETER_NAMES
 from tir_kernels.dispatch import check_target, host_target
@@ -28,6 +28,7 @@ def port_component(
     precision: str = "float32",
     target: tvm.target.Target | None = None,
     converters: Mapping[str, Converter] | None = None,
+    check: bool = True,
 ) -> Component:
     """Compile a module, which is any that torch.export takes, for `target`, by default this CPU.
 
@@ -35,13 +36,17 @@ def port_component(
     method; tensors may stand in lists, tuples and dicts. `dynamic`: what torch.export calls dynamic_shapes, for `forward`, or
     by the name of the method. `precision`: "float32", or "bfloat16" or "float16" inside, see
     `sparse_ops.transform.precision.to_precision`. `converters`: functions of an `importer.Context` by the names of ops, such as
-    "my_library::my_op", for ops that are not covered or are to be written otherwise.
+    "my_library::my_op", for ops that are not covered or are to be written otherwise, see docs/bridge.md.
+
+    `check`: compare the component with the module in torch, once on the example and once on it cut to about half along its
+    dynamic dimensions; False for components whose example is costly to run. Components for another CPU are not compared.
 
     Parameters, and buffers of floats that are part of the state, keep their names and are packed once; the module is not
     changed. The component may be for another target than this CPU: then it can be saved, but not run.
 
     Raises ValueError for arguments of another kind, a module whose parameters are not float32 on the CPU, one that torch.export
-    or the import does not take, another precision, and a target that is no CPU.
+    or the import does not take, naming the op and the line, another precision, a target that is no CPU, and for a component
+    that computes something else than torch, naming the output and by how much.
     """
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"module: expected a torch.nn.Module, given {type(module).__name__}")
@@ -59,14 +64,19 @@ def port_component(
         if value.dtype != torch.float32 or value.device.type != "cpu":
             raise ValueError(f"module: expected float32 parameters on a CPU, given {key}: {value.dtype} on {value.device}")
 
-    functions, imported = {}, tvm.IRModule()
+    functions, exported, imported = {}, {}, tvm.IRModule()
     for method, example in methods.items():
         dynamic_of = (dynamic or {}).get(method)
-        one, functions[method] = _import(module, method, example, dynamic_of, list(state), converters)
+        one, functions[method], exported[method] = _import(module, method, example, dynamic_of, list(state), converters)
         imported.update(one)
     parameters = [TensorSpec(key, "float32", tuple(value.shape)) for key, value in state.items()]
     arrays = {key: value.detach().numpy() for key, value in state.items()}
-    return component_from_relax(name, imported, functions, parameters, arrays, precision, target)
+    component = component_from_relax(name, imported, functions, parameters, arrays, precision, target)
+    if check and not component.manifest.lacking():
+        for method, (program, arguments) in exported.items():
+            outputs = [spec.name for spec in functions[method].outputs]
+            compare(f"module: {method}", component[method], getattr(module, method), program, arguments, outputs, precision)
+    return component
 
 
 def _with_named_buffers(module: torch.nn.Module) -> torch.nn.Module:
@@ -99,9 +109,9 @@ def _import(
     dynamic: Any,
     state: list[str],
     converters: Mapping[str, Converter],
-) -> tuple[tvm.IRModule, FunctionSpec]:
-    """A method as a function of its inputs and the parameters that it uses, and what it calls. Its packed parameters are not
-    known yet."""
+) -> tuple[tvm.IRModule, FunctionSpec, tuple[torch.export.ExportedProgram, dict[str, Any]]]:
+    """A method as a function of its inputs and the parameters that it uses, and what it calls; its packed parameters are not
+    known yet; what it was made of, and the example by name."""
     named = _arguments(module, method, example)
     if isinstance(dynamic, tuple | list):
         dynamic = dict(zip(named, dynamic, strict=True))
@@ -110,7 +120,8 @@ def _import(
         program = export(_Method(module, method), (named,), shapes, CONVERTERS | dict(converters))
         imported = import_program(program, converters, method)
     except Exception as error:  # whatever torch and TVM raise for what they do not take
-        raise ValueError(f"module: {method} cannot be ported: {type(error).__name__}: {error}") from error
+        words = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"module: {method} cannot be ported: {words}") from error
     parameters = [spec.target for spec in program.graph_signature.input_specs if spec.kind is InputKind.PARAMETER]
     used = [target.removeprefix("module.") for target in parameters]
     function = imported["main"].without_attr("params").with_attr({"global_symbol": method, PARAMETER_NAMES: used})
@@ -121,7 +132,8 @@ def _import(
     inputs, outputs = _specs(arguments, "", [var.ty for var in taken], sizes), _specs(result, "output", returned, sizes)
     called = {gv: func for gv, func in imported.functions_items() if gv.name_hint != "main"}
     module = tvm.IRModule(called | {method: function})
-    return module, FunctionSpec(inputs, outputs, arguments, result, tuple(map(state.index, used)), ())
+    spec = FunctionSpec(inputs, outputs, arguments, result, tuple(map(state.index, used)), ())
+    return module, spec, (program, named)
 
 
 def _arguments(module: torch.nn.Module, method: str, example: tuple) -> dict[str, Any]:

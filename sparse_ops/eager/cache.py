@@ -101,10 +101,15 @@ def kernel(spec: Spec) -> Callable:
     return _kept(identity, "kernel", lambda target: _load_or_build(identity, make, target, "kernel")[spec.family])
 
 
+def scope() -> tuple:
+    """What a function is compiled for here and now, besides its identity: the target in scope, and what decides on kernels."""
+    target = tvm.target.Target.current(allow_none=True)
+    return (None if target is None else str(target), choice())
+
+
 def _kept(identity: tuple, form: str, make: Callable[[tvm.target.Target], Any]):
     """What `make` returned for these the first time."""
-    target = tvm.target.Target.current(allow_none=True)
-    key = (identity, form, None if target is None else str(target), choice())
+    key = (identity, form, scope())
     found = _compiled.get(key)
     if found is None:
         with _lock:
@@ -112,7 +117,7 @@ def _kept(identity: tuple, form: str, make: Callable[[tvm.target.Target], Any]):
         with one:
             found = _compiled.get(key)
             if found is None:
-                found = _compiled[key] = make(current_target(target))
+                found = _compiled[key] = make(current_target())
         with _lock:
             _one_at_a_time.pop(key, None)
     return found

@@ -127,9 +127,18 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
     """`make(**arguments, **options)`, the call of op `name`, on arrays; results are of `kind` "numpy", "torch" or "tvm".
 
     `arrays`: by the names of the signature; None for one that is not given, `Weights` in place of the weight, a `KernelMap` or
-    `MapArrays` for a map. A map that the
-    call returns stays four tensors. Raises ValueError for the first argument or option that does not fit.
+    `MapArrays` for a map. A map that the call returns stays four tensors. Raises ValueError for the first argument or option
+    that does not fit.
     """
+    function, inputs = prepared(name, make, arrays, options)
+    out = function(*inputs)
+    return as_kind(out, kind) if isinstance(out, tvm.runtime.Tensor) else out
+
+
+def prepared(
+    name: str, make: Callable[..., relax.Expr], arrays: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[Function, list]:
+    """(the compiled function, what it takes) of a call as `run` makes it."""
     signature = OPS[name].signature
     options = {key: _option(signature, key, value) for key, value in options.items()}
     weights = arrays.get("weight")
@@ -148,16 +157,15 @@ def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[s
         tuple([(key, type(value).__name__, value) for key, value in options.items()]),
     )
     function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))["main"]
-    inputs, packed = [], []
+    inputs = []
     for argument, (tensors, _) in given.items():
         if weights is None or argument not in PACKED:
             inputs += tensors
     if weights is not None:
         parameters = [given[name] for name in PACKED if name in given]
         tensors, dtypes = [tensors[0] for tensors, _ in parameters], [fixed[0] for _, fixed in parameters]
-        packed = weights.packing.packed(function, tensors, dtypes, weights.fixed)
-    out = function(*inputs, *packed)
-    return as_kind(out, kind) if isinstance(out, tvm.runtime.Tensor) else out
+        inputs += weights.packing.packed(function, tensors, dtypes, weights.fixed)
+    return function, inputs
 
 
 def _option(signature: Signature, name: str, value):

@@ -17,14 +17,17 @@ from typing import Any
 
 import torch
 import tvm
+import tvm_ffi
 from torch.multiprocessing.reductions import StorageWeakRef
 from tvm import relax
 
 from .. import op
-from ..eager.arrays import Checked, as_kind
-from ..eager.call import MAP_DIMS, MapArrays, Packing, Weights, run
+from ..eager.arrays import Checked, as_kind, dtype_of
+from ..eager.cache import scope
+from ..eager.call import MAP_DIMS, PACKED, MapArrays, Packing, Weights, prepared
 from ..op.register import OPS
 from ..op.signature import MAP_DTYPES, Argument, Kind, Signature
+from ..program import Function
 from .threads import let_idle_workers_sleep
 
 NAMESPACE = "sparse_ops"
@@ -208,31 +211,55 @@ TORCH_OPS: dict[str, TorchOp] = {
 
 
 def _implementation(made: TorchOp) -> Callable:
-    """The eager call."""
+    """The eager call. What was found of the first call of a kind serves all that differ from it by numbers of rows alone."""
     signature = made.signature
     kinds = {argument.name: argument.kind for argument in signature.arguments}
     holds_weight = kinds.get("weight") is Kind.WEIGHT
     returns_map = made.results is not None and MAP in made.results
+    known: dict[tuple, Function] = {}
+    dims = {argument.name: _dims(signature, argument) for argument in signature.arguments}
 
     def call(*given, **named):
         let_idle_workers_sleep()
         arguments, options = made.gathered(given, named)
         arrays: dict[str, Any] = {}
+        kind_of_call, rows, alike = [scope(), *options.values()], {}, True
         for name, value in arguments.items():
             kind = kinds[name]
             if kind is Kind.MAP:
                 arrays[name] = MapArrays(*map(_field_of_map, value))
-            elif kind is Kind.SHAPE:
+                continue
+            if kind is Kind.SHAPE:
                 arrays[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
-            elif kind is Kind.ROWS:  # of any dtype and rank
-                arrays[name] = Checked(tvm.runtime.empty((len(value), 0), "int32"), "int32")
+                continue
+            shape = value.shape
+            if kind is Kind.ROWS:  # of any dtype and rank
+                arrays[name], shape = Checked(tvm.runtime.empty((len(value), 0), "int32"), "int32"), shape[:1]
             else:
                 arrays[name] = _compact(value)
-        if holds_weight:
-            weight, bias = arrays["weight"], arrays.pop("bias", None)
-            arrays["weight"] = Weights(weight, bias, packing=_packing_of(weight))
-        out = run(signature.name, made.make, "tvm", arrays, options)
-        made_here = list(_flat(out))
+            kind_of_call += (name, value.dtype, len(shape))
+            for size, dim in zip(shape, dims[name], strict=False):
+                if dim is None:
+                    kind_of_call.append(size)
+                elif rows.setdefault(dim, size) != size:
+                    alike = False
+            alike = alike and 0 not in shape  # such tensors have strides of their own
+        packing = _packing_of(arrays["weight"]) if holds_weight else None
+        key = tuple(kind_of_call)
+        function = known.get(key) if alike else None
+        if function is None:
+            if holds_weight:
+                arrays |= {"weight": Weights(arrays["weight"], arrays.get("bias"), packing=packing), "bias": None}
+            function, inputs = prepared(signature.name, made.make, arrays, options)
+            if alike:
+                known[key] = function
+        else:
+            inputs = _inputs(arrays, holds_weight)
+            if holds_weight:
+                parameters = [name for name in PACKED if name in arrays]
+                tensors = [tvm_ffi.from_dlpack(arrays[name]) for name in parameters]
+                inputs += packing.packed(function, tensors, [dtype_of(arrays[name]) for name in parameters], fixed=False)
+        made_here = list(_flat(function(*inputs)))
         tensors = [as_kind(tensor, "torch") for tensor in made_here]
         if returns_map:
             for tensor, same in zip(tensors[-len(MAP_DTYPES) :], made_here[-len(MAP_DTYPES) :], strict=True):
@@ -240,6 +267,27 @@ def _implementation(made: TorchOp) -> Callable:
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
     return call
+
+
+def _dims(signature: Signature, argument: Argument) -> tuple:
+    """Of each dimension of an argument the name, if calls of one kind may differ in it, else None."""
+    free = [dim for dim in argument.shape if isinstance(dim, str) and dim not in signature.known]
+    return tuple(dim if dim in free else None for dim in argument.shape if dim is not ...)
+
+
+def _inputs(arrays: Mapping[str, Any], packs: bool) -> list:
+    """Arguments that are known to fit, as a compiled function takes them; without those that it takes packed."""
+    inputs = []
+    for name, array in arrays.items():
+        if isinstance(array, MapArrays):
+            inputs += array.arrays
+        elif type(array) is tuple:
+            inputs.append(tvm.runtime.ShapeTuple(array))
+        elif type(array) is Checked:
+            inputs.append(array.tensor)
+        elif not (packs and name in PACKED):
+            inputs.append(tvm_ffi.from_dlpack(array))
+    return inputs
 
 
 _fields: dict[int, tuple[weakref.ref, Checked]] = {}  # by the identity of a map's tensors, what they were made of

@@ -163,7 +163,7 @@ def power(context: Context) -> relax.Expr:
         for _ in range(exponent):
             result = context.emit(relax.op.multiply(result, x))
         return result
-    if all(isinstance(value, int | float) or isinstance(value, relax.Expr) for value in (context["self"], exponent)):
+    if all(isinstance(value, int | float | relax.Expr) for value in (context["self"], exponent)):
         a, b = operands(context, context.dtype, "self", "exponent")
         return context.emit(relax.op.power(a, b))
     return context.default()

@@ -52,6 +52,25 @@ def zero(context: Context) -> relax.Expr:
     return filled(context, context.dims(context["self"]), 0, context.dtype)
 
 
+RANDOM = (
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+    "normal",
+    "bernoulli",
+    "multinomial",
+    "rand_like",
+    "randn_like",
+    "randint_like",
+)
+
+
+@converts(*(f"aten::{name}" for name in RANDOM))
+def random(context: Context) -> None:
+    context.refuse("there are no random numbers in a component")
+
+
 @converts("aten::scalar_tensor")
 def scalar_tensor(context: Context) -> relax.Expr:
     return context.tensor(context["s"], context.dtype)

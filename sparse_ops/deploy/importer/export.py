@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from .builtins_of_sizes import symbolic_builtins
+from .errors import refused
 from .registry import PYTHON
 
 ATTENTION, LINEAR = torch.ops.aten.scaled_dot_product_attention.default, torch.ops.aten.linear.default
@@ -31,8 +33,11 @@ def export(
     module: torch.nn.Module, arguments: tuple, dynamic: Mapping[str, Any] | None, kept: Iterable[str]
 ) -> torch.export.ExportedProgram:
     """A module in core ops of torch, and those of `kept`, which have a converter of their own."""
-    with torch.no_grad(), _BatchNormOfAnyRows():
-        program = torch.export.export(module, arguments, dynamic_shapes=dynamic)
+    with torch.no_grad(), _BatchNormOfAnyRows(), symbolic_builtins(module):
+        try:
+            program = torch.export.export(module, arguments, dynamic_shapes=dynamic)
+        except Exception as error:  # whatever torch raises for what it does not take
+            raise refused(error) from error
     table = torch.export.default_decompositions()
     table.pop(LINEAR, None)
     for op in _overloads(kept):

@@ -22,8 +22,8 @@ from .sizes import Symbols, fresh, known, plain, same
 def import_program(
     program: torch.export.ExportedProgram, converters: Mapping[str, Converter], function: str = "main"
 ) -> tvm.IRModule:
-    """A module whose `main` takes the inputs of `program` and then its parameters. `converters`: the user's. What else is in the
-    module has names that begin with one of its own and have `function` in them.
+    """A module whose `main` takes the inputs of `program` and then its parameters. `converters`: the user's. Names of what else
+    is in the module have `function` in them.
 
     Raises ValueError that names the op and the line of the model for what is not covered.
     """

@@ -10,6 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 spconv = pytest.importorskip("spconv.pytorch")
 
+from spconv.pytorch.spatial import RemoveDuplicate  # noqa: E402
+
 import sparse_ops.torch.spconv as ours  # noqa: E402
 from sparse_ops.torch import convert  # noqa: E402
 from tests.sparse_ops.torch import users_code  # noqa: E402
@@ -131,7 +133,7 @@ def test_what_cannot_be_converted_is_listed_and_nothing_changes():
             "patched": instance,
             "groups": quantized,
             "even": spconv.SubMConv3d(2, 2, 2),
-            "duplicates": spconv.spatial.RemoveDuplicate() if hasattr(spconv, "spatial") else _remove_duplicate(),
+            "duplicates": RemoveDuplicate(),
         }
     )
     classes = [type(module) for module in model.modules()]
@@ -151,12 +153,6 @@ def test_what_cannot_be_converted_is_listed_and_nothing_changes():
     assert [type(module) for module in model.modules()] == classes
     with pytest.raises(ValueError, match=r"model: expected a torch.nn.Module, given list"):
         convert([])
-
-
-def _remove_duplicate():
-    from spconv.pytorch.spatial import RemoveDuplicate
-
-    return RemoveDuplicate()
 
 
 def test_states_load_both_ways():

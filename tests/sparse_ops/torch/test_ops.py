@@ -64,6 +64,10 @@ CALLS = {
         lambda i: ops.sparse_conv(i.x, i.weight, *i.arrays("strided"), i.sites, i.bias, activation="relu"),
         lambda i: F.sparse_conv(i.x, i.weight, i.strided, i.bias, activation="relu"),
     ),
+    "sparse_conv_weight_gradient": (
+        lambda i: ops.sparse_conv_weight_gradient(i.x, i.x.new_ones(len(i.sites), 4), *i.arrays("strided"), 3),
+        None,
+    ),
     "upsampled_conv": (
         lambda i: ops.upsampled_conv(pooled(i), i.weight, *i.arrays("same"), i.to_coarse[1]),
         lambda i: F.upsampled_conv(pooled(i), i.weight, i.same, i.to_coarse[1]),
@@ -260,3 +264,27 @@ def test_a_kernel_map_is_four_tensors_with_the_names_of_the_layout():
 def test_eager_calls_refuse_what_has_no_numbers():
     with FakeTensorMode() as mode, pytest.raises(ValueError, match=r"coords: expected int32 .* without numbers"):
         F.submanifold_map(mode.from_tensor(Inputs().coords))
+
+
+def test_calls_that_differ_in_rows_alone_share_what_was_found(monkeypatch):
+    """The first call of a kind is checked against the signature; later ones that do not fit it are, too."""
+    from sparse_ops.torch import ops as module
+
+    first, second = Inputs(150), Inputs(90)
+    ops.sparse_conv(first.x, first.weight, *first.arrays("same"), first.coords)
+    checked, original = [], module.prepared
+    monkeypatch.setattr(module, "prepared", lambda *args: checked.append(args[0]) or original(*args))
+    found = ops.sparse_conv(second.x, second.weight, *second.arrays("same"), second.coords)
+    assert torch.equal(found, F.sparse_conv(second.x, second.weight, second.same)) and not checked
+    for wrong in (second.x[:, :4], second.x.double(), second.x[None]):
+        with pytest.raises(ValueError, match="x: expected"):
+            ops.sparse_conv(wrong, second.weight, *second.arrays("same"), second.coords)
+    with pytest.raises(ValueError, match="residual: expected"):
+        ops.sparse_conv(second.x, second.weight, *second.arrays("same"), second.coords, None, second.x[:7, :4].contiguous())
+    assert checked
+
+
+def test_the_instruction_set_in_scope_counts(isa_of_float32):
+    i = Inputs()
+    found = ops.sparse_conv(i.x, i.weight, *i.arrays("same"), i.coords)
+    assert torch.equal(found, F.sparse_conv(i.x, i.weight, i.same))

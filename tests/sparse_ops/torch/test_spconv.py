@@ -300,7 +300,16 @@ def test_global_pools_have_a_row_for_each_batch_element():
             assert_close(y[element].numpy(), reduce(x.features[x.indices[:, 0] == element], 0).numpy(), 30)
 
 
-def test_a_sequence_runs_on_no_voxels():
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_sequence_runs_on_no_voxels_and_on_one(inference):
+    with torch.inference_mode(inference):
+        one = tensor(spconv, 1)
+        up = inverse("k")(strided("k")(subm("a")(one)))
+        assert torch.equal(up.indices, one.indices) and up.features.shape == (1, CHANNELS)
+        no_voxels()
+
+
+def no_voxels():
     net = spconv.SparseSequential(subm(), torch.nn.Linear(CHANNELS, 7), torch.nn.ReLU(), spconv.SubMConv3d(7, 3, 1))
     x = tensor(spconv, 0)
     y = net(x)

@@ -11,6 +11,7 @@ Three steps, each on one PrimFunc:
    `tanh`, `sigmoid` and `erf` of float32 as `polynomials`, which vectorize, where the C library's functions do not.
 """
 
+import contextlib
 import logging
 
 import tvm
@@ -64,6 +65,8 @@ def _scheduled(name: str, func: tirx.PrimFunc) -> tirx.PrimFunc:
             logger.info("%s: scheduled without %s: %s", name, " and ".join(options), reason)
         return result
     logger.info("%s: left unscheduled: %s", name, reason)
+    with contextlib.suppress(NotUnderstood):  # arguments may lie anywhere all the same
+        return unaligned(func)
     return func
 
 

@@ -47,11 +47,12 @@ class Block:
         if unknown := [iter_var for iter_var in self.block.iter_vars if iter_var.iter_type not in REDUCES]:
             raise NotUnderstood(f"block {name}: axis {unknown[0].var.name} is neither of the result nor reduced")
         values = _realize_of(sch, rv).iter_values
-        if not all(value in loops for value in values):  # a scalar is computed without one
+        if not all(value in loops or isinstance(value, tirx.IntImm) for value in values):
             raise NotUnderstood(f"block {name}: an axis has no loop of its own")
         self.axes = [
             Axis(iter_var.var, iter_var.dom.extent, loops[value], REDUCES[iter_var.iter_type])
             for iter_var, value in zip(self.block.iter_vars, values, strict=True)
+            if value in loops  # the one step of a scalar has none
         ]
         self.analyzer = Analyzer()
         for axis in self.axes:

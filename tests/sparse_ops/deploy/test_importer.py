@@ -1,0 +1,233 @@
+"""The import of users' models: idioms at every number of rows, what is refused and in which words, converters of one's own."""
+
+import functools
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import sparse_ops.torch.ops  # noqa: F401  registers them
+from sparse_ops.deploy.from_torch import port_component
+from sparse_ops.deploy.importer import CONVERTERS
+from sparse_ops.deploy.importer.compare import difference
+from sparse_ops.deploy.importer.coverage import table
+from tests.sparse_ops.deploy.idioms import SIDE, THEMES, Idioms
+from tests.tolerance import assert_close
+
+ROWS = 61
+DOCUMENT = Path(__file__).parents[3] / "docs" / "bridge.md"
+
+
+@functools.cache
+def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """feats, coords in no order, index"""
+    rng = np.random.default_rng(0)
+    cells = rng.permutation(2 * SIDE**3)[:ROWS]
+    coords = np.stack([cells // SIDE**3, cells // SIDE**2 % SIDE, cells // SIDE % SIDE, cells % SIDE], 1).astype("int32")
+    feats, index = rng.standard_normal((ROWS, 8)).astype("float32"), rng.integers(0, 2, ROWS)
+    return torch.from_numpy(feats), torch.from_numpy(coords), torch.from_numpy(index)
+
+
+def dynamic(*names: str) -> dict:
+    rows = Dim("rows")
+    return {name: {0: rows} for name in names}
+
+
+@functools.cache
+def compiled(theme: str):
+    return port_component(Idioms(theme), example(), theme, dynamic=dynamic("x", "c", "i"))
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_idioms_at_every_number_of_rows(theme):
+    model = Idioms(theme).eval()
+    for rows in (0, 1, 2, 17, ROWS):
+        inputs = [tensor[:rows] for tensor in example()]
+        with torch.no_grad():
+            every = [list(function(model, *inputs)) for function in model.functions]
+        for name, expected, given in zip(THEMES[theme], every, compiled(theme)(*inputs), strict=True):
+            assert len(given) == len(expected)
+            for place, (mine, theirs) in enumerate(zip(given, expected, strict=True)):
+                what = f"{name}[{place}] of {rows} rows"
+                assert mine.dtype == theirs.dtype, what
+                assert_close(mine, theirs.numpy(), max(ROWS, 9 * 8 * 2), name=what)
+
+
+class Selected(nn.Module):
+    def forward(self, x, i):
+        return x[i], x.index_select(0, i.abs())
+
+    def embedded(self, x, i):
+        return nn.functional.embedding(i, x), x.gather(0, i[:, None].expand(-1, 8))
+
+    def added(self, x, i):
+        return torch.zeros(3, 8).index_add(0, i, x[:2]), torch.zeros(3, 8).scatter(0, i[:, None].expand(-1, 8), x[:2])
+
+    def put(self, x, i):
+        y = x.clone()
+        y[i, i] = 1.0
+        return y
+
+
+@functools.cache
+def selecting():
+    x, i = example()[0][:5], torch.tensor([2, 1])
+    return port_component(Selected(), dict.fromkeys(("forward", "embedded", "added", "put"), (x, i)), "selected")
+
+
+@pytest.mark.parametrize(
+    ("method", "index"),
+    [
+        ("forward", [5, 0]),
+        ("forward", [0, -6]),
+        ("forward", [2**33, 0]),
+        ("forward", [0, -(2**40)]),
+        ("embedded", [0, 5]),
+        ("embedded", [-1, 0]),
+        ("added", [3, 0]),
+        ("added", [0, -1]),
+        ("put", [4, 5]),
+        ("put", [-6, 0]),
+    ],
+)
+def test_an_index_out_of_range_is_refused(method, index):
+    with pytest.raises(ValueError, match="index: entry"):
+        selecting()[method](example()[0][:5], torch.tensor(index))
+
+
+def test_entries_below_zero_count_from_the_end():
+    x, index = example()[0][:5], torch.tensor([-1, 3])
+    assert torch.equal(selecting()(x, index)[0], x[index])
+
+
+class Sized(nn.Module):
+    """Sizes that the data decide."""
+
+    def forward(self, x, n):
+        count = n.item()
+        torch._check(count >= 0)
+        return torch.zeros(count, 4), x.new_zeros(count * 2).sum(), torch.ones(1, 2).expand(count, 2)
+
+
+def test_a_size_that_cannot_be_is_refused():
+    component = port_component(Sized(), (torch.zeros(2), torch.tensor([3])), "sized")
+    assert component(torch.zeros(2), torch.tensor([0]))[0].shape == (0, 4)
+    for size in (-1, -(2**40), 2**45):
+        with pytest.raises(ValueError, match="aten::zeros: sizes: expected"):
+            component(torch.zeros(2), torch.tensor([size]))
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x + 1 if x.sum() > 0 else x
+
+    def unsupported(self, x):
+        y = x * 2
+        return torch.linalg.svd(y)[1]
+
+    def random(self, x):
+        return x + torch.rand_like(x)
+
+    def wide(self, x):
+        return nn.functional.linear(x.double(), torch.ones(2, 8).double())
+
+    def columns(self, x):
+        return torch.unique(x, dim=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("forward", r"forward cannot be ported: torch.export refuses it at .*test_importer.py:\d+: return x \+ 1 if x.sum\(\)"),
+        ("forward", r"instead: keep a number that the data decide a number"),
+        ("unsupported", r"aten::.*svd.* at .*test_importer.py:\d+: return torch.linalg.svd\(y\)\[1\]: there is no converter"),
+        (
+            "random",
+            r"aten::rand_like at .*: no random numbers|there are no random numbers in a component; instead: random numbers",
+        ),
+        ("wide", r"aten::linear at .*: expected float32, given float64; call \.float\(\) before it"),
+        ("columns", r"aten::unique_dim at .*: expected rows of 1 to 4 integers, given .*; instead: columns of integers"),
+    ],
+)
+def test_what_is_not_covered_names_op_line_and_way_out(method, message):
+    with pytest.raises(ValueError, match=message):
+        port_component(Branching(), {method: (example()[0],)}, "branching")
+
+
+class Wrong(nn.Module):
+    """Its result depends on what torch.export has no eyes for."""
+
+    def forward(self, x):
+        return x * (2.0 if torch.compiler.is_exporting() else 3.0), x.sum(0)
+
+
+class Short(nn.Module):
+    def forward(self, x):
+        if not torch.compiler.is_exporting() and len(x) < 40:
+            raise RuntimeError("too few")
+        return x * 2
+
+
+def test_a_component_that_differs_from_torch_is_refused():
+    x = example()[0]
+    with pytest.raises(ValueError, match=r"module: forward: with inputs \[61, 8\]: output\.0: differs from torch's: by "):
+        port_component(Wrong(), (x,), "wrong")
+    unchecked = port_component(Wrong(), (x,), "wrong", check=False)
+    assert torch.equal(unchecked(x)[0], x * 2)
+
+
+def test_a_model_that_takes_no_fewer_rows_is_compared_on_the_example():
+    with pytest.warns(UserWarning, match=r"compared with torch on the example only; cut to \[\[30, 8\]\].*too few"):
+        port_component(Short(), (example()[0],), "short", dynamic=dynamic("x"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_difference(precision):
+    ones = torch.ones(3)
+    assert not difference(ones + 1e-7, ones, precision, 9)
+    assert bool(difference(ones + 1e-3, ones, precision, 9)) == (precision == "float32")
+    assert "values" in difference(torch.tensor([1, 2]), torch.tensor([1, 3]), precision, 9)
+    assert "instead of" in difference(ones.double(), ones, precision, 9)
+    assert "NaN" in difference(ones * torch.nan, ones, precision, 9)
+    assert not difference(ones * torch.nan, ones * torch.nan, precision, 9)
+
+
+def ported_example() -> str:
+    """The example of docs/bridge.md."""
+    return re.search(r"<!-- a test runs this -->\n```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[1]
+
+
+def test_the_converter_of_the_documentation_runs():
+    space: dict = {}
+    exec(compile(ported_example(), "docs/bridge.md", "exec"), space)
+    x = space["x"]
+    assert torch.allclose(space["component"](x), x.clamp(-0.5, 0.5) * 3)
+
+
+@pytest.mark.parametrize(
+    ("converters", "message"),
+    [
+        ([], "converters: expected functions by the names of ops, given list"),
+        ({"my_op": print}, "converters: expected names such as 'my_library::my_op' or 'aten::sort.stable', given 'my_op'"),
+        ({"a::b": 1}, "converters: a::b: expected a function of a Context, given int"),
+    ],
+)
+def test_bad_converters(converters, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        port_component(Short(), (example()[0],), "short", converters=converters)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_converters():
+    assert table(CONVERTERS) in DOCUMENT.read_text(), "python -m sparse_ops.deploy.importer.coverage prints it"
+
+
+def test_builtins_are_python_s_again():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled("numbers")
+    assert "len" not in vars(__import__("tests.sparse_ops.deploy.idioms", fromlist=["_"]))
