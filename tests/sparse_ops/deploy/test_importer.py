@@ -157,7 +157,7 @@ def test_extents_from_the_data_and_the_largest_of_nothing():
     component = port_component(Extents(), (x, c, batch, side), "extents", dynamic=free)
     assert component(x, c, torch.tensor(3), side)[0].shape[0] == 3
     for wrong in (0, -5, 2**45):
-        with pytest.raises(ValueError, match="batch: expected at least 1|to_dense: expected what fits"):
+        with pytest.raises(ValueError, match=r"batch: expected at least 1|to_dense: expected what fits"):
             component(x, c, torch.tensor(wrong), side)
     with pytest.raises(ValueError, match="shape: expected at least 1, given"):
         component(x, c, batch, -side)
