@@ -143,6 +143,28 @@ def columns(x):
     return torch.unique(x, dim=0)
 
 
+class Extents(nn.Module):
+    def forward(self, x, c, batch, side):
+        grid = torch.ops.sparse_ops.to_dense(x, c, batch.item(), [SIDE] * 3)
+        sites = torch.ops.sparse_ops.strided_map(c, [3] * 3, [2] * 3, [1] * 3, shape=side.tolist())[0]
+        return grid, sites, x.max(0).values
+
+
+def test_extents_from_the_data_and_the_largest_of_nothing():
+    x, c, _ = example()
+    batch, side = torch.tensor(2), torch.full((3,), SIDE)
+    free = dynamic("x", "c") | {"batch": {}, "side": {}}
+    component = port_component(Extents(), (x, c, batch, side), "extents", dynamic=free)
+    assert component(x, c, torch.tensor(3), side)[0].shape[0] == 3
+    for wrong in (0, -5, 2**45):
+        with pytest.raises(ValueError, match=r"batch: expected at least 1|to_dense: expected what fits"):
+            component(x, c, torch.tensor(wrong), side)
+    with pytest.raises(ValueError, match="shape: expected at least 1, given"):
+        component(x, c, batch, -side)
+    with pytest.raises(ValueError, match="rows beside the one that it takes at least"):
+        component(x[:0], c[:0], batch, side)
+
+
 class Calls(nn.Module):
     def __init__(self, function):
         super().__init__()
