@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-import sparse_ops.torch.ops  # noqa: F401  registers them
+import sparse_ops.torch.spconv as spconv
 from sparse_ops.deploy.from_torch import port_component
 from sparse_ops.deploy.importer import CONVERTERS
 from sparse_ops.deploy.importer.compare import difference
 from sparse_ops.deploy.importer.coverage import table
+from sparse_ops.deploy.importer.errors import line_of
 from tests.sparse_ops.deploy.idioms import SIDE, THEMES, Idioms
 from tests.tolerance import assert_close
 
@@ -143,6 +144,11 @@ def columns(x):
     return torch.unique(x, dim=0)
 
 
+def sparse(x):
+    """A tensor of a layer, as no component returns it."""
+    return spconv.SparseConvTensor(x, torch.zeros(len(x), 4).int(), [SIDE] * 3, 1)
+
+
 class Extents(nn.Module):
     def forward(self, x, c, batch, side):
         grid = torch.ops.sparse_ops.to_dense(x, c, batch.item(), [SIDE] * 3)
@@ -184,6 +190,7 @@ LINE = r" at .*test_importer\.py:\d+: "
             branching,
             f"forward cannot be ported: torch.export refuses it{LINE}return x .* if x.sum.*instead: keep a number that",
         ),
+        (sparse, r"torch.export refuses it; instead: tensors, in tuples, lists or dicts: of a SparseConvTensor its features"),
         (unsupported, f"aten::_linalg_svd{LINE}return self.function.x.: there is no converter for it; instead: numpy, before"),
         (random, f"aten::rand_like{LINE}.*: there are no random numbers in a component; instead: random numbers as an input"),
         (wide, rf"aten::linear{LINE}.*: expected float32, given float64; call \.float\(\) before it"),
@@ -260,6 +267,12 @@ def test_bad_converters(converters, message):
 
 def test_the_table_of_the_documentation_is_that_of_the_converters():
     assert table(CONVERTERS) in DOCUMENT.read_text(), "python -m sparse_ops.deploy.importer.coverage prints it"
+
+
+def test_the_line_of_a_call_in_one_of_our_layers_is_the_users():
+    frames = [(__file__, "forward"), (spconv.conv.__file__, "forward"), (torch.nn.functional.__file__, "linear")]
+    stack = "\n".join(f'  File "{file}", line {place}, in {function}' for place, (file, function) in enumerate(frames, 1))
+    assert line_of(stack).startswith(f" at {__file__}:1: ")
 
 
 def test_builtins_are_python_s_again():
