@@ -108,7 +108,7 @@ class Network:
         self.on(given)
         n, inputs = Dim("n"), (torch.from_numpy(given.features), torch.from_numpy(given.indices))
         dynamic = {"features": {0: n}, "indices": {0: n}}
-        return port_component(Plain(self.module), inputs, self.kind, dynamic=dynamic)
+        return port_component(Plain(self.module), inputs, self.kind, dynamic=dynamic, check=False)  # see `checked`
 
 
 def checked(kind: str, given: Input):

@@ -24,6 +24,7 @@ settings.load_profile("default-project")
 # Files that compile most, the longest first: what is left to the end is short, so that no worker waits long for the last one.
 # A file is one worker's, so that what its tests share is compiled once. `--durations` tells when this is out of date.
 LONGEST = (
+    "test_networks.py",
     "test_golden.py",
     "test_registry.py",
     "test_pipeline.py",

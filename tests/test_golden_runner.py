@@ -68,6 +68,19 @@ def test_a_tensor_that_the_case_leaves_out_fails(doubling, tmp_path, capsys):
     assert "mid.other" in (text := capsys.readouterr().out) and "did not produce it" in text
 
 
+def test_every_way_is_compared_with_what_it_should_be(doubling, monkeypatch, tmp_path, capsys):
+    few = {"in.x": TENSORS["in.x"][:1], "out.y": TENSORS["out.y"][:1]}
+    found = {"out.y": few["out.y"] + np.float32(1)}
+    ways = lambda tensors, config: [("again", CASES["doubling"].run(tensors, config), tensors), ("1 row", found, few)]  # noqa: E731
+    monkeypatch.setitem(CASES, "doubling", Case(CASES["doubling"].run, ways=ways))
+    assert runner.main([write(tmp_path / "doubling.safetensors")]) == 1
+    text = capsys.readouterr().out
+    assert "again: mid.count" in text and "again: out.y" in text and "1 of 5 tensors FAILED" in text
+    found["out.y"] = few["out.y"]
+    assert runner.main([write(tmp_path / "doubling.safetensors")]) == 0
+    assert "all 5 tensors ok" in capsys.readouterr().out
+
+
 def test_an_exception_in_a_case_fails_and_the_other_files_still_run(doubling, tmp_path, capsys):
     without = {name: x for name, x in TENSORS.items() if name != "in.x"}
     bad, good = write(tmp_path / "doubling__bad.safetensors", without), write(tmp_path / "doubling.safetensors")

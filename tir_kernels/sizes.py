@@ -24,11 +24,11 @@ def check_sizes(what: str, least: int, dtype: str, sizes: Sequence[int]) -> tvm_
     return tvm_ffi.Shape(sizes)
 
 
-def check_shape(what: str, tensor: tvm.runtime.Tensor, shape: Sequence[int]) -> tvm.runtime.Tensor:
-    """The tensor. ValueError, which `what` begins, if it has another shape."""
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{what}: expected the shape {list(shape)}, given {list(tensor.shape)}")
-    return tensor
+def check_shape(what: str, given: Sequence[int], expected: Sequence[int]) -> tvm_ffi.Shape:
+    """The shape that is expected. ValueError, which `what` begins, if another is given."""
+    if tuple(given) != tuple(expected):
+        raise ValueError(f"{what}: expected the shape {list(expected)}, given {list(given)}")
+    return tvm_ffi.Shape(expected)
 
 
 tvm.register_global_func(CHECK_SIZES, check_sizes)

@@ -42,13 +42,16 @@ def checked_sizes(what: str, sizes: Sequence, least: int = 0, dtype: str = "") -
     return relax.op.call_pure_packed(CHECK_SIZES, *arguments, ty_args=relax.ShapeType(ndim=len(sizes)))
 
 
-def checked_shape(what: str, tensor: relax.Expr, shape: Sequence) -> relax.Call:
-    """The tensor with a shape that its type does not tell, once the running module has compared the two.
+def emit_checked_shape(bb: relax.BlockBuilder, what: str, tensor: relax.Expr, shape: Sequence) -> relax.Expr:
+    """Emit the tensor with another shape than its type tells, once the running module has found that they are equal.
 
-    It raises ValueError, which `what` begins, where they differ. A `match_cast` would do, if passes did not drop it.
+    It raises ValueError, which `what` begins, where they differ. A `match_cast` would do, if passes did not drop it; of this
+    view memory planning knows that it shares memory.
     """
-    arguments = [tvm.ir.StringImm(what), tensor, relax.ShapeExpr(list(shape))]
-    return relax.op.call_pure_packed(CHECK_SHAPE, *arguments, ty_args=relax.TensorType(list(shape), str(tensor.ty.dtype)))
+    given, expected = relax.ShapeExpr(tensor.ty.shape.values), relax.ShapeExpr(list(shape))
+    check = relax.op.call_pure_packed(CHECK_SHAPE, tvm.ir.StringImm(what), given, expected, ty_args=expected.ty)
+    ty = relax.TensorType(list(shape), str(tensor.ty.dtype))
+    return bb.emit(relax.op.call_pure_packed("vm.builtin.reshape", tensor, bb.emit(check), ty_args=ty))
 
 
 def emit_grant(bb: relax.BlockBuilder, op: str, *tensors: Tensor) -> relax.Expr | None:

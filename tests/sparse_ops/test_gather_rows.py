@@ -17,6 +17,14 @@ def test_integers():
     assert out.tolist() == [[9, 10, 11], [0, 0, 0], [0, 1, 2]]
 
 
+@pytest.mark.parametrize("dtype", ["int64", "bool"])
+def test_other_dtypes(dtype):
+    x = np.array([[2**40, 1, 0], [0, 5, -(2**50)]], "int64").astype(dtype)
+    out = evaluate(op.gather_rows, x, np.array([1, -1, 0, 1], "int32"), shapes=SHAPES)
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(out, np.concatenate([x[1:], np.zeros((1, 3), dtype), x]))
+
+
 def test_no_rows_give_zeros():
     out = evaluate(op.gather_rows, np.zeros((0, 3), "float32"), np.full(5, -1, "int32"), shapes=SHAPES)
     assert out.shape == (5, 3) and not out.any()

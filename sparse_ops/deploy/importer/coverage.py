@@ -1,4 +1,4 @@
-"""Which ops have a converter here, as docs/bridge.md has them: `python -m sparse_ops.deploy.importer.coverage` prints it."""
+"""Which ops have a converter here: `python -m sparse_ops.deploy.importer.coverage` prints the table of docs/bridge.md."""
 
 import sys
 from collections.abc import Mapping

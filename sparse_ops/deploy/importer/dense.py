@@ -9,7 +9,7 @@ from .layout import cut
 from .registry import converts
 from .sizes import known
 
-PRODUCTS = ("linear", "mm", "bmm", "addmm", "baddbmm", "matmul", "convolution", "scaled_dot_product_attention")
+PRODUCTS = ("linear", "mm", "bmm", "addmm", "convolution")
 
 
 @converts(*(f"aten::{name}" for name in PRODUCTS))

@@ -11,7 +11,7 @@ from torch import fx
 RANDOM = "random numbers as an input of the model"
 CUSTOM = "a converter for it, which port_component takes as `converters`"
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)')
-PACKAGES = tuple(str(Path(file).resolve().parent) for file in (torch.__file__, Path(__file__).parents[1]))  # torch and ours
+PACKAGES = tuple(map(str, (Path(torch.__file__).resolve().parent, Path(__file__).resolve().parents[2])))  # torch and ours
 
 # What to use instead of an op, by the beginning of its name; the longest counts.
 HINTS: dict[str, str] = {
@@ -19,6 +19,7 @@ HINTS: dict[str, str] = {
     "aten::bernoulli": RANDOM,
     "aten::convolution": "a convolution of 1, 2 or 3 dimensions that is not transposed, or a transposed one of 1 or 2",
     "aten::grid_sampler_3d": "torch.ops.sparse_ops.trilinear and interpolate, on voxels",
+    "aten::_linalg": "numpy, before or after the component",
     "aten::linalg": "numpy, before or after the component",
     "aten::mode": "torch.bincount and argmax",
     "aten::multinomial": RANDOM,
@@ -41,6 +42,7 @@ EXPORT_HINTS: dict[str, str] = {
         "keep a number that the data decide a number: no if, while, range or list over it; torch.where on tensors, "
         "torch.sym_max and torch.sym_min of sizes, x[:n] for split, and int, float, len, max and min in the module itself"
     ),
+    "which is not a known type": "tensors, in tuples, lists or dicts: of a SparseConvTensor its features and indices",
     "Tensor-likes are not close": "no tensors changed from outside while the model runs",
     "mutat": "no changes of the model's own tensors in its forward",
 }

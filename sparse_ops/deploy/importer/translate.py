@@ -9,7 +9,7 @@ from torch import fx
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-from sparse_ops.op.memory import checked_shape
+from sparse_ops.op.memory import emit_checked_shape
 
 from .clean import clean
 from .context import Context, dtype_name
@@ -128,7 +128,7 @@ class Importer(ExportedProgramImporter):
         if result.ty.shape is None:
             return self.block_builder.match_cast(result, relax.TensorType(dims, dtype))
         what = f"{name_of(node.target)}{line_of(node.meta.get('stack_trace'), short=True)}"
-        return self.block_builder.emit(checked_shape(what, result, dims))
+        return emit_checked_shape(self.block_builder, what, result, dims)
 
 
 class _Every(dict):

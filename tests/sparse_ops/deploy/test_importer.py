@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-import sparse_ops.torch.ops  # noqa: F401  registers them
 import sparse_ops.torch.spconv as spconv
 from sparse_ops.deploy.from_torch import port_component
 from sparse_ops.deploy.importer import CONVERTERS
 from sparse_ops.deploy.importer.compare import difference
 from sparse_ops.deploy.importer.coverage import table
+from sparse_ops.deploy.importer.errors import line_of
 from tests.sparse_ops.deploy.idioms import SIDE, THEMES, Idioms
 from tests.tolerance import assert_close
 
@@ -123,41 +123,83 @@ def test_a_size_that_cannot_be_is_refused():
             component(torch.zeros(2), torch.tensor([size]))
 
 
-class Branching(nn.Module):
+def branching(x):
+    return x + 1 if x.sum() > 0 else x
+
+
+def unsupported(x):
+    y = x * 2
+    return torch.linalg.svd(y)[1]
+
+
+def random(x):
+    return x + torch.rand_like(x)
+
+
+def wide(x):
+    return nn.functional.linear(x.double(), torch.ones(2, 8).double())
+
+
+def columns(x):
+    return torch.unique(x, dim=0)
+
+
+def sparse(x):
+    """A tensor of a layer, as no component returns it."""
+    return spconv.SparseConvTensor(x, torch.zeros(len(x), 4).int(), [SIDE] * 3, 1)
+
+
+class Extents(nn.Module):
+    def forward(self, x, c, batch, side):
+        grid = torch.ops.sparse_ops.to_dense(x, c, batch.item(), [SIDE] * 3)
+        sites = torch.ops.sparse_ops.strided_map(c, [3] * 3, [2] * 3, [1] * 3, shape=side.tolist())[0]
+        return grid, sites, x.max(0).values
+
+
+def test_extents_from_the_data_and_the_largest_of_nothing():
+    x, c, _ = example()
+    batch, side = torch.tensor(2), torch.full((3,), SIDE)
+    free = dynamic("x", "c") | {"batch": {}, "side": {}}
+    component = port_component(Extents(), (x, c, batch, side), "extents", dynamic=free)
+    assert component(x, c, torch.tensor(3), side)[0].shape[0] == 3
+    for wrong in (0, -5, 2**45):
+        with pytest.raises(ValueError, match=r"batch: expected at least 1|to_dense: expected what fits"):
+            component(x, c, torch.tensor(wrong), side)
+    with pytest.raises(ValueError, match="shape: expected at least 1, given"):
+        component(x, c, batch, -side)
+    with pytest.raises(ValueError, match="rows beside the one that it takes at least"):
+        component(x[:0], c[:0], batch, side)
+
+
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
     def forward(self, x):
-        return x + 1 if x.sum() > 0 else x
+        return self.function(x)
 
-    def unsupported(self, x):
-        y = x * 2
-        return torch.linalg.svd(y)[1]
 
-    def random(self, x):
-        return x + torch.rand_like(x)
-
-    def wide(self, x):
-        return nn.functional.linear(x.double(), torch.ones(2, 8).double())
-
-    def columns(self, x):
-        return torch.unique(x, dim=0)
+LINE = r" at .*test_importer\.py:\d+: "
 
 
 @pytest.mark.parametrize(
-    ("method", "message"),
+    ("function", "message"),
     [
-        ("forward", r"forward cannot be ported: torch.export refuses it at .*test_importer.py:\d+: return x \+ 1 if x.sum\(\)"),
-        ("forward", r"instead: keep a number that the data decide a number"),
-        ("unsupported", r"aten::.*svd.* at .*test_importer.py:\d+: return torch.linalg.svd\(y\)\[1\]: there is no converter"),
         (
-            "random",
-            r"aten::rand_like at .*: no random numbers|there are no random numbers in a component; instead: random numbers",
+            branching,
+            f"forward cannot be ported: torch.export refuses it{LINE}return x .* if x.sum.*instead: keep a number that",
         ),
-        ("wide", r"aten::linear at .*: expected float32, given float64; call \.float\(\) before it"),
-        ("columns", r"aten::unique_dim at .*: expected rows of 1 to 4 integers, given .*; instead: columns of integers"),
+        (sparse, r"torch.export refuses it; instead: tensors, in tuples, lists or dicts: of a SparseConvTensor its features"),
+        (unsupported, f"aten::_linalg_svd{LINE}return self.function.x.: there is no converter for it; instead: numpy, before"),
+        (random, f"aten::rand_like{LINE}.*: there are no random numbers in a component; instead: random numbers as an input"),
+        (wide, rf"aten::linear{LINE}.*: expected float32, given float64; call \.float\(\) before it"),
+        (columns, f"aten::unique_dim{LINE}.*: expected rows of 1 to 4 integers, given .*; instead: columns of integers"),
     ],
 )
-def test_what_is_not_covered_names_op_line_and_way_out(method, message):
+def test_what_is_not_covered_names_op_line_and_way_out(function, message):
     with pytest.raises(ValueError, match=message):
-        port_component(Branching(), {method: (example()[0],)}, "branching")
+        port_component(Calls(function), (example()[0],), "calls")
 
 
 class Wrong(nn.Module):
@@ -251,6 +293,12 @@ def test_bad_converters(converters, message):
 
 def test_the_table_of_the_documentation_is_that_of_the_converters():
     assert table(CONVERTERS) in DOCUMENT.read_text(), "python -m sparse_ops.deploy.importer.coverage prints it"
+
+
+def test_the_line_of_a_call_in_one_of_our_layers_is_the_users():
+    frames = [(__file__, "forward"), (spconv.conv.__file__, "forward"), (torch.nn.functional.__file__, "linear")]
+    stack = "\n".join(f'  File "{file}", line {place}, in {function}' for place, (file, function) in enumerate(frames, 1))
+    assert line_of(stack).startswith(f" at {__file__}:1: ")
 
 
 def test_builtins_are_python_s_again():

@@ -306,7 +306,10 @@ def test_what_it_does_not_understand_stays_as_it_is(caplog):
     kernels = {"scan": scan, "called": called, "strided": strided}
     with host_target(), caplog.at_level("INFO", "sparse_ops"):
         after = ScheduleRest()(tvm.IRModule(kernels))
-    assert all(tvm_ffi.structural_equal(after[name], kernel) for name, kernel in kernels.items())
+    # Only arguments may lie anywhere: without strides they are aligned to their elements, as everywhere.
+    expected = {"scan": schedule_rest.unaligned(scan), "called": schedule_rest.unaligned(called), "strided": strided}
+    assert all(tvm_ffi.structural_equal(after[name], kernel) for name, kernel in expected.items())
+    assert [after["scan"].params[0].ty.data_alignment, scan.params[0].ty.data_alignment] == [4, 64]
     assert sorted(caplog.messages) == [
         "called: left unscheduled: NotUnderstood: it calls tirx.call_extern",
         "scan: left unscheduled: NotUnderstood: block scan: axis at is neither of the result nor reduced",
@@ -378,3 +381,21 @@ def test_any_chain_of_elementwise_broadcast_transpose_and_reduction(data):
 
     case = Case(chain, lambda x: chain(x, numpy=True), [tuple(shape)], depth=40**2)
     check(case, compiled(scheduled(case)), {})
+
+
+@T.prim_func(private=True, s_tir=True)
+def by_a_scalar(n: T.Buffer((1,), "int64"), x: T.Buffer((1000, 8), "float32"), out: T.Buffer((1000, 8), "float32")):
+    scalar = T.sblock_alloc_buffer((), "int64")
+    with T.sblock("scalar"):
+        step = T.axis.spatial(1, 0)  # noqa: F841
+        scalar[()] = n[0]
+    for i, j in T.grid(1000, 8):
+        with T.sblock("divide"):
+            row, column = T.axis.remap("SS", [i, j])
+            out[row, column] = x[row, column] / T.Cast("float32", scalar[()])
+
+
+def test_a_scalar_among_its_blocks_is_computed_where_it_is_used():
+    with host_target():
+        after = ScheduleRest()(tvm.IRModule({"by_a_scalar": by_a_scalar}))
+    assert SCHEDULED in after["by_a_scalar"].attrs and "alloc" not in after.script()
