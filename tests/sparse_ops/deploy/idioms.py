@@ -298,6 +298,13 @@ def items_of_a_row(s, x, c, i):
 
 
 @idiom("numbers")
+def one_size_twice(s, x, c, i):
+    batch = (i.sum() + 2).item() + 1
+    flat, cubes = torch.ones(batch, 1) * x.sum(0), torch.ones(batch, 1, 1) * x.sum(0)[:, None]
+    return flat.unsqueeze(-1) + cubes[..., :1], flat + torch.zeros(batch, 8)
+
+
+@idiom("numbers")
 def infinite(s, x, c, i):
     n = x.shape[0]
     largest = torch.full((n, 8), float("-inf")).index_reduce(0, torch.zeros_like(i), x, "amax")
