@@ -8,13 +8,14 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 import tvm
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, TensorArgument
 from tvm import relax
 
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_relax import component_from_relax, flat_types, static_shape
 from sparse_ops.deploy.importer import CONVERTERS, Converter, check_converters, compare, export, import_program
 from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, names
+from sparse_ops.torch.spconv.core import is_sparse
 from sparse_ops.transform.lift_params import PARAMETER_NAMES
 from tir_kernels.dispatch import check_target, host_target
 
@@ -33,10 +34,11 @@ def port_component(
     """Compile a module, which is any that torch.export takes, for `target`, by default this CPU.
 
     `inputs`: example tensors for `forward`, or, to export several methods over the same parameters, such by the name of the
-    method; tensors may stand in lists, tuples and dicts. `dynamic`: what torch.export calls dynamic_shapes, for `forward`, or
-    by the name of the method. `precision`: "float32", or "bfloat16" or "float16" inside, see
-    `sparse_ops.transform.precision.to_precision`. `converters`: functions of an `importer.Context` by the names of ops, such as
-    "my_library::my_op", for ops that are not covered or are to be written otherwise, see docs/bridge.md.
+    method; tensors may stand in lists, tuples and dicts; a SparseConvTensor that the module returns comes as the dict of its
+    `features` and `indices`. `dynamic`: what torch.export calls dynamic_shapes, for `forward`, or by the name of the method.
+    `precision`: "float32", or "bfloat16" or "float16" inside, see `sparse_ops.transform.precision.to_precision`. `converters`:
+    functions of an `importer.Context` by the names of ops, such as "my_library::my_op", for ops that are not covered or are to
+    be written otherwise, see docs/bridge.md.
 
     `check`: compare the component with the module in torch, once on the example and once on it cut to about half along its
     dynamic dimensions; False for components whose example is costly to run. Components for another CPU are not compared.
@@ -75,7 +77,8 @@ def port_component(
     if check and not component.manifest.lacking():
         for method, (program, arguments) in exported.items():
             outputs = [spec.name for spec in functions[method].outputs]
-            compare(f"module: {method}", component[method], getattr(module, method), program, arguments, outputs, precision)
+            theirs = _Method(module, method).with_names
+            compare(f"module: {method}", component[method], theirs, program, arguments, outputs, precision)
     return component
 
 
@@ -98,8 +101,16 @@ class _Method(torch.nn.Module):
         super().__init__()
         self.module, self.method = module, method
 
+    def with_names(self, **arguments):
+        return self(arguments)
+
     def forward(self, arguments: dict):
-        return getattr(self.module, self.method)(**arguments)
+        return _in_tensors(getattr(self.module, self.method)(**arguments))
+
+
+def _in_tensors(result: Any) -> Any:
+    """A result with {"features", "indices"} for every SparseConvTensor in it, which torch.export does not know."""
+    return pytree.tree_map(lambda x: {"features": x.features, "indices": x.indices} if is_sparse(x) else x, result)
 
 
 def _import(
@@ -118,6 +129,7 @@ def _import(
     try:
         shapes = None if dynamic is None else {"arguments": dict(dynamic)}
         program = export(_Method(module, method), (named,), shapes, CONVERTERS | dict(converters))
+        _check_outputs(program)
         imported = import_program(program, converters, method)
     except Exception as error:  # whatever torch and TVM raise for what they do not take
         words = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -134,6 +146,15 @@ def _import(
     module = tvm.IRModule(called | {method: function})
     spec = FunctionSpec(inputs, outputs, arguments, result, tuple(map(state.index, used)), ())
     return module, spec, (program, named)
+
+
+def _check_outputs(program: torch.export.ExportedProgram) -> None:
+    """ValueError for what is no tensor."""
+    by_number = dict(names(_numbered(program.call_spec.out_spec), "output"))
+    for number, spec in enumerate(program.graph_signature.output_specs):
+        if not isinstance(spec.arg, TensorArgument):
+            given = getattr(spec.arg, "value", "a size")
+            raise ValueError(f"{by_number[number].lstrip('.')}: expected a tensor, given {given}: leave out what is none")
 
 
 def _arguments(module: torch.nn.Module, method: str, example: tuple) -> dict[str, Any]:

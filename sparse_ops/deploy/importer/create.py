@@ -1,6 +1,7 @@
 """New tensors, of sizes that the data may decide."""
 
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from .sizes import is_number
 def filled(context: Context, dims: list, value: Any, dtype: str) -> relax.Expr:
     """A tensor of one value; ValueError from the running module where sizes are negative or too large."""
     dims = context.checked(dims, dtype=dtype)
+    if isinstance(value, float) and not isfinite(value):  # which TVM's `full` does not take
+        return context.broadcast(relax.const(value, dtype), dims)
     value = relax.const(value, dtype) if isinstance(value, bool | int | float) else context.tensor(value, dtype)
     return context.emit(relax.op.full(relax.ShapeExpr(dims), value, dtype))
 

@@ -41,6 +41,8 @@ def export(
             program = torch.export.export(module, arguments, dynamic_shapes=dynamic)
         except Exception as error:  # whatever torch raises for what it does not take
             raise refused(error) from error
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.item.default):
+        node.target = torch.ops.aten._local_scalar_dense.default  # torch decomposes no item() of x[-1], of as many rows as come
     table = torch.export.default_decompositions()
     table.pop(LINEAR, None)
     for op in _overloads(kept):

@@ -16,7 +16,7 @@ from .context import Context, dtype_name
 from .errors import explained, line_of
 from .own_ops import NAMESPACE
 from .registry import CONVERTERS, Converter, converter_of, name_of, names_of
-from .sizes import Symbols, fresh, known, plain, same
+from .sizes import Symbols, fresh, is_number, known, plain, same
 
 
 def import_program(
@@ -102,7 +102,7 @@ class Importer(ExportedProgramImporter):
         return [self._settle(node, one, other) for one, other in zip(result, expected, strict=True)]
 
     def _settle(self, node: fx.Node, result: Any, expected: Any) -> Any:
-        if isinstance(expected, torch.SymInt | int) and not isinstance(result, relax.Expr):
+        if isinstance(expected, torch.SymInt | int) and is_number(result):
             self.symbols.bind(expected, result)
         if not isinstance(expected, torch.Tensor) or not isinstance(getattr(result, "ty", None), relax.TensorType):
             return result

@@ -292,6 +292,26 @@ def items(s, x, c, i):
 
 
 @idiom("numbers")
+def items_of_a_row(s, x, c, i):
+    ends = torch.cat([i.new_zeros(1), i])
+    return torch.zeros(ends[-1].item() + 1, 2), x.new_zeros(ends[-1].tolist() + 2)
+
+
+@idiom("numbers")
+def one_size_twice(s, x, c, i):
+    batch = (i.sum() + 2).item() + 1
+    flat, cubes = torch.ones(batch, 1) * x.sum(0), torch.ones(batch, 1, 1) * x.sum(0)[:, None]
+    return flat.unsqueeze(-1) + cubes[..., :1], flat + torch.zeros(batch, 8)
+
+
+@idiom("numbers")
+def infinite(s, x, c, i):
+    n = x.shape[0]
+    largest = torch.full((n, 8), float("-inf")).index_reduce(0, torch.zeros_like(i), x, "amax")
+    return torch.full((n, 3), float("inf")), torch.full_like(x, float("-inf")), torch.full((2,), float("nan")), largest
+
+
+@idiom("numbers")
 def lists(s, x, c, i):
     a, b, d = (c.new_tensor([3, 4, 5]) + i.sum().int()).tolist()
     return x * a, torch.zeros(b // 2 + 1, 3), x + (a + d) * 0.5, x + b % 3

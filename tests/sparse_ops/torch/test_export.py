@@ -102,3 +102,35 @@ def test_nothing_of_a_trace_stays():
         assert len(_known) == before and model.body[4].get_max_num_voxels() > 0
         for mine, theirs in zip(model(*inputs(50)), expected, strict=True):
             assert torch.equal(mine, theirs)
+
+
+class Returns(torch.nn.Module):
+    """Sparse tensors among what a dict holds, and a number beside them."""
+
+    def forward(self, features, indices):
+        x = spconv.SparseConvTensor(features, indices, SHAPE, 2)
+        return {"x": x, "all": [x.replace_feature(features * 2), (features, indices)]}
+
+    def strides(self, features, indices):
+        return {"x": features, "strides": {"x": 8}}
+
+    def rows(self, features, indices):
+        return {"x": features, "rows": features.shape[0]}
+
+
+def test_a_component_returns_sparse_tensors_as_features_and_indices():
+    from sparse_ops.deploy import port_component
+
+    rows = torch.export.Dim("n")
+    dynamic = {"features": {0: rows}, "indices": {0: rows}}
+    component = port_component(Returns(), inputs(9), "returns", dynamic=dynamic)
+    for count in (0, 1, 9):
+        given, (feats, coords) = component(*inputs(count)), inputs(count)
+        assert given.keys() == {"x", "all"}
+        assert torch.equal(given["x"]["features"], feats)
+        assert torch.equal(given["x"]["indices"], coords)
+        assert torch.equal(given["all"][0]["features"], feats * 2)
+    numbers = {"strides": r"output\.strides\.x: expected a tensor, given 8", "rows": r"output\.rows: .* given a size"}
+    for method, message in numbers.items():
+        with pytest.raises(ValueError, match=message):
+            port_component(Returns(), {method: inputs(9)}, "returns", dynamic={method: dynamic})
