@@ -42,7 +42,7 @@ EXPORT_HINTS: dict[str, str] = {
         "keep a number that the data decide a number: no if, while, range or list over it; torch.where on tensors, "
         "torch.sym_max and torch.sym_min of sizes, x[:n] for split, and int, float, len, max and min in the module itself"
     ),
-    "which is not a known type": "tensors, in tuples, lists or dicts: of a SparseConvTensor its features and indices",
+    "which is not a known type": "tensors, in tuples, lists or dicts",
     "Tensor-likes are not close": "no tensors changed from outside while the model runs",
     "mutat": "no changes of the model's own tensors in its forward",
 }
