@@ -9,6 +9,7 @@ from ..fold_constants import FoldConstants
 from ..lift_params import LiftParams
 from ..precision import to_precision
 from ..recognize import recognize
+from ..sizes_first import SizesFirst
 from ..take import BoundTakes
 from .schedule_rest import ScheduleRest
 
@@ -67,6 +68,7 @@ def cpu_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.t
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
+            SizesFirst(),
             relax.transform.RewriteDataflowReshape(),
             ScheduleRest(),
             relax.transform.ToNonDataflow(),
