@@ -22,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from tvm import relax
 
 from .. import op
-from ..eager.arrays import Checked, as_kind, dtype_of
+from ..eager.arrays import Checked, dtype_of
 from ..eager.cache import scope
 from ..eager.call import MAP_DIMS, PACKED, MapArrays, Packing, Weights, prepared
 from ..op.register import OPS
@@ -259,12 +259,15 @@ def _implementation(made: TorchOp) -> Callable:
                 parameters = [name for name in PACKED if name in arrays]
                 tensors = [tvm_ffi.from_dlpack(arrays[name]) for name in parameters]
                 inputs += packing.packed(function, tensors, [dtype_of(arrays[name]) for name in parameters], fixed=False)
-        made_here = list(_flat(function(*inputs)))
-        tensors = [as_kind(tensor, "torch") for tensor in made_here]
+        out = function(*inputs)
+        if isinstance(out, tvm.runtime.Tensor):
+            return torch.from_dlpack(out)
+        made_here = list(_flat(out))
+        tensors = [torch.from_dlpack(tensor) for tensor in made_here]
         if returns_map:
             for tensor, same in zip(tensors[-len(MAP_DTYPES) :], made_here[-len(MAP_DTYPES) :], strict=True):
                 _remember(tensor, same)
-        return tensors[0] if len(tensors) == 1 else tuple(tensors)
+        return tuple(tensors)
 
     return call
 

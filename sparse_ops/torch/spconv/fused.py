@@ -25,8 +25,8 @@ def norm_and_activation(modules: Sequence[nn.Module], features: torch.Tensor) ->
         return None
     scale = torch.rsqrt(norm.running_var + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight
-    shift = -norm.running_mean * scale
-    shift = shift if norm.bias is None else shift + norm.bias
+    zero = scale.new_zeros(()) if norm.bias is None else norm.bias
+    shift = torch.addcmul(zero, norm.running_mean, scale, value=-1)
     relu = len(modules) > 1 and type(modules[1]) is nn.ReLU and not _is_watched(modules[1])
     return 1 + relu, torch.ops.sparse_ops.channel_affine(features, scale, shift, "relu" if relu else "none")
 
