@@ -50,6 +50,10 @@ class MapLayout(ABC):
         """The arrays of a map of `taps` taps and `rows` output rows: ints or TIR expressions."""
 
     @abstractmethod
+    def problem(self, *arrays: np.ndarray) -> str:
+        """What keeps arrays, of this layout's dtypes and ranks, from being a map that kernels may trust; empty if nothing."""
+
+    @abstractmethod
     def unpack(self, *arrays: np.ndarray) -> np.ndarray:
         """The neighbour table int32 [taps, M] of a map: the input row of every (tap, output row), or -1."""
 
@@ -83,6 +87,25 @@ class PairsByBlock(MapLayout):
         blocks = (rows + block_rows - 1) // block_rows
         shapes = ((blocks, taps * block_rows), (blocks, taps * block_rows), (blocks, taps + 1), (2,))
         return tuple(Array(*of_one) for of_one in zip(self.NAMES, shapes, self.DTYPES, strict=True))
+
+    def problem(self, *arrays: np.ndarray) -> str:
+        pair_in, pair_out, segment, rows = arrays
+        if rows.shape != (2,) or (rows < 0).any():
+            return f"rows: expected two numbers of rows, given {rows.tolist()[:4]}"
+        size = self.block_rows(int(rows[1]))
+        blocks, slots = -(-int(rows[1]) // size), pair_in.shape[1]
+        shapes = {"pair_in": (pair_in, (blocks, slots)), "pair_out": (pair_out, (blocks, slots))}
+        for name, (array, shape) in {**shapes, "segment": (segment, (blocks, max(segment.shape[1], 1)))}.items():
+            if array.shape != shape:
+                return f"{name}: expected {list(shape)} for {int(rows[1])} output rows, given {list(array.shape)}"
+        if (segment[:, 0] != 0).any() or (np.diff(segment) < 0).any() or (segment[:, -1] > slots).any():
+            return f"segment: expected numbers that ascend from 0 to at most {slots}"
+        taken = np.arange(slots) < segment[:, -1:]
+        in_block = np.minimum(size, int(rows[1]) - size * np.arange(blocks))[:, None]
+        for name, pairs, most in (("pair_in", pair_in, rows[0]), ("pair_out", pair_out, in_block)):
+            if (taken & ((pairs < 0) | (pairs >= most))).any():
+                return f"{name}: expected rows that there are"
+        return ""
 
     def identity(self, rows: int) -> tuple[np.ndarray, ...]:
         """The arrays of the map of one tap under which every row meets itself."""

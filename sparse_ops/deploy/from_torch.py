@@ -15,6 +15,7 @@ from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_relax import component_from_relax, flat_types, static_shape
 from sparse_ops.deploy.importer import CONVERTERS, Converter, check_converters, compare, export, import_program
 from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, names
+from sparse_ops.op.numbers import as_int, check_flag, shown
 from sparse_ops.torch.spconv.core import is_sparse
 from sparse_ops.transform.lift_params import PARAMETER_NAMES
 from tir_kernels.dispatch import check_target, host_target
@@ -58,6 +59,7 @@ def port_component(
     dynamic = dynamic if isinstance(inputs, Mapping) else {"forward": dynamic}
     if strange := set(dynamic or ()) - set(methods):
         raise ValueError(f"dynamic: expected methods of inputs, given {', '.join(map(repr, sorted(strange)))}")
+    check_flag("deploy.port_component", "check", check)
     target, converters = target or host_target(), check_converters(converters)
     check_target(target)
     module = _with_named_buffers(module)
@@ -124,10 +126,9 @@ def _import(
     """A method as a function of its inputs and the parameters that it uses, and what it calls; its packed parameters are not
     known yet; what it was made of, and the example by name."""
     named = _arguments(module, method, example)
-    if isinstance(dynamic, tuple | list):
-        dynamic = dict(zip(named, dynamic, strict=True))
+    dynamic = _check_dynamic(method, named, dynamic)
     try:
-        shapes = None if dynamic is None else {"arguments": dict(dynamic)}
+        shapes = None if dynamic is None else {"arguments": dynamic}
         program = export(_Method(module, method), (named,), shapes, CONVERTERS | dict(converters))
         _check_outputs(program)
         imported = import_program(program, converters, method)
@@ -146,6 +147,29 @@ def _import(
     module = tvm.IRModule(called | {method: function})
     spec = FunctionSpec(inputs, outputs, arguments, result, tuple(map(state.index, used)), ())
     return module, spec, (program, named)
+
+
+def _check_dynamic(method: str, named: Mapping[str, Any], dynamic: Any) -> dict[str, Any] | None:
+    """By the names of arguments. ValueError for other names, another number of them, and axes that a tensor does not have."""
+    if dynamic is None:
+        return None
+    if isinstance(dynamic, tuple | list) and len(dynamic) == len(named):
+        dynamic = dict(zip(named, dynamic, strict=True))
+    if not isinstance(dynamic, Mapping) or dynamic.keys() - named.keys():
+        expected = f"axes by the names of {method}'s arguments {', '.join(named)}, or a tuple of {len(named)}"
+        raise ValueError(f"dynamic: expected {expected}, given {shown(dynamic)}")
+    for name, axes in dynamic.items():
+        if not isinstance(named[name], torch.Tensor) or axes is None:  # of what holds several tensors torch looks at itself
+            continue
+        rank = named[name].ndim
+        if isinstance(axes, Mapping):
+            fits = all(as_int(axis) is not None and 0 <= axis < rank for axis in axes)
+        else:
+            fits = isinstance(axes, tuple | list) and len(axes) == rank
+        if not fits:
+            expected = f"sizes by axis, 0 to {rank - 1}, or {rank} of them"
+            raise ValueError(f"dynamic: {name}: expected {expected}, given {shown(axes)}")
+    return dict(dynamic)
 
 
 def _check_outputs(program: torch.export.ExportedProgram) -> None:

@@ -21,8 +21,11 @@ import tvm_ffi
 from torch.multiprocessing.reductions import StorageWeakRef
 from tvm import relax
 
+from tir_kernels.dispatch import map_layout
+from tir_kernels.layout import MapLayout
+
 from .. import op
-from ..eager.arrays import Checked, dtype_of
+from ..eager.arrays import Checked, describe, dtype_of
 from ..eager.cache import scope
 from ..eager.call import MAP_DIMS, PACKED, MapArrays, Packing, Weights, prepared
 from ..op.register import OPS
@@ -227,7 +230,7 @@ def _implementation(made: TorchOp) -> Callable:
         for name, value in arguments.items():
             kind = kinds[name]
             if kind is Kind.MAP:
-                arrays[name] = MapArrays(*map(_field_of_map, value))
+                arrays[name] = _map_of(value)
                 continue
             if kind is Kind.SHAPE:
                 arrays[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -293,18 +296,42 @@ def _inputs(arrays: Mapping[str, Any], packs: bool) -> list:
     return inputs
 
 
-_fields: dict[int, tuple[weakref.ref, Checked]] = {}  # by the identity of a map's tensors, what they were made of
+_fields: dict[int, tuple[weakref.ref, int | None, Checked]] = {}  # by the identity of a map's tensors, what they were made of
 
 
 def _remember(tensor: torch.Tensor, same: tvm.runtime.Tensor) -> None:
     """Every layer on a map takes its four tensors, and crossing from torch to TVM would cost more than all else of a call."""
     key = id(tensor)
-    _fields[key] = weakref.ref(tensor, lambda _: _fields.pop(key, None)), Checked(same, str(same.dtype))
+    _fields[key] = (
+        weakref.ref(tensor, lambda _: _fields.pop(key, None)),
+        _version(tensor),
+        Checked(same, str(same.dtype)),
+    )
 
 
-def _field_of_map(tensor: torch.Tensor) -> Checked | torch.Tensor:
-    found = _fields.get(id(tensor))
-    return found[1] if found is not None and found[0]() is tensor else _compact(tensor)
+def _version(tensor: torch.Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _map_of(given: tuple[torch.Tensor, ...]) -> MapArrays:
+    """A map as its ops made it, or from elsewhere: then it is looked at first, as kernels trust it."""
+    fields = []
+    for tensor in given:
+        found = _fields.get(id(tensor))
+        if found is None or found[0]() is not tensor or found[1] != _version(tensor):
+            return MapArrays(*map(_compact, _looked_at(given)))
+        fields.append(found[2])
+    return MapArrays(*fields)
+
+
+def _looked_at(given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The tensors of a map. ValueError if they are none: of other dtypes and ranks, or with rows that there are not."""
+    for tensor, (name, dtype), rank in zip(given, MAP_DTYPES.items(), MapLayout.RANKS, strict=True):
+        if dtype_of(tensor) != dtype or tensor.ndim != rank:
+            raise ValueError(f"kernel_map.{name}: expected {dtype} of {rank} dimensions, given {describe(tensor)}")
+    if problem := map_layout().problem(*(tensor.detach().numpy() for tensor in given)):
+        raise ValueError(f"kernel_map.{problem}, as the ops that make maps return it")
+    return given
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from tvm import relax, te
 
 from .context import Context
 from .registry import converts
-from .sizes import count, known, largest, plain, same, smallest
+from .sizes import count, is_number, known, largest, plain, same, smallest
 
 EVERYTHING = 2**62  # an end of a slice from here on is none
 
@@ -52,8 +52,16 @@ def cut(context: Context, x: relax.Expr, axis: int, begin: Any, end: Any, step: 
 @converts("aten::slice.Tensor")
 def slice_(context: Context) -> relax.Expr:
     x, axis = context["self"], context["dim"] % context["self"].ty.ndim
-    begin, end = clamped(context["start"], context["end"], context.dims(x)[axis])
+    size = context.dims(x)[axis]
+    begin, end = clamped(*(_from_the_end(context[name], size) for name in ("start", "end")), size)
     return cut(context, x, axis, begin, end, context["step"])
+
+
+def _from_the_end(bound: Any, size: Any) -> Any:
+    """A bound that only the running module knows, which counts from the end of the axis if it is negative."""
+    if not is_number(bound) or isinstance(bound, int):
+        return bound
+    return bound + size * smallest(largest(0 - bound, 0), 1)
 
 
 @converts("aten::narrow", "aten::narrow_copy")

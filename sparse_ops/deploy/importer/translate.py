@@ -93,6 +93,8 @@ class Importer(ExportedProgramImporter):
         if not isinstance(expected, list | tuple):
             if isinstance(result, list | tuple) and len(result) == 1:
                 (result,) = result
+            if isinstance(expected, torch.Tensor) and not isinstance(result, relax.Expr):
+                raise ValueError(f"expected a Relax expression of its converter, given {type(result).__name__}")
             return self._settle(node, result, expected)
         if isinstance(result, relax.Expr) and isinstance(result.ty, relax.TupleType):
             result = [self.block_builder.emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]

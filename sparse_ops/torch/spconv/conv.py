@@ -265,7 +265,7 @@ class SparseConvolution(SparseModule):
         key = self.indice_key
         check_untouched(key, found, "make the changed tensor anew, without the indice_dict")
         if not self.subm or not found.is_subm:
-            kind, theirs = ("submanifold" if subm else "other" for subm in (self.subm, found.is_subm))
+            kind, theirs = ("submanifold" if subm else "strided" for subm in (self.subm, found.is_subm))
             raise ValueError(
                 f"indice_key: {key!r}: expected a key that no layer has, as only submanifold layers share one, given that of a "
                 f"{theirs} layer for a {kind} one"

@@ -148,6 +148,8 @@ class SparseConvTensor:
         self._features = features
         self.indices = indices
         self.spatial_shape = list(as_sizes("spatial_shape", spatial_shape, axes))  # the caller may change his
+        if any(isinstance(size, int) and size < 1 for size in self.spatial_shape):
+            raise ValueError(f"spatial_shape: expected extents of at least 1, given {shown(spatial_shape)}")
         self.batch_size = as_size("batch_size", batch_size)
         if isinstance(self.batch_size, int) and self.batch_size < 1:
             raise ValueError(f"batch_size: expected an int of at least 1, given {shown(batch_size)}")

@@ -307,3 +307,39 @@ def test_builtins_are_python_s_again():
         warnings.simplefilter("ignore")
         compiled("numbers")
     assert "len" not in vars(__import__("tests.sparse_ops.deploy.idioms", fromlist=["_"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dynamic": "abc"}, "dynamic: expected axes by the names of forward's arguments x, or a tuple of 1, given 'abc'"),
+        ({"dynamic": ({0: Dim("n")}, None)}, "or a tuple of 1, given ("),
+        ({"dynamic": {"y": {0: Dim("n")}}}, "dynamic: expected axes by the names of forward's arguments x"),
+        ({"dynamic": {"x": {5: Dim("n")}}}, "dynamic: x: expected sizes by axis, 0 to 1, or 2 of them, given {5"),
+        ({"dynamic": {"x": [Dim("n")]}}, "dynamic: x: expected sizes by axis, 0 to 1, or 2 of them, given ["),
+        ({"check": "yes"}, "check: expected True or False, given 'yes'"),
+        ({"check": None}, "check: expected True or False, given None"),
+    ],
+)
+def test_bad_options_are_refused_in_words(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        port_component(Calls(torch.relu), (torch.ones(3, 4),), "calls", **options)
+
+
+def test_a_converter_that_returns_nothing_is_named():
+    with pytest.raises(ValueError, match=r"aten::relu.*: expected a Relax expression of its converter, given NoneType"):
+        port_component(Calls(torch.relu), (torch.ones(3, 4),), "calls", converters={"aten::relu": lambda context: None})
+
+
+def part(x):
+    return x[: x[:, 0].sum().long().item()] * 2, x[x[:, 1].sum().long().item() :] * 3
+
+
+def test_bounds_from_the_data_count_from_the_end_if_they_are_negative():
+    x = torch.zeros(5, 4)
+    x[0, :2] = 2
+    component = port_component(Calls(part), (x,), "part", dynamic={"x": {0: Dim("n")}})
+    for first, second in ((3, 1), (0, 0), (-2, -3), (-5, -5), (-9, 9), (9, -9)):
+        x[0, :2] = torch.tensor([first, second])
+        for mine, theirs in zip(component(x), part(x), strict=True):
+            assert torch.equal(mine, theirs)

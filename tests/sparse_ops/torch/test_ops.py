@@ -288,3 +288,49 @@ def test_the_instruction_set_in_scope_counts(isa_of_float32):
     i = Inputs()
     found = ops.sparse_conv(i.x, i.weight, *i.arrays("same"), i.coords)
     assert torch.equal(found, F.sparse_conv(i.x, i.weight, i.same))
+
+
+def altered(place: int, change):
+    """A convolution through the map of the inputs with one of its arrays changed, as a copy or in place."""
+
+    def call(i: Inputs, in_place: bool):
+        arrays = list(ops.submanifold_map(i.coords))
+        if in_place:
+            arrays[place].copy_(change(arrays[place]))
+        else:
+            arrays[place] = change(arrays[place])
+        return ops.sparse_conv(i.x, i.weight, *arrays, i.coords)
+
+    return call
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (altered(0, lambda pair_in: pair_in + 10**9), "kernel_map.pair_in: expected rows that there are"),
+        (altered(0, lambda pair_in: pair_in - 10**9), "kernel_map.pair_in"),
+        (altered(1, lambda pair_out: pair_out + 64), "kernel_map.pair_out"),
+        (altered(2, lambda segment: segment + 10**6), "kernel_map.segment: expected numbers that ascend"),
+        (altered(2, lambda segment: segment.flip(1)), "kernel_map.segment"),
+        (altered(3, lambda rows: rows * 5), "kernel_map.pair_in: expected .* for 750 output rows"),
+        (altered(3, lambda rows: -rows), "kernel_map.rows"),
+    ],
+)
+def test_a_map_that_somebody_changed_is_looked_at(call, words, in_place):
+    with pytest.raises(ValueError, match=words):
+        call(Inputs(), in_place)
+
+
+def test_arrays_that_are_no_map_are_refused():
+    i = Inputs()
+    pair_in, pair_out, segment, rows = ops.submanifold_map(i.coords)
+    for wrong in (
+        (pair_in.long(), pair_out, segment, rows),
+        (pair_in[0], pair_out, segment, rows),
+        (pair_in, pair_out[:, :9], segment, rows),
+        (pair_in, pair_out, segment[:0], rows),
+        (pair_in, pair_out, segment, rows[:1]),
+    ):
+        with pytest.raises(ValueError, match=r"kernel_map\.\w+: expected"):
+            ops.sparse_conv(i.x, i.weight, *wrong, i.coords)
