@@ -171,7 +171,7 @@ def strided_like(y, x):
         (lambda: spconv.SubMConv3d(CHANNELS, 4, 3, dilation=2, indice_key="a"), r"'a'.*dilation \[1, 1, 1\].*\[2, 2, 2\]"),
         (lambda: strided("a"), "'a'.*submanifold"),
         (lambda: strided("s"), "'s'.*no layer has"),
-        (lambda: subm("s"), "'s'.*other layer for a submanifold"),
+        (lambda: subm("s"), "'s'.*strided layer for a submanifold"),
         (lambda: spconv.SparseMaxPool3d(3, 2, indice_key="s"), "no layer has, given 's'"),
         (lambda: spconv.SparseMaxPool3d(3, 2, indice_key="a"), "no layer has, given 'a'"),
         (lambda: inverse("a"), "'a'.*given a submanifold"),
@@ -582,6 +582,7 @@ def test_tensors_that_there_are_not():
         ((feats, indices, SHAPE[:2], 1), r"spatial_shape: expected 3 extents.*given \[9, 8\]"),
         ((feats, indices, [9, 8, 7.5], 1), "spatial_shape: expected an int, given 7.5"),
         ((feats, indices, SHAPE, 0), "batch_size: expected an int of at least 1, given 0"),
+        ((feats, indices, [8, -8, 8], 2), r"spatial_shape: expected extents of at least 1, given \[8, -8, 8\]"),
         ((feats.numpy(), indices, SHAPE, 1), "features: expected a tensor"),
     ):
         with pytest.raises(ValueError, match=words):
