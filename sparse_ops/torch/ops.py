@@ -246,7 +246,7 @@ def _implementation(made: TorchOp) -> Callable:
                     kind_of_call.append(size)
                 elif rows.setdefault(dim, size) != size:
                     alike = False
-            alike = alike and 0 not in shape  # such tensors have strides of their own
+            alike = alike and 0 not in shape and value.is_cpu  # empty tensors have strides of their own
         packing = _packing_of(arrays["weight"]) if holds_weight else None
         key = tuple(kind_of_call)
         function = known.get(key) if alike else None
@@ -441,9 +441,34 @@ def _flat_types(ty: relax.Type) -> Iterator[relax.TensorType]:
             yield from _flat_types(field)
 
 
+# --- registered ------------------------------------------------------------------------------------------------------------
+
+
+def _past_the_dispatcher(op: torch._ops.OpOverload, implementation: Callable) -> Callable:
+    """The op of torch; where nobody could tell the difference, its implementation at once.
+
+    With no gradients to record torch's dispatcher does nothing but call it, and takes a third of the time that a call takes
+    beside its kernel. Export, modes, function transforms and the profiler get to see the op.
+    """
+
+    def call(*given, **named):
+        watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.autograd._profiler_enabled()
+        if watched or torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+            return op(*given, **named)
+        if type(given[0]) is not torch.Tensor:
+            return op(*given, **named)
+        return implementation(*given, **named)
+
+    return call
+
+
+CALLS: dict[str, Callable] = {}  # by name, for layers
 for _made in TORCH_OPS.values():
+    _call = _implementation(_made)
     LIBRARY.define(_made.schema)
-    LIBRARY.impl(_made.name, _implementation(_made), "CPU")
+    LIBRARY.impl(_made.name, _call, "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{_made.name}", _fake(_made), lib=LIBRARY)
+    _op = getattr(getattr(torch.ops, NAMESPACE), _made.name).default
+    CALLS[_made.name] = _past_the_dispatcher(_op, _call)
 
 from . import gradients  # noqa: E402, F401  registered behind the ops, whoever imports them

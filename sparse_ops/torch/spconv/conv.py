@@ -17,6 +17,7 @@ from tir_kernels.spec.geometry import Geometry
 
 from ...eager.arrays import describe
 from ...op.numbers import as_int, shown
+from ..ops import CALLS
 from .common import (
     MAX_NUM_VOXELS,
     axes_of,
@@ -229,7 +230,7 @@ class SparseConvolution(SparseModule):
         if self.ndim < 3:
             weight = weight.reshape(self.out_channels, *widen(self.kernel_size, 1), self.in_channels)
         bias = None if bias is None else bias.float()
-        return torch.ops.sparse_ops.sparse_conv(features, weight, *arrays, sites.coords, bias)
+        return CALLS["sparse_conv"](features, weight, *arrays, sites.coords, bias)
 
     @staticmethod
     def _same_dtype(weight: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from tir_kernels.layout import PairsByBlock
 from ...eager.arrays import describe
 from ...op.numbers import as_axes, shown
 from ..callback import pairs_by_tap
+from ..ops import CALLS
 from .ops import ConvAlgo
 from .sites import MOST_AXES, Built, Sites, as_size, as_sizes, narrow_coords, sites_of, surely_differ, widen
 
@@ -243,9 +244,7 @@ class SparseConvTensor:
         ValueError for the first row that lies outside or repeats another.
         """
         shape, channels = as_sizes("spatial_shape", self.spatial_shape, self.indices.shape[1] - 1), self._features.shape[1]
-        dense = torch.ops.sparse_ops.to_dense(
-            self._features, self.sites.coords, self.batch_size, widen(shape, 1), not channels_first
-        )
+        dense = CALLS["to_dense"](self._features, self.sites.coords, self.batch_size, widen(shape, 1), not channels_first)
         if len(shape) == MOST_AXES:
             return dense
         return dense.reshape(self.batch_size, *((channels, *shape) if channels_first else (*shape, channels)))

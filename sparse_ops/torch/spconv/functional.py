@@ -3,6 +3,7 @@
 import torch
 
 from ...op.numbers import shown
+from ..ops import CALLS
 from .core import SparseConvTensor, as_sparse
 from .sites import made_sites, narrow_coords, surely_differ
 
@@ -27,8 +28,8 @@ def sparse_add(*tens: SparseConvTensor) -> SparseConvTensor:
             if surely_differ(given, expected):
                 raise ValueError(f"tens[{place}]: expected {what} {shown(expected)}, as tens[0], given {shown(given)}")
     sites = [tensor.sites for tensor in tensors]
-    coords, inverse = torch.ops.sparse_ops.downsample(torch.cat([own.coords for own in sites]), 1)
-    features = torch.ops.sparse_ops.segment_pool(torch.cat([t.features for t in tensors]), inverse, coords, "sum")
+    coords, inverse = CALLS["downsample"](torch.cat([own.coords for own in sites]), 1)
+    features = CALLS["segment_pool"](torch.cat([t.features for t in tensors]), inverse, coords, "sum")
     rows, indice_dict = [own.indices.shape[0] for own in sites], {}
     if not torch.compiler.is_compiling() and coords.shape[0] == max(rows):
         indice_dict = tensors[rows.index(max(rows))].indice_dict

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from ..ops import CALLS
+
 
 def norm_and_activation(modules: Sequence[nn.Module], features: torch.Tensor) -> tuple[int, torch.Tensor] | None:
     """(how many of the first modules, what they make of features [N, C]); None where they have to be called themselves.
@@ -28,7 +30,7 @@ def norm_and_activation(modules: Sequence[nn.Module], features: torch.Tensor) ->
     zero = scale.new_zeros(()) if norm.bias is None else norm.bias
     shift = torch.addcmul(zero, norm.running_mean, scale, value=-1)
     relu = len(modules) > 1 and type(modules[1]) is nn.ReLU and not _is_watched(modules[1])
-    return 1 + relu, torch.ops.sparse_ops.channel_affine(features, scale, shift, "relu" if relu else "none")
+    return 1 + relu, CALLS["channel_affine"](features, scale, shift, "relu" if relu else "none")
 
 
 def _is_watched(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 
 from ...eager.arrays import describe
+from ..ops import CALLS
 from .common import (
     MAX_NUM_VOXELS,
     axes_of,
@@ -81,7 +82,7 @@ class _Pool(SparseModule):
         if self.indice_key is not None:
             indice_dict[self.indice_key] = IndiceData.of(self, built, (x.sites, target), x.spatial_shape, shape)
         mapped = perf_counter()
-        features = torch.ops.sparse_ops.pool(x.features, *built.arrays, target.coords, self._mode, 0, self._mode == "max")
+        features = CALLS["pool"](x.features, *built.arrays, target.coords, self._mode, 0, self._mode == "max")
         note(record, (begun, mapped, perf_counter()), x.features.shape[0], features.shape[0])
         if not self.subm:
             count_voxels(self, features.shape[0])
@@ -112,7 +113,7 @@ class SparseGlobalMaxOrAvgPool(SparseModule):
         if x.is_quantized:
             raise ValueError(f"features: expected float32, bfloat16 or float16, given {describe(x.features)}")
         like = x.indices.new_empty((x.batch_size,))
-        return torch.ops.sparse_ops.segment_pool(x.features, x.indices[:, 0], like, "mean" if self.is_mean else "max")
+        return CALLS["segment_pool"](x.features, x.indices[:, 0], like, "mean" if self.is_mean else "max")
 
 
 class SparseGlobalAvgPool(SparseGlobalMaxOrAvgPool):

@@ -16,7 +16,7 @@ from ...eager.arrays import as_tensor
 from ...eager.checksum import checksum
 from ...op.index import fitting_extent
 from ...op.numbers import as_int, shown
-from .. import ops  # noqa: F401  registers torch.ops.sparse_ops
+from ..ops import CALLS
 
 MOST_AXES = 3
 
@@ -72,7 +72,7 @@ class Built:
     def inverse(self, source: "Sites") -> tuple[torch.Tensor, ...]:
         """The map back to `source`, on which this one was built."""
         if self._inverse is None:
-            self._inverse = tuple(torch.ops.sparse_ops.inverse_map(*self.arrays, source.coords))
+            self._inverse = tuple(CALLS["inverse_map"](*self.arrays, source.coords))
         return self._inverse
 
 
@@ -105,7 +105,7 @@ class Sites:
 
     def submanifold(self, geometry: Geometry) -> Built:
         if geometry not in self._maps:
-            arrays = torch.ops.sparse_ops.submanifold_map(self.coords, geometry.kernel, geometry.dilation)
+            arrays = CALLS["submanifold_map"](self.coords, geometry.kernel, geometry.dilation)
             self._maps.setdefault(geometry, Built(arrays, None))
         return self._maps[geometry]
 
@@ -124,7 +124,7 @@ class Sites:
         built = self._maps.get(key)
         if built is not None and not built.target.changed:
             return built, built.target.again(), list(behind)
-        coords, *arrays = torch.ops.sparse_ops.strided_map(
+        coords, *arrays = CALLS["strided_map"](
             self.coords,
             geometry.kernel,
             geometry.stride,

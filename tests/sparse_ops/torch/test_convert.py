@@ -14,6 +14,7 @@ from spconv.pytorch.spatial import RemoveDuplicate  # noqa: E402
 
 import sparse_ops.torch.spconv as ours  # noqa: E402
 from sparse_ops.torch import convert  # noqa: E402
+from sparse_ops.torch.ops import CALLS  # noqa: E402
 from tests.sparse_ops.torch import users_code  # noqa: E402
 from tests.sparse_ops.torch.clouds import features, one_thread, runnable, tensor, voxels  # noqa: E402
 from tests.tolerance import assert_close  # noqa: E402
@@ -95,8 +96,8 @@ def test_a_layer_alone_is_converted():
 
 
 def test_maps_are_shared_behind_tensors_of_spconv(monkeypatch):
-    calls, op = [], torch.ops.sparse_ops.submanifold_map
-    monkeypatch.setattr(torch.ops.sparse_ops, "submanifold_map", lambda *args: calls.append(1) or op(*args))
+    calls, op = [], CALLS["submanifold_map"]
+    monkeypatch.setitem(CALLS, "submanifold_map", lambda *args: calls.append(1) or op(*args))
     layer = convert(spconv.SubMConv3d(4, 4, 3, bias=False))
     x = tensor(spconv)
     y = layer(layer(x))

@@ -334,3 +334,30 @@ def test_arrays_that_are_no_map_are_refused():
     ):
         with pytest.raises(ValueError, match=r"kernel_map\.\w+: expected"):
             ops.sparse_conv(i.x, i.weight, *wrong, i.coords)
+
+
+def test_layers_go_past_torchs_dispatcher_only_where_nobody_can_tell(monkeypatch):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from sparse_ops.torch.ops import CALLS
+
+    seen = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    i = Inputs()
+    arrays, weight = i.arrays("same"), i.weight.clone().requires_grad_()
+    wanted = F.sparse_conv(i.x, i.weight, i.same)
+    with torch.no_grad():
+        assert torch.equal(CALLS["sparse_conv"](i.x, weight, *arrays, i.coords), wanted)
+        with Watching():
+            assert torch.equal(CALLS["sparse_conv"](i.x, weight, *arrays, i.coords), wanted)
+        with torch.profiler.profile() as profile:
+            CALLS["sparse_conv"](i.x, weight, *arrays, i.coords)
+    assert "sparse_ops.sparse_conv.default" in seen
+    assert "sparse_ops::sparse_conv" in {event.key for event in profile.key_averages()}
+    CALLS["sparse_conv"](i.x, weight, *arrays, i.coords).sum().backward()
+    assert weight.grad is not None

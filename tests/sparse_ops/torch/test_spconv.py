@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import sparse_ops.torch.spconv as spconv  # noqa: E402
+from sparse_ops.torch.ops import CALLS  # noqa: E402
 from sparse_ops.torch.spconv import functional  # noqa: E402
 from sparse_ops.torch.spconv.core import expand_nd, scatter_nd  # noqa: E402
 from tests.sparse_ops.torch.clouds import CHANNELS, SHAPE, by_voxel, features, tensor, voxels  # noqa: E402
@@ -29,13 +30,13 @@ def calls(monkeypatch):
     """How often maps are built, by the name of the op."""
     counts = {}
     for name in ("submanifold_map", "strided_map", "inverse_map"):
-        op = getattr(torch.ops.sparse_ops, name)
+        op = CALLS[name]
 
         def counted(*args, _name=name, _op=op, **kwargs):
             counts[_name] = counts.get(_name, 0) + 1
             return _op(*args, **kwargs)
 
-        monkeypatch.setattr(torch.ops.sparse_ops, name, counted)
+        monkeypatch.setitem(CALLS, name, counted)
     return counts
 
 
