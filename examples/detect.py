@@ -7,7 +7,6 @@ Points become voxels, which hold their mean; sparse 3D convolutions thin these o
 The network is exported once for any number of points, saved, and run without torch on sweeps of three sizes.
 """
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +14,10 @@ import numpy as np
 import torch
 import typer
 from torch import nn
-from torch.export import Dim
 
 import sparse_ops.torch.spconv as spconv
 from examples.pictures import draw, ramp, save
-from examples.running import difference, run_without_torch
-from sparse_ops.deploy.from_torch import port_component
+from examples.running import exported_and_run
 
 ops = torch.ops.sparse_ops
 
@@ -127,22 +124,8 @@ def main(
     sweeps = [sweep(rng, beams, columns) for beams, columns in ((16, 180), (16, 360), (32, 360) if quick else (64, 1440))]
     detector = (Detector(width=4, stages=2) if quick else Detector()).eval()
 
-    start = time.perf_counter()
-    example = torch.from_numpy(sweeps[0])
-    component = port_component(detector, (example,), "detect", dynamic={"points": {0: Dim("points")}})
-    component.save(out / "component")
-    print(f"exported and compiled for any number of points in {time.perf_counter() - start:.0f} s: {out / 'component'}")
-
-    results = run_without_torch(out / "component", [{"points": points} for points in sweeps])
-    for points, (found, milliseconds) in zip(sweeps, results, strict=True):
-        with torch.no_grad():
-            expected = {name: x.numpy() for name, x in detector(torch.from_numpy(points)).items()}
-        worst = difference(found, expected)
-        print(f"{len(points):6d} points: {milliseconds:6.1f} ms without torch, {worst:.1e} from the eager network")
-        if worst > 1e-4:
-            raise SystemExit("the compiled network computes something else")
-
-    save(out / "detect.png", from_above(sweeps[-1]), answer(results[-1][0]["map"]))
+    results = exported_and_run(detector, "points", sweeps, "points", out)
+    save(out / "detect.png", from_above(sweeps[-1]), answer(results[-1]["map"]))
     print(f"points, and how strongly the map answers: {out / 'detect.png'}")
 
 

@@ -1,11 +1,18 @@
-"""Runs a saved component where torch cannot be imported, as a user's program would."""
+"""Exports a network, and runs the saved component where torch cannot be imported, as a user's program would."""
 
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.export import Dim
+
+from sparse_ops.deploy import port_component
+
+WORST = 1e-4  # of the largest value: what rounding may come to
 
 PROGRAM = """
 import sys, time
@@ -24,6 +31,30 @@ for file in sys.argv[2:]:
         seconds.append(time.perf_counter() - start)
     np.savez(file, seconds=min(seconds), **found)
 """
+
+
+def exported_and_run(
+    network: torch.nn.Module, argument: str, inputs: list[np.ndarray], things: str, out: Path
+) -> list[dict[str, np.ndarray]]:
+    """What a network of one `argument`, which returns a dict, makes of arrays of any number of `things`, without torch.
+
+    It is exported once, on the first of the inputs, and saved as `out`/component. Ends the process if the component computes
+    something else than the network.
+    """
+    start = time.perf_counter()
+    example = torch.from_numpy(inputs[0])
+    component = port_component(network, (example,), things, dynamic={argument: {0: Dim(things)}})
+    component.save(out / "component")
+    print(f"exported and compiled for any number of {things} in {time.perf_counter() - start:.0f} s: {out / 'component'}")
+    results = run_without_torch(out / "component", [{argument: array} for array in inputs])
+    for array, (found, milliseconds) in zip(inputs, results, strict=True):
+        with torch.no_grad():
+            expected = {name: x.numpy() for name, x in network(torch.from_numpy(array)).items()}
+        worst = difference(found, expected)
+        print(f"{len(array):6d} {things}: {milliseconds:6.1f} ms without torch, {worst:.1e} from the eager network")
+        if worst > WORST:
+            raise SystemExit("the compiled network computes something else")
+    return [found for found, _ in results]
 
 
 def run_without_torch(folder: Path, inputs: list[dict[str, np.ndarray]]) -> list[tuple[dict[str, np.ndarray], float]]:

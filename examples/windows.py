@@ -7,7 +7,6 @@ every other block. Submanifold convolutions follow, on voxels half as large. The
 The network is exported once for any number of voxels, saved, and run without torch on three solids.
 """
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -16,12 +15,10 @@ import torch
 import torch.nn.functional as F
 import typer
 from torch import nn
-from torch.export import Dim
 
 import sparse_ops.torch.spconv as spconv
 from examples.pictures import draw_solid, save
-from examples.running import difference, run_without_torch
-from sparse_ops.deploy.from_torch import port_component
+from examples.running import exported_and_run
 
 ops = torch.ops.sparse_ops
 WINDOW = 8  # voxels along each axis
@@ -136,22 +133,8 @@ def main(
     solids = [rings(size) for size in (grid // 4, grid // 2, grid)]
     network = WindowTransformer(*((48, 2, 2) if quick else (192, 6, 6)), grid).eval()
 
-    start = time.perf_counter()
-    example = torch.from_numpy(solids[0])
-    component = port_component(network, (example,), "windows", dynamic={"indices": {0: Dim("voxels")}})
-    component.save(out / "component")
-    print(f"exported and compiled for any number of voxels in {time.perf_counter() - start:.0f} s: {out / 'component'}")
-
-    results = run_without_torch(out / "component", [{"indices": indices} for indices in solids])
-    for indices, (found, milliseconds) in zip(solids, results, strict=True):
-        with torch.no_grad():
-            expected = {name: x.numpy() for name, x in network(torch.from_numpy(indices)).items()}
-        worst = difference(found, expected)
-        print(f"{len(indices):6d} voxels: {milliseconds:6.1f} ms without torch, {worst:.1e} from the eager network")
-        if worst > 1e-4:
-            raise SystemExit("the compiled network computes something else")
-
-    save(out / "windows.png", in_windows(solids[-1]), coloured(results[-1][0]))
+    results = exported_and_run(network, "indices", solids, "voxels", out)
+    save(out / "windows.png", in_windows(solids[-1]), coloured(results[-1]))
     print(f"voxels by their window, and the colours of their eighths: {out / 'windows.png'}")
 
 
