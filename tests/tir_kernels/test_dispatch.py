@@ -108,6 +108,9 @@ def test_an_implementation_joins_as_one_row(monkeypatch):
         def unpack(self, table, masks, order, rows):
             return table
 
+        def problem(self, *arrays):
+            return ""
+
     made = Kernel("implicit_gemm", None, map=Table())
     row = Implementation("implicit_gemm", lambda spec, target: None if target.kind.name == "cuda" else "no", lambda *_: made)
     for family in ("sparse_conv", "inverse_map"):

@@ -44,7 +44,7 @@ def test_what_follows_a_convolution_is_part_of_it(name):
     network = Features(NETWORKS[name](spconv, config)).eval()
     given = torch.from_numpy(tensors["in.feats"]), torch.from_numpy(tensors["in.coords"])
     n = Dim("n")
-    module = import_program(export(network, given, ({0: n}, {0: n}), CONVERTERS), {})
+    module = import_program(export(network, given, {"features": {0: n}, "indices": {0: n}}, CONVERTERS), {})
     with host_target():
         found = calls(recognize()(module))
     kinds = collections.Counter(entry["kind"] for entry in config["trace"])
