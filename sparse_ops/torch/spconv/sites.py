@@ -36,9 +36,9 @@ def as_size(argument: str, value) -> Size:
 
 
 def as_sizes(argument: str, values, count: int) -> list[Size]:
-    """`count` extents, of a list, a tuple, a torch.Size or an array; in a list of its own."""
+    """`count` extents, of a list, a tuple, a torch.Size or an array; a list of ints is returned as it is."""
     if type(values) is list and len(values) == count and all(type(value) is int for value in values):
-        return values.copy()
+        return values
     try:
         sizes = [as_size(argument, value) for value in values]
     except TypeError:
