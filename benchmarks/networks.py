@@ -69,14 +69,11 @@ class Network:
     """One of the golden files' networks, with its weights, built with a library."""
 
     def __init__(self, kind: str, library):
-        from tests.golden.networks import second, spunet
+        from tests.golden.networks import ways
 
         self.kind, (tensors, config) = kind, read(DATA / "golden" / f"{kind}.safetensors")
         self.channels = tensors["in.feats"].shape[1]
-        self.module = {"second": second, "spunet": spunet}[kind].build(library, config)
-        state = {name.removeprefix("state."): x for name, x in tensors.items() if name.startswith("state.")}
-        self.module.load_state_dict({name: torch.from_numpy(x.copy()) for name, x in state.items()})
-        self.module.eval()
+        self.module = ways.Network(kind, tensors, config).built(library).network
 
     def on(self, given: Input):
         """A call that returns (features, indices)."""

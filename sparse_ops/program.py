@@ -64,6 +64,11 @@ class Program(VMExecutable):
         raise TypeError("a Program cannot be pickled: write it by `export_library` and load it in the other process")
 
 
+def tensors_of(result) -> list[tvm.runtime.Tensor]:
+    """The tensors of a result, tuples taken apart."""
+    return [result] if isinstance(result, tvm.runtime.Tensor) else [tensor for field in result for tensor in tensors_of(field)]
+
+
 class Function:
     """A function of a program. It takes and returns TVM tensors, or tuples of them, and may be called from any thread."""
 

@@ -30,7 +30,7 @@ from sparse_ops.deploy.manifest import MANIFEST, FunctionSpec, Manifest, TensorS
 from sparse_ops.deploy.reading import JSON_BYTES, brief, digest, read_bytes, safetensors_header
 from sparse_ops.deploy.weights import LISTED, State, check_arrays
 from sparse_ops.eager.arrays import as_kind, as_tensor, kind_of
-from sparse_ops.program import Program
+from sparse_ops.program import Program, tensors_of
 from sparse_ops.transform.lift_params import TRANSFORM_PARAMS
 
 LIBRARY, MODULE, PARAMETERS = "library.so", "module.json", "parameters.safetensors"
@@ -188,7 +188,7 @@ class Function:
             inputs.append(tensor := as_tensor(value, spec.name, (spec.dtype,), shape))
             sizes |= {n: int(size) for n, size in zip(spec.shape, tensor.shape, strict=True) if isinstance(n, str)}
         result = self._call(*inputs, *self.packed)
-        outputs = _flat(result)
+        outputs = tensors_of(result)
         kind = kind_of(given[0]) if given else "numpy"
         return build(self.spec.result, [as_kind(output, kind) for output in outputs])
 
@@ -200,11 +200,6 @@ class Function:
             raise ValueError(f"{self.name}: expected the arguments {', '.join(names)}, given {given}")
         found = [leaf for name in names for leaf in leaves(self.spec.arguments[name], named[name], name)]
         return found
-
-
-def _flat(result) -> list[tvm.runtime.Tensor]:
-    """The tensors of a result, tuples taken apart."""
-    return [result] if isinstance(result, tvm.runtime.Tensor) else [tensor for field in result for tensor in _flat(field)]
 
 
 def pack(program: Program, manifest: Manifest, state: State) -> list[tvm.runtime.Tensor]:

@@ -7,10 +7,11 @@ from tvm import relax
 from tvm.relax.frontend.nn.spec import MethodSpec
 
 from sparse_ops.deploy.component import Component
-from sparse_ops.deploy.from_relax import component_from_relax, flat_types, static_shape
+from sparse_ops.deploy.from_relax import component_from_relax, static_shape
 from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, names
 from sparse_ops.deploy.weights import State, check_arrays
 from sparse_ops.nn import Module
+from sparse_ops.op.register import flat_types
 from tir_kernels.dispatch import check_target, host_target
 
 

@@ -93,11 +93,6 @@ def _can_link() -> bool:
     return tvm.support.cc.get_cc() is not None
 
 
-def flat_types(ty: relax.Type) -> list[relax.TensorType]:
-    """The tensors of a type, tuples taken apart."""
-    return [ty] if isinstance(ty, relax.TensorType) else [tensor for field in ty.fields for tensor in flat_types(field)]
-
-
 def static_shape(ty: relax.TensorType, sizes: Mapping[str, str]) -> tuple[int | str, ...]:
     """Its shape for a manifest; symbolic sizes have their names in `sizes`, or else those that TVM prints, or none."""
     if ty.shape is None:

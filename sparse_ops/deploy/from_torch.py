@@ -12,10 +12,11 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from tvm import relax
 
 from sparse_ops.deploy.component import Component
-from sparse_ops.deploy.from_relax import component_from_relax, flat_types, static_shape
+from sparse_ops.deploy.from_relax import component_from_relax, static_shape
 from sparse_ops.deploy.importer import CONVERTERS, Converter, check_converters, compare, export, import_program
 from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, names
 from sparse_ops.op.numbers import as_int, check_flag, shown
+from sparse_ops.op.register import flat_types
 from sparse_ops.torch.spconv.core import is_sparse
 from sparse_ops.transform.lift_params import PARAMETER_NAMES
 from tir_kernels.dispatch import check_target, host_target

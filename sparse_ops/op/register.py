@@ -83,6 +83,11 @@ def register_op(
     return op
 
 
+def flat_types(ty: relax.Type) -> list[relax.TensorType]:
+    """The tensors of a type, tuples taken apart."""
+    return [ty] if isinstance(ty, relax.TensorType) else [tensor for field in ty.fields for tensor in flat_types(field)]
+
+
 def call_kernel(bb: relax.BlockBuilder, kernel: tvm.tirx.PrimFunc, args: list, out_ty) -> relax.Call:
     """`call_tir` on `kernel`, which joins the module under its own name."""
     name = str(kernel.attrs["global_symbol"])

@@ -1,4 +1,4 @@
-"""Where torch and our ops meet. Only this package, and `sparse_ops.deploy.from_torch`, import torch."""
+"""Where torch and our ops meet. Only this package, and `from_torch` and `importer` of `sparse_ops.deploy`, import torch."""
 
 from .callback import CONVOLVE, SubMConv3d, convolve, pairs_by_tap
 from .convert import convert

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from tir_kernels.dispatch import map_layout
 
 from ..op.signature import MAP_DTYPES
 from .callback import pairs_by_tap
+from .kept import KeptWithMemory
 from .ops import LIBRARY, NAMESPACE, TORCH_OPS, TorchOp
 
 OPS = getattr(torch.ops, NAMESPACE)
@@ -91,21 +91,13 @@ def _column_sum(x: torch.Tensor) -> torch.Tensor:
     return OPS.segment_pool(x.float(), torch.zeros(len(x), dtype=torch.int32), _sites(1), "sum")[0]
 
 
-_inverses: dict[tuple, tuple[StorageWeakRef, list[torch.Tensor]]] = {}  # of maps whose memory is in use
+_inverses = KeptWithMemory()
 
 
 def _inverse(kernel_map: list[torch.Tensor], rows: int) -> list[torch.Tensor]:
     """The inverse of a map from `rows` rows: made once for a map, which many layers share, as long as its memory is there."""
-    storages = [tensor.untyped_storage() for tensor in kernel_map]
-    key = rows, *((s._cdata, t._version, t.storage_offset(), *t.shape) for s, t in zip(storages, kernel_map, strict=True))
-    found = _inverses.get(key)
-    if found is None or found[0].expired():
-        for other, (memory, _) in list(_inverses.items()):
-            if memory.expired():
-                _inverses.pop(other, None)
-        inverse = list(OPS.inverse_map(*kernel_map, _sites(rows)))
-        found = _inverses[key] = StorageWeakRef(storages[0]), inverse
-    return found[1]
+    fields = [(t.untyped_storage()._cdata, t._version, t.storage_offset(), *t.shape) for t in kernel_map]
+    return _inverses.of(kernel_map[0], (rows, *fields), lambda: list(OPS.inverse_map(*kernel_map, _sites(rows))))
 
 
 def _exchanged(weight: torch.Tensor, groups: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ A tensor of the arguments may be a view; results are contiguous. All ops work on
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import tvm
 import tvm_ffi
-from torch.multiprocessing.reductions import StorageWeakRef
 from tvm import relax
 
 from tir_kernels.dispatch import map_layout
@@ -28,9 +27,10 @@ from .. import op
 from ..eager.arrays import Checked, describe, dtype_of
 from ..eager.cache import scope
 from ..eager.call import MAP_DIMS, PACKED, MapArrays, Packing, Weights, prepared
-from ..op.register import OPS
+from ..op.register import OPS, flat_types
 from ..op.signature import MAP_DTYPES, Argument, Kind, Signature
-from ..program import Function
+from ..program import Function, tensors_of
+from .kept import KeptWithMemory
 from .threads import let_idle_workers_sleep
 
 NAMESPACE = "sparse_ops"
@@ -265,7 +265,7 @@ def _implementation(made: TorchOp) -> Callable:
         out = function(*inputs)
         if isinstance(out, tvm.runtime.Tensor):
             return torch.from_dlpack(out)
-        made_here = list(_flat(out))
+        made_here = tensors_of(out)
         tensors = [torch.from_dlpack(tensor) for tensor in made_here]
         if returns_map:
             for tensor, same in zip(tensors[-len(MAP_DTYPES) :], made_here[-len(MAP_DTYPES) :], strict=True):
@@ -277,8 +277,8 @@ def _implementation(made: TorchOp) -> Callable:
 
 def _dims(signature: Signature, argument: Argument) -> tuple:
     """Of each dimension of an argument the name, if calls of one kind may differ in it, else None."""
-    free = [dim for dim in argument.shape if isinstance(dim, str) and dim not in signature.known]
-    return tuple(dim if dim in free else None for dim in argument.shape if dim is not ...)
+    dims = [dim for dim in argument.shape if dim is not ...]
+    return tuple(dim if isinstance(dim, str) and dim not in signature.known else None for dim in dims)
 
 
 def _inputs(arrays: Mapping[str, Any], packs: bool) -> list:
@@ -338,29 +338,12 @@ def _compact(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.detach() if tensor.requires_grad else tensor).contiguous()
 
 
-def _flat(result) -> Iterator[tvm.runtime.Tensor]:
-    """The tensors of a result, tuples taken apart."""
-    if isinstance(result, tvm.runtime.Tensor):
-        yield result
-    else:
-        for field in result:
-            yield from _flat(field)
-
-
-_packings: dict[tuple, tuple[StorageWeakRef, Packing]] = {}  # of weights whose memory is in use
+_packings = KeptWithMemory()
 
 
 def _packing_of(weight: torch.Tensor) -> Packing:
     """Where the packed copies of a weight are kept, as long as its memory is there. What it holds is compared at each call."""
-    storage = weight.untyped_storage()
-    key = storage._cdata, weight.storage_offset(), tuple(weight.shape), weight.dtype
-    found = _packings.get(key)
-    if found is None or found[0].expired():
-        for other, (memory, _) in list(_packings.items()):
-            if memory.expired():
-                _packings.pop(other, None)
-        found = _packings[key] = StorageWeakRef(storage), Packing()
-    return found[1]
+    return _packings.of(weight, (weight.storage_offset(), tuple(weight.shape), weight.dtype), Packing)
 
 
 # --- not computed, for torch.export ----------------------------------------------------------------------------------------
@@ -377,7 +360,7 @@ def _fake(made: TorchOp) -> Callable:
         found: dict[str, Any] = {}
         device = next(value for value in given if isinstance(value, torch.Tensor)).device
         tensors = []
-        for ty, dims in zip(_flat_types(call.ty), made.flat_results, strict=True):
+        for ty, dims in zip(flat_types(call.ty), made.flat_results, strict=True):
             if ty.shape is not None:
                 shape = [_evaluated(size, sizes) for size in ty.shape.values]
             else:
@@ -431,14 +414,6 @@ def _evaluated(expr, sizes: dict[str, Any]):
         if isinstance(expr, kind):
             return combine()
     raise ValueError(f"size: expected sums, products and quotients, given {expr}")
-
-
-def _flat_types(ty: relax.Type) -> Iterator[relax.TensorType]:
-    if isinstance(ty, relax.TensorType):
-        yield ty
-    else:
-        for field in ty.fields:
-            yield from _flat_types(field)
 
 
 # --- registered ------------------------------------------------------------------------------------------------------------

@@ -31,8 +31,22 @@ def naive(feats, weight, table, bias=None, residual=None, activation="none", gro
     return ACTIVATIONS[activation](out)
 
 
+class Grouped:
+    """Channels of one group, of a description that has `cin`, `cout` and `groups`."""
+
+    @property
+    def group_cin(self) -> int:
+        """Input channels of a group."""
+        return self.cin // self.groups
+
+    @property
+    def group_cout(self) -> int:
+        """Output channels of a group."""
+        return self.cout // self.groups
+
+
 @dataclass(frozen=True)
-class SparseConv(Spec):
+class SparseConv(Grouped, Spec):
     """(x, weight, bias, [residual,] the map's arrays, out), for any number of rows.
 
     x `dtype` [N, cin]; weight `dtype` [cout, *kernel, cin / groups], packed; bias float32 [cout]; residual, out `dtype`
@@ -47,13 +61,3 @@ class SparseConv(Spec):
     has_residual: bool = False
     activation: str = "none"
     groups: int = 1
-
-    @property
-    def group_cin(self) -> int:
-        """Input channels of a group."""
-        return self.cin // self.groups
-
-    @property
-    def group_cout(self) -> int:
-        """Output channels of a group."""
-        return self.cout // self.groups

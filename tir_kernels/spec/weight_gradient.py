@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from . import Spec
+from .sparse_conv import Grouped
 
 
 def naive(x, gradient, table, groups=1):
@@ -27,7 +28,7 @@ def naive(x, gradient, table, groups=1):
 
 
 @dataclass(frozen=True)
-class SparseConvWeightGradient(Spec):
+class SparseConvWeightGradient(Grouped, Spec):
     """(x, gradient, the map's arrays, out), for any number of rows and taps.
 
     x `dtype` [N, cin]; gradient `dtype` [M, cout]; out float32 [cout, kx, ky, kz, cin / groups]. Raises ValueError when the map
@@ -39,13 +40,3 @@ class SparseConvWeightGradient(Spec):
     cout: int
     dtype: str = "float32"
     groups: int = 1
-
-    @property
-    def group_cin(self) -> int:
-        """Input channels of a group."""
-        return self.cin // self.groups
-
-    @property
-    def group_cout(self) -> int:
-        """Output channels of a group."""
-        return self.cout // self.groups

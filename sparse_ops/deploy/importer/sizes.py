@@ -12,6 +12,8 @@ import tvm
 import tvm_ffi
 from torch.utils._sympy import functions as symbolic
 
+from sparse_ops.transform.rewrite import static as known
+
 _fresh = itertools.count()
 
 
@@ -25,13 +27,6 @@ def is_number(value: Any) -> bool:
     return (isinstance(value, int) and not isinstance(value, bool)) or (
         tvm.ir.is_prim_expr(value) and not isinstance(value, bool | float)
     )
-
-
-def known(value: Any) -> int | None:
-    """A size as an int, if it is one already."""
-    if isinstance(value, int):
-        return value
-    return int(value) if isinstance(value, tvm.tirx.IntImm) else None
 
 
 def plain(value: Any) -> Any:

@@ -35,9 +35,7 @@ from .modules import SparseModule
 from .ops import ConvAlgo, get_conv_output_size, get_deconv_output_size
 from .sites import Sites, widen
 
-LAYOUT_OF_STATES = (
-    "SPCONV_SAVED_WEIGHT_LAYOUT"  # the environment says in which layout weights were saved, as it does for spconv
-)
+LAYOUT_OF_STATES = "SPCONV_SAVED_WEIGHT_LAYOUT"  # in the environment, as for spconv: how weights lie that were saved
 
 
 class SparseConvolution(SparseModule):
