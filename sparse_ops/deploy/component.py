@@ -283,9 +283,11 @@ def _replacing(folder: Path) -> Iterator[Path]:
                 if not tries_left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             shutil.rmtree(old)  # another process put its own there in between: it makes way, too
-    finally:
-        if old.exists() and not folder.exists():
+    except BaseException:
+        with suppress(OSError):  # there is no old one, or another process put its own there
             os.replace(old, folder)
+        raise
+    finally:
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
 
