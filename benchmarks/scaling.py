@@ -6,7 +6,8 @@ asks for that. What a core waits for memory, caches and other cores is not in it
 
     tasks            of the parallel loops of a call of a kernel, the most that any of them has
     serial           share of the time outside of all parallel loops
-    largest / mean   of the cores' work, serial parts counted for one core: 1 is even, and the number of cores no gain at all
+    largest / mean   of the cores' work, serial parts counted for one core: 1 is even, and the number of cores no gain at all.
+                     A loop that asks how many threads there are, as that of an index does, has as many parts as here
     MB               of operands, read and written, by the number of cores that have work
 """
 
@@ -16,12 +17,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import tvm
 import tvm.tirx.compilation_pipeline as pipelines
 import tvm_ffi
 from rich import box
 from rich.table import Table
 from tvm import s_tir, tirx
+from tvm.script import tirx as T
+
+from tir_kernels import script
+from tir_kernels.cpu.isa import host_target
 
 CORES = (2, 4, 8, 16, 32, 64)
 IN_TURN = "pragma_parallel_stride_pattern"
@@ -53,10 +59,12 @@ class Call:
     nbytes: int
     seconds: float = 0.0
     loops: list[Loop] = field(default_factory=list)
+    reporting: float = 0.0  # seconds of it that were spent on saying so of one task
 
     @property
     def serial(self) -> float:
-        return max(self.seconds - sum(sum(loop.seconds) for loop in self.loops), 0.0)
+        reported = self.reporting * sum(len(loop.seconds) for loop in self.loops)
+        return max(self.seconds - sum(sum(loop.seconds) for loop in self.loops) - reported, 0.0)
 
     @property
     def tasks(self) -> int:
@@ -74,9 +82,10 @@ class Observer:
         self.calls: list[Call] = []
         self._loops: dict[int, Loop] = {}  # of the kernel that runs, by the number of the loop in the code
         self._begun = self._task_begun = 0.0
+        self.reporting = 0.0
 
     def begin(self, kernel: str, nbytes: int) -> None:
-        self.calls.append(Call(kernel, nbytes))
+        self.calls.append(Call(kernel, nbytes, reporting=self.reporting))
         self._loops = {}
         self._begun = time.perf_counter()
 
@@ -154,6 +163,24 @@ def _without_turns(body: tirx.Stmt) -> tuple[bool, tirx.Stmt]:
     return bool(found), body
 
 
+def _cost_of_reporting(observer: Observer, tasks: int = 10_000) -> float:
+    """Seconds that a task spends outside of what it measures, from tasks that do nothing."""
+
+    @script.prim_func(s_tir=True)
+    def nothing(cells: T.Buffer((tasks,), "int32")):
+        T.func_attr({"global_symbol": "main"})
+        for i in T.parallel(tasks):
+            cells[i] = i
+
+    run = tvm.compile(tvm.IRModule({"main": nothing}), target=host_target())["main"]
+    cells = tvm.runtime.tensor(np.zeros(tasks, "int32"))
+    for _ in range(3):
+        run(cells)
+    costs = [call.serial / tasks for call in observer.calls]
+    observer.calls.clear()
+    return min(costs)
+
+
 @contextlib.contextmanager
 def observing() -> Iterator[Observer]:
     """Inside, whatever is compiled reports to the observer."""
@@ -172,6 +199,7 @@ def observing() -> Iterator[Observer]:
     for name, factory in before.items():
         pipelines.register_tir_pipeline(name, reporting(factory))
     try:
+        observer.reporting = _cost_of_reporting(observer)
         yield observer
     finally:
         for name, factory in before.items():
@@ -187,7 +215,7 @@ def shortest(runs: Sequence[Sequence[Call]]) -> list[Call]:
             for loops in zip(*(call.loops for call in same), strict=True)
         ]
         inside = sum(sum(loop.seconds) for loop in loops)
-        merged.append(Call(same[0].kernel, same[0].nbytes, inside + min(call.serial for call in same), loops))
+        merged.append(Call(same[0].kernel, same[0].nbytes, inside + min(call.serial for call in same), loops))  # nothing reports
     return merged
 
 

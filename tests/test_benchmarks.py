@@ -210,7 +210,7 @@ def test_tasks_of_a_kernel():
     (call,) = observer.calls
     assert [(len(loop.seconds), loop.in_turn) for loop in call.loops] == [(10, True), (5, False)]
     assert call.nbytes == 10 * 8 * (4 + 2) and call.tasks == 10
-    assert compilation_pipeline.PIPELINE_MAP == before
+    assert before == compilation_pipeline.PIPELINE_MAP
 
 
 def test_work_of_the_busiest_core():
