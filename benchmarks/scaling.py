@@ -215,7 +215,7 @@ def shortest(runs: Sequence[Sequence[Call]]) -> list[Call]:
             for loops in zip(*(call.loops for call in same), strict=True)
         ]
         inside = sum(sum(loop.seconds) for loop in loops)
-        merged.append(Call(same[0].kernel, same[0].nbytes, inside + min(call.serial for call in same), loops))  # nothing reports
+        merged.append(Call(same[0].kernel, same[0].nbytes, inside + min(call.serial for call in same), loops))
     return merged
 
 
