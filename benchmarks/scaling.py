@@ -26,14 +26,14 @@ from rich.table import Table
 from tvm import s_tir, tirx
 from tvm.script import tirx as T
 
+from sparse_ops.transform.cpu.small_calls import without_turns
 from tir_kernels import script
 from tir_kernels.cpu.isa import host_target
 
 CORES = (2, 4, 8, 16, 32, 64)
-IN_TURN = "pragma_parallel_stride_pattern"
 BEGIN_KERNEL, END_KERNEL, BEGIN_TASK, END_TASK = (f"benchmarks.scaling.{what}" for what in ("begin", "end", "task", "done"))
 WIDTH = 190  # of the table
-LEAST_SHARE = 0.002  # of a case's time: kernels below are not in the table
+LEAST_SHARE = 0.01  # of a case's time: kernels below are not in the table
 
 
 @dataclass
@@ -123,7 +123,7 @@ def observed(function: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
     def serial(loop: tirx.For) -> tirx.Stmt:
         if loop.kind != tirx.ForKind.PARALLEL:
             return loop
-        in_turn, body = _without_turns(loop.body)
+        in_turn, body = without_turns(loop.body)
         number, index = len(numbers), tirx.Cast("int64", loop.loop_var - loop.min)
         numbers.append(number)
         steps = [report(BEGIN_TASK, number, index, int(in_turn)), body, report(END_TASK, number)]
@@ -147,20 +147,6 @@ def observed(function: tirx.PrimFunc, name: str) -> tirx.PrimFunc:
         )
         return function.with_body(s_tir.SBlockRealize(body.iter_values, body.predicate, inner))
     return function.with_body(around(body))
-
-
-def _without_turns(body: tirx.Stmt) -> tuple[bool, tirx.Stmt]:
-    """Whether a loop's tasks are dealt out in turn, and its body without saying so, which a serial loop may not."""
-    found = []
-
-    def strip(statement: tirx.AttrStmt) -> tirx.Stmt:
-        if statement.attr_key != IN_TURN:
-            return statement
-        found.append(statement)
-        return statement.body
-
-    body = tvm_ffi.structural_map(body, (tirx.AttrStmt, strip))
-    return bool(found), body
 
 
 def _cost_of_reporting(observer: Observer, tasks: int = 10_000) -> float:
