@@ -4,6 +4,8 @@ A loop then stands twice in the code, so this is for loops of little code: norms
 matrix product, unrolled over a register tile, would take half as long again to compile.
 """
 
+from math import prod
+
 import tvm
 import tvm_ffi
 from tvm import tirx
@@ -28,7 +30,11 @@ class SmallCalls:
 
 def with_small_calls(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The kernel, with a serial loop beside each parallel one of little code."""
-    few = _elements(function) <= SMALL
+    known, total = _elements(function)
+    if known > SMALL:
+        return function
+    # a number that says nothing of its parts: told that rows are few, TVM finds quotients of them to be 0 and refuses to divide
+    few = tirx.reinterpret("int64", tirx.reinterpret("uint64", total)) <= SMALL
 
     def either(loop: tirx.For) -> tirx.Stmt:
         if loop.kind != tirx.ForKind.PARALLEL or _stores(loop.body) > LITTLE_CODE:
@@ -39,15 +45,17 @@ def with_small_calls(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.For, either)))
 
 
-def _elements(function: tirx.PrimFunc) -> tirx.Expr:
-    """Of all buffers that the function takes."""
-    total = tirx.IntImm("int64", 0)
+def _elements(function: tirx.PrimFunc) -> tuple[int, tirx.Expr]:
+    """Of all buffers that the function takes: of those whose shapes are known, and of all."""
+    known, total = 0, tirx.IntImm("int64", 0)
     for operand in (param.ty for param in function.params if isinstance(param.ty, tirx.BufferType)):
         size = tirx.IntImm("int64", 1)
         for extent in operand.shape:
             size = size * tirx.Cast("int64", extent)
         total = total + size
-    return total
+        if all(isinstance(extent, tirx.IntImm) for extent in operand.shape):
+            known += prod(int(extent) for extent in operand.shape)
+    return known, total
 
 
 def _stores(body: tirx.Stmt) -> int:
