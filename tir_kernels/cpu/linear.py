@@ -69,7 +69,7 @@ class Block:
     first: tvm.tirx.Expr
     count: tvm.tirx.Expr
     cin: tvm.tirx.Expr
-    share: tvm.tirx.Buffer  # [1]
+    share: tvm.tirx.Expr
     a: tvm.tirx.Buffer  # [rows, Cin]
     base: tvm.tirx.Expr
     sums: tvm.tirx.Buffer | None = None  # [rows, cols], those of one panel that wait
@@ -111,7 +111,7 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
         first = t.place // tile_rows * steps
 
         def ahead(c):
-            address = T.address_of(o.weight[0, panel, step + steps, (first + c) * t.share[0]])
+            address = T.address_of(o.weight[0, panel, step + steps, (first + c) * t.share])
             T.evaluate(T.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))  # to read, into the L2 cache, of data
 
         return ahead if PREFETCH else None
@@ -147,18 +147,22 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
         )
 
     @inline
+    def finish_one(row, column, panel, o, t):
+        o.out[t.first + row, panel * cols + column] = finished(t.sums[row, column], t.first + row, panel * cols + column, o)
+
+    @inline
     def finish_kept(rows, columns, panel, o, t):
         """The same from sums that were kept"""
-        for r in range(T.min(T.int64(rows), t.count - t.place)):
-            for v in T.unroll(columns // lanes):
+        vectors, rest = T.meta_var((columns // lanes, columns % lanes))
+        here: T.let = T.min(T.int64(rows), t.count - t.place)
+        # one loop over all vectors of the tile: LLVM unrolls one over its few rows, which takes most of the time to compile
+        if vectors > 0:
+            for i in range(here * vectors):
                 for lane in T.vectorized(lanes):
-                    o.out[t.first + t.place + r, panel * cols + v * lanes + lane] = finished(
-                        t.sums[t.place + r, v * lanes + lane], t.first + t.place + r, panel * cols + v * lanes + lane, o
-                    )
-            for column in T.unroll(columns // lanes * lanes, columns):
-                o.out[t.first + t.place + r, panel * cols + column] = finished(
-                    t.sums[t.place + r, column], t.first + t.place + r, panel * cols + column, o
-                )
+                    finish_one(t.place + i // vectors, i % vectors * lanes + lane, panel, o, t)
+        if rest > 0:
+            for i in range(here * rest):
+                finish_one(t.place + i // rest, vectors * lanes + i % rest, panel, o, t)
 
     @inline
     def multiply_tile(rows, columns, panel, step, steps, last, o, t):
@@ -210,8 +214,8 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
                 wide[r, cin // lanes * lanes + c] = T.Cast("float32", x[first + r, cin // lanes * lanes + c])
 
     @inline
-    def multiply_widened(o, t, panels, first_panel, end_panel):
-        wide = T.alloc_buffer((t.count, t.cin + 1), "float32")  # of an even width, rows share L1 places
+    def multiply_widened(o, t, block_rows, panels, first_panel, end_panel):
+        wide = T.alloc_buffer((block_rows, t.cin + 1), "float32")  # of an even width, rows share L1 places
         widen(o.x, t.first, t.count, t.cin, wide)
         multiply_block(o, replace(t, a=wide, base=T.int64(0)), panels, first_panel, end_panel)
 
@@ -251,16 +255,21 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
         chunk: T.let = cut[2]
         chunks: T.let = cut[3]
         for task in T.parallel(row_blocks * chunks):
-            share = T.alloc_buffer((1,), "int64")
-            first: T.let = task // chunks * block_rows
-            count: T.let = T.max(T.min(block_rows, n - first), T.int64(0))
-            first_panel: T.let = task % chunks * chunk
-            end_panel: T.let = T.min(first_panel + chunk, panels)
-            share[0] = (cols - 1) // T.max(tiles(count), T.int64(1)) + 1
+            part = T.alloc_buffer((5,), "int64")
+            part[0] = task // chunks * block_rows
+            part[1] = T.max(T.min(block_rows, n - part[0]), T.int64(0))
+            part[2] = task % chunks * chunk
+            part[3] = T.min(part[2] + chunk, panels)
+            part[4] = (cols - 1) // T.max(tiles(part[1]), T.int64(1)) + 1
+            first: T.let = part[0]
+            count: T.let = part[1]
+            first_panel: T.let = part[2]
+            end_panel: T.let = part[3]
+            share: T.let = part[4]
             o = T.meta_var(Operands(x, weight, bias, residual, gate, batch_index, out))
             t = T.meta_var(Block(first, count, cin, share, x, first))
             if micro.widens:
-                multiply_widened(o, t, panels, first_panel, end_panel)
+                multiply_widened(o, t, block_rows, panels, first_panel, end_panel)
             else:
                 multiply_block(o, t, panels, first_panel, end_panel)
 
