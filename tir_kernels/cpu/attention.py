@@ -19,17 +19,17 @@ from .. import script
 from ..buffers import match_buffer
 from ..script import drop_parameters, inline
 from ..spec.attention import Attention
-from . import caches
+from .caches import L1
 from .guards import check_offsets, check_repeats, check_rows
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile, pair_of_halves
 from .vector_math import LOG2_E, ROUND, bind, polynomial
 
-QUERIES = 240  # of one task, whole blocks: what is copied of keys and values serves them all
+QUERIES = 480  # of one task, whole blocks: what is copied of keys and values serves them all
 BLOCK = 24  # queries whose logits exist at once, whole register tiles
 KEYS = 128  # of one tile, whole panels; with BLOCK, logits take three eighths of the L1 cache
-assert QUERIES % BLOCK == 0 and 8 * 4 * BLOCK * KEYS == 3 * caches.L1
-PART = 512  # keys of a part, the last one up to KEYS more
+assert QUERIES % BLOCK == 0 and 8 * 4 * BLOCK * KEYS == 3 * L1
+PART = 1024  # keys of a part, of large depths half as many; the last one has up to KEYS more
 FEW = 64  # tasks, at most, that are divided by parts of keys
 SQUARE = 8  # rows and columns that are transposed at once
 LEAST = float(np.finfo("float32").min)
@@ -92,11 +92,6 @@ def exp2(x, factor: float = 1.0, coefficients=EXP2):
     return T.reinterpret("float32", T.reinterpret("int32", power) + (bits << 23))
 
 
-def prefetch(x, *index):
-    """Emit: ask for the cache line of an element, towards the L2 cache."""
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(x[tuple(index)]), T.int32(0), T.int32(2), T.int32(1)))
-
-
 @inline
 def exchange(block, i, j, low, high):
     """Rows i and j of a block become two selections of the elements of both: `low` and `high` index (row i, row j)."""
@@ -146,12 +141,16 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
     key_block = max(lanes, SQUARE)
     factor = LOG2_E * (max(depth, 1) ** -0.5 if spec.scale is None else spec.scale)  # softmax in powers of two
 
-    itemsize = 4 if dtype == "float32" else 2
-    lines = -(-depth * itemsize // caches.LINE)
+    part_keys = PART if depth <= 128 else PART // 2
     growth = min(8 / factor, -LEAST / 4)  # by which a logit may exceed the largest that is known: a factor of 2^8
 
+    def tile_rows(num_queries):
+        """Queries of a task: all tasks of a segment and head have about as many, whole blocks."""
+        tiles = T.max((num_queries + (QUERIES - 1)) // QUERIES, T.int64(1))
+        return (num_queries + tiles * BLOCK - 1) // (tiles * BLOCK) * BLOCK
+
     def parts_of(num_keys):
-        return T.max(T.int64(1), (num_keys + (PART - KEYS)) // PART)
+        return T.max(T.int64(1), (num_keys + (part_keys - KEYS)) // part_keys)
 
     def q_row(q_order, position):
         """The row of q at a position, int64."""
@@ -188,8 +187,8 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                 queries[i, steps - 1] = last_step_of(q, row, h)
 
     @inline
-    def load_keys(k, k_order, first, count, h, keys):
-        """keys[0, panel, :, lane] = k[first + panel * cols + lane, h, :]; the last one again up to a whole vector"""
+    def load_keys(k, k_order, first, count, h, keys, slot):
+        """keys[slot, panel, :, lane] = k[first + panel * cols + lane, h, :]; the last one again up to a whole vector"""
         for i in range((count + key_block - 1) // key_block * (key_block // SQUARE)):
             block = T.alloc_buffer((SQUARE, SQUARE), packed)  # registers
             panel: T.let = i * SQUARE // cols
@@ -203,27 +202,27 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                 transpose(block)
                 for r in T.unroll(SQUARE):
                     for lane in T.vectorized(SQUARE):
-                        keys[0, panel, j * SQUARE + r, left + lane] = block[r, lane]
+                        keys[slot, panel, j * SQUARE + r, left + lane] = block[r, lane]
             for r in range(SQUARE):
                 row: T.let = k_row(k_order, first + T.min(i * SQUARE + r, count - 1))
                 for step in range(depth // pair // SQUARE * SQUARE, depth // pair):
-                    keys[0, panel, step, left + r] = step_of(k, row, h, step)
+                    keys[slot, panel, step, left + r] = step_of(k, row, h, step)
                 if depth % pair > 0:
-                    keys[0, panel, steps - 1, left + r] = last_step_of(k, row, h)
+                    keys[slot, panel, steps - 1, left + r] = last_step_of(k, row, h)
 
     @inline
-    def load_values(v, k_order, first, count, h, values):
-        """values[0, panel, step, column] = v[first + step, h, panel * cols + column], or pairs; then zeros"""
+    def load_values(v, k_order, first, count, h, values, slot):
+        """values[slot, panel, step, column] = v[first + step, h, panel * cols + column], or pairs; then zeros"""
         for step in range((count + pair - 1) // pair):
             row: T.let = k_row(k_order, first + step * pair)
             next_row: T.let = k_row(k_order, first + T.min(step * pair + 1, count - 1))  # its weight is next to nothing
             for panel in T.unroll(depth // cols):
                 for column in range(cols):
-                    values[0, panel, step, column] = value_of(v, row, next_row, h, panel * cols + column)
+                    values[slot, panel, step, column] = value_of(v, row, next_row, h, panel * cols + column)
             for column in range(depth % cols):
-                values[0, depth // cols, step, column] = value_of(v, row, next_row, h, depth // cols * cols + column)
+                values[slot, depth // cols, step, column] = value_of(v, row, next_row, h, depth // cols * cols + column)
             for column in range(depth % cols, last_vectors * lanes):
-                values[0, depth // cols, step, column] = T.Cast(packed, 0)
+                values[slot, depth // cols, step, column] = T.Cast(packed, 0)
 
     def raised(most, largest):
         return T.Select(most - largest > T.float32(growth), most, largest)
@@ -390,17 +389,16 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
             out[row, h, d] = T.Cast(dtype, sums[i, d] * share)
 
     @inline
-    def fetch(k, v, k_order, first, last, count, h):
-        """Ask for `count` keys and values from `first` on, which the next tile reads."""
-        for i in range(count):
-            row: T.let = k_row(k_order, T.min(first + i, last))
-            for line in range(lines):
-                prefetch(k, row, h, T.min(line * (caches.LINE // itemsize), depth - 1))
-                prefetch(v, row, h, T.min(line * (caches.LINE // itemsize), depth - 1))
+    def copy_tile(shared, slot, own):
+        for panel, step in T.grid(own.shape[1], own.shape[2]):
+            for vector in T.unroll(cols // lanes):
+                for lane in T.vectorized(lanes):
+                    own[0, panel, step, vector * lanes + lane] = shared[slot, panel, step, vector * lanes + lane]
 
     @inline
     def walk(
-        k, v, k_order, first_key, num_keys, last_key, h, queries, padded, base, keys, values, logits, most, weights, sums, total, largest
+        k, v, k_order, first_key, num_keys, h, is_shared, shared_keys, shared_values, first_slot,
+        queries, padded, base, keys, values, logits, most, weights, sums, total, largest,
     ):
         """The state of `padded` queries over `num_keys` keys, at the rows from `base` on"""
         for i in range(padded):
@@ -412,9 +410,12 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
         for tile in range((num_keys + KEYS - 1) // KEYS):
             here: T.let = T.min(T.int64(KEYS), num_keys - tile * KEYS)
             blocks: T.let = (padded + BLOCK - 1) // BLOCK
-            ahead: T.let = T.if_then_else(blocks >= 4, (KEYS + blocks - 1) // blocks, T.int64(0))
-            load_keys(k, k_order, first_key + tile * KEYS, here, h, keys)
-            load_values(v, k_order, first_key + tile * KEYS, here, h, values)
+            if is_shared:
+                copy_tile(shared_keys, (first_slot + tile) * heads + h, keys)
+                copy_tile(shared_values, (first_slot + tile) * heads + h, values)
+            else:
+                load_keys(k, k_order, first_key + tile * KEYS, here, h, keys, 0)
+                load_values(v, k_order, first_key + tile * KEYS, here, h, values, 0)
             for block in range(blocks):
                 start: T.let = block * BLOCK
                 row: T.let = base + start
@@ -422,12 +423,22 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                 for i in range(height):
                     for lane in T.vectorized(lanes):
                         most[i, lane] = T.float32(LEAST)
-                if ahead > 0:
-                    fetch(k, v, k_order, first_key + (tile + 1) * KEYS + block * ahead, last_key, ahead, h)
                 find_logits(queries, start, height, keys, here, logits, most)
                 raise_largest(most, row, height, largest, total, sums)
                 find_weights(logits, row, height, here, largest, total, weights)
                 add_values(weights, row, height, values, here, sums)
+
+    @inline
+    def cut_keys(k_offsets, segments, tiles, first_slot):
+        """The tiles of keys of all segments"""
+        first_slot[0] = T.int64(0)
+        for b in range(segments):
+            first: T.let = T.Cast("int64", k_offsets[b])
+            num_keys: T.let = T.Cast("int64", k_offsets[b + 1]) - first
+            for tile in range((num_keys + KEYS - 1) // KEYS):
+                tiles[first_slot[b] + tile, 0] = first + tile * KEYS
+                tiles[first_slot[b] + tile, 1] = T.min(num_keys - tile * KEYS, T.int64(KEYS))
+            first_slot[b + 1] = first_slot[b] + (num_keys + KEYS - 1) // KEYS
 
     @inline
     def plan(q_offsets, k_offsets, segments, has_few, counts, tasks, first_state):
@@ -453,7 +464,7 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                         at: T.let = counts[0] + (h * tiles + tile) * parts[0] + part
                         tasks[at, 0] = b
                         tasks[at, 1] = T.int64(h)
-                        tasks[at, 2] = tile * QUERIES
+                        tasks[at, 2] = tile * tile_rows(num_queries)
                         tasks[at, 3] = part
             counts[0] += heads * tiles * parts[0]
 
@@ -489,8 +500,8 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
             check_rows("k_order", k_order, mk, nk)
         check_offsets("q_offsets", q_offsets, batch - 1, nq)
         check_offsets("k_offsets", k_offsets, batch - 1, mk if has_k_order else nk)
-        has_few: T.let = T.And((nq // QUERIES + batch) * heads <= FEW, num_picked >= PART + KEYS)
-        most_parts: T.let = T.if_then_else(has_few, num_picked // PART + 1, T.int64(1))
+        has_few: T.let = T.And((nq // QUERIES + batch) * heads <= FEW, num_picked >= part_keys + KEYS)
+        most_parts: T.let = T.if_then_else(has_few, num_picked // part_keys + 1, T.int64(1))
         most_states: T.let = T.if_then_else(has_few, nq * heads * most_parts, T.int64(1))
         counts = T.alloc_buffer((2,), "int64")  # tasks, states kept between them
         tasks = T.alloc_buffer(((nq // QUERIES + batch) * heads * most_parts, 4), "int64")  # segment, head, first query, part
@@ -498,6 +509,19 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
         kept_sums = T.alloc_buffer((most_states, channels), "float32")
         kept_total = T.alloc_buffer((most_states, lanes), "float32")
         kept_largest = T.alloc_buffer((most_states,), "float32")
+        is_shared: T.let = nq >= 2 * QUERIES * (batch - 1)
+        slots: T.let = T.if_then_else(is_shared, num_picked // KEYS + batch, T.int64(1))
+        tiles = T.alloc_buffer((slots, 2), "int64")  # of keys that tasks share: the first one, their number
+        first_slot = T.alloc_buffer((batch,), "int64")  # of a segment
+        shared_keys = T.alloc_buffer((slots * heads, KEYS // cols, steps, cols), packed)
+        shared_values = T.alloc_buffer((slots * heads, micro.tile.panels(depth), KEYS // pair, cols), packed)
+        if is_shared:
+            cut_keys(k_offsets, batch - 1, tiles, first_slot)
+            for task in T.parallel(first_slot[batch - 1] * heads):
+                first: T.let = tiles[task // heads, 0]
+                here: T.let = tiles[task // heads, 1]
+                load_keys(k, k_order, first, here, task % heads, shared_keys, task)
+                load_values(v, k_order, first, here, task % heads, shared_values, task)
         plan(q_offsets, k_offsets, batch - 1, has_few, counts, tasks, first_state)
         for task in T.parallel(counts[0]):
             T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)  # neighbouring tasks cost alike: deal them out
@@ -515,7 +539,7 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
             start: T.let = tasks[task, 2]
             first: T.let = T.Cast("int64", q_offsets[b])
             num_queries: T.let = T.Cast("int64", q_offsets[b + 1]) - first
-            count: T.let = T.min(num_queries - start, T.int64(QUERIES))
+            count: T.let = T.min(num_queries - start, tile_rows(num_queries))
             padded: T.let = (count + rows - 1) // rows * rows
             first_key: T.let = T.Cast("int64", k_offsets[b])
             num_keys: T.let = T.Cast("int64", k_offsets[b + 1]) - first_key
@@ -523,10 +547,11 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
             for i in range(T.if_then_else(counts[1] > 0, T.int64(1), parts_of(num_keys))):
                 part: T.let = tasks[task, 3] + i
                 base: T.let = T.if_then_else(i > 0, T.int64(QUERIES), T.int64(0))
-                before: T.let = part * PART
-                here: T.let = T.if_then_else(part == parts_of(num_keys) - 1, num_keys - before, T.int64(PART))
+                before: T.let = part * part_keys
+                here: T.let = T.if_then_else(part == parts_of(num_keys) - 1, num_keys - before, T.int64(part_keys))
                 walk(
-                    *(k, v, k_order, first_key + before, here, first_key + num_keys - 1, h, queries, padded, base),
+                    *(k, v, k_order, first_key + before, here, h, is_shared, shared_keys, shared_values),
+                    *(first_slot[b] + before // KEYS, queries, padded, base),
                     *(keys, values, logits, most, weights, sums, total, largest),
                 )
                 if i > 0:
