@@ -47,6 +47,8 @@ PAD = 2
 LINE_PAD = 4  # along z
 MARGIN = 8  # cells at the start of a grid that are always empty
 FILL_CHUNK = 16384
+ROWS_ALONE = 4096  # rows of a grid that one thread inserts
+CELLS_ALONE = 1 << 16  # and cells that it clears
 ROW_CHUNK = 4096  # rows that one task checks or inserts
 OWN_CHUNK = 512  # rows of which a task knows whether any may be its own, see `Parts`
 PARTS_MOST = 16
@@ -382,13 +384,22 @@ class RowCells:
         self.lowest[chunk] = least[0]
         self.highest[chunk] = most[0]
 
+    @property
+    def chunks(self):
+        return (self.rows + OWN_CHUNK - 1) // OWN_CHUNK
+
+    @inline
+    def number_chunk(self, chunk, cell_of_row):
+        """cells[row] = cell_of_row(row), a TIR expression, for the rows of a chunk; and its extremes."""
+        for i in range(T.min(T.int64(OWN_CHUNK), self.rows - chunk * OWN_CHUNK)):
+            self.cells[chunk * OWN_CHUNK + i] = T.Cast("int32", cell_of_row(chunk * OWN_CHUNK + i))
+        self.note_extremes(chunk)
+
     @inline
     def number(self, cell_of_row):
-        """cells[row] = cell_of_row(row), a TIR expression; and the extremes of every chunk."""
-        for chunk in T.parallel((self.rows + OWN_CHUNK - 1) // OWN_CHUNK):
-            for i in range(T.min(T.int64(OWN_CHUNK), self.rows - chunk * OWN_CHUNK)):
-                self.cells[chunk * OWN_CHUNK + i] = T.Cast("int32", cell_of_row(chunk * OWN_CHUNK + i))
-            self.note_extremes(chunk)
+        """The cells of all rows, and the extremes of every chunk."""
+        for chunk in T.parallel(self.chunks):
+            self.number_chunk(chunk, cell_of_row)
 
     @inline
     def insert(self, target, part):
@@ -399,6 +410,19 @@ class RowCells:
                     # rows of other parts write too: no branch to mispredict
                     cell: T.let = T.Cast("int64", self.cells[chunk * OWN_CHUNK + i])
                     place: T.let = T.Select(T.And(cell >= part.first, cell < part.end), cell, part.spare)
+                    target[place] = T.Cast("int32", chunk * OWN_CHUNK + i)
+
+    @inline
+    def insert_once(self, target, part, repeats):
+        """As `insert` into cells that hold -1; repeats[0] = 1 if a cell of the part got two rows, else 0."""
+        repeats[0] = T.int32(0)
+        for chunk in range(self.chunks):
+            if T.And(T.Cast("int64", self.lowest[chunk]) < part.end, T.Cast("int64", self.highest[chunk]) >= part.first):
+                for i in range(T.min(T.int64(OWN_CHUNK), self.rows - chunk * OWN_CHUNK)):
+                    cell: T.let = T.Cast("int64", self.cells[chunk * OWN_CHUNK + i])
+                    own: T.let = T.And(cell >= part.first, cell < part.end)
+                    place: T.let = T.Select(own, cell, part.spare)
+                    repeats[0] = repeats[0] | T.Cast("int32", T.And(own, target[place] >= 0))
                     target[place] = T.Cast("int32", chunk * OWN_CHUNK + i)
 
 
@@ -429,7 +453,11 @@ class Parts:
 
     @inline
     def split(self):
-        self.count[0] = T.min(T.Cast("int64", T.call_packed("runtime.NumThreads")), T.int64(PARTS_MOST))
+        self.split_among(T.Cast("int64", T.call_packed("runtime.NumThreads")))
+
+    @inline
+    def split_among(self, tasks):
+        self.count[0] = T.min(tasks, T.int64(PARTS_MOST))
         self.each[0] = (self.size + self.count[0] * PART_UNIT - 1) // (self.count[0] * PART_UNIT) * PART_UNIT
 
     def first(self, i):
@@ -453,6 +481,32 @@ def report_duplicate(coords, rows, index, argument):
         index.slots[cell] = T.Cast("int32", row)
 
 
+@inline
+def insert_rows(coords, index, numbered, tasks, loop, argument):
+    """Fill a grid, in two loops of `loop` (`T.parallel` or `T.serial`): clear a part and number some rows, then insert them."""
+    count = T.alloc_buffer((1,), "int64")
+    each = T.alloc_buffer((1,), "int64")
+    repeats = T.alloc_buffer((PARTS_MOST * PART_UNIT,), "int32")
+    parts = T.meta_var(Parts(index.num_slots - SPARE, count, each))
+    parts.split_among(tasks)
+    for i in loop(count[0]):
+        first: T.let = parts.first(i)
+        part = T.meta_var(parts.part(i, first))
+        for cell in range(part.count):
+            index.slots[part.first + cell] = T.int32(-1)
+        for j in range((numbered.chunks - i + count[0] - 1) // count[0]):
+            numbered.number_chunk(j * count[0] + i, lambda row: index.plan.cell_of(coordinate(coords, row), "int32"))
+    for i in loop(count[0]):
+        repeated = T.alloc_buffer((1,), "int32")
+        first: T.let = parts.first(i)
+        part = T.meta_var(parts.part(i, first))
+        numbered.insert_once(index.slots, part, repeated)
+        repeats[i * PART_UNIT] = repeated[0]
+    for i in range(count[0]):
+        if repeats[i * PART_UNIT] != 0:
+            report_duplicate(coords, numbered.rows, index, argument)
+
+
 @cache
 def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `BuildIndex`."""
@@ -469,29 +523,13 @@ def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
             cells = T.alloc_buffer((rows,), "int32")
             lowest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
             highest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
-            count = T.alloc_buffer((1,), "int64")
-            each = T.alloc_buffer((1,), "int64")
-            clashes = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
             numbered = T.meta_var(RowCells(cells, rows, lowest, highest))
-            parts = T.meta_var(Parts(index.num_slots - SPARE, count, each))
-            numbered.number(lambda row: index.plan.cell_of(coordinate(coords, row), "int32"))
-            parts.split()
-            for i in T.parallel(count[0]):
-                first: T.let = parts.first(i)
-                part = T.meta_var(parts.part(i, first))
-                for cell in range(part.count):
-                    slots[part.first + cell] = T.int32(-1)
-                numbered.insert(slots, part)
-            for chunk in T.parallel((rows + OWN_CHUNK - 1) // OWN_CHUNK):  # where two rows met, one no longer finds itself
-                clash = T.alloc_buffer((1,), "int32")
-                clash[0] = T.int32(0)
-                for i in range(T.min(T.int64(OWN_CHUNK), rows - chunk * OWN_CHUNK)):
-                    row: T.let = chunk * OWN_CHUNK + i
-                    clash[0] = clash[0] | T.Cast("int32", slots[cells[row]] != T.Cast("int32", row))
-                clashes[chunk] = clash[0]
-            for chunk in range((rows + OWN_CHUNK - 1) // OWN_CHUNK):
-                if clashes[chunk] != 0:
-                    report_duplicate(coords, rows, index, argument)
+            if T.And(rows <= ROWS_ALONE, index.num_slots <= CELLS_ALONE):  # before other threads woke up this one is done
+                insert_rows(coords, index, numbered, T.int64(1), T.serial, argument)
+            else:
+                insert_rows(
+                    coords, index, numbered, T.Cast("int64", T.call_packed("runtime.NumThreads")), T.parallel, argument
+                )
         else:
             found = T.alloc_buffer((1,), "int32")
             fill(slots, index.num_slots, T.int32(-1))
