@@ -58,14 +58,18 @@ class Program(VMExecutable):
 
     @contextmanager
     def observed(self, observer: Observer) -> Iterator[None]:
-        """Inside, `observer(name, arguments)` is told of every kernel and builtin function before it runs, from any thread; what
-        calls compute stays the same. An error that it raises ends the call."""
+        """Inside, `observer(name, arguments)` is told of every kernel and builtin function before it runs, from any thread;
+        what calls compute stays the same. An error that it raises ends the call."""
         before = self._machines.observer
-        self._machines.watch(observer)
+        self.watch(observer)
         try:
             yield
         finally:
-            self._machines.watch(before)
+            self.watch(before)
+
+    def watch(self, observer: Observer | None) -> None:
+        """As inside of `observed` from now on; None ends it."""
+        self._machines.watch(observer)
 
     def __copy__(self) -> "Program":
         """Itself, as nothing in it changes."""

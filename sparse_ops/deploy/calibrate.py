@@ -9,8 +9,7 @@ the rest. Such channels stand out on any input, so a few inputs tell them: they 
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -69,13 +68,13 @@ def calibrate(component: Component, inputs: Sequence[Call] | Mapping[str, Sequen
     _check_integers(component)
     check_arrays({spec.name: spec.shape for spec in component.manifest.parameters}, weights)
     calls = list(_calls(component, inputs))
-    plain = uncalibrated(component, weights)
-    with observe(plain) as largest:
-        for function, call in calls:
-            if isinstance(call, Mapping):
-                plain[function](**call)
-            else:
-                plain[function](*call)
+    plain, largest = uncalibrated(component, weights), Largest()
+    watch(plain, largest)
+    for function, call in calls:
+        if isinstance(call, Mapping):
+            plain[function](**call)
+        else:
+            plain[function](*call)
     return with_channels(component, largest, weights)
 
 
@@ -89,16 +88,12 @@ def is_calibrated(component: Component) -> bool:
 
 
 def uncalibrated(component: Component, weights: State) -> Component:
-    """The component without channels apart. `weights` as in `calibrate`."""
-    return component.with_parameters(weights) if is_calibrated(component) else component
+    """The component without channels apart, as one that nobody else runs. `weights` as in `calibrate`."""
+    return component.with_parameters(weights) if is_calibrated(component) else component.with_packed({})
 
 
-@contextmanager
-def observe(component: Component, largest: Largest | None = None) -> Iterator[Largest]:
-    """Inside, all that is computed by the component adds to `largest`, by default what nothing was added to before. ValueError
-    for a component without integer layers."""
-    _check_integers(component)
-    largest = Largest() if largest is None else largest
+def watch(component: Component, largest: Largest) -> None:
+    """All that this component computes from now on adds to `largest`."""
     specs = component.manifest.packed
     layers = {component.packed_address(i): i for i, spec in enumerate(specs) if spec.is_quantized}
 
@@ -109,8 +104,7 @@ def observe(component: Component, largest: Largest | None = None) -> Iterator[La
                 x = as_kind(arguments[0], "numpy")
                 largest.note(layer, x.reshape(-1, x.shape[-1]))
 
-    with component.program.observed(note):
-        yield largest
+    component.program.watch(note)
 
 
 def with_channels(component: Component, largest: Largest, weights: State) -> Component:

@@ -8,7 +8,7 @@ from tvm import relax
 from tir_kernels.dispatch import fastest_features
 
 from ..op.register import check_choice, op_of
-from .products import IntegerProducts
+from .products import IntegerProducts, has_integers
 from .rewrite import Walk, op_is, rewrite_pass
 
 QUANTIZED = ("int8", "int7")
@@ -26,6 +26,12 @@ def features_of(precision: str, target: tvm.target.Target | None = None) -> str:
     """
     check_choice("transform.features_of", "precision", precision, PRECISIONS)
     return fastest_features(target) if precision in QUANTIZED else precision
+
+
+def gains(precision: str, target: tvm.target.Target | None = None) -> bool:
+    """Whether "int8" or "int7" changes anything on `target`, by default the current one: where integers are not faster than
+    floats all layers stay as they are. Of other precisions False."""
+    return precision in QUANTIZED and has_integers(precision, target)
 
 
 def to_precision(precision: str) -> tvm.transform.Pass:

@@ -7,6 +7,7 @@ from tvm import relax
 
 from tir_kernels.dispatch import implementation_for
 from tir_kernels.spec import Spec
+from tir_kernels.spec.linear import Linear
 
 from ..op.linear import spec_of as linear_spec
 from ..op.register import Op, op_of
@@ -41,6 +42,12 @@ def IntegerProducts(products: str, least_cin: int = LEAST_CIN, least_cout: int =
         return mod
 
     return transform
+
+
+def has_integers(products: str, target: tvm.target.Target | None = None) -> bool:
+    """Whether large linear layers have integer products on `target`, by default the current one."""
+    one, other = (implementation_for(Linear(1024, 1024, products=chosen), target) for chosen in (products, "float"))
+    return one is not other
 
 
 def _with_products(function: relax.Function, products: str, least_cin: int, least_cout: int) -> relax.Function:
