@@ -28,6 +28,7 @@ from .cpu import (
     gather_gemm,
     gather_rows,
     group_norm,
+    int8_linear,
     interpolate,
     kernel_map,
     layer_norm,
@@ -91,6 +92,7 @@ def on_cpu(
     name: str | None = None,
     *,
     dot: bool | None = None,
+    integer: str | None = None,
     refuses: Callable[[Spec, Isa], str | None] | None = None,
     weight: Callable[[Spec, Isa], WeightLayout] | None = None,
     map_layout: MapLayout | None = None,
@@ -99,13 +101,14 @@ def on_cpu(
     """A row for CPUs.
 
     `dot`: True for the kernel that multiplies pairs of bfloat16, False for the one that does without, None where there is no
-    difference. `refuses`: why an instruction set does not serve. `shared`: one description for all that have the same kernel.
+    difference. `integer`: the instruction by which a kernel for descriptions with integer `products` adds them. `refuses`: why an instruction set does not serve. `shared`: one description for all that have the same kernel.
     """
     name = name or build.__name__
 
     def isa_of(target: Target) -> Isa:
         isa = Isa.of(target)
-        return replace(isa, bf16_dot=False, emulate_dot=False) if dot is False else isa
+        integers = {"integer": (integer,)} if integer in isa.integer else {"integer": (), "emulate_integer": False}
+        return replace(isa, **integers, **({"bf16_dot": False, "emulate_dot": False} if dot is False else {}))
 
     def accepts(spec: Spec, target: Target) -> str | None:
         if target.kind.name != "llvm":
@@ -115,6 +118,10 @@ def on_cpu(
             return f"dtype: expected bfloat16, given {spec.dtype}"
         if dot and not isa.bf16_dot:
             return f"expected an instruction that multiplies pairs of bfloat16, which {isa.name} has not"
+        if integer and spec.products == "float":
+            return "products: expected integers, given 'float'"
+        if integer and not isa.integer:
+            return f"expected a CPU that gains by {integer}, which {isa.name} as of this target does not"
         return refuses(spec, isa) if refuses else None
 
     def make(spec: Spec, target: Target) -> Kernel:
@@ -131,6 +138,12 @@ def with_and_without_dot(build: Callable[[Spec, Isa], tvm.tirx.PrimFunc], **opti
     """The rows of a kernel for CPUs that has a way with the bfloat16 dot instruction."""
     name = build.__name__
     return on_cpu(build, f"{name}_dot", dot=True, **options), on_cpu(build, name, dot=False, **options)
+
+
+def with_integers(build: Callable[[Spec, Isa], tvm.tirx.PrimFunc], **options) -> tuple[Implementation, ...]:
+    """The rows of a kernel of integer products, one to each instruction; the 7-bit one is taken only if it is asked for."""
+    order = ("vpdpbusd", "sdot", "vpmaddubsw", "vpmaddwd")
+    return tuple(on_cpu(build, f"{build.__name__}_{name}", dot=False, integer=name, **options) for name in order)
 
 
 PAIRS = PairsByBlock()
@@ -164,7 +177,12 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "interpolate": (on_cpu(interpolate.interpolate),),
     "inverse_map": (on_cpu(kernel_map.inverse_map, map_layout=PAIRS),),
     "layer_norm": (on_cpu(layer_norm.layer_norm),),
-    "linear": with_and_without_dot(linear.linear, weight=linear.weight_layout, shared=linear.shared),
+    "linear": (
+        *with_integers(
+            int8_linear.int8_linear, refuses=int8_linear.refuses, weight=int8_linear.weight_layout, shared=int8_linear.shared
+        ),
+        *with_and_without_dot(linear.linear, weight=linear.weight_layout, shared=linear.shared),
+    ),
     "lookup": (on_cpu(coordinate_index.lookup),),
     "modulated_add": (on_cpu(modulated_add.modulated_add),),
     "plan_index": (on_cpu(coordinate_index.plan_index),),
