@@ -121,7 +121,7 @@ class Artifacts:
         self.folder = Path(folder)
         problems = self._open()
         while problems:
-            waited = wait_while_held(self.folder / LOCK, lambda: _say_waiting(self.folder))
+            waited = wait_while_held(self.folder / LOCK, lambda: say_waiting(self.folder))
             problems = self._open()  # the other one may just have ended
             if not waited:
                 break
@@ -216,7 +216,7 @@ def compile_artifacts(
         return [name for name in source.config.models if not is_made(source, folder, name, precision, target)]
 
     if not _holds(folder / PIPELINE, data) or todo():
-        with locked(folder / LOCK, lambda: _say_waiting(folder)) as held:
+        with locked(folder / LOCK, lambda: say_waiting(folder)) as held:
             if held:
                 _tidy(folder, source.config.models)
             else:
@@ -329,7 +329,7 @@ def default_folder(label: str) -> Path:
     return base / label
 
 
-def _say_waiting(folder: Path) -> None:
+def say_waiting(folder: Path) -> None:
     say(f"waiting for another process that compiles into {str(folder)!r}")
 
 

@@ -66,7 +66,7 @@ def calibrate(component: Component, inputs: Sequence[Call] | Mapping[str, Sequen
     that are missing, not known, misshapen, or others than those that it was made with.
     """
     _check_integers(component)
-    check_arrays({spec.name: spec.shape for spec in component.manifest.parameters}, weights)
+    check_arrays({spec.name: spec.shape for spec in component.manifest.parameters}, weights, "weights")
     calls = list(_calls(component, inputs))
     plain, largest = uncalibrated(component, weights), Largest()
     watch(plain, largest)

@@ -105,11 +105,11 @@ class _Graph:
                 continue
             op = op_of(value) if isinstance(value, relax.Call) else None
             if op is None:
-                todo += relax.analysis.free_vars(value)
+                todo.extend(relax.analysis.free_vars(value))
                 continue
             for name, argument in op.signature.arguments_of(value).items():
                 if op.signature.by_name[name].kind not in (Kind.PARAMETER, Kind.WEIGHT):
-                    todo += relax.analysis.free_vars(argument)
+                    todo.extend(relax.analysis.free_vars(argument))
         return found
 
     def _is_made(self, expr: relax.Expr) -> bool:
@@ -123,7 +123,7 @@ class _Graph:
             if _mixes(value):
                 return True
             seen.add(var)
-            todo += relax.analysis.free_vars(value)
+            todo.extend(relax.analysis.free_vars(value))
         return False
 
     def _makes_result(self, var: relax.Var) -> bool:
