@@ -144,7 +144,7 @@ class Artifacts:
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
             raise ValueError(f"artifacts {str(self.folder)!r}: {PIPELINE}: {brief(reason)}") from error
-        made = {name: _made_from(self.folder / name) for name in self.config.models}
+        made = {name: made_from(self.folder / name) for name in self.config.models}
         self.keys = {name: wanted[name] | _calibration_of(made[name]) for name in self.config.models}
         found = {name: self._problems(name, made[name], wanted[name]) for name in self.config.models}
         absent = [name for name, problems in found.items() if problems is None]
@@ -161,7 +161,7 @@ class Artifacts:
             gone = [file for file in (MANIFEST, PARAMETERS, MADE_FROM) if file not in names]
             gone += [LIBRARY] if names.isdisjoint((LIBRARY, MODULE)) else []
             return [f"{name}/{file} is missing" for file in gone] or [f"{name}/{MADE_FROM} is damaged"]
-        if _key_of(made) != wanted:
+        if key_of(made) != wanted:
             return None
         return [f"{name}/{problem}" for problem in _damage(folder, made)]
 
@@ -169,8 +169,8 @@ class Artifacts:
         """The component of model `name`, its weights mapped into memory. ValueError as `Component.load`, and if it is not what
         it was when the folder was opened."""
         component = Component.load(self.folder / name)
-        made = _made_from(self.folder / name)
-        if made is None or _key_of(made) | _calibration_of(made) != self.keys[name]:
+        made = made_from(self.folder / name)
+        if made is None or key_of(made) | _calibration_of(made) != self.keys[name]:
             raise ValueError(f"artifacts {str(self.folder)!r}: {name} is not what it was when they were opened: begin again")
         return component
 
@@ -272,7 +272,7 @@ def _tidy(folder: Path, names: Iterable[str]) -> None:
     about to take its place, takes it."""
     for name in names:
         for left in sorted(leftovers(folder / name), key=lambda path: path.suffix, reverse=True):  # a new one before an old one
-            if not (folder / name).exists() and _made_from(left) is not None and not _damage(left, _made_from(left)):
+            if not (folder / name).exists() and made_from(left) is not None and not _damage(left, made_from(left)):
                 os.replace(left, folder / name)
             else:
                 shutil.rmtree(left, ignore_errors=True)
@@ -282,14 +282,14 @@ def _tidy(folder: Path, names: Iterable[str]) -> None:
 
 def is_made(source: Source, folder: Path, name: str, precision: str = "float32", target=None) -> bool:
     """Whether the folder has model `name` of these weights and this code, whole."""
-    made = _made_from(folder / name)
-    return made is not None and _key_of(made) == _key(source, name, precision, target) and _loads(folder / name, made)
+    made = made_from(folder / name)
+    return made is not None and key_of(made) == _key(source, name, precision, target) and _loads(folder / name, made)
 
 
 def compile_model(source: Source, folder: Path, name: str, precision: str = "float32", target=None) -> None:
     """Compiles model `name` into the folder, or packs its weights anew if its code is there. ValueError as
     `compile_artifacts`."""
-    config, key, made = getattr(source.config, name), _key(source, name, precision, target), _made_from(folder / name)
+    config, key, made = getattr(source.config, name), _key(source, name, precision, target), made_from(folder / name)
     model = MODELS[name]
     try:
         state = source.state(name)
@@ -371,7 +371,7 @@ def _read(folder: Path) -> Mapping[str, Any]:
     return value
 
 
-def _made_from(folder: Path) -> dict[str, Any] | None:
+def made_from(folder: Path) -> dict[str, Any] | None:
     """What `made_from.json` of the folder of a model says; None if that is not known."""
     try:
         value = read_json(folder / MADE_FROM)
@@ -393,7 +393,7 @@ def _offsets(value: Any, config: Any, name: str) -> np.ndarray:
     return offsets
 
 
-def _key_of(made: Mapping[str, Any] | None) -> dict[str, str] | None:
+def key_of(made: Mapping[str, Any] | None) -> dict[str, str] | None:
     return None if made is None else {part: made[part] for part in KEY}
 
 

@@ -13,6 +13,8 @@ from sam3d_tvm.artifacts import (
     OnCompile,
     Source,
     compile_artifacts,
+    key_of,
+    made_from,
     save_model,
     say_waiting,
 )
@@ -73,8 +75,12 @@ def calibrate(
     found = {}
     with locked(artifacts.folder / LOCK, lambda: say_waiting(artifacts.folder)):
         for name in names:
-            component = with_channels(artifacts.load(name), watched.largest[name], source.state(name))
-            save_model(component, artifacts.folder, name, {part: artifacts.keys[name][part] for part in KEY})
+            key = {part: artifacts.keys[name][part] for part in KEY}
+            if key_of(made_from(artifacts.folder / name)) != key:
+                raise ValueError(f"artifacts {str(artifacts.folder)!r}: {name} was compiled anew meanwhile: calibrate again")
+            plain = Component.load(artifacts.folder / name)  # which another process may have calibrated meanwhile
+            component = with_channels(plain, watched.largest[name], source.state(name))
+            save_model(component, artifacts.folder, name, key)
             layers = [spec for spec in component.manifest.packed if spec.is_quantized]
             found[name] = Calibrated(sum(bool(spec.apart) for spec in layers), len(layers))
     return found
