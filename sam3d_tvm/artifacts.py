@@ -14,7 +14,9 @@ as a process is at it.
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -175,13 +177,21 @@ class Artifacts:
         return component
 
     def layers(self, name: str) -> dict[str, PackedSpec]:
-        """The weights of the layers of model `name` by the names of their parameters, and what these were cut or moved by.
+        """The weights of the layers of model `name` by the names of their parameters, with numbers for layers that share one.
         ValueError as `Component.load`."""
         try:
             manifest, _ = Manifest.from_json(read_bytes(self.folder / name / MANIFEST, JSON_BYTES))
         except (OSError, ValueError) as error:
             raise ValueError(f"artifacts {str(self.folder)!r}: {name}: {error}") from error
-        return {spec.name.partition("(")[2].removesuffix(")"): spec for spec in manifest.packed if spec.runs_in}
+        known, found = {spec.name for spec in manifest.parameters}, defaultdict(list)
+        for spec in manifest.packed:
+            if spec.runs_in:
+                found[", ".join(word for word in re.findall(r"[\w.]+", spec.name) if word in known)].append(spec)
+        return {
+            f"{weight} ({part} of {len(specs)})" if len(specs) > 1 else weight: spec
+            for weight, specs in found.items()
+            for part, spec in enumerate(specs, 1)
+        }
 
     @property
     def uncalibrated(self) -> list[str]:

@@ -6,6 +6,7 @@
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from sparse_ops.op.register import RUNS_IN
 from sparse_ops.program import Program
 from sparse_ops.transform import pipeline_for
 from sparse_ops.transform.lift_params import PACKED_NAMES, TRANSFORM_PARAMS
+from sparse_ops.transform.precision import QUANTIZED, features_of, gains
 from tir_kernels.dispatch import host_target
 
 
@@ -43,6 +45,9 @@ def component_from_relax(
         lowered = pipeline_for(target, precision, lift_params=True)(module)
     packed, functions = _number_packed(lowered, functions, parameters)
     manifest = Manifest.of(name, precision, target, parameters=tuple(parameters), packed=packed, functions=functions)
+    if precision in QUANTIZED and not any(spec.is_quantized for spec in packed):
+        reason = "has no layers that gain by it" if gains(precision, target) else "gains nothing by it on this CPU"
+        warnings.warn(f"precision: {name} {reason}: {precision} is {features_of(precision, target)} here", stacklevel=3)
     executable = compile_lowered(lowered, target)
     runs_here = not manifest.lacking()
     library = _linked(executable) if runs_here and _can_link() else None
