@@ -101,7 +101,8 @@ def on_cpu(
     """A row for CPUs.
 
     `dot`: True for the kernel that multiplies pairs of bfloat16, False for the one that does without, None where there is no
-    difference. `integer`: the instruction by which a kernel for descriptions with integer `products` adds them. `refuses`: why an instruction set does not serve. `shared`: one description for all that have the same kernel.
+    difference. `integer`: the instruction that adds the products of a kernel for descriptions that ask for integer `products`.
+    `refuses`: why an instruction set does not serve. `shared`: one description for all that have the same kernel.
     """
     name = name or build.__name__
 

@@ -33,15 +33,17 @@ COLUMNS = 2  # the float32 weights of each channel kept apart
 CHANNELS = COLUMNS + APART  # the numbers of these channels, -1 for none, in the first columns
 HEADER = CHANNELS + 1
 
+FETCH = 8  # steps to a line of the next panel's weights that is asked for
 LINE = 16  # int32 to the end of a row in scratch: rows of a power of two would share places in the L1 cache
 FEW = 4  # rows that are rounded without waking threads
 TOGETHER = 16  # rows that one task rounds
 CHUNK_ROWS = 8192  # rounded at a time, so that scratch does not grow with the rows
-BLOCK_ROWS = 192  # of a task, at most
+BLOCK_ROWS = 768  # of a task, at most: as many share what a panel's weights cost
+LEAST_ROWS = 96  # of a deep one
 TASKS = 32  # of few rows; they are then cut along the columns, so that threads have equal work
 INFINITE = 0x7F800000  # bits of the float32 infinity; those of NaN are above
 
-# One step of a register tile: acc + products of a, the same in all lanes, with w.
+# One step of a register tile: acc + products of a, the same in all lanes, with w. And what asks for a line of weights.
 STEP = """
 {declare}
 define <{n} x i32> @{name}(<{n} x i32> %acc, <{n} x i32> %w, i32 %a) #1 {{
@@ -50,8 +52,14 @@ define <{n} x i32> @{name}(<{n} x i32> %acc, <{n} x i32> %w, i32 %a) #1 {{
 {body}
   ret <{n} x i32> %r
 }}
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+define i32 @fetch_line(ptr %place) #2 {{
+  call void @llvm.prefetch.p0(ptr %place, i32 0, i32 2, i32 1)
+  ret i32 0
+}}
 attributes #0 = {{ nounwind willreturn memory(none) }}
 attributes #1 = {{ alwaysinline nounwind willreturn memory(none) }}
+attributes #2 = {{ alwaysinline nounwind }}
 """
 NATIVE = {
     "vpdpbusd": (
@@ -161,7 +169,7 @@ class Form:
 def tile_of(isa: Isa) -> Tile:
     """The register tile: with 32 registers 24 sums, with 16 as many as leave room for weights and an activation."""
     if isa.lanes == 16:
-        return Tile(12, 32, 16)
+        return Tile(6, 64, 16)
     if isa.registers == 32:
         return Tile(6, 4 * isa.lanes, isa.lanes)
     return Tile(6 if isa.integer[0] == "vpdpbusd" else 5, 2 * isa.lanes, isa.lanes)
@@ -391,13 +399,15 @@ def int8_linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
     cin, dtype, has_residual, has_gate, has_index = spec.cin, spec.dtype, spec.has_residual, spec.has_gate, spec.has_index
     out_dtype = spec.out_dtype or dtype
     rounding = Rounding(form, cin)
-    lanes, cols, tile_rows = tile.lanes, tile.cols, tile.rows
+    lanes, cols, tile_rows, half = tile.lanes, tile.cols, tile.rows, (tile.rows + 1) // 2
     steps, stride, offset = rounding.steps, rounding.stride, form.offset
     vector = f"int32x{lanes}"
     last_width = (spec.cout - 1) % cols + 1
     narrow = [last_width] if last_width < cols else []  # panels with code of their own
-    # rows of a task, in whole tiles: with one panel's weights they take 9/16 of the L2 cache, where the depth allows it
-    block_rows = max(1, min(BLOCK_ROWS, 9 * L2 // (16 * 4 * stride) - cols) // tile_rows) * tile_rows
+    lines, per_row = (HEADER + steps) * cols // LINE, cols // LINE  # of a panel, of its rows
+    # rows of a task, in whole tiles; with few registers they are read for each few columns, and should stay in any L2 cache
+    block_bytes = 3 * L2 // 2 if isa.lanes == 16 else 9 * L2 // 16
+    block_rows = min(max(block_bytes // (4 * stride), LEAST_ROWS), BLOCK_ROWS) // tile_rows * tile_rows
     act = EMIT[spec.activation]
 
     def whole_tiles(count):
@@ -459,12 +469,22 @@ def int8_linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             for v in T.unroll(vectors):
                 sums[first + r, T.Ramp(v * lanes, 1, lanes)] = part[r, T.Ramp(v * lanes, 1, lanes)]
 
-    def multiply_tile(rows, vectors, o, row, panel, sums):
-        """Emit: sums[:rows] = the products of the rows from `row` on with a panel."""
+    @inline
+    def fetch(o, panel, line):
+        """Ask for a line of a panel's weights, to be in the L2 cache when the panel's turn comes"""
+        if line < lines:
+            T.evaluate(
+                T.call_extern("int32", "fetch_line", T.address_of(o.weight[panel, line // per_row, line % per_row * LINE]))
+            )
+
+    def multiply_tile(rows, vectors, o, row, panel, sums, tile):
+        """Emit: sums[:rows] = the products of the rows from `row` on with a panel; a part of the next panel is fetched."""
         acc = Sums(rows, vectors, lanes)
         acc.each(lambda first, rows, part: clear_part(first, rows, part, vectors))
-        with T.serial(0, steps) as step:
-            acc.each(lambda first, rows, part: step_part(first, rows, part, vectors, o, row, panel, step))
+        with T.serial(0, steps // FETCH) as group:
+            fetch(o, panel + 1, tile * (steps // FETCH) + group)
+            with T.serial(0, FETCH) as step:
+                acc.each(lambda first, rows, part: step_part(first, rows, part, vectors, o, row, panel, group * FETCH + step))
         acc.each(lambda first, rows, part: store_part(first, rows, part, vectors, sums))
 
     def finished(value, row, column, o):
@@ -504,32 +524,21 @@ def int8_linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             o.out[base + row, panel * cols + column] = finished(value[column], base + row, panel * cols + column, o)
 
     @inline
-    def tile_of_panel(rows, columns, o, base, row, end, panel, sums, apart):
-        multiply_tile(rows, (columns + lanes - 1) // lanes, o, row, panel, sums)
+    def tile_of_panel(rows, columns, o, base, first, tile, end, panel, sums, apart):
+        row: T.let = first + tile * tile_rows
+        multiply_tile(rows, (columns + lanes - 1) // lanes, o, row, panel, sums, tile)
         for r in range(T.min(T.int64(rows), end - row)):
             finish_row(o, base, row + r, columns, panel, sums, r, apart)
 
     @inline
     def multiply_panel(columns, o, base, first, count, panel, sums, apart):
+        end: T.let = first + count
         for t in range(count // tile_rows):
-            tile_of_panel(tile_rows, columns, o, base, first + t * tile_rows, first + count, panel, sums, apart)
-        if count % tile_rows > tile_rows // 2:
-            tile_of_panel(
-                tile_rows, columns, o, base, first + count // tile_rows * tile_rows, first + count, panel, sums, apart
-            )
-        else:
-            if count % tile_rows > 0:
-                tile_of_panel(
-                    (tile_rows + 1) // 2,
-                    columns,
-                    o,
-                    base,
-                    first + count // tile_rows * tile_rows,
-                    first + count,
-                    panel,
-                    sums,
-                    apart,
-                )
+            tile_of_panel(tile_rows, columns, o, base, first, t, end, panel, sums, apart)
+        if count % tile_rows > half:
+            tile_of_panel(tile_rows, columns, o, base, first, count // tile_rows, end, panel, sums, apart)
+        elif count % tile_rows > 0:
+            tile_of_panel(half, columns, o, base, first, count // tile_rows, end, panel, sums, apart)
 
     @inline
     def multiply_task(o, base, first, count, first_panel, end_panel, panels, apart):
