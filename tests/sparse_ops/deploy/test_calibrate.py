@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
+from tvm.relax.frontend.nn import spec
 
-from sparse_ops.deploy import Component, calibrate, port_component
+from sparse_ops import nn as sparse_nn
+from sparse_ops.deploy import Component, calibrate, component_from_nn, port_component
 from sparse_ops.deploy.calibrate import APART, Largest
 from sparse_ops.deploy.component import LIBRARY
 from sparse_ops.deploy.importer.compare import SHARES, difference
@@ -268,3 +270,41 @@ def test_the_comparison_with_torch_allows_a_share(precision):
     assert not difference(torch.zeros(3), torch.zeros(3), precision, 9)
     assert difference(torch.ones(3), torch.zeros(3), precision, 9)
     assert not difference(torch.tensor(1.01), torch.tensor(1.0), precision, 9)
+
+
+class Layer(sparse_nn.Module):
+    def __init__(self):
+        self.norm = sparse_nn.LayerNorm(WIDTH)
+        self.linear = sparse_nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x, residual):
+        return self.linear(self.norm(x), residual)
+
+
+def test_layers_that_share_code_have_channels_of_their_own():
+    """In bfloat16, as on a CPU that has its dot product: 0.2% more."""
+    random, model = np.random.default_rng(0), Layer()
+    weights, copied = {}, {}
+    for name, parameter in model.named_parameters():
+        copied[name] = f"other.{name}"
+        for key in (name, copied[name]):
+            weights[key] = random.standard_normal([int(n) for n in parameter.shape], np.float32) / WIDTH**0.5
+    channels = {"": tuple(range(8)), "other.": tuple(range(200, 208))}
+    for prefix, outliers in channels.items():
+        weights[prefix + "norm.weight"][:] = 1
+        weights[prefix + "norm.weight"][list(outliers)] = 300
+        weights[prefix + "linear.weight"][:, list(outliers)] /= 300
+    types = [spec.Tensor(["n", WIDTH], "float32")] * 2
+    functions = {"forward": spec.MethodSpec(model.forward, ["x", "residual"], types, "plain", "none")}
+    with forced_isa(replace(ISA, bf16_dot=True, emulate_dot=True)):
+        made = component_from_nn(model, functions, "layer", weights, precision="int8", copies={"forward": [copied]})
+        given = random.standard_normal((64, WIDTH), np.float32), np.zeros((64, WIDTH), np.float32)
+        found = calibrate(made, {"forward": [given], "forward.1": [given]}, weights)
+    assert [spec.apart for spec in found.manifest.packed if spec.is_quantized] == list(channels.values())
+    for name, prefix in (("forward", ""), ("forward.1", "other.")):
+        x = given[0].astype(np.float64)
+        x = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+        x = x * weights[prefix + "norm.weight"] + weights[prefix + "norm.bias"]
+        expected = x @ weights[prefix + "linear.weight"].T.astype(np.float64) + weights[prefix + "linear.bias"]
+        off = found[name](*given) - expected
+        assert np.linalg.norm(off) < (bound(WIDTH) + 0.002) * np.linalg.norm(expected - expected.mean(0))
