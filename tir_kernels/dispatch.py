@@ -28,6 +28,7 @@ from .cpu import (
     gather_gemm,
     gather_rows,
     group_norm,
+    int8_linear,
     interpolate,
     kernel_map,
     layer_norm,
@@ -91,6 +92,7 @@ def on_cpu(
     name: str | None = None,
     *,
     dot: bool | None = None,
+    integer: str | None = None,
     refuses: Callable[[Spec, Isa], str | None] | None = None,
     weight: Callable[[Spec, Isa], WeightLayout] | None = None,
     map_layout: MapLayout | None = None,
@@ -99,13 +101,15 @@ def on_cpu(
     """A row for CPUs.
 
     `dot`: True for the kernel that multiplies pairs of bfloat16, False for the one that does without, None where there is no
-    difference. `refuses`: why an instruction set does not serve. `shared`: one description for all that have the same kernel.
+    difference. `integer`: the instruction that adds the products of a kernel for descriptions that ask for integer `products`.
+    `refuses`: why an instruction set does not serve. `shared`: one description for all that have the same kernel.
     """
     name = name or build.__name__
 
     def isa_of(target: Target) -> Isa:
         isa = Isa.of(target)
-        return replace(isa, bf16_dot=False, emulate_dot=False) if dot is False else isa
+        integers = {"integer": (integer,)} if integer in isa.integer else {"integer": (), "emulate_integer": False}
+        return replace(isa, **integers, **({"bf16_dot": False, "emulate_dot": False} if dot is False else {}))
 
     def accepts(spec: Spec, target: Target) -> str | None:
         if target.kind.name != "llvm":
@@ -115,6 +119,10 @@ def on_cpu(
             return f"dtype: expected bfloat16, given {spec.dtype}"
         if dot and not isa.bf16_dot:
             return f"expected an instruction that multiplies pairs of bfloat16, which {isa.name} has not"
+        if integer and spec.products == "float":
+            return "products: expected integers, given 'float'"
+        if integer and not isa.integer:
+            return f"expected a CPU that gains by {integer}, which {isa.name} as of this target does not"
         return refuses(spec, isa) if refuses else None
 
     def make(spec: Spec, target: Target) -> Kernel:
@@ -131,6 +139,12 @@ def with_and_without_dot(build: Callable[[Spec, Isa], tvm.tirx.PrimFunc], **opti
     """The rows of a kernel for CPUs that has a way with the bfloat16 dot instruction."""
     name = build.__name__
     return on_cpu(build, f"{name}_dot", dot=True, **options), on_cpu(build, name, dot=False, **options)
+
+
+def with_integers(build: Callable[[Spec, Isa], tvm.tirx.PrimFunc], **options) -> tuple[Implementation, ...]:
+    """The rows of a kernel of integer products, one to each instruction; the 7-bit one is taken only if it is asked for."""
+    order = ("vpdpbusd", "sdot", "vpmaddubsw", "vpmaddwd")
+    return tuple(on_cpu(build, f"{build.__name__}_{name}", dot=False, integer=name, **options) for name in order)
 
 
 PAIRS = PairsByBlock()
@@ -164,7 +178,12 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "interpolate": (on_cpu(interpolate.interpolate),),
     "inverse_map": (on_cpu(kernel_map.inverse_map, map_layout=PAIRS),),
     "layer_norm": (on_cpu(layer_norm.layer_norm),),
-    "linear": with_and_without_dot(linear.linear, weight=linear.weight_layout, shared=linear.shared),
+    "linear": (
+        *with_integers(
+            int8_linear.int8_linear, refuses=int8_linear.refuses, weight=int8_linear.weight_layout, shared=int8_linear.shared
+        ),
+        *with_and_without_dot(linear.linear, weight=linear.weight_layout, shared=linear.shared),
+    ),
     "lookup": (on_cpu(coordinate_index.lookup),),
     "modulated_add": (on_cpu(modulated_add.modulated_add),),
     "plan_index": (on_cpu(coordinate_index.plan_index),),
@@ -208,8 +227,23 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "window_coords": (on_cpu(windows.window_coords),),
 }
 
-# The kinds of targets that have kernels: their name, and what decides compiled code besides descriptions.
-KINDS: dict[str, tuple[str, Callable[[Target], str]]] = {"llvm": ("CPU", lambda target: str(Isa.of(target)))}
+
+@dataclass(frozen=True, eq=False)
+class TargetKind:
+    """A kind of targets that has kernels: its name; what decides compiled code besides descriptions; see `fastest_features`."""
+
+    name: str
+    fingerprint: Callable[[Target], str]
+    fastest_features: Callable[[Target], str]
+
+
+KINDS: dict[str, TargetKind] = {
+    "llvm": TargetKind(
+        "CPU",
+        fingerprint=lambda target: str(Isa.of(target)),
+        fastest_features=lambda target: "bfloat16" if Isa.of(target).bf16_dot else "float32",
+    )
+}
 
 
 def current_target(target: Target | None = None) -> Target:
@@ -217,20 +251,36 @@ def current_target(target: Target | None = None) -> Target:
     return target or Target.current(allow_none=True) or host_target()
 
 
-def kernel_for(spec: Spec, target: Target | None = None) -> Kernel:
-    """The kernel of the first implementation that accepts, for `target` (see `current_target`).
+def implementation_for(spec: Spec, target: Target | None = None) -> Implementation:
+    """The first implementation that accepts, for `target` (see `current_target`).
 
     Raises ValueError, with every implementation's reason, when none does.
     """
     target = current_target(target)
-    note_use()
     reasons = []
     for implementation in KERNELS[spec.family]:
         reason = implementation.accepts(spec, target)
         if reason is None:
-            return implementation.make(spec, target)
+            return implementation
         reasons.append(f"{implementation.name}: {reason}")
     raise ValueError(f"{spec.family}: no kernel for {spec} on target {target}: {'; '.join(reasons)}")
+
+
+def kernel_for(spec: Spec, target: Target | None = None) -> Kernel:
+    """The kernel of `implementation_for`. ValueError as there."""
+    target = current_target(target)
+    note_use()
+    return implementation_for(spec, target).make(spec, target)
+
+
+def fastest_features(target: Target | None = None) -> str:
+    """The dtype of features whose products are fastest on `target`: "bfloat16" or "float32".
+
+    Raises ValueError when there are no kernels for targets of that kind.
+    """
+    target = current_target(target)
+    check_target(target)
+    return KINDS[target.kind.name].fastest_features(target)
 
 
 def map_layout(target: Target | None = None) -> MapLayout:
@@ -241,7 +291,7 @@ def map_layout(target: Target | None = None) -> MapLayout:
 def check_target(target: Target) -> None:
     """ValueError unless there are kernels for targets of the kind of `target`."""
     if target.kind.name not in KINDS:
-        expected = " or ".join(f"a {name} target of kind {kind!r}" for kind, (name, _) in KINDS.items())
+        expected = " or ".join(f"a {known.name} target of kind {kind!r}" for kind, known in KINDS.items())
         raise ValueError(f"target: expected {expected}, given kind {target.kind.name!r}")
 
 
@@ -252,7 +302,7 @@ def fingerprint(target: Target | None = None) -> str:
     """
     target = current_target(target)
     check_target(target)
-    return KINDS[target.kind.name][1](target)
+    return KINDS[target.kind.name].fingerprint(target)
 
 
 def choice() -> object:

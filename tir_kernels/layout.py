@@ -4,7 +4,7 @@ A layout of maps depends on the target alone and not on the layer, since one map
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,19 @@ import tvm
 class WeightLayout:
     """A weight as a kernel reads it: `shape` and `dtype` once packed.
 
-    `pack`: PrimFunc (weight, packed). `unpack`: packed array -> float32 array that equals the weight, its inverse in numpy.
+    `pack`: PrimFunc (weight, packed). `unpack`: packed array -> float32 array that equals the weight, its inverse in numpy; of
+    integers it is the weight as rounded.
+
+    Where input channels may be kept apart from integer products: with_apart(packed, weight [Cout, Cin], channels) -> a copy of
+    `packed` that keeps these apart, and apart(packed) -> the channels that it keeps. None elsewhere.
     """
 
     shape: tuple[int, ...]
     dtype: str
     pack: tvm.tirx.PrimFunc
     unpack: Callable[[np.ndarray], np.ndarray]
+    with_apart: Callable[[np.ndarray, np.ndarray, Sequence[int]], np.ndarray] | None = None
+    apart: Callable[[np.ndarray], list[int]] | None = None
 
 
 @dataclass(frozen=True)

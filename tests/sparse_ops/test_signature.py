@@ -75,7 +75,7 @@ def test_arguments_are_found_by_name_wherever_they_stand():
     more = op.with_more(call, {"bias": bias}, {"activation": "relu"})
     assert op.signature.present(more) == ["x", "weight", "bias", "residual"]
     assert op.signature.arguments_of(more)["residual"].same_as(residual)
-    assert op.signature.options_of(more) == {"activation": "relu", "out_dtype": None}
+    assert op.signature.options_of(more) == {"activation": "relu", "out_dtype": None, "products": "float"}
     assert op.signature.narrow_arguments(more) == {"x", "weight", "residual"}
     assert op_of(relax.op.add(bias, bias)) is None
 

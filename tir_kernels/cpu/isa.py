@@ -20,7 +20,8 @@ class Isa:
     `lanes`: float32 lanes of a vector register; `registers`: vector registers that code can name;
     `bf16_dot`: whether an instruction multiplies pairs of bfloat16 and adds them into float32; `emulate_dot`: replace that
     instruction by plain arithmetic, so that a machine without it can test the kernels that use it. `converts_half`: whether an
-    instruction makes a vector of float32 of one of float16, and back.
+    instruction makes a vector of float32 of one of float16, and back. `integer`: the instructions for sums of integer products,
+    of `INTEGER`, by which kernels gain over float32, best first; `emulate_integer`: these as plain arithmetic.
     """
 
     name: str
@@ -29,11 +30,14 @@ class Isa:
     bf16_dot: bool = False
     emulate_dot: bool = False
     converts_half: bool = True
+    integer: tuple[str, ...] = ()
+    emulate_integer: bool = False
 
     def __str__(self) -> str:
         dot = ", bfloat16 dot product" * self.bf16_dot + ", emulated" * self.emulate_dot
         half = "" if self.converts_half else ", no conversion of float16"
-        return f"{self.name}: {self.registers} registers of {self.lanes} float32 lanes{dot}{half}"
+        integer = "".join(f", {name}" for name in self.integer) + ", emulated in integers" * self.emulate_integer
+        return f"{self.name}: {self.registers} registers of {self.lanes} float32 lanes{dot}{half}{integer}"
 
     @classmethod
     def of(cls, target: tvm.target.Target | None = None) -> "Isa":
@@ -48,12 +52,32 @@ class Isa:
             return _forced.get()
         features = set(tvm.target.codegen.llvm_get_cpu_features(target))
         if "avx512f" in features:
-            return AVX512_BF16 if "avx512bf16" in features else AVX512
+            integer = ("vpdpbusd",) if "avx512vnni" in features else ("vpmaddubsw",) if "avx512bw" in features else ()
+            return replace(AVX512_BF16 if "avx512bf16" in features else AVX512, integer=integer)
         if "neon" in features and _architecture(target) in ("aarch64", "arm64"):
-            return NEON
+            return replace(NEON, integer=("sdot",) if "dotprod" in features else ())
         if {"avx2", "fma"} <= features:
-            return AVX2 if "f16c" in features else replace(AVX2, converts_half=False)  # all such CPUs have it
+            return replace(
+                AVX2, converts_half="f16c" in features, integer=_integer_of_avx2(features)
+            )  # all such CPUs have f16c
         return PORTABLE
+
+
+# The instructions for sums of integer products, and the bits of the activations and weights that they take.
+INTEGER = {"vpdpbusd": (8, 8), "sdot": (8, 8), "vpmaddwd": (10, 10), "vpmaddubsw": (7, 8)}
+
+
+def _integer_of_avx2(features: set[str]) -> tuple[str, ...]:
+    """Those of a CPU with 256 bits by which it gains.
+
+    Without a dot product of its own it takes two integer multipliers of 256 bits: Intel's since Skylake and AMD's since Zen 3
+    have them, which those before do not differ from by what multiplies, but by other instructions. With 512 bits `vpmaddwd` and
+    the addition behind it share the two ports of the float multipliers, and nothing is gained.
+    """
+    if "avxvnni" in features:
+        return ("vpdpbusd",)
+    two_multipliers = ("vaes" if "sse4a" in features else "clflushopt") in features  # sse4a: AMD's
+    return ("vpmaddwd", "vpmaddubsw") if two_multipliers else ()
 
 
 AVX512_BF16 = Isa("avx512bf16", lanes=16, registers=32, bf16_dot=True)

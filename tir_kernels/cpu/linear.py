@@ -43,7 +43,7 @@ def weight_layout(spec: Linear, isa: Isa) -> WeightLayout:
 def shared(spec: Linear, isa: Isa) -> Linear:
     """One kernel serves any Cin, and all Cout of one register tile."""
     cout = RegisterTile.same_tile(isa, spec.cout, spec.dtype)
-    return replace(spec, cin=BLOCK_DEPTH, cout=cout, out_dtype=spec.out_dtype or spec.dtype)
+    return replace(spec, cin=BLOCK_DEPTH, cout=cout, out_dtype=spec.out_dtype or spec.dtype, products="float")
 
 
 @dataclass(frozen=True)

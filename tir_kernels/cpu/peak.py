@@ -3,9 +3,11 @@
     acc = acc * w + x   fp32: one fused multiply-add a vector (a multiplication and an addition where a CPU has no such
                         instruction)
     acc = acc + x . w   bf16: one dot instruction a vector, where the instruction set has it
+                        int8: what one step of its kernels takes, where they gain by integer products
 
 Without the dot instruction the bf16 kernels widen to float32, so that the peak of bf16 is then that of fp32 by
-definition. Operands never leave their registers: what a kernel lacks to this is spent on loads, stores and waiting.
+definition; so is that of int8 where its kernels would not gain. Operands never leave their registers: what a kernel lacks to
+this is spent on loads, stores and waiting.
 """
 
 import functools
@@ -19,10 +21,11 @@ from tvm.script import tirx as T
 from .. import script
 from ..script import inline
 from . import threads as pool
+from .int8_linear import Form, Sums
 from .isa import Isa, host_target, kernel_name
 from .register_tile import RegisterTile
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "int8")
 
 
 def naive(start: np.ndarray, steps: int, pair: bool) -> np.ndarray:
@@ -40,20 +43,30 @@ def accumulators(isa: Isa) -> int:
 
 def flops_per_step(isa: Isa, dtype: str) -> int:
     """Operations of one step of `peak_loop` on one thread."""
+    if uses_integers(isa, dtype):
+        return accumulators(isa) * isa.lanes * 2 * Form.of(isa).per
     return accumulators(isa) * isa.lanes * (4 if uses_dot(isa, dtype) else 2)
 
 
 def uses_dot(isa: Isa, dtype: str) -> bool:
-    """Whether kernels of `dtype` use the dot instruction on `isa`."""
-    return dtype == "bfloat16" and isa.bf16_dot
+    """Whether kernels of `dtype` have products of their own on `isa`: of pairs of bfloat16, or of integers."""
+    return (dtype == "bfloat16" and isa.bf16_dot) or uses_integers(isa, dtype)
+
+
+def uses_integers(isa: Isa, dtype: str) -> bool:
+    """Whether kernels of `dtype` multiply integers on `isa`."""
+    return dtype == "int8" and bool(isa.integer)
 
 
 @cache
 def peak_loop(isa: Isa, dtype: str = "float32") -> tvm.tirx.PrimFunc:
     """PrimFunc (acc float32 [threads, A, lanes], w, steps int64): `steps` multiply-adds of each accumulator.
 
-    w: float32 [lanes] that is both factor and summand, or int32 [lanes] of bfloat16 pairs with the dot instruction.
+    w: float32 [lanes] that is both factor and summand, or int32 [lanes] of bfloat16 pairs with the dot instruction. Of integers
+    acc is int32, and both accumulator and factor.
     """
+    if uses_integers(isa, dtype):
+        return _integer_loop(isa)
     count, lanes, dot = accumulators(isa), isa.lanes, uses_dot(isa, dtype)
     micro = RegisterTile(isa, 2, lanes, dtype)
     vector = f"float32x{lanes}"
@@ -93,13 +106,52 @@ def peak_loop(isa: Isa, dtype: str = "float32") -> tvm.tirx.PrimFunc:
     return kernel
 
 
+def _integer_loop(isa: Isa) -> tvm.tirx.PrimFunc:
+    form, lanes = Form.of(isa), isa.lanes
+
+    @inline
+    def step_part(first, rows, part, w):
+        # the accumulator is a factor: products that do not change would be taken out of the loop where they are added apart
+        for a in T.unroll(rows):
+            part[a, T.Ramp(0, 1, lanes)] = T.call_pure_extern(
+                f"int32x{lanes}", form.step, part[a, T.Ramp(0, 1, lanes)], part[a, T.Ramp(0, 1, lanes)], w[0]
+            )
+
+    @inline
+    def load_part(first, rows, part, out, thread):
+        for a in T.unroll(rows):
+            part[a, T.Ramp(0, 1, lanes)] = out[thread, first + a, T.Ramp(0, 1, lanes)]
+
+    @inline
+    def store_part(first, rows, part, out, thread):
+        for a in T.unroll(rows):
+            out[thread, first + a, T.Ramp(0, 1, lanes)] = part[a, T.Ramp(0, 1, lanes)]
+
+    @script.prim_func(s_tir=True)
+    def kernel(acc_: T.handle, w: T.Buffer((lanes,), "int32"), steps: T.int64):
+        T.func_attr({"tirx.noalias": True, "global_symbol": f"peak_{form.name}__{isa.name}"})
+        threads = T.int64()
+        out = T.match_buffer(acc_, (threads, accumulators(isa), lanes), "int32")
+        T.attr(T.int32(0), "pragma_import_llvm", form.llvm_ir)
+        for thread in T.parallel(threads):
+            sums = T.meta_var(Sums(accumulators(isa), 1, lanes))
+            sums.each(lambda first, rows, part: load_part(first, rows, part, out, thread))
+            for _ in range(steps):
+                sums.each(lambda first, rows, part: step_part(first, rows, part, w))
+            sums.each(lambda first, rows, part: store_part(first, rows, part, out, thread))
+
+    return kernel
+
+
 @functools.cache
 def _compiled(isa: Isa, dtype: str):
     return tvm.compile(tvm.IRModule({"main": peak_loop(isa, dtype)}), target=host_target())["main"]
 
 
 def operand(isa: Isa, dtype: str) -> np.ndarray:
-    """The `w` of `peak_loop`: halves."""
+    """The `w` of `peak_loop`: halves; of integers, ones."""
+    if uses_integers(isa, dtype):
+        return np.full(isa.lanes, 0x01010101 if Form.of(isa).per == 4 else 0x00010001, "int32")
     if uses_dot(isa, dtype):
         return np.full(isa.lanes, 0x3F003F00, "int32")  # two bfloat16 0.5
     return np.full(isa.lanes, 0.5, "float32")
@@ -109,16 +161,18 @@ def measure_peak(dtype: str = "float32", threads: int | None = None, isa: Isa | 
     """GFLOP/s of the multiply-add of `dtype`'s kernels on `threads` threads (default: TVM's pool), measured once.
 
     `seconds`: about how long to measure. On a machine with other work repeat it and take the median.
-    Raises ValueError for another dtype than float32 and bfloat16.
+    Raises ValueError for a dtype that is not one of `DTYPES`.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, given {dtype!r}")
     isa = isa or Isa.of(host_target())
     threads = threads or pool.threads()
     if not uses_dot(isa, dtype):
-        dtype = "float32"  # bf16 kernels widen and multiply float32
+        dtype = "float32"  # kernels widen bfloat16, and where no integers are gained by, multiply float32
     run = _compiled(isa, dtype)
-    acc = tvm.runtime.tensor(np.zeros((threads, accumulators(isa), isa.lanes), "float32"))
+    acc = tvm.runtime.tensor(
+        np.zeros((threads, accumulators(isa), isa.lanes), "int32" if uses_integers(isa, dtype) else "float32")
+    )
     w = tvm.runtime.tensor(operand(isa, dtype))
 
     def timed(steps: int) -> float:

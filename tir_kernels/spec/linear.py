@@ -11,6 +11,8 @@ import numpy as np
 from . import Spec
 from .activation import ACTIVATIONS
 
+PRODUCTS = ("float", "int8", "int7")
+
 
 def naive(x, weight, bias=None, residual=None, activation="none", gate=None, batch_index=None):
     """Oracle, in float64. x [N, Cin], weight [Cout, Cin], bias [Cout], residual [N, Cout], gate [B, Cout] -> [N, Cout]."""
@@ -31,6 +33,9 @@ class Linear(Spec):
     x `dtype` [N, cin]; weight `dtype` [cout, cin], packed; bias float32 [cout]; residual `dtype` [N, cout]; gate float32
     [B, cout], of which a row takes the first, or that of batch_index int32 [N]: ValueError for an index outside of 0 .. B - 1;
     out [N, cout] of `out_dtype`, by default `dtype`; `activation`: one of `ACTIVATIONS`.
+
+    `products`, one of `PRODUCTS`: "int8" for integer products of at least 8 bits where the CPU gains by them, "int7" for at
+    least 7 bits of x; the layer is then computed as `spec.int8_linear` says. Where nothing is gained it is computed as "float".
     """
 
     family: ClassVar[str] = "linear"
@@ -42,3 +47,4 @@ class Linear(Spec):
     has_gate: bool = False
     has_index: bool = False
     out_dtype: str | None = None
+    products: str = "float"
