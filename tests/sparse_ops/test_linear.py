@@ -12,7 +12,7 @@ from sparse_ops.testing.examples import features
 from tests.poison import compile_poisoned, poisoned
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
-from tir_kernels.cpu.linear import BLOCK_DEPTH, BLOCK_ROWS, CHUNK_COLUMNS
+from tir_kernels.cpu.linear import BLOCK_BYTES, BLOCK_DEPTH, BLOCK_ROWS, CHUNK_COLUMNS, LEAST_ROWS
 from tir_kernels.dispatch import host_target
 from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.linear import naive
@@ -74,14 +74,27 @@ def test_activations(activation):
     assert_close(apply(given, activation=activation), naive(**given, activation=activation), 37, dtype="float32")
 
 
-def test_a_row_has_the_same_bits_whatever_lies_beside_it():
-    given = arguments(2 * BLOCK_ROWS + 5, 2 * BLOCK_DEPTH + 3)
+@pytest.mark.parametrize("activation", ["none", "gelu"])  # from registers, and from sums that were kept
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_has_the_same_bits_whatever_lies_beside_it(dtype, activation, isa):
+    given = arguments(2 * BLOCK_ROWS + 5, 2 * BLOCK_DEPTH + 3, 83, dtype=dtype)
     by_row = ("x", "residual", "batch_index")
     shapes = [("n", *array.shape[1:]) if name in by_row else array.shape for name, array in given.items()]
-    together = apply(given, shapes)
+    together = apply(given, shapes, activation=activation)
     for rows in (slice(0, 1), slice(BLOCK_ROWS - 2, BLOCK_ROWS + 3), slice(17, None)):
         part = given | {name: given[name][rows] for name in by_row}
-        np.testing.assert_array_equal(apply(part, shapes), together[rows])
+        np.testing.assert_array_equal(apply(part, shapes, activation=activation), together[rows])
+
+
+@pytest.mark.parametrize("activation", ["none", "silu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_depth_of_many_blocks(dtype, activation, isa):
+    """Sums wait for each next block; of so deep rows a task has fewer than of others; the last pair is half a one."""
+    rows, cin = 2 * LEAST_ROWS + 1, 16385
+    assert BLOCK_BYTES // (4 * cin) < LEAST_ROWS and cin > 2 * BLOCK_DEPTH
+    given = {name: array for name, array in arguments(rows, cin, 70, 1, dtype).items() if name != "batch_index"}
+    out = apply(given, activation=activation)
+    assert_close(out, naive(**given, activation=activation), cin if dtype == "float32" else 2, dtype=given["x"].dtype)
 
 
 def test_a_batch_index_out_of_range_is_named():

@@ -19,9 +19,11 @@ from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.sparse_conv import SparseConv
 from . import register_tile
+from .caches import L1, prefetch
 from .guards import check_map
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile
+from .rows import each_channel
 from .vector_math import EMIT
 
 
@@ -56,6 +58,8 @@ class Segment:
     block: tvm.tirx.Expr
     tap: tvm.tirx.Expr
     base: tvm.tirx.Expr
+    steps: tvm.tirx.Buffer  # [1], whole ones of the depth
+    share: tvm.tirx.Buffer  # [1], columns of a step of the weights that a tile fetches ahead
     sums: tvm.tirx.Buffer  # [rows, Cout]
 
 
@@ -66,7 +70,16 @@ def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
     micro = RegisterTile(isa, spec.group_cin, spec.group_cout, dtype)
     tile = micro.tile
     act = EMIT[spec.activation]
+    far = 4 * micro.steps * micro.panels * tile.cols > L1  # weights of a tap that no tile finds near
     direct = dtype == "float32"  # a narrower output is summed in a float32 scratch of the block
+
+    @inline
+    def start_sum(o, row, place, c, sums):
+        sums[place, c] = o.bias[c] + T.Cast("float32", o.residual[row, c]) if has_residual else o.bias[c]
+
+    @inline
+    def finish_sum(o, row, place, c, sums):
+        o.out[row, c] = T.Cast(dtype, act(sums[place, c]))
 
     @inline
     def find_rows(o, segment, rows, first, last, source, target):
@@ -75,20 +88,40 @@ def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
             source[r] = T.Cast("int64", o.pair_in[segment.block, T.min(first + r, last)])
             target[r] = T.Cast("int64", o.pair_out[segment.block, T.min(first + r, last)]) + segment.base
 
-    @inline
-    def add_product(rows, columns, group, panel, feats, source, target, weight, tap, sums):
-        acc = micro.accumulators(rows, columns)
-        first = T.meta_var(group * spec.group_cout + panel * tile.cols)  # of the output's columns
-        acc.load(lambda r, column: sums[target[r], first + column])
-        micro.multiply(acc, feats, source, weight, tap, group * micro.panels + panel, group * spec.group_cin)
-        acc.store(lambda value, r, column: T.buffer_store(sums, value, [target[r], first + column]))
+    def fetch(weight, segment, panel, tile_of_rows):
+        """A function that emits, of each step c of a tile, the fetch of its share of the weights that come next in memory."""
+
+        def ahead(c):
+            address = T.address_of(weight[segment.tap, panel, micro.steps, (tile_of_rows * micro.steps + c) * segment.share[0]])
+            prefetch(address)
+
+        return ahead if far else None
 
     @inline
-    def panel_of_pairs(o, segment, rows, first, last, columns, group, panel):
+    def add_product(rows, columns, group, panel, feats, source, target, weight, segment, tile_of_rows):
+        acc = micro.accumulators(rows, columns)
+        first = T.meta_var(group * spec.group_cout + panel * tile.cols)  # of the output's columns
+        packed = T.meta_var(group * micro.panels + panel)
+        acc.load(lambda r, column: segment.sums[target[r], first + column])
+        micro.multiply(
+            acc,
+            feats,
+            source,
+            weight,
+            segment.tap,
+            packed,
+            group * spec.group_cin,
+            fetch(weight, segment, packed, tile_of_rows),
+            segment.steps[0],
+        )
+        acc.store(lambda value, r, column: T.buffer_store(segment.sums, value, [target[r], first + column]))
+
+    @inline
+    def panel_of_pairs(o, segment, rows, start, place, last, columns, group, panel):
         source = T.alloc_buffer((rows,), "int64")
         target = T.alloc_buffer((rows,), "int64")
-        find_rows(o, segment, rows, first, last, source, target)
-        add_product(rows, columns, group, panel, o.feats, source, target, o.weight, segment.tap, segment.sums)
+        find_rows(o, segment, rows, start + place, last, source, target)
+        add_product(rows, columns, group, panel, o.feats, source, target, o.weight, segment, place // tile.rows)
 
     def over_panels(body):
         """Emit `body(columns, group, panel)` for all panels of all groups."""
@@ -99,15 +132,15 @@ def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
             micro.over_panels(lambda columns, panel: body(columns, group, panel), micro.panels)
 
     @inline
-    def pairs_widened(o, segment, rows, first, last, wide):
+    def pairs_widened(o, segment, rows, start, place, last, wide):
         source = T.alloc_buffer((rows,), "int64")
         target = T.alloc_buffer((rows,), "int64")
         own = T.alloc_buffer((rows,), "int64")
-        find_rows(o, segment, rows, first, last, source, target)
+        find_rows(o, segment, rows, start + place, last, source, target)
         micro.widen(wide, rows, o.feats, source, own, groups)
         over_panels(
             lambda columns, group, panel: add_product(
-                rows, columns, group, panel, wide, own, target, o.weight, segment.tap, segment.sums
+                rows, columns, group, panel, wide, own, target, o.weight, segment, place // tile.rows
             )
         )
 
@@ -115,26 +148,30 @@ def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
         """A panel's weights stay in L1 over all pairs, or widened rows over all panels."""
         last = start + count - 1
         if micro.widens:
-            micro.over_tiles(count, lambda rows, first: pairs_widened(o, segment, rows, start + first, last, wide))
+            micro.over_tiles(count, lambda rows, place: pairs_widened(o, segment, rows, start, place, last, wide))
         else:
             over_panels(
                 lambda columns, group, panel: micro.over_tiles(
-                    count, lambda rows, first: panel_of_pairs(o, segment, rows, start + first, last, columns, group, panel)
+                    count, lambda rows, place: panel_of_pairs(o, segment, rows, start, place, last, columns, group, panel)
                 )
             )
 
     @inline
     def convolve_block(o, block, first_row, rows, taps, base, sums, wide):
         """out[first_row : first_row + rows, :], summed in the rows of `sums` from `base` on"""
-        for row, c in T.grid(rows, cout):
-            sums[base + row, c] = o.bias[c] + T.Cast("float32", o.residual[first_row + row, c]) if has_residual else o.bias[c]
+        whole = T.alloc_buffer((1,), "int64")
+        share = T.alloc_buffer((1,), "int64")
+        whole[0] = o.weight.shape[2] - spec.group_cin % 2
+        for row in range(rows):
+            each_channel(cout, tile.lanes, lambda c: start_sum(o, first_row + row, base + row, c, sums))
         for tap in range(taps):
             start: T.let = T.Cast("int64", o.segment[block, tap])
             count: T.let = T.Cast("int64", o.segment[block, tap + 1]) - start
-            multiply_segment(o, Segment(block, tap, base, sums), start, count, wide)
+            share[0] = (tile.cols - 1) // T.max((count + (tile.rows - 1)) // tile.rows, T.int64(1)) + 1
+            multiply_segment(o, Segment(block, tap, base, whole, share, sums), start, count, wide)
         if spec.activation != "none" or not direct:
-            for row, c in T.grid(rows, cout):
-                o.out[first_row + row, c] = T.Cast(dtype, act(sums[base + row, c]))
+            for row in range(rows):
+                each_channel(cout, tile.lanes, lambda c: finish_sum(o, first_row + row, base + row, c, sums))
 
     @inline
     def convolve_widened(o, block, first_row, rows, taps, sums):
@@ -175,9 +212,9 @@ def gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
         out_: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("gather_gemm", dtype, isa, tile)})
-        n, m, blocks, slots, taps, columns = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+        n, m, blocks, slots, taps, columns, steps = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
         feats = match_buffer(feats_, (n, cin), dtype)
-        weight = match_buffer(weight_, (taps, groups * micro.panels, micro.steps, tile.cols), micro.weight_dtype)
+        weight = match_buffer(weight_, (taps, groups * micro.panels, steps, tile.cols), micro.weight_dtype)
         bias = match_buffer(bias_, (cout,), "float32")
         residual = match_buffer(residual_, (m, cout), dtype)
         pair_in = match_buffer(pair_in_, (blocks, slots), "int32")

@@ -19,7 +19,7 @@ from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.linear import Linear
 from . import register_tile
-from .caches import L2
+from .caches import L2, prefetch
 from .guards import check_batch_index
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile
@@ -29,10 +29,10 @@ BLOCK_DEPTH = 512  # channels that meet in registers at a time: the weights of 6
 BLOCK_ROWS = 192  # of one task, at most: many, as each brings its weights from the L3 cache or memory
 BLOCK_BYTES = 6 * L2  # and what they take as float32 ...
 LEAST_ROWS = 48  # ... but for a depth that leaves less than this
+GROUP_COLUMNS = 256  # that pass over a block of the depth together, so that its rows come from the L3 cache once for all
 CHUNK_COLUMNS = 1024  # of one task, at most
 WIDENED_COLUMNS = 256  # and at least, where they have to pay for widening its rows
 TASKS = 128  # as long as there are panels; threads then have equal work
-PREFETCH = True
 
 
 def weight_layout(spec: Linear, isa: Isa) -> WeightLayout:
@@ -72,7 +72,9 @@ class Block:
     share: tvm.tirx.Expr
     a: tvm.tirx.Buffer  # [rows, Cin]
     base: tvm.tirx.Expr
-    sums: tvm.tirx.Buffer | None = None  # [rows, cols], those of one panel that wait
+    sums: tvm.tirx.Buffer | None = None  # [panels, rows, cols], of a few panels, that wait for the next block of the depth
+    next: tvm.tirx.Buffer | None = None  # [2], panel and step of the weights that are multiplied next
+    slot: tvm.tirx.Expr | None = None  # the place of a panel among those of `sums`
     place: tvm.tirx.Expr | None = None  # the first row of a register tile, counted from `first`
 
 
@@ -85,6 +87,7 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
     cols, lanes = micro.tile.cols, micro.tile.lanes
     block_steps = micro.steps
     most_panels = CHUNK_COLUMNS // cols  # of one task
+    group = GROUP_COLUMNS // cols
     tile_rows = micro.tile.rows
     most_rows = -(-BLOCK_ROWS // tile_rows) * tile_rows  # of one task, in whole register tiles
     act = EMIT[spec.activation]
@@ -103,18 +106,14 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             value = value + T.Cast("float32", o.residual[row, column])
         return T.Cast(out_dtype, act(value))
 
-    def fetch(o, t, steps, panel, step):
-        """A function that emits, of each step c of a tile, the fetch of a part of the weights that come next.
-
-        They lie behind those of this panel from `step` on; each of the tiles over `t.count` rows fetches its share.
-        """
+    def fetch(o, t, steps):
+        """A function that emits, of each step c of a tile, the fetch of its share of the weights that are multiplied next."""
         first = t.place // tile_rows * steps
 
         def ahead(c):
-            address = T.address_of(o.weight[0, panel, step + steps, (first + c) * t.share])
-            T.evaluate(T.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))  # to read, into the L2 cache, of data
+            prefetch(T.address_of(o.weight[0, t.next[0], t.next[1], (first + c) * t.share]))
 
-        return ahead if PREFETCH else None
+        return ahead
 
     @inline
     def find_rows(rows, t, source, place):
@@ -129,11 +128,11 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
         if step == 0:
             acc.load(lambda r, column: o.bias[panel * cols + column])
         else:
-            acc.load(lambda r, column: t.sums[place[r], column])
+            acc.load(lambda r, column: t.sums[t.slot, place[r], column])
 
     @inline
     def keep(acc, place, t):
-        acc.store(lambda value, r, column: T.buffer_store(t.sums, value, [place[r], column]))
+        acc.store(lambda value, r, column: T.buffer_store(t.sums, value, [t.slot, place[r], column]))
 
     @inline
     def finish(acc, panel, place, o, t):
@@ -148,7 +147,9 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
 
     @inline
     def finish_one(row, column, panel, o, t):
-        o.out[t.first + row, panel * cols + column] = finished(t.sums[row, column], t.first + row, panel * cols + column, o)
+        o.out[t.first + row, panel * cols + column] = finished(
+            t.sums[t.slot, row, column], t.first + row, panel * cols + column, o
+        )
 
     @inline
     def finish_kept(rows, columns, panel, o, t):
@@ -171,7 +172,7 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
         find_rows(rows, t, source, place)
         acc = micro.accumulators(rows, columns)
         start(acc, columns, panel, step, place, o, t)
-        micro.multiply_sources(acc, t.a, source, o.weight, panel, step, steps, t.cin, fetch(o, t, steps, panel, step))
+        micro.multiply_sources(acc, t.a, source, o.weight, panel, step, steps, t.cin, fetch(o, t, steps))
         if written_out:
             if last:
                 finish(acc, panel, place, o, t)
@@ -183,25 +184,42 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
                 finish_kept(rows, columns, panel, o, t)
 
     @inline
-    def multiply_panel(columns, panel, o, t):
-        steps: T.let = (t.cin + 1) // 2 if micro.dot else t.cin
-        blocks: T.let = T.max((steps + (block_steps - 1)) // block_steps, T.int64(1))  # the bias is due even without channels
-        for block in range(blocks):
-            step: T.let = block * block_steps
-            here: T.let = T.min(T.int64(block_steps), steps - step)
-            micro.over_tiles(
-                t.count,
-                lambda rows, place: multiply_tile(
-                    rows, columns, panel, step, here, block == blocks - 1, o, replace(t, place=place)
-                ),
-            )
+    def multiply_panel(columns, panel, block, blocks, steps, first_panel, end_panel, o, t):
+        step: T.let = block * block_steps
+        here: T.let = T.min(T.int64(block_steps), steps - step)
+        t.next[0] = panel + 1
+        t.next[1] = step
+        if panel + 1 == end_panel:
+            if block < blocks - 1:
+                t.next[0] = first_panel
+                t.next[1] = step + here
+            else:
+                t.next[1] = T.int64(0)
+        micro.over_tiles(
+            t.count,
+            lambda rows, place: multiply_tile(
+                rows, columns, panel, step, here, block == blocks - 1, o, replace(t, place=place, slot=panel - first_panel)
+            ),
+        )
 
     @inline
     def multiply_block(o, t, panels, first_panel, end_panel):
-        sums = T.alloc_buffer((most_rows, cols), "float32")
-        micro.over_panels(
-            lambda columns, panel: multiply_panel(columns, panel, o, replace(t, sums=sums)), panels, first_panel, end_panel
-        )
+        sums = T.alloc_buffer((group, most_rows, cols), "float32")
+        following = T.alloc_buffer((2,), "int64")
+        steps: T.let = (t.cin + 1) // 2 if micro.dot else t.cin
+        blocks: T.let = T.max((steps + (block_steps - 1)) // block_steps, T.int64(1))  # the bias is due even without channels
+        for g in range((end_panel - first_panel + (group - 1)) // group):
+            first: T.let = first_panel + g * group
+            end: T.let = T.min(first + group, end_panel)
+            for block in range(blocks):
+                micro.over_panels(
+                    lambda columns, panel: multiply_panel(
+                        columns, panel, block, blocks, steps, first, end, o, replace(t, sums=sums, next=following)
+                    ),
+                    panels,
+                    first,
+                    end,
+                )
 
     @inline
     def widen(x, first, count, cin, wide):

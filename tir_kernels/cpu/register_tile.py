@@ -184,19 +184,28 @@ class RegisterTile:
         for part in acc.parts:
             (add_dot if self.dot else add_f32)(*part, acc.vectors)
 
-    def multiply(self, acc, a, source, weight, tap, panel, first=0):
-        """Emit: acc[r, :] += a[source[r], first : first + depth] @ weight[tap, panel, :, :], over the depth in order."""
+    def multiply(self, acc, a, source, weight, tap, panel, first=0, ahead=None, steps=None):
+        """Emit: acc[r, :] += a[source[r], first : first + depth] @ weight[tap, panel, :, :], over the depth in order.
+
+        `ahead(c)`: a statement beside each step c. `steps`: how many there are, without that of an odd last channel with a dot
+        instruction, as a number known at run time only: a loop over few pairs LLVM unrolls whole, and then makes vectors of
+        their loads, which it has to spill.
+        """
         depth = self.depth
         if not self.dot:
             with T.serial(0, depth) as c:
                 self._add_step(acc, lambda r: a[source[r], first + c], lambda column: weight[tap, panel, c, column])
+                if ahead:
+                    ahead(c)
             return
-        with T.serial(0, depth // 2) as c:
+        with T.serial(0, depth // 2 if steps is None else steps) as c:
             self._add_step(
                 acc,
                 lambda r: pair_of_halves(a[source[r], first + 2 * c], a[source[r], first + 2 * c + 1]),
                 lambda column: weight[tap, panel, c, column],
             )
+            if ahead:
+                ahead(c)
         if depth % 2 > 0:  # the pair of the last channel has no second half: never read past a row
             self._add_step(
                 acc,
