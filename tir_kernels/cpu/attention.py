@@ -19,7 +19,7 @@ from .. import script
 from ..buffers import match_buffer
 from ..script import drop_parameters, inline
 from ..spec.attention import Attention
-from .caches import L1
+from .caches import L1, LINE
 from .guards import check_offsets, check_repeats, check_rows
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile, pair_of_halves
@@ -76,7 +76,9 @@ attributes #1 = {{ alwaysinline nounwind willreturn memory(none) }}
 def pack_ir(isa: Isa) -> str:
     """LLVM IR of `pack_bf16_pairs`."""
     order = ", ".join(f"i32 {i}" for i in range(2 * isa.lanes))
-    return (PACK_EMULATED if isa.emulate_dot else PACK_NATIVE).format(n=isa.lanes, m=2 * isa.lanes, bits=32 * isa.lanes, order=order)
+    return (PACK_EMULATED if isa.emulate_dot else PACK_NATIVE).format(
+        n=isa.lanes, m=2 * isa.lanes, bits=32 * isa.lanes, order=order
+    )
 
 
 def exp2(x, factor: float = 1.0, coefficients=EXP2):
@@ -85,11 +87,18 @@ def exp2(x, factor: float = 1.0, coefficients=EXP2):
     y = n + r with |r| <= 1/2; n is added to the exponent of 2^r. factor > 0 is a number, x a TIR expression.
     """
     x = bind(T.max(T.float32(max(-125 / factor, LEAST)), x))
-    bits = bind(T.reinterpret("int32", x * T.float32(factor) + T.float32(ROUND)))  # as bits, or TIR takes y + ROUND - ROUND for y
+    bits = bind(
+        T.reinterpret("int32", x * T.float32(factor) + T.float32(ROUND))
+    )  # as bits, or TIR takes y + ROUND - ROUND for y
     n = bind(T.reinterpret("float32", bits) - T.float32(ROUND))
     # 2^r as a polynomial of -r: a product with -factor is another than that above, so both are fused with what they add to
     power = polynomial(bind(x * T.float32(-factor) + n), [(-1) ** i * c for i, c in enumerate(coefficients)])
     return T.reinterpret("float32", T.reinterpret("int32", power) + (bits << 23))
+
+
+def ask_for(x, *index):
+    """Emit: fetch the cache line of an element towards the L2 cache."""
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(x[tuple(index)]), T.int32(0), T.int32(2), T.int32(1)))
 
 
 @inline
@@ -362,7 +371,7 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
 
     @inline
     def merge(sums, total, largest, row, more_sums, more_total, more_largest, more_row):
-        """Row `row` of a state takes in a row of another one, of later keys."""
+        """Row `row` of a state takes in a row of another one, which may be of earlier keys or later ones: the sums are the same."""
         # The smaller state is multiplied by what it decays to and the larger one added: in one rounding or two, but at every
         # place alike, or the bits would depend on where it is done.
         here: T.let = largest[row] >= more_largest[more_row]
@@ -396,9 +405,37 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                     own[0, panel, step, vector * lanes + lane] = shared[slot, panel, step, vector * lanes + lane]
 
     @inline
+    def ask_for_part(shared, slot, part, parts):
+        """Fetch one of the parts of a tile, step after step of all panels."""
+        steps_here: T.let = (shared.shape[1] * shared.shape[2] + parts - 1) // parts
+        for step in range(T.min(steps_here, shared.shape[1] * shared.shape[2] - part * steps_here)):
+            for line in T.unroll(cols * 4 // LINE):
+                ask_for(shared, slot, 0, part * steps_here + step, line * (LINE // 4))
+
+    @inline
     def walk(
-        k, v, k_order, first_key, num_keys, h, is_shared, shared_keys, shared_values, first_slot,
-        queries, padded, base, keys, values, logits, most, weights, sums, total, largest,
+        k,
+        v,
+        k_order,
+        first_key,
+        num_keys,
+        h,
+        is_shared,
+        shared_keys,
+        shared_values,
+        num_slots,
+        first_slot,
+        queries,
+        padded,
+        base,
+        keys,
+        values,
+        logits,
+        most,
+        weights,
+        sums,
+        total,
+        largest,
     ):
         """The state of `padded` queries over `num_keys` keys, at the rows from `base` on"""
         for i in range(padded):
@@ -423,6 +460,10 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                 for i in range(height):
                     for lane in T.vectorized(lanes):
                         most[i, lane] = T.float32(LEAST)
+                if is_shared:
+                    following: T.let = T.min((first_slot + tile + 1) * heads + h, num_slots - 1)
+                    ask_for_part(shared_keys, following, block, blocks)
+                    ask_for_part(shared_values, following, block, blocks)
                 find_logits(queries, start, height, keys, here, logits, most)
                 raise_largest(most, row, height, largest, total, sums)
                 find_weights(logits, row, height, here, largest, total, weights)
@@ -550,7 +591,7 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                 before: T.let = part * part_keys
                 here: T.let = T.if_then_else(part == parts_of(num_keys) - 1, num_keys - before, T.int64(part_keys))
                 walk(
-                    *(k, v, k_order, first_key + before, here, h, is_shared, shared_keys, shared_values),
+                    *(k, v, k_order, first_key + before, here, h, is_shared, shared_keys, shared_values, slots * heads),
                     *(first_slot[b] + before // KEYS, queries, padded, base),
                     *(keys, values, logits, most, weights, sums, total, largest),
                 )
@@ -558,8 +599,16 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                     for row in range(count):
                         merge(sums, total, largest, row, sums, total, largest, base + row)
             if counts[1] > 0:
-                keep(sums, total, largest, count, kept_sums, kept_total, kept_largest,
-                     first_state[b] + (tasks[task, 3] * heads + h) * num_queries + start)
+                keep(
+                    sums,
+                    total,
+                    largest,
+                    count,
+                    kept_sums,
+                    kept_total,
+                    kept_largest,
+                    first_state[b] + (tasks[task, 3] * heads + h) * num_queries + start,
+                )
             else:
                 for i in range(count):
                     store(sums, total, i, num_keys > 0, out, q_row(q_order, first + start + i), h)
@@ -576,10 +625,14 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                 num_queries: T.let = T.Cast("int64", q_offsets[b[0] + 1]) - first
                 num_keys: T.let = T.Cast("int64", k_offsets[b[0] + 1]) - T.Cast("int64", k_offsets[b[0]])
                 state: T.let = first_state[b[0]] + h * num_queries + position - first
+                last: T.let = state + (parts_of(num_keys) - 1) * heads * num_queries
                 for part in range(parts_of(num_keys) - 1):
-                    merge(*(kept_sums, kept_total, kept_largest, state), *(kept_sums, kept_total, kept_largest),
-                          state + (part + 1) * heads * num_queries)
-                store(kept_sums, kept_total, state, num_keys > 0, out, q_row(q_order, position), h)
+                    before: T.let = state + part * heads * num_queries
+                    merge(
+                        *(kept_sums, kept_total, kept_largest, before + heads * num_queries),
+                        *(kept_sums, kept_total, kept_largest, before),
+                    )
+                store(kept_sums, kept_total, last, num_keys > 0, out, q_row(q_order, position), h)
 
     given = {"q_order": has_q_order, "k_order": has_k_order}
     return drop_parameters(kernel, *(name for name, present in given.items() if not present))
