@@ -371,7 +371,7 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
 
     @inline
     def merge(sums, total, largest, row, more_sums, more_total, more_largest, more_row):
-        """Row `row` of a state takes in a row of another one, which may be of earlier keys or later ones: the sums are the same."""
+        """Row `row` of a state takes in a row of another one, of earlier keys or of later ones: the result is the same."""
         # The smaller state is multiplied by what it decays to and the larger one added: in one rounding or two, but at every
         # place alike, or the bits would depend on where it is done.
         here: T.let = largest[row] >= more_largest[more_row]
