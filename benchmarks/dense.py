@@ -4,6 +4,7 @@
 
     linear_<rows>x<in>x<out>   one linear layer with a bias, the weight packed ahead
     conv3d_<in>x<out>_<side>   one 3^3 convolution of a dense grid; patch_embed: 518^2 pixels to 37^2 tokens
+    conv2d_<in>x<out>_<side>   one 3^2 convolution of an image, as the head of a depth model has them
     vit_l_block                a block of a ViT-L on 1374 tokens, exported by torch and compiled by `cpu_pipeline`
 
 bfloat16 and float16 are storage, sums are float32, on both sides; the peer is torch in the same type. In float16 there are
@@ -34,6 +35,7 @@ from .vit import Block
 
 LINEAR = [(4000, 1024, 1024), (4000, 1024, 3072), (4000, 1024, 4096), (1374, 1024, 4096), (1374, 4096, 1024), (1, 1024, 4096)]
 CONV = [(8, 512, 16), (512, 512, 16), (512, 1024, 16), (128, 128, 32), (128, 256, 32), (32, 32, 64)]
+IMAGES = [(256, 256, 37), (256, 256, 148), (128, 64, 296), (32, 32, 518)]
 TOKENS = 1374
 SAMPLED = 64  # rows that are compared with a float64 sum
 
@@ -113,11 +115,16 @@ def conv_case(cin: int, cout: int, side: tuple[int, int, int], kernel: tuple[int
     def check(result):
         yield compare(as_numpy(result)[:, channels], exact, depth if dtype == "float32" else 1, dtype=x.dtype, name="out")
 
+    def peer():
+        if side[0] > 1:
+            return torch.nn.functional.conv3d(a, w, None, steps, padding)
+        return torch.nn.functional.conv2d(a[:, :, 0], w[:, :, 0], None, steps[1:], padding[1:])[:, :, None]
+
     return Case(
         dtype,
         compiled(lambda x, w: op.conv3d(x, w, stride=steps, padding=padding), x, weight, constants=1),
         check,
-        torch_peer(lambda: torch.nn.functional.conv3d(a, w, None, steps, padding), None if dtype == "bfloat16" else check),
+        torch_peer(peer, None if dtype == "bfloat16" else check),
         flops=2.0 * depth * cout * exact[0, 0].size,
     )
 
@@ -161,6 +168,9 @@ def main(arguments: list[str] | None = None) -> int:
         # torch's bfloat16 convolution takes minutes on a CPU without an instruction for it
         for cin, cout, side in () if dtype == "bfloat16" else CONV[5:] if options.quick else CONV:
             bench.run(f"conv3d_{cin}x{cout}_{side}", functools.partial(conv_case, cin, cout, (side,) * 3, (3, 3, 3), 1, dtype))
+        for cin, cout, side in () if dtype == "bfloat16" else IMAGES[:1] if options.quick else IMAGES:
+            case = functools.partial(conv_case, cin, cout, (1, side, side), (1, 3, 3), 1, dtype)
+            bench.run(f"conv2d_{cin}x{cout}_{side}", case)
         bench.run("patch_embed", functools.partial(conv_case, 3, 1024, (1, 518, 518), (1, 14, 14), 14, dtype))
         bench.run("vit_l_block", functools.partial(block_case, dtype))
     return bench.finish()

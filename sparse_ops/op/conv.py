@@ -47,9 +47,10 @@ def conv3d(
     residual, dtype of x, [B, Cout, D', H', W']; stride, padding (on both sides) and dilation an int or three of them;
     activation one of `ACTIVATIONS`. Returns dtype of x, [B, Cout, D', H', W'], where D' = (D + 2 padding - dilation (kd - 1) -
     1) // stride + 1. Batch and D, H, W may be symbolic. The weight is packed for the target by a kernel of its own, which folds
-    away where the weight is constant. A convolution of images is one with D = kd = 1. In float32, kernels of 3^3 with unit
-    stride and dilation go by Winograd's algorithm on a CPU where that pays: what is rounded is then about twice as large as the
-    result, in shorter sums, and an infinity or NaN of x may make NaN of outputs next to those that read it.
+    away where the weight is constant. A convolution of images is one with D = kd = 1. In float32, kernels of 3^3 and
+    1 x 3^2 with unit stride and dilation go by Winograd's algorithm on a CPU where that pays: what is rounded is then up to
+    about twice as large as the result, in shorter sums, and an infinity or NaN of x may make NaN of outputs next to those
+    that read it.
 
     Raises ValueError naming the argument whose dtype or shape does not fit, also from the running module when the kernel
     is larger than the padded input.

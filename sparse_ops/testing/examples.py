@@ -411,7 +411,7 @@ def _borders(rng, rows, dtype):
 
 
 def _conv3d(rng, rows, dtype):
-    """A strided and dilated convolution, and one that goes by Winograd's algorithm in float32."""
+    """A strided and dilated convolution, and two that go by Winograd's algorithm in float32: of voxels, of images."""
     from tir_kernels.spec.conv3d import naive
 
     from ..op import conv3d
@@ -421,13 +421,27 @@ def _conv3d(rng, rows, dtype):
     residual, bias = features(rng, batch, 40, (depth + 1) // 2, 3, 5, dtype=dtype), features(rng, 40)
     options = {"stride": (2, 1, 1), "padding": (1, 1, 2), "dilation": (1, 1, 2), "activation": "silu"}
     y, tiled = features(rng, batch, 17, few, 5, 21, dtype=dtype), features(rng, 20, 17, 3, 3, 3, dtype=dtype)
+    image, flat = features(rng, batch, 17, 1, few, 21, dtype=dtype), features(rng, 20, 17, 1, 3, 3, dtype=dtype)
     return Example(
-        [x, weight, bias, residual, y, tiled],
-        [("b", 33, "d", 3, 5), (40, 33, 3, 3, 3), (40,), ("b", 40, "half", 3, 5), ("b", 17, "few", 5, 21), (20, 17, 3, 3, 3)],
-        lambda x, w, b, r, y, tiled: relax.Tuple([_emit(conv3d(x, w, b, r, **options)), _emit(conv3d(y, tiled, padding=1))]),
-        [naive(x, weight, bias, residual, **options), naive(y, tiled, padding=(1, 1, 1))],
+        [x, weight, bias, residual, y, tiled, image, flat],
+        [
+            *[("b", 33, "d", 3, 5), (40, 33, 3, 3, 3), (40,), ("b", 40, "half", 3, 5)],
+            *[("b", 17, "few", 5, 21), (20, 17, 3, 3, 3), ("b", 17, 1, "few", 21), (20, 17, 1, 3, 3)],
+        ],
+        lambda x, w, b, r, y, tiled, image, flat: relax.Tuple(
+            [
+                _emit(conv3d(x, w, b, r, **options)),
+                _emit(conv3d(y, tiled, padding=1)),
+                _emit(conv3d(image, flat, padding=(0, 1, 1))),
+            ]
+        ),
+        [
+            naive(x, weight, bias, residual, **options),
+            naive(y, tiled, padding=(1, 1, 1)),
+            naive(image, flat, padding=(0, 1, 1)),
+        ],
         depth=27 * 33,
-        flops=2.0 * 27 * (residual.size * 33 + y.size * 20),
+        flops=2.0 * 27 * (residual.size * 33 + y.size * 20) + 2.0 * 9 * image.size * 20,
     )
 
 

@@ -16,7 +16,7 @@ from sparse_ops.testing.examples import features
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close, compare
 from tir_kernels.cpu.isa import Isa, forced_isa
-from tir_kernels.cpu.winograd import BLOCK, CHANNELS, DEPTH, STEP, VECTOR, pays
+from tir_kernels.cpu.winograd import BLOCK, CHANNELS, DEPTH, STEP, TASKS, VECTOR, pays
 from tir_kernels.dispatch import host_target
 from tir_kernels.spec.conv3d import naive
 
@@ -143,6 +143,65 @@ def test_when_it_is_chosen(cin, cout, size, dtype, options, expected):
         mod = relax.transform.LegalizeOps()(module_of(lambda x, w: op.conv3d(x, w, **options), arrays, shapes))
     names = [gv.name_hint for gv in mod.get_global_vars()]
     assert any(name.startswith("conv3d_winograd_") for name in names) == expected
+
+
+@functools.cache
+def parameters_for_images() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return features(rng, COUT, CIN, 1, 3, 3), features(rng, COUT)
+
+
+@functools.cache
+def compiled_for_images(isa: Isa) -> tvm.runtime.Executable:
+    """A convolution of 1 x 3^2 of any batch and size, padded along all axes."""
+    weight, bias = parameters_for_images()
+    arrays, shapes = (
+        [np.zeros((0, CIN, 1, 1, 1), "float32"), weight, bias],
+        [("b", CIN, "d", "h", "w"), weight.shape, bias.shape],
+    )
+    with forced_isa(isa):
+        return build(module_of(lambda x, w, b: op.conv3d(x, w, b, padding=PADDING), arrays, shapes))
+
+
+def convolve_images(x: np.ndarray) -> np.ndarray:
+    (out,) = run(compiled_for_images(Isa.of()), [x, *parameters_for_images()])
+    return out
+
+
+@pytest.mark.parametrize(
+    "batch, size",
+    [
+        (0, (1, 4, 16)),
+        (1, (1, 4, 1)),
+        (2, (1, 5, 2 * VECTOR - 2)),
+        (1, (3, 7, 2 * VECTOR - 1)),  # a stack of images, odd in number
+        (1, (1, 4 * BLOCK + 6, 28)),  # several tasks; the last one is not full
+    ],
+)
+def test_sizes_of_images(batch, size, isa_of_float32):
+    """Two axes are transformed, see `check`."""
+    x = inputs(batch, *size)
+    expected = naive(x, *parameters_for_images(), padding=PADDING)
+    scale = np.abs(expected).max(initial=0) * 5 / 3
+    assert_close(convolve_images(x), expected, CIN + 2 + 2 * (1 + 2 + 2), dtype="float32", scale=scale)
+
+
+def test_bits_of_images_do_not_depend_on_the_block():
+    """A call with many tiles takes larger blocks than one with few."""
+    x = inputs(1, 8, 32, 62)
+    few, many = convolve_images(x[:, :, :1]), convolve_images(x)
+    assert 10 * 15 * 4 * 2 >= TASKS * 2 * BLOCK > 3 * 15 * 4 * 2  # vectors of tiles, twice for the channels of the output
+    np.testing.assert_array_equal(many[:, :, 1], few[:, :, 1])
+
+
+def test_an_infinity_stays_within_its_tiles_of_an_image():
+    x = inputs(1, 3, 8, 20)
+    before = convolve_images(x)
+    x[0, 30, 1, 4, 5] = np.inf  # with padding at 2, 4, 7: of one image, in the patches of tiles 1 and 2, 2 and 3
+    after = convolve_images(x)
+    assert not np.isfinite(after[0, :, 2, 2:5, 5:8]).any()
+    after[0, :, 2, 2:6, 4:8] = before[0, :, 2, 2:6, 4:8]
+    np.testing.assert_array_equal(after, before)
 
 
 def test_a_kernel_of_another_size_is_not_for_it():

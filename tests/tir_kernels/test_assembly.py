@@ -105,6 +105,10 @@ def convolve(i: Inputs, cin, cout, kernel, **options):
     return conv3d(i.given("b", cin, "d", "h", "w"), i.weight(cout, cin, *(kernel,) * 3), **options)
 
 
+def convolve_images(i: Inputs, cin, cout):
+    return conv3d(i.given("b", cin, 1, "h", "w"), i.weight(cout, cin, 1, 3, 3), padding=(0, 1, 1))
+
+
 def upsampled(i: Inputs, cin, cout):
     return upsampled_conv(i.given("m", cin), i.weight(cout, 1, 3, 3, cin), i.kernel_map(), i.given("n", dtype="int32"))
 
@@ -145,6 +149,7 @@ MANY = {
         lambda i: attend(i, 2, 64),
         lambda i: convolve(i, 33, 40, 3, stride=2, padding=1),
         lambda i: convolve(i, 32, 40, 3, padding=1),  # by Winograd's algorithm
+        lambda i: convolve_images(i, 32, 40),  # too
         lambda i: upsampled(i, 33, 40),
         lambda i: product(i, 50, 128),
     ),
@@ -166,7 +171,7 @@ FAMILIES = {
         "linear": 4,
         "attention": 1,
         "conv3d": 1,
-        "conv3d_winograd": 1,
+        "conv3d_winograd": 2,
     },
     "bfloat16": {"gather_gemm": 3, "depthwise_conv": 1, "weight_gradient": 1, "linear": 3, "attention": 1, "conv3d": 1},
 }

@@ -26,6 +26,7 @@ from tir_kernels.spec.upsampled_conv import AddTaps
 
 CUDA = tvm.target.Target({"kind": "cuda", "arch": "sm_90", "host": {"kind": "llvm"}})
 SAME = Geometry((3, 3, 3), padding=(1, 1, 1))
+FLAT = Geometry((1, 3, 3), padding=(0, 1, 1))
 EMULATED = replace(AVX512_BF16, emulate_dot=True)
 ISAS = [PORTABLE, AVX2, AVX512, EMULATED]
 
@@ -45,6 +46,9 @@ def test_every_description_has_a_row():
     [
         (Conv3d(32, 32, SAME), AVX2, "winograd"),
         (Conv3d(32, 32, SAME, (1, 4, 4)), AVX2, "conv3d"),  # too few voxels to pay
+        (Conv3d(32, 32, FLAT, (1, 37, 37)), AVX2, "winograd"),
+        (Conv3d(32, 32, FLAT, (1, 15, 16)), AVX2, "conv3d"),  # too few pixels
+        (Conv3d(32, 32, Geometry((3, 1, 3), padding=(1, 0, 1))), AVX2, "conv3d"),
         (Conv3d(32, 32, SAME, dtype="bfloat16"), AVX2, "conv3d"),
         (Conv3d(32, 32, SAME, dtype="bfloat16"), EMULATED, "conv3d_dot"),
         (Conv3d(32, 32, Geometry((3, 3, 3), (2, 2, 2))), AVX2, "conv3d"),

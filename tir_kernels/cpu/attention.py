@@ -19,7 +19,7 @@ from .. import script
 from ..buffers import match_buffer
 from ..script import drop_parameters, inline
 from ..spec.attention import Attention
-from .caches import L1
+from .caches import L1, LINE
 from .guards import check_offsets, check_repeats, check_rows
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile, pair_of_halves
@@ -76,7 +76,9 @@ attributes #1 = {{ alwaysinline nounwind willreturn memory(none) }}
 def pack_ir(isa: Isa) -> str:
     """LLVM IR of `pack_bf16_pairs`."""
     order = ", ".join(f"i32 {i}" for i in range(2 * isa.lanes))
-    return (PACK_EMULATED if isa.emulate_dot else PACK_NATIVE).format(n=isa.lanes, m=2 * isa.lanes, bits=32 * isa.lanes, order=order)
+    return (PACK_EMULATED if isa.emulate_dot else PACK_NATIVE).format(
+        n=isa.lanes, m=2 * isa.lanes, bits=32 * isa.lanes, order=order
+    )
 
 
 def exp2(x, factor: float = 1.0, coefficients=EXP2):
@@ -85,11 +87,18 @@ def exp2(x, factor: float = 1.0, coefficients=EXP2):
     y = n + r with |r| <= 1/2; n is added to the exponent of 2^r. factor > 0 is a number, x a TIR expression.
     """
     x = bind(T.max(T.float32(max(-125 / factor, LEAST)), x))
-    bits = bind(T.reinterpret("int32", x * T.float32(factor) + T.float32(ROUND)))  # as bits, or TIR takes y + ROUND - ROUND for y
+    bits = bind(
+        T.reinterpret("int32", x * T.float32(factor) + T.float32(ROUND))
+    )  # as bits, or TIR takes y + ROUND - ROUND for y
     n = bind(T.reinterpret("float32", bits) - T.float32(ROUND))
     # 2^r as a polynomial of -r: a product with -factor is another than that above, so both are fused with what they add to
     power = polynomial(bind(x * T.float32(-factor) + n), [(-1) ** i * c for i, c in enumerate(coefficients)])
     return T.reinterpret("float32", T.reinterpret("int32", power) + (bits << 23))
+
+
+def ask_for(x, *index):
+    """Emit: fetch the cache line of an element towards the L2 cache."""
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(x[tuple(index)]), T.int32(0), T.int32(2), T.int32(1)))
 
 
 @inline
@@ -362,7 +371,7 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
 
     @inline
     def merge(sums, total, largest, row, more_sums, more_total, more_largest, more_row):
-        """Row `row` of a state takes in a row of another one, of later keys."""
+        """Row `row` of a state takes in a row of another one, of earlier keys or of later ones: the result is the same."""
         # The smaller state is multiplied by what it decays to and the larger one added: in one rounding or two, but at every
         # place alike, or the bits would depend on where it is done.
         here: T.let = largest[row] >= more_largest[more_row]
@@ -396,9 +405,37 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                     own[0, panel, step, vector * lanes + lane] = shared[slot, panel, step, vector * lanes + lane]
 
     @inline
+    def ask_for_part(shared, slot, part, parts):
+        """Fetch one of the parts of a tile, step after step of all panels."""
+        steps_here: T.let = (shared.shape[1] * shared.shape[2] + parts - 1) // parts
+        for step in range(T.min(steps_here, shared.shape[1] * shared.shape[2] - part * steps_here)):
+            for line in T.unroll(cols * 4 // LINE):
+                ask_for(shared, slot, 0, part * steps_here + step, line * (LINE // 4))
+
+    @inline
     def walk(
-        k, v, k_order, first_key, num_keys, h, is_shared, shared_keys, shared_values, first_slot,
-        queries, padded, base, keys, values, logits, most, weights, sums, total, largest,
+        k,
+        v,
+        k_order,
+        first_key,
+        num_keys,
+        h,
+        is_shared,
+        shared_keys,
+        shared_values,
+        num_slots,
+        first_slot,
+        queries,
+        padded,
+        base,
+        keys,
+        values,
+        logits,
+        most,
+        weights,
+        sums,
+        total,
+        largest,
     ):
         """The state of `padded` queries over `num_keys` keys, at the rows from `base` on"""
         for i in range(padded):
@@ -423,6 +460,10 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                 for i in range(height):
                     for lane in T.vectorized(lanes):
                         most[i, lane] = T.float32(LEAST)
+                if is_shared:
+                    following: T.let = T.min((first_slot + tile + 1) * heads + h, num_slots - 1)
+                    ask_for_part(shared_keys, following, block, blocks)
+                    ask_for_part(shared_values, following, block, blocks)
                 find_logits(queries, start, height, keys, here, logits, most)
                 raise_largest(most, row, height, largest, total, sums)
                 find_weights(logits, row, height, here, largest, total, weights)
@@ -442,31 +483,40 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
 
     @inline
     def plan(q_offsets, k_offsets, segments, has_few, counts, tasks, first_state):
-        """All tasks: those of a segment and a head follow each other, so that its keys and values stay in cache"""
+        """All tasks: segment, head, first query in it, first part, most queries, parts, first state that it keeps.
+
+        Those of a segment and a head follow each other, so that its keys and values stay in cache.
+        """
         most = T.alloc_buffer((1,), "int64")  # parts of a segment
         most[0] = T.int64(1)
         for b in range(segments):
             most[0] = T.max(most[0], parts_of(T.Cast("int64", k_offsets[b + 1]) - T.Cast("int64", k_offsets[b])))
         counts[0] = T.int64(0)
         counts[1] = T.int64(0)
+        of = T.alloc_buffer((5,), "int64")  # a segment: queries, rows of a task, tasks, parts, parts of a task
         for b in range(segments):
-            num_queries: T.let = T.Cast("int64", q_offsets[b + 1]) - T.Cast("int64", q_offsets[b])
-            tiles: T.let = (num_queries + QUERIES - 1) // QUERIES
-            parts = T.alloc_buffer((1,), "int64")
-            parts[0] = T.int64(1)
+            of[0] = T.Cast("int64", q_offsets[b + 1]) - T.Cast("int64", q_offsets[b])
+            of[1] = tile_rows(of[0])
+            of[2] = (of[0] + QUERIES - 1) // QUERIES
+            of[3] = T.int64(1)
+            of[4] = parts_of(T.Cast("int64", k_offsets[b + 1]) - T.Cast("int64", k_offsets[b]))
+            first_state[b] = counts[1]
             if T.And(has_few, most[0] > 1):
-                parts[0] = parts_of(T.Cast("int64", k_offsets[b + 1]) - T.Cast("int64", k_offsets[b]))
-                first_state[b] = counts[1]
-                counts[1] += num_queries * heads * parts[0]
+                of[3] = of[4]
+                of[4] = T.int64(1)
+                counts[1] += of[0] * heads * of[3]
             for h in range(heads):
-                for tile in range(tiles):
-                    for part in range(parts[0]):
-                        at: T.let = counts[0] + (h * tiles + tile) * parts[0] + part
+                for tile in range(of[2]):
+                    for part in range(of[3]):
+                        at: T.let = counts[0] + (h * of[2] + tile) * of[3] + part
                         tasks[at, 0] = b
                         tasks[at, 1] = T.int64(h)
-                        tasks[at, 2] = tile * tile_rows(num_queries)
+                        tasks[at, 2] = tile * of[1]
                         tasks[at, 3] = part
-            counts[0] += heads * tiles * parts[0]
+                        tasks[at, 4] = of[1]
+                        tasks[at, 5] = of[4]
+                        tasks[at, 6] = first_state[b] + (part * heads + h) * of[0] + tile * of[1]
+            counts[0] += heads * of[2] * of[3]
 
     @script.prim_func(s_tir=True)
     def kernel(
@@ -504,7 +554,7 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
         most_parts: T.let = T.if_then_else(has_few, num_picked // part_keys + 1, T.int64(1))
         most_states: T.let = T.if_then_else(has_few, nq * heads * most_parts, T.int64(1))
         counts = T.alloc_buffer((2,), "int64")  # tasks, states kept between them
-        tasks = T.alloc_buffer(((nq // QUERIES + batch) * heads * most_parts, 4), "int64")  # segment, head, first query, part
+        tasks = T.alloc_buffer(((nq // QUERIES + batch) * heads * most_parts, 7), "int64")  # see `plan`
         first_state = T.alloc_buffer((batch,), "int64")  # of a segment
         kept_sums = T.alloc_buffer((most_states, channels), "float32")
         kept_total = T.alloc_buffer((most_states, lanes), "float32")
@@ -534,52 +584,61 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
             sums = T.alloc_buffer((2 * QUERIES, channels), "float32")
             total = T.alloc_buffer((2 * QUERIES, lanes), "float32")
             largest = T.alloc_buffer((2 * QUERIES,), "float32")
-            b: T.let = tasks[task, 0]
-            h: T.let = tasks[task, 1]
-            start: T.let = tasks[task, 2]
-            first: T.let = T.Cast("int64", q_offsets[b])
-            num_queries: T.let = T.Cast("int64", q_offsets[b + 1]) - first
-            count: T.let = T.min(num_queries - start, tile_rows(num_queries))
-            padded: T.let = (count + rows - 1) // rows * rows
-            first_key: T.let = T.Cast("int64", k_offsets[b])
-            num_keys: T.let = T.Cast("int64", k_offsets[b + 1]) - first_key
-            load_queries(q, q_order, first + start, count, h, queries)
-            for i in range(T.if_then_else(counts[1] > 0, T.int64(1), parts_of(num_keys))):
-                part: T.let = tasks[task, 3] + i
-                base: T.let = T.if_then_else(i > 0, T.int64(QUERIES), T.int64(0))
-                before: T.let = part * part_keys
-                here: T.let = T.if_then_else(part == parts_of(num_keys) - 1, num_keys - before, T.int64(part_keys))
+            # Numbers lie in small buffers: each use of a variable would compute its value anew.
+            at = T.alloc_buffer(
+                (7,), "int64"
+            )  # segment, head, first query, queries, those of whole register tiles, first key, keys
+            at[0] = tasks[task, 0]
+            at[1] = tasks[task, 1]
+            at[2] = T.Cast("int64", q_offsets[at[0]]) + tasks[task, 2]
+            at[3] = T.min(T.Cast("int64", q_offsets[at[0] + 1]) - at[2], tasks[task, 4])
+            at[4] = (at[3] + rows - 1) // rows * rows
+            at[5] = T.Cast("int64", k_offsets[at[0]])
+            at[6] = T.Cast("int64", k_offsets[at[0] + 1]) - at[5]
+            load_queries(q, q_order, at[2], at[3], at[1], queries)
+            part = T.alloc_buffer(
+                (5,), "int64"
+            )  # its number, its first key in the segment, keys, tile of keys, row of the state
+            for i in range(tasks[task, 5]):
+                part[0] = tasks[task, 3] + i
+                part[1] = part[0] * part_keys
+                part[2] = T.if_then_else(part[0] == parts_of(at[6]) - 1, at[6] - part[1], T.int64(part_keys))
+                part[3] = T.if_then_else(is_shared, first_slot[at[0]] + part[1] // KEYS, T.int64(0))
+                part[4] = T.if_then_else(i > 0, T.int64(QUERIES), T.int64(0))
                 walk(
-                    *(k, v, k_order, first_key + before, here, h, is_shared, shared_keys, shared_values),
-                    *(first_slot[b] + before // KEYS, queries, padded, base),
-                    *(keys, values, logits, most, weights, sums, total, largest),
+                    *(k, v, k_order, at[5] + part[1], part[2], at[1], is_shared, shared_keys, shared_values, slots * heads),
+                    *(part[3], queries, at[4], part[4], keys, values, logits, most, weights, sums, total, largest),
                 )
                 if i > 0:
-                    for row in range(count):
-                        merge(sums, total, largest, row, sums, total, largest, base + row)
+                    for row in range(at[3]):
+                        merge(sums, total, largest, row, sums, total, largest, part[4] + row)
             if counts[1] > 0:
-                keep(sums, total, largest, count, kept_sums, kept_total, kept_largest,
-                     first_state[b] + (tasks[task, 3] * heads + h) * num_queries + start)
+                keep(sums, total, largest, at[3], kept_sums, kept_total, kept_largest, tasks[task, 6])
             else:
-                for i in range(count):
-                    store(sums, total, i, num_keys > 0, out, q_row(q_order, first + start + i), h)
+                for i in range(at[3]):
+                    store(sums, total, i, at[6] > 0, out, q_row(q_order, at[2] + i), at[1])
         if counts[1] > 0:
             for task in T.parallel(nq * heads):
                 position: T.let = task // heads
-                h: T.let = task % heads
-                b = T.alloc_buffer((1,), "int64")
-                b[0] = T.int64(0)
+                at = T.alloc_buffer(
+                    (5,), "int64"
+                )  # segment, its queries, parts, the state of the query in the first part, keys
+                at[0] = T.int64(0)
                 for other in range(batch - 2):
                     if T.Cast("int64", q_offsets[other + 1]) <= position:
-                        b[0] = other + 1
-                first: T.let = T.Cast("int64", q_offsets[b[0]])
-                num_queries: T.let = T.Cast("int64", q_offsets[b[0] + 1]) - first
-                num_keys: T.let = T.Cast("int64", k_offsets[b[0] + 1]) - T.Cast("int64", k_offsets[b[0]])
-                state: T.let = first_state[b[0]] + h * num_queries + position - first
-                for part in range(parts_of(num_keys) - 1):
-                    merge(*(kept_sums, kept_total, kept_largest, state), *(kept_sums, kept_total, kept_largest),
-                          state + (part + 1) * heads * num_queries)
-                store(kept_sums, kept_total, state, num_keys > 0, out, q_row(q_order, position), h)
+                        at[0] = other + 1
+                at[1] = T.Cast("int64", q_offsets[at[0] + 1]) - T.Cast("int64", q_offsets[at[0]])
+                at[4] = T.Cast("int64", k_offsets[at[0] + 1]) - T.Cast("int64", k_offsets[at[0]])
+                at[2] = parts_of(at[4])
+                at[3] = first_state[at[0]] + task % heads * at[1] + position - T.Cast("int64", q_offsets[at[0]])
+                for part in range(at[2] - 1):
+                    before: T.let = at[3] + part * heads * at[1]
+                    merge(
+                        *(kept_sums, kept_total, kept_largest, before + heads * at[1]),
+                        *(kept_sums, kept_total, kept_largest, before),
+                    )
+                last: T.let = at[3] + (at[2] - 1) * heads * at[1]
+                store(kept_sums, kept_total, last, at[4] > 0, out, q_row(q_order, position), task % heads)
 
     given = {"q_order": has_q_order, "k_order": has_k_order}
     return drop_parameters(kernel, *(name for name, present in given.items() if not present))

@@ -1,4 +1,4 @@
-"""Dense 3^3 convolution by Winograd's minimal filtering F(2, 3) along all three axes.
+"""Dense 3^3 convolution by Winograd's minimal filtering F(2, 3) along all three axes, and 1 x 3^2, of images, along two.
 
 Two neighbouring outputs along an axis are A^T ((G g) * (B^T x)) of three weights g and four inputs x: four products where the
 definition takes six (Lavin and Gray, arXiv:1509.09308). Nested three times, a tile of 2^3 outputs takes 4^3 products for a
@@ -7,6 +7,7 @@ pair of channels instead of 216, and the sum over channels becomes 64 matrix pro
     out[b, o, tile] = act(bias[o] + residual[b, o, tile] + A^T (sum over channels c of (G weight[o, c]) * (B^T x[b, c, patch])))
 
 where G, B and A act along each axis and the patch of a tile is 4^3 voxels of the padded input. The transforms add and halve.
+Along the last two axes alone a tile is 2^2 outputs of 4^2 voxels: 16 products for 36, and as many matrix products.
 
 Vector lanes are tiles that follow each other along the last axis. A task is a block of tiles and a range of output channels,
 and holds the transforms of one block of input channels at one place of the first axis, so that scratch is small for any
@@ -36,10 +37,11 @@ from .isa import Isa, kernel_name
 from .register_tile import RegisterTile
 from .vector_math import EMIT
 
-KERNEL = (3, 3, 3)
+KERNELS = ((3, 3, 3), (1, 3, 3))
 VECTOR = 8  # tiles, or channels of weights, that are transformed at a time, whatever the vectors of the CPU
 STEP = 8  # vectors of tiles that take turns on the weights: a whole number of panels; their transforms stay in the L2 cache
-BLOCK = 16  # vectors of tiles of one task: they pay for transforming its weights
+BLOCK = 16  # vectors of tiles of one task, twice as many of flat ones: they pay for transforming its weights
+TASKS = 32  # of one call, for which the blocks of flat tiles are halved where it has few
 CHANNELS = 128  # output channels of one task, about: they pay for transforming its tiles
 PART = 66  # output channels, at most, whose products for a step stay in the L2 cache
 DEPTH = 64  # input channels of a block, at most
@@ -51,7 +53,7 @@ FILTER_ROWS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.
 OUTPUT_COLUMNS = ((1.0, 0.0), (1.0, 1.0), (1.0, -1.0), (0.0, -1.0))
 
 
-def pays(cin: int, cout: int, size_out: tuple[int | None, ...]) -> bool:
+def pays(cin: int, cout: int, size_out: tuple[int | None, ...], kernel: tuple[int, ...] = KERNELS[0]) -> bool:
     """Whether this takes less time than `conv.conv3d`, from channels and output size (D', H', W'), None where not known.
 
     With few channels the transforms take longer than the products; few voxels do not pay for transforming the weights; and of
@@ -60,9 +62,15 @@ def pays(cin: int, cout: int, size_out: tuple[int | None, ...]) -> bool:
     """
     if min(cin, cout) < 16:
         return False
-    known = [(n, -(-n // step) * step) for n, step in zip(size_out, (2, 2, 2 * VECTOR), strict=True) if n is not None]
+    steps = (tile_depth(kernel), 2, 2 * VECTOR)
+    known = [(n, -(-n // step) * step) for n, step in zip(size_out, steps, strict=True) if n is not None]
     voxels, covered = (prod(numbers) for numbers in zip((1, 1), *known, strict=True))
     return covered <= 2 * voxels and (None in size_out or voxels >= 256)
+
+
+def tile_depth(kernel: tuple[int, ...]) -> int:
+    """Outputs of a tile along the first axis: two where that is transformed."""
+    return 2 if kernel[0] == 3 else 1
 
 
 def blocking(cin: int) -> tuple[int, int]:
@@ -75,9 +83,10 @@ def refuses(spec: Conv3d, isa: Isa) -> str | None:
     """Why a convolution does not go by this algorithm, or None."""
     if spec.dtype != "float32":
         return f"dtype: expected float32, given {spec.dtype}"
-    if spec.geometry != Geometry(KERNEL, padding=spec.geometry.padding):
-        return f"geometry: expected a kernel of 3^3 with unit stride and dilation, given {spec.geometry}"
-    if not pays(spec.cin, spec.cout, spec.size_out):
+    kernel = spec.geometry.kernel
+    if kernel not in KERNELS or spec.geometry != Geometry(kernel, padding=spec.geometry.padding):
+        return f"geometry: expected a kernel of 3^3 or 1 x 3^2 with unit stride and dilation, given {spec.geometry}"
+    if not pays(spec.cin, spec.cout, spec.size_out, kernel):
         return f"does not pay for {spec.cin} -> {spec.cout} channels and an output of {spec.size_out}"
     return None
 
@@ -88,27 +97,29 @@ def shared(spec: Conv3d, isa: Isa) -> Conv3d:
 
 
 def weight_layout(spec: Conv3d, isa: Isa) -> WeightLayout:
-    """[Cout, blocks, 27, depth], zero past the last channel."""
+    """[Cout, blocks, taps, depth], zero past the last channel."""
     depth, blocks = blocking(spec.cin)
+    kernel = spec.geometry.kernel
 
     def unpack(packed):
-        channels = packed.transpose(0, 1, 3, 2).reshape(spec.cout, -1, *KERNEL)
+        channels = packed.transpose(0, 1, 3, 2).reshape(spec.cout, -1, *kernel)
         return channels[:, : spec.cin]
 
-    return WeightLayout((spec.cout, blocks, prod(KERNEL), depth), "float32", pack_filters(spec.cout, spec.cin), unpack)
+    pack = pack_filters(spec.cout, spec.cin, kernel)
+    return WeightLayout((spec.cout, blocks, prod(kernel), depth), "float32", pack, unpack)
 
 
 @cache
-def pack_filters(cout: int, cin: int) -> tvm.tirx.PrimFunc:
-    """PrimFunc (weight float32 [Cout, Cin, 3, 3, 3], packed), see `weight_layout`."""
+def pack_filters(cout: int, cin: int, kernel_size: tuple[int, ...]) -> tvm.tirx.PrimFunc:
+    """PrimFunc (weight float32 [Cout, Cin, *kernel_size], packed), see `weight_layout`."""
     depth, blocks = blocking(cin)
-    taps = prod(KERNEL)
+    taps = prod(kernel_size)
     shape = (cout, blocks, taps, depth)
 
     @script.prim_func(s_tir=True)
     def kernel(weight_: T.handle, packed: T.Buffer(shape, "float32")):
         T.func_attr({"tirx.noalias": True, "global_symbol": "pack_winograd"})
-        weight = match_buffer(weight_, (cout, cin, *KERNEL), "float32")
+        weight = match_buffer(weight_, (cout, cin, *kernel_size), "float32")
         flat = T.decl_buffer((cout, cin, taps), "float32", data=weight.data)
         for o in T.parallel(cout):
             for block, tap, c in T.grid(blocks, taps, depth):
@@ -162,10 +173,16 @@ def vector(first, vectors=1):
 
 
 def transform_patches(place, voxel, store):
-    """Emit store(i, B^T x) for the 4^2 places i behind one of the first axis; voxel(d, h, w): those of a vector of tiles."""
-    a, b = (choose(place, [T.int64(row[end]) for row in INPUT_ROWS]) for end in (0, 1))
-    sign = factor(place, [row[2] for row in INPUT_ROWS])
-    square = [[voxel(a, h, w) + sign * voxel(b, h, w) for w in range(4)] for h in range(4)]
+    """Emit store(i, B^T x) for the 4^2 places i behind one of the first axis; voxel(d, h, w): those of a vector of tiles.
+
+    `place` is None where the first axis is not transformed, here and below.
+    """
+    if place is None:
+        square = [[voxel(0, h, w) for w in range(4)] for h in range(4)]
+    else:
+        a, b = (choose(place, [T.int64(row[end]) for row in INPUT_ROWS]) for end in (0, 1))
+        sign = factor(place, [row[2] for row in INPUT_ROWS])
+        square = [[voxel(a, h, w) + sign * voxel(b, h, w) for w in range(4)] for h in range(4)]
     square = [[T.bind(value) for value in row] for row in square]
     for i, value in enumerate(along_both_axes(input_transform, square)):
         store(i, value)
@@ -173,8 +190,11 @@ def transform_patches(place, voxel, store):
 
 def transform_filters(place, tap, store):
     """Emit store(i, G g) for the 4^2 places i behind one of the first axis; tap(t): that of a vector of filters."""
-    f = [factor(place, column) for column in zip(*FILTER_ROWS, strict=True)]
-    square = [[tap(t) * f[0] + tap(t + 9) * f[1] + tap(t + 18) * f[2] for t in range(first, first + 3)] for first in (0, 3, 6)]
+    if place is None:
+        square = [[tap(t) for t in range(first, first + 3)] for first in (0, 3, 6)]
+    else:
+        f = [factor(place, column) for column in zip(*FILTER_ROWS, strict=True)]
+        square = [[tap(t) * f[0] + tap(t + 9) * f[1] + tap(t + 18) * f[2] for t in range(i, i + 3)] for i in (0, 3, 6)]
     square = [[T.bind(value) for value in row] for row in square]
     for i, value in enumerate(along_both_axes(filter_transform, square)):
         store(i, value)
@@ -189,6 +209,9 @@ def transform_products(place, product, add):
     order = [T.int32(i % 2 * VECTOR + i // 2) for i in range(2 * VECTOR)]
     for h in range(2):
         pairs = T.bind(tvm.tirx.Shuffle(outputs[2 * h : 2 * h + 2], order))
+        if place is None:
+            add(h, pairs)
+            continue
         for d in range(2):
             sign = choose(place, [T.float32(column[d]) for column in OUTPUT_COLUMNS])
             add(2 * d + h, T.Broadcast(sign, 2 * VECTOR) * pairs)
@@ -202,7 +225,7 @@ class Operands:
     corner: tvm.tirx.Buffer  # [vectors of tiles, 4]: b, d, h, w of the first output
     start: tvm.tirx.Buffer  # [vectors of tiles]: where their patches begin in `padded`
     stride: tuple  # of a channel, along d, along h, and from even places of a line to odd ones
-    weight: tvm.tirx.Buffer  # [Cout, blocks, 27, depth]
+    weight: tvm.tirx.Buffer  # [Cout, blocks, taps, depth]
     bias: tvm.tirx.Buffer  # [Cout]
     residual: tvm.tirx.Buffer  # [elements]
     out: tvm.tirx.Buffer  # [elements]
@@ -222,7 +245,20 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
     slices = -(-cout // slice_rows)
     part_rows = PART // micro.tile.rows * micro.tile.rows
     padding = pad_d, pad_h, pad_w = spec.geometry.padding
+    kernel_size = spec.geometry.kernel
+    taps, tile_d = prod(kernel_size), tile_depth(kernel_size)
+    most_vectors = BLOCK * 2 // tile_d  # of tiles of one task
+    places, lines = 4 if tile_d == 2 else 1, 2 * tile_d  # along the first axis; of outputs in a tile
     act = EMIT[spec.activation]
+
+    @inline
+    def split(x, source, padded, row, half, first):
+        """The elements of two vectors of x, those of either parity next to each other; left to LLVM it is a gather"""
+        both: T.let = x[vector(source, 2)]
+        for parity in T.unroll(2):
+            padded[vector(row + (pad_w + parity) % 2 * half + (pad_w + parity) // 2 + first)] = tvm.tirx.Shuffle(
+                [both], [2 * i + parity for i in range(VECTOR)]
+            )
 
     @inline
     def pad(x, padded, planes, size, held):
@@ -236,10 +272,16 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
                     padded[row + j] = T.float32(0)
                 if T.And(T.And(d >= 0, d < size[0]), T.And(h >= 0, h < size[1])):
                     source: T.let = ((slab // held[0] * size[0] + d) * size[1] + h) * size[2]
+                    for j in range(size[2] // (2 * VECTOR)):
+                        split(x, source + j * 2 * VECTOR, padded, row, held[2], j * VECTOR)
+                    whole: T.let = size[2] // (2 * VECTOR) * VECTOR
                     for parity in T.unroll(2):
                         target: T.let = row + (pad_w + parity) % 2 * held[2] + (pad_w + parity) // 2
-                        for j in range((size[2] + 1 - parity) // 2):
-                            padded[target + j] = x[source + 2 * j + parity]
+                        for j in range((size[2] + 1 - parity) // 2 - whole):
+                            padded[target + whole + j] = x[source + 2 * (whole + j) + parity]
+
+    def place_of(place):
+        return place if places > 1 else None
 
     @inline
     def transform_x(place, padded, start, stride, first, count, block, v):
@@ -250,7 +292,7 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
                     for g in range(cols // VECTOR):
                         at: T.let = start[first + panel * (cols // VECTOR) + g] + (block * depth + c) * stride[0]
                         transform_patches(
-                            place,
+                            place_of(place),
                             lambda d, h, w: padded[vector(at + d * stride[1] + h * stride[2] + w % 2 * stride[3] + w // 2)],
                             lambda i, value: T.buffer_store(
                                 v, value, [panel * chunks + c // LINE, i, c % LINE, vector(g * VECTOR)]
@@ -271,7 +313,7 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
             for chunk in range(chunks):
                 for part in range(LINE // VECTOR):
                     transform_filters(
-                        place,
+                        place_of(place),
                         lambda t: weight[first + r, block, t, vector(chunk * LINE + part * VECTOR)],
                         lambda i, value: T.buffer_store(u, value, [row_of_u(r, chunk, i), vector(part * VECTOR)]),
                     )
@@ -298,7 +340,7 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
         for r in range(rows):
             for g in range(count):
                 transform_products(
-                    place,
+                    place_of(place),
                     lambda i: m[r, vector((i * STEP + g) * VECTOR)],
                     lambda line, values: add(sums, first_of_part + r, line, (first + g) * 2 * VECTOR, values),
                 )
@@ -312,7 +354,7 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
         for g in range(vectors):
             w: T.let = corner[first_vector + g, 3]
             width: T.let = T.min(T.int64(2 * VECTOR), size[2] - w)
-            for line in range(4):
+            for line in range(lines):
                 d: T.let = corner[first_vector + g, 1] + line // 2
                 h: T.let = corner[first_vector + g, 2] + line % 2
                 if T.And(d < size[0], h < size[1]):
@@ -336,13 +378,13 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
         )
         u = T.alloc_buffer((slice_rows * (16 * chunks + 1), LINE), "float32")  # G weight [channel, chunk and place, LINE]
         m = T.alloc_buffer((part_rows, (16 * STEP + 1) * VECTOR), "float32")  # products [channel, place and tile]
-        sums = T.alloc_buffer((slice_rows, 4, BLOCK * 2 * VECTOR), "float32")  # [channel, line of a tile, voxel]
+        sums = T.alloc_buffer((slice_rows, lines, most_vectors * 2 * VECTOR), "float32")  # [channel, line of a tile, voxel]
         for r in range(count):
-            for line in range(4):
-                for i in range(BLOCK * 2 * VECTOR):
+            for line in range(lines):
+                for i in range(most_vectors * 2 * VECTOR):
                     sums[r, line, i] = o.bias[first + r]
         for block in range(T.int64(blocks)):
-            for place in range(4):
+            for place in range(places):
                 transform_weight(place, o.weight, first, count, block, u)
                 for step in range((vectors + STEP - 1) // STEP):
                     here: T.let = T.min(T.int64(STEP), vectors - step * STEP)
@@ -366,37 +408,40 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
     def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("conv3d_winograd", "float32", isa, micro.tile)})
         x = match_buffer(x_, (batch, cin, *size), "float32")
-        weight = match_buffer(weight_, (cout, blocks, prod(KERNEL), depth), "float32")
+        weight = match_buffer(weight_, (cout, blocks, taps, depth), "float32")
         bias = match_buffer(bias_, (cout,), "float32")
         out = match_buffer(out_, (batch, cout, *size_out), "float32")
         residual = match_buffer(residual_, (batch, cout, *size_out), "float32")
-        check_size(size_padded, Geometry(KERNEL))
+        check_size(size_padded, Geometry(kernel_size))
         flat = T.decl_buffer((elements,), "float32", data=x.data)
         flat_residual = T.decl_buffer((elements_out,), "float32", data=(residual if has_residual else out).data)
         flat_out = T.decl_buffer((elements_out,), "float32", data=out.data)
-        tiles_d: T.let = (size_out[0] + 1) // 2
+        tiles_d: T.let = (size_out[0] + tile_d - 1) // tile_d
         tiles_h: T.let = (size_out[1] + 1) // 2
         vectors_w: T.let = (size_out[2] + 2 * VECTOR - 1) // (2 * VECTOR)  # of tiles, the last one filled up
         vectors: T.let = batch * tiles_d * tiles_h * vectors_w
-        blocks_of_vectors: T.let = (vectors + BLOCK - 1) // BLOCK
+        in_block = T.alloc_buffer((2,), "int64")  # vectors of a block, and blocks: in a buffer, or each use computes them
+        in_block[0] = T.if_then_else(vectors * slices < TASKS * most_vectors, T.int64(BLOCK), T.int64(most_vectors))
+        in_block[1] = (vectors + in_block[0] - 1) // in_block[0]
         half: T.let = vectors_w * VECTOR + 1  # of a padded line: its even places lie before the odd ones
         slab: T.let = (2 * tiles_h + 2) * 2 * half
-        plane: T.let = (2 * tiles_d + 2) * slab
+        depth_padded: T.let = tile_d * tiles_d + kernel_size[0] - 1
+        plane: T.let = depth_padded * slab
         padded = T.alloc_buffer((batch * cin * plane,), "float32")
-        corner = T.alloc_buffer((blocks_of_vectors * BLOCK, 4), "int64")  # b, d, h, w of the first output of a vector of tiles
-        start = T.alloc_buffer((blocks_of_vectors * BLOCK,), "int64")  # where its patches begin in `padded`
-        pad(flat, padded, batch * cin, size, (2 * tiles_d + 2, 2 * tiles_h + 2, half))
-        for g in T.parallel(blocks_of_vectors * BLOCK):
+        corner = T.alloc_buffer((vectors + most_vectors, 4), "int64")  # b, d, h, w of the first output of a vector of tiles
+        start = T.alloc_buffer((vectors + most_vectors,), "int64")  # where its patches begin in `padded`
+        pad(flat, padded, batch * cin, size, (depth_padded, 2 * tiles_h + 2, half))
+        for g in T.parallel(in_block[0] * in_block[1]):
             at: T.let = T.min(g, vectors - 1)  # past the last one, as that: something that can be read
             corner[g, 0] = at // (tiles_d * tiles_h * vectors_w)
-            corner[g, 1] = at // (tiles_h * vectors_w) % tiles_d * 2
+            corner[g, 1] = at // (tiles_h * vectors_w) % tiles_d * tile_d
             corner[g, 2] = at // vectors_w % tiles_h * 2
             corner[g, 3] = at % vectors_w * 2 * VECTOR
             start[g] = corner[g, 0] * cin * plane + corner[g, 1] * slab + corner[g, 2] * 2 * half + corner[g, 3] // 2
-        for task in T.parallel(slices * blocks_of_vectors):
-            first_vector: T.let = task % blocks_of_vectors * BLOCK
-            vectors_here: T.let = T.min(T.int64(BLOCK), vectors - first_vector)
-            first: T.let = task // blocks_of_vectors * slice_rows
+        for task in T.parallel(slices * in_block[1]):
+            first_vector: T.let = task % in_block[1] * in_block[0]
+            vectors_here: T.let = T.min(in_block[0], vectors - first_vector)
+            first: T.let = task // in_block[1] * slice_rows
             count: T.let = T.min(T.int64(slice_rows), cout - first)
             convolve(
                 Operands(*(padded, corner, start, (plane, slab, 2 * half, half)), *(weight, bias, flat_residual, flat_out)),
