@@ -30,7 +30,7 @@ assert WINDOW_MOST <= BUCKET + 1, "a group lies in two buckets at most"
 
 @dataclass(frozen=True)
 class Windows:
-    """Taps in groups along z: `size` neighbours, of which each row has `step` entries in scratch, a power of two: what it loads."""
+    """Taps in groups along z: `size` neighbours, for which each row loads `step` cells into scratch, a power of two."""
 
     size: int
     step: int
@@ -133,7 +133,8 @@ class MapKernel:
     def window_inside(self, p: Probe, box: Box, row):
         """Whether all taps of a row lie in the grid or in the empty cells around it, a TIR expression."""
         inside = T.bool(True)
-        for axis, last in enumerate((0, *(d * (k - 1) for k, d in zip(self.geometry.kernel, self.geometry.dilation, strict=True)))):
+        lasts = (d * (k - 1) for k, d in zip(self.geometry.kernel, self.geometry.dilation, strict=True))
+        for axis, last in enumerate((0, *lasts)):
             place, _ = self.place(p, box, row, 0, axis)
             inside = inside & (place >= T.cast(0, box.dtype) - box.pad(axis)) & (place + last < box.extent(axis))
         return inside
