@@ -146,9 +146,7 @@ def emit_tuple(bb: relax.BlockBuilder, call: relax.Call, count: int) -> list[rel
     return [bb.emit(relax.TupleGetItem(result, i)) for i in range(count)]
 
 
-def emit_index(
-    bb: relax.BlockBuilder, coords: relax.Expr, method: str, argument: str = "coords"
-) -> list[relax.Expr]:
+def emit_index(bb: relax.BlockBuilder, coords: relax.Expr, method: str, argument: str = "coords") -> list[relax.Expr]:
     """Plan and build the index of `coords`, which messages call `argument`: (plan, slots, keys)."""
     plan_of = PlanIndex(method, argument=argument)
     plan, size = emit_tuple(bb, call_spec(bb, plan_of, [coords], [int64(PLAN_SIZE), int64(2)]), 2)

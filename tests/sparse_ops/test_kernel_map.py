@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sparse_ops.eager import functional as F
 from tests.sparse_ops.strategies import coordinates, table_of
 from tir_kernels.bounds import bounds_of
-from tir_kernels.cpu.coordinate_index import SPARE
+from tir_kernels.cpu.coordinate_index import LINE_PAD, MARGIN, PAD, SPARE
 from tir_kernels.dispatch import host_target, kernel_for
 from tir_kernels.spec import sites
 from tir_kernels.spec.coordinate_index import PLAN_SIZE, PlanIndex
@@ -202,18 +202,24 @@ def test_scattered_voxels_take_the_hash():
 
 
 def test_a_grid_has_at_most_so_many_cells():
-    """Two voxels at opposite corners of a box at the limit, and of one a layer thicker."""
+    """Two voxels at opposite corners of a box near the limit, and of one a layer thicker; both with the empty cells around."""
     size = tvm.runtime.tensor(np.zeros(2, "int64"))
     plan = tvm.runtime.tensor(np.zeros(PLAN_SIZE, "int64"))
-    kernel = tvm.compile(kernel_for(PlanIndex(method="grid")).function, host_target())
-    for side, fits in ((1 << 8, True), ((1 << 8) + 1, False)):
-        coords = tvm.runtime.tensor(np.array([[0, 0, 0, 0], [0, 1023, 1023, side - 1]], "int32"))
+    spec = PlanIndex(method="grid")
+    kernel = tvm.compile(kernel_for(spec).function, host_target())
+    extents = np.array([1021, 1024, 256])  # with those behind the box
+    before = (PAD * extents[1] + PAD) * extents[2] + LINE_PAD + MARGIN
+    layer = extents[1] * extents[2]
+    assert extents.prod() + before <= 1 << 28 < extents.prod() + before + layer
+    for more, fits in ((0, True), (1, False)):
+        box = extents - [PAD - more, PAD, LINE_PAD]
+        coords = tvm.runtime.tensor(np.array([[0, 0, 0, 0], [0, *(box - 1)]], "int32"))
         if fits:
             kernel(coords, plan, size)
-            bounds = bounds_of(kernel_for(PlanIndex(method="grid")).function, 2)["size"]
-            assert size.numpy().tolist() == bounds == [(1 << 28) + SPARE, 1]
+            assert size.numpy().tolist() == [extents.prod() + before + SPARE, 1]
+            assert (size.numpy() <= bounds_of(kernel_for(spec).function, 2)["size"]).all()
         else:
-            with pytest.raises(ValueError, match="for a box of 1 x 1024 x 1024 x 257 cells"):
+            with pytest.raises(ValueError, match="for a box of 1 x 1022 x 1024 x 256 cells"):
                 kernel(coords, plan, size)
 
 

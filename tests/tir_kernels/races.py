@@ -103,10 +103,10 @@ class Pointer:
         self.cells, self.outer, self.last = cells, index[:-1], index[-1]
 
     def __getitem__(self, i: int):
-        return self.cells[*self.outer, self.last + i]
+        return self.cells[(*self.outer, self.last + i)]
 
     def __setitem__(self, i: int, value: int):
-        self.cells[*self.outer, self.last + i] = value
+        self.cells[(*self.outer, self.last + i)] = value
 
 
 def pack_pairs(lanes: int, step: int, near: Pointer, rows: int, pair_in: Pointer, pair_out: Pointer) -> int:

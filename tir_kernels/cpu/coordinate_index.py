@@ -24,6 +24,7 @@ from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer, named
 from ..guards import RAISE_DUPLICATE, RAISE_GRID
 from ..script import inline
+from ..sharing import shared
 from ..spec.coordinate_index import (
     GRID,
     HASH,
@@ -320,7 +321,7 @@ def plan_index(spec: PlanIndex, isa: Isa) -> tvm.tirx.PrimFunc:
         choose(method, rows, GRID_CELLS_PER_ROW, plan, size)
         check_memory("index of coordinates", (("int32", (size[0],)), ("int64", (size[1],))))
 
-    return with_bounds(kernel, size=index_bounds(method))
+    return shared(with_bounds(kernel, size=index_bounds(method)))
 
 
 def plan_box(plan, lowest, highest):
@@ -340,9 +341,7 @@ def plan_box(plan, lowest, highest):
 
     @inline
     def set_margin():
-        plan.entries[PLAN_MARGIN] = (
-            (plan.pad(0) * plan.extent(2) + plan.pad(1)) * plan.extent(3) + plan.pad(2) + MARGIN
-        )
+        plan.entries[PLAN_MARGIN] = (plan.pad(0) * plan.extent(2) + plan.pad(1)) * plan.extent(3) + plan.pad(2) + MARGIN
 
     for axis in range(4):
         axis_box(axis)
@@ -527,9 +526,7 @@ def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
             if T.And(rows <= ROWS_ALONE, index.num_slots <= CELLS_ALONE):  # before other threads woke up this one is done
                 insert_rows(coords, index, numbered, T.int64(1), T.serial, argument)
             else:
-                insert_rows(
-                    coords, index, numbered, T.Cast("int64", T.call_packed("runtime.NumThreads")), T.parallel, argument
-                )
+                insert_rows(coords, index, numbered, T.Cast("int64", T.call_packed("runtime.NumThreads")), T.parallel, argument)
         else:
             found = T.alloc_buffer((1,), "int32")
             fill(slots, index.num_slots, T.int32(-1))
@@ -539,7 +536,7 @@ def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
                 if T.Cast("int64", found[0]) != row:
                     T.evaluate(T.call_packed(RAISE_DUPLICATE, row, found[0], argument))
 
-    return kernel
+    return shared(kernel)
 
 
 @cache

@@ -18,7 +18,7 @@ from ..script import inline
 from ..spec.coordinate_index import COORDINATE_LIMIT, GRID
 from ..spec.geometry import Geometry
 from ..spec.kernel_map import InverseMap, ProbeMap, SubmanifoldMap
-from .coordinate_index import BUCKET, BUCKET_BITS, LINE_PAD, MARGIN, SPARE, Index, key_of, match_index
+from .coordinate_index import BUCKET, BUCKET_BITS, KEY_BITS, LINE_PAD, MARGIN, SPARE, Index, key_of, match_index
 from .guards import check_map
 from .isa import Isa
 from .pairs import Packer, Pairs, match_pairs
@@ -30,7 +30,7 @@ assert WINDOW_MOST <= BUCKET + 1, "a group lies in two buckets at most"
 
 @dataclass(frozen=True)
 class Windows:
-    """Taps in groups along z: `size` neighbours, of which each row has `step` entries in scratch, a power of two: what it loads."""
+    """Taps in groups along z: `size` neighbours, for which each row loads `step` cells into scratch, a power of two."""
 
     size: int
     step: int
@@ -108,7 +108,9 @@ class MapKernel:
         self.geometry = geometry
         self.windows = Windows.of(geometry)
         self.packer = Packer.of(isa, self.windows.step)
-        most = max(map(abs, (*geometry.stride, *geometry.padding, *geometry.offsets().reshape(-1).tolist())))
+        lasts = (d * (k - 1) for k, d in zip(geometry.kernel, geometry.dilation, strict=True))
+        most = max(*geometry.stride, *geometry.padding, *lasts)
+        self.most = most  # that an input coordinate lies from the multiple of an output coordinate
         self.dtype = "int32" if most < COORDINATE_LIMIT // 2 else "int64"  # of input coordinates, and steps to them
 
     def groups(self, zs: int) -> int:
@@ -133,7 +135,8 @@ class MapKernel:
     def window_inside(self, p: Probe, box: Box, row):
         """Whether all taps of a row lie in the grid or in the empty cells around it, a TIR expression."""
         inside = T.bool(True)
-        for axis, last in enumerate((0, *(d * (k - 1) for k, d in zip(self.geometry.kernel, self.geometry.dilation, strict=True)))):
+        lasts = (d * (k - 1) for k, d in zip(self.geometry.kernel, self.geometry.dilation, strict=True))
+        for axis, last in enumerate((0, *lasts)):
             place, _ = self.place(p, box, row, 0, axis)
             inside = inside & (place >= T.cast(0, box.dtype) - box.pad(axis)) & (place + last < box.extent(axis))
         return inside
@@ -224,9 +227,8 @@ class MapKernel:
                     pack_group(p, block, cursor, near, count, column, group)
 
         @inline
-        def probe_window(p, near, i, batch, x, y, z):
+        def probe_window(p, near, i, key):
             bucket = T.alloc_buffer((2,), "int64")
-            key: T.let = key_of((batch, x, y, z))
             p.index.table.find_bucket(key >> BUCKET_BITS, bucket, 0)
             bucket[1] = bucket[0]
             if (key + (size - 1)) >> BUCKET_BITS != key >> BUCKET_BITS:
@@ -258,8 +260,26 @@ class MapKernel:
                         for t in T.vectorized(step):
                             near[i * step + t] = T.int32(-1)
                         if exact & meets_box(p, p.coords[first + i, 0], x, y, z):
-                            probe_window(p, near, i, p.coords[first + i, 0], x, y, z)
+                            probe_window(p, near, i, key_of((p.coords[first + i, 0], x, y, z)))
                     pack_group(p, block, cursor, near, count, column, group)
+
+        @inline
+        def probe_near(p, block, cursor, near, first, count):
+            """As `probe_groups`, from the key of each row's first tap: taps this close to voxels always have one."""
+            keys = T.alloc_buffer((p.pairs.block_rows,), "int64")
+            for i in range(count):
+                x: T.let = self.source(p.coords[first + i, 1], 0, 0)[0]
+                y: T.let = self.source(p.coords[first + i, 2], 0, 1)[0]
+                z: T.let = self.source(p.coords[first + i, 3], 0, 2)[0]
+                keys[i] = key_of((p.coords[first + i, 0], x, y, z))
+            for column in range(T.int64(columns)):
+                for group in range(T.int64(groups)):
+                    delta: T.let = (column // ys * dx << (2 * KEY_BITS)) + (column % ys * dy << KEY_BITS) + group * (size * dz)
+                    for i in range(count):
+                        probe_window(p, near, i, keys[i] + delta)
+                    pack_group(p, block, cursor, near, count, column, group)
+
+        is_near = g.stride == (1, 1, 1) and not g.transposed and self.most < COORDINATE_LIMIT
 
         @inline
         def in_grid(p, block, cursor, near, first, count):
@@ -284,6 +304,8 @@ class MapKernel:
             cursor[0] = T.int64(0)
             if p.plan.method == GRID:
                 in_grid(p, block, cursor, near, first, count)
+            elif is_near:
+                probe_near(p, block, cursor, near, first, count)
             else:
                 probe_groups(p, block, cursor, near, first, count)
             p.pairs.start(block, T.int64(columns * zs), cursor)

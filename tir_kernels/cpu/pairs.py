@@ -1,4 +1,4 @@
-"""The pairs of a kernel map in the making, see `layout.PairsByBlock`: cursors that only advance on a hit, and vectors of hits."""
+"""The pairs of a kernel map in the making, see `layout.PairsByBlock`: cursors that advance on hits, and vectors of hits."""
 
 from dataclasses import dataclass
 

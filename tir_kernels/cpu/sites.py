@@ -149,7 +149,7 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
 def find_sites(spec: FindSites, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `FindSites`. One thread walks taps and rows: the order is that of the walk.
 
-    A tap of a strided convolution touches sites from the rows of one residue class alone, so that rows are sorted by class first.
+    A tap of a strided convolution touches sites from the rows of one residue class alone: rows are sorted by class first.
     """
     geometry = spec.geometry
     stride, once = geometry.stride, touched_once(geometry)

@@ -9,6 +9,7 @@ from ..fold_constants import FoldConstants
 from ..lift_params import LiftParams
 from ..precision import to_precision
 from ..recognize import recognize
+from ..share import ShareCalls
 from ..sizes_first import SizesFirst
 from ..take import BoundTakes
 from .schedule_rest import ScheduleRest
@@ -63,6 +64,7 @@ def cpu_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.t
             relax.backend.DispatchSampling(),
             relax.backend.DispatchSortScan(),
             relax.transform.LegalizeOps(),
+            ShareCalls(),
             FoldConstants(),
             *([LiftParams()] if lift_params else []),
             KeepKernels(),
