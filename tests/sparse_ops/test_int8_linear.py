@@ -81,9 +81,7 @@ def test_the_oracle_is_near_the_linear_layer():
         assert most / 10 < error < most
 
 
-@pytest.mark.parametrize(
-    ("cin", "cout"), [(1, 1), (64, 64), (100, 70), (433, 64), (768, 200), (1024, 131), (4096, 33)], ids=lambda n: str(n)
-)
+@pytest.mark.parametrize(("cin", "cout"), [(1, 1), (100, 70), (433, 64), (1024, 131), (4096, 33)], ids=lambda n: str(n))
 def test_sizes(cin, cout, integer_isa):
     rng = np.random.default_rng(cin)
     kernel = kernel_of(cin, cout, integer_isa)

@@ -405,8 +405,9 @@ def int8_linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
     last_width = (spec.cout - 1) % cols + 1
     narrow = [last_width] if last_width < cols else []  # panels with code of their own
     lines, per_row = (HEADER + steps) * cols // LINE, cols // LINE  # of a panel, of its rows
+    fetches = isa.lanes == 16  # narrow panels are small, and few registers leave no room for what LLVM makes of the loop
     # rows of a task, in whole tiles; with few registers they are read for each few columns, and should stay in any L2 cache
-    block_bytes = 3 * L2 // 2 if isa.lanes == 16 else 9 * L2 // 16
+    block_bytes = 3 * L2 // 2 if fetches else 9 * L2 // 16
     block_rows = min(max(block_bytes // (4 * stride), LEAST_ROWS), BLOCK_ROWS) // tile_rows * tile_rows
     act = EMIT[spec.activation]
 
@@ -478,13 +479,19 @@ def int8_linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             )
 
     def multiply_tile(rows, vectors, o, row, panel, sums, tile):
-        """Emit: sums[:rows] = the products of the rows from `row` on with a panel; a part of the next panel is fetched."""
+        """Emit: sums[:rows] = the products of the rows from `row` on with a panel; a part of the next panel may be fetched."""
         acc = Sums(rows, vectors, lanes)
         acc.each(lambda first, rows, part: clear_part(first, rows, part, vectors))
-        with T.serial(0, steps // FETCH) as group:
-            fetch(o, panel + 1, tile * (steps // FETCH) + group)
-            with T.serial(0, FETCH) as step:
-                acc.each(lambda first, rows, part: step_part(first, rows, part, vectors, o, row, panel, group * FETCH + step))
+        if not fetches:
+            with T.serial(0, steps) as step:
+                acc.each(lambda first, rows, part: step_part(first, rows, part, vectors, o, row, panel, step))
+        else:
+            with T.serial(0, steps // FETCH) as group:
+                fetch(o, panel + 1, tile * (steps // FETCH) + group)
+                with T.serial(0, FETCH) as step:
+                    acc.each(
+                        lambda first, rows, part: step_part(first, rows, part, vectors, o, row, panel, group * FETCH + step)
+                    )
         acc.each(lambda first, rows, part: store_part(first, rows, part, vectors, sums))
 
     def finished(value, row, column, o):
