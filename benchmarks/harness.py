@@ -42,6 +42,8 @@ from tir_kernels.cpu import peak  # the package also lets TVM's pool use all cor
 from tir_kernels.cpu.isa import Isa, host_target
 from tir_kernels.cpu.threads import threads
 
+from . import scaling
+
 TURN_SECONDS = 0.02  # calls of one turn take at least this long together ...
 TURN_CALLS = 15  # ... unless there are this many of them
 LONG_CALL = 0.3  # seconds; a longer call gets no untimed one before it
@@ -49,6 +51,7 @@ LONG_ROUND = 3.0  # seconds; of longer rounds, 3 are enough
 FULL = (4.0, 5, 25)  # a case's rounds go on for these seconds, but are at least and at most this many
 QUICK = (0.8, 3, 7)
 LONG = (0.0, 2, 2)  # for cases that say so
+SPREAD_RUNS = 3  # of a case whose tasks are timed one by one
 QUICK_SECONDS = 42.0  # with --quick no case starts later than this: on a busy machine a minute is a minute
 STARTED = time.perf_counter() - time.process_time()  # about when the process did
 
@@ -64,11 +67,13 @@ class WrongResult(Exception):
 
 @dataclass
 class Options:
-    """Command line of a benchmark. `only`: run only the cases whose names contain this."""
+    """Command line of a benchmark. `only`: run only the cases whose names contain this. `scaling`: not times, but how
+    far kernels can be spread over cores, see `benchmarks.scaling`."""
 
     quick: bool = False
     json: Path | None = None
     only: str = ""
+    scaling: bool = False
 
 
 @dataclass
@@ -112,7 +117,11 @@ def parse_options(description: str, arguments: list[str] | None = None) -> Optio
     parser.add_argument("--quick", action="store_true", help="a subset with fewer repeats, within a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and rows to FILE")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="run only cases whose names contain this")
-    return Options(**vars(parser.parse_args(arguments)))
+    parser.add_argument("--scaling", action="store_true", help="how far kernels can be spread over 2 to 64 cores, not times")
+    options = Options(**vars(parser.parse_args(arguments)))
+    if options.scaling:
+        os.environ["SPARSE_OPS_CACHE"] = "off"  # what is compiled to be observed is for nobody else
+    return options
 
 
 def require_right(what: str, comparisons: Iterable[Comparison]) -> None:
@@ -284,6 +293,7 @@ class Benchmark:
         self.console = console or default_console()
         self.machine = machine_info(options.quick)
         self.rows: list[dict] = []
+        self.spread: list[dict] = []  # with `--scaling`
         self.failures: list[str] = []
         self.skipped: list[str] = []
         isa = Isa.of(host_target())
@@ -307,6 +317,8 @@ class Benchmark:
             self.skipped.append(name)
             return None
         try:
+            if self.options.scaling:
+                return self._spread(name, make)
             row = self._measure(name, make())
         except WrongResult as error:
             return self._fail(name, str(error))
@@ -322,6 +334,19 @@ class Benchmark:
     def _fail(self, name: str, message: str) -> None:
         self.failures.append(f"{name}: {message}")
         print(f"FAILED {self.failures[-1]}", file=sys.stderr, flush=True)
+
+    def _spread(self, name: str, make: Callable[[], Case]) -> None:
+        """Note how far the kernels of our call can be spread over cores."""
+        with scaling.observing() as observer:
+            case = make()
+            require_right(name, case.check(case.ours()))
+            runs = []
+            for _ in range(SPREAD_RUNS):
+                observer.calls.clear()
+                case.ours()
+                runs.append(list(observer.calls))
+        self.spread += scaling.rows_of(name, case.dtype, scaling.shortest(runs))
+        print(f"[{time.perf_counter() - STARTED:6.1f} s] {name} {case.dtype}", file=sys.stderr, flush=True)
 
     def _measure(self, name: str, case: Case) -> dict:
         everyone = {"ours": Peer(case.ours, case.check, own_pool=True, memory=True)} | case.peers
@@ -380,7 +405,7 @@ class Benchmark:
 
     def report(self) -> dict:
         """What `--json` writes."""
-        return {"machine": self.machine | {"peak_gflops": self.peak_gflops()}, "rows": self.rows}
+        return {"machine": self.machine | {"peak_gflops": self.peak_gflops()}, "rows": self.rows or self.spread}
 
     def finish(self) -> int:
         """Print the table and the failures, write the JSON; the exit code, 1 when a result was wrong."""
@@ -397,12 +422,16 @@ class Benchmark:
         if (machine["load_average"] or 0) > machine["cores"] / 2:
             # OpenMP's threads spin at barriers, so that a peer may lose far more than its share
             self._print("other work was running: ratios to peers with several threads are not to be relied on")
-        self.console.print(self.table(), highlight=False)
+        if self.options.scaling:
+            wide = max(scaling.WIDTH, self.console.width)
+            Console(file=self.console.file, width=wide).print(scaling.table(self.spread), highlight=False)
+        else:
+            self.console.print(self.table(), highlight=False)
         if self.options.json:
             write_json(self.options.json, report)
         if self.skipped:
             self._print(f"not run, as --quick was out of time: {', '.join(self.skipped)}")
-        if not self.rows and not self.failures and not self.skipped:
+        if not self.rows and not self.spread and not self.failures and not self.skipped:
             self.failures.append(f"no case has {self.options.only!r} in its name")
         for failure in self.failures:
             self._print(f"FAILED {failure}", style="red")

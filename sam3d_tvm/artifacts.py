@@ -2,17 +2,21 @@
 
 pipeline.json              the config of the pipeline, and what its models are to be made from
 <model>/                   a component, see `sparse_ops.deploy.component`
-<model>/made_from.json     what it was made from, which changes when its code or its weights do; names and sizes of its files
+<model>/made_from.json     what it was made from, which changes when its code or its weights do; how its integer layers are
+                           calibrated; names and sizes of its files
 .lock                      is locked by the process that compiles into the folder; the kernel unlocks it when that dies
 
 A folder of a model appears whole, with `made_from.json` in it. Who only reads needs no lock: a folder that is complete is not
-written to, and one that is not is waited for as long as a process is at it.
+written to but by `calibrate`, which puts whole ones in place of its models, and one that is not complete is waited for as long
+as a process is at it.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,10 +32,11 @@ from sam3d_tvm.fingerprint import fingerprint
 from sam3d_tvm.lock import locked, wait_while_held
 from sam3d_tvm.models import FOLDERS, MODELS
 from sam3d_tvm.notices import say
+from sparse_ops.deploy.calibrate import is_calibrated, is_integer
 from sparse_ops.deploy.component import LIBRARY, MANIFEST, MODULE, PARAMETERS, Component, leftovers
 from sparse_ops.deploy.files import write_bytes
-from sparse_ops.deploy.manifest import system, versions
-from sparse_ops.deploy.reading import brief, read_json
+from sparse_ops.deploy.manifest import Manifest, PackedSpec, system, versions
+from sparse_ops.deploy.reading import JSON_BYTES, brief, read_bytes, read_json
 from sparse_ops.deploy.weights import State
 from sparse_ops.eager.cache import cache_folder, source_digest
 from sparse_ops.transform.precision import PRECISIONS
@@ -43,6 +48,7 @@ GAUSSIAN_DECODERS = tuple(name for name, model in MODELS.items() if model.offset
 SAMPLE = 1 << 20  # bytes of a file of weights that are looked at, in three places
 
 KEY = ("code", "weights")  # what a model is known by, see `_key`
+CALIBRATION = "calibration"  # of its layers: a digest of the channels that are apart, "" of none; absent without integer layers
 
 OnCompile = Callable[[str, int, int], None]
 
@@ -59,6 +65,9 @@ class Source(Protocol):
     def identity(self, name: str) -> str:
         """What changes when the weights of a model do."""
 
+    def label(self, precision: str) -> str:
+        """A name for its artifacts."""
+
 
 class CheckpointSource(Checkpoint):
     """A checkpoint folder, with the decoders that it has, see `Checkpoint`."""
@@ -73,6 +82,12 @@ class CheckpointSource(Checkpoint):
                 opened.seek(place)
                 digest.update(opened.read(SAMPLE))
         return digest.hexdigest()
+
+    def label(self, precision: str) -> str:
+        """Of the folder, by whichever of its paths it was given."""
+        folder, file = self.folder.resolve(), self.pipeline_file.name
+        place = os.fsencode(folder if file == CHECKPOINT else folder / file)
+        return f"{folder.name}-{hashlib.sha256(place).hexdigest()[:12]}-{precision}"
 
 
 class SeededSource:
@@ -91,21 +106,24 @@ class SeededSource:
     def identity(self, name: str) -> str:
         return f"seed {self._seed} of preset {self._name}, {_source_of(name)}"
 
+    def label(self, precision: str) -> str:
+        return f"preset-{self._name}-{self._seed}-{precision}"
+
 
 class Artifacts:
     """An artifact folder that is complete, for this machine.
 
     `offset_perturbation`: float32 [num_gaussians, 3] by the name of each Gaussian decoder. `random_weights`: whether these
-    are a preset's. While another process compiles into the folder and has not done so yet, it is waited for, which is said
-    after a second. Raises ValueError for a folder that is none, one whose config cannot be read, and one in which files are
-    missing or of another size, with all of them.
+    are a preset's. `keys`: what changes with all that a model computes, by name. While another process compiles into the folder
+    and has not done so yet, it is waited for, which is said after a second. Raises ValueError for a folder that is none, one
+    whose config cannot be read, and one in which files are missing or of another size, with all of them.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         problems = self._open()
         while problems:
-            waited = wait_while_held(self.folder / LOCK, lambda: _say_waiting(self.folder))
+            waited = wait_while_held(self.folder / LOCK, lambda: say_waiting(self.folder))
             problems = self._open()  # the other one may just have ended
             if not waited:
                 break
@@ -124,19 +142,20 @@ class Artifacts:
                 for name in GAUSSIAN_DECODERS
                 if name in self.config.models
             }
-            self.keys = {name: {part: str(value["models"][name][part]) for part in KEY} for name in self.config.models}
+            wanted = {name: {part: str(value["models"][name][part]) for part in KEY} for name in self.config.models}
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
             raise ValueError(f"artifacts {str(self.folder)!r}: {PIPELINE}: {brief(reason)}") from error
-        found = {name: self._problems(name) for name in self.config.models}
+        made = {name: made_from(self.folder / name) for name in self.config.models}
+        self.keys = {name: wanted[name] | _calibration_of(made[name]) for name in self.config.models}
+        found = {name: self._problems(name, made[name], wanted[name]) for name in self.config.models}
         absent = [name for name, problems in found.items() if problems is None]
         first = [f"{', '.join(absent)} not compiled yet"] if absent else []
         return first + [problem for problems in found.values() for problem in problems or ()]
 
-    def _problems(self, name: str) -> list[str] | None:
-        """What is wrong with the files of a model; None if it is not there, or made from something else."""
+    def _problems(self, name: str, made: Mapping[str, Any] | None, wanted: Mapping[str, str]) -> list[str] | None:
+        """What is wrong with the files of a model; None if it is not there, or made from something else than `wanted`."""
         folder = self.folder / name
-        made = _made_from(folder)
         if made is None:
             names = {path.name for path in folder.iterdir()} if folder.is_dir() else ()
             if not names:
@@ -144,7 +163,7 @@ class Artifacts:
             gone = [file for file in (MANIFEST, PARAMETERS, MADE_FROM) if file not in names]
             gone += [LIBRARY] if names.isdisjoint((LIBRARY, MODULE)) else []
             return [f"{name}/{file} is missing" for file in gone] or [f"{name}/{MADE_FROM} is damaged"]
-        if _key_of(made) != self.keys[name]:
+        if key_of(made) != wanted:
             return None
         return [f"{name}/{problem}" for problem in _damage(folder, made)]
 
@@ -152,9 +171,32 @@ class Artifacts:
         """The component of model `name`, its weights mapped into memory. ValueError as `Component.load`, and if it is not what
         it was when the folder was opened."""
         component = Component.load(self.folder / name)
-        if _key_of(_made_from(self.folder / name)) != self.keys[name]:
+        made = made_from(self.folder / name)
+        if made is None or key_of(made) | _calibration_of(made) != self.keys[name]:
             raise ValueError(f"artifacts {str(self.folder)!r}: {name} is not what it was when they were opened: begin again")
         return component
+
+    def layers(self, name: str) -> dict[str, PackedSpec]:
+        """The weights of the layers of model `name` by the names of their parameters, with numbers for layers that share one.
+        ValueError as `Component.load`."""
+        try:
+            manifest, _ = Manifest.from_json(read_bytes(self.folder / name / MANIFEST, JSON_BYTES))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"artifacts {str(self.folder)!r}: {name}: {error}") from error
+        known, found = {spec.name for spec in manifest.parameters}, defaultdict(list)
+        for spec in manifest.packed:
+            if spec.runs_in:
+                found[", ".join(word for word in re.findall(r"[\w.]+", spec.name) if word in known)].append(spec)
+        return {
+            f"{weight} ({part} of {len(specs)})" if len(specs) > 1 else weight: spec
+            for weight, specs in found.items()
+            for part, spec in enumerate(specs, 1)
+        }
+
+    @property
+    def uncalibrated(self) -> list[str]:
+        """The models with integer layers of which no channels are kept apart."""
+        return [name for name, key in self.keys.items() if key.get(CALIBRATION) == ""]
 
     def weight_bytes(self, name: str) -> int:
         """Memory of the packed weights of model `name`."""
@@ -184,7 +226,7 @@ def compile_artifacts(
         return [name for name in source.config.models if not is_made(source, folder, name, precision, target)]
 
     if not _holds(folder / PIPELINE, data) or todo():
-        with locked(folder / LOCK, lambda: _say_waiting(folder)) as held:
+        with locked(folder / LOCK, lambda: say_waiting(folder)) as held:
             if held:
                 _tidy(folder, source.config.models)
             else:
@@ -240,7 +282,7 @@ def _tidy(folder: Path, names: Iterable[str]) -> None:
     about to take its place, takes it."""
     for name in names:
         for left in sorted(leftovers(folder / name), key=lambda path: path.suffix, reverse=True):  # a new one before an old one
-            if not (folder / name).exists() and _made_from(left) is not None and not _damage(left, _made_from(left)):
+            if not (folder / name).exists() and made_from(left) is not None and not _damage(left, made_from(left)):
                 os.replace(left, folder / name)
             else:
                 shutil.rmtree(left, ignore_errors=True)
@@ -250,29 +292,41 @@ def _tidy(folder: Path, names: Iterable[str]) -> None:
 
 def is_made(source: Source, folder: Path, name: str, precision: str = "float32", target=None) -> bool:
     """Whether the folder has model `name` of these weights and this code, whole."""
-    made = _made_from(folder / name)
-    return made is not None and _key_of(made) == _key(source, name, precision, target) and _loads(folder / name, made)
+    made = made_from(folder / name)
+    return made is not None and key_of(made) == _key(source, name, precision, target) and _loads(folder / name, made)
 
 
 def compile_model(source: Source, folder: Path, name: str, precision: str = "float32", target=None) -> None:
     """Compiles model `name` into the folder, or packs its weights anew if its code is there. ValueError as
     `compile_artifacts`."""
-    config, key, made = getattr(source.config, name), _key(source, name, precision, target), _made_from(folder / name)
+    config, key, made = getattr(source.config, name), _key(source, name, precision, target), made_from(folder / name)
+    model = MODELS[name]
     try:
         state = source.state(name)
         if made is not None and made["code"] == key["code"] and _loads(folder / name, made):
             component = Component.load(folder / name).with_parameters(state)
         else:
-            model = MODELS[name]
-            options = model.options(source.config)
-            component = model.compile(config, state, name=name, precision=precision, target=target, **options)
+            options = {"precision": model.precision(precision, target), "target": target, **model.options(source.config)}
+            component = model.compile(config, state, name=name, **options)
     except ValueError as error:
         where = f"{name} in {source.file(name).name}" if isinstance(source, Checkpoint) else name
         raise ValueError(f"{where}: {error}") from error
+    if made is not None and made.get(CALIBRATION):
+        say(f"{name} was compiled or packed anew, without the channels that calibrate had kept apart: calibrate it again")
+    save_model(component, folder, name, key)
+
+
+def save_model(component: Component, folder: Path, name: str, key: Mapping[str, str]) -> None:
+    """Puts the component of model `name` into the folder, whole; `key`: what it was made from."""
+    calibration = {}
+    if is_integer(component):
+        apart = [list(spec.apart) for spec in component.manifest.packed]
+        digest = hashlib.sha256(json.dumps(apart).encode()).hexdigest()
+        calibration = {CALIBRATION: digest if is_calibrated(component) else ""}
 
     def finish(temporary: Path) -> None:
         sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        write_bytes(temporary / MADE_FROM, (json.dumps(key | {"files": sizes}, indent=1) + "\n").encode())
+        write_bytes(temporary / MADE_FROM, (json.dumps({**key, **calibration, "files": sizes}, indent=1) + "\n").encode())
 
     component.save(folder / name, finish=finish)
 
@@ -285,14 +339,7 @@ def default_folder(label: str) -> Path:
     return base / label
 
 
-def checkpoint_label(checkpoint: Checkpoint, precision: str) -> str:
-    """A name for the artifacts of a checkpoint: of its folder, by whichever of its paths it was given."""
-    folder, file = checkpoint.folder.resolve(), checkpoint.pipeline_file.name
-    place = os.fsencode(folder if file == CHECKPOINT else folder / file)
-    return f"{folder.name}-{hashlib.sha256(place).hexdigest()[:12]}-{precision}"
-
-
-def _say_waiting(folder: Path) -> None:
+def say_waiting(folder: Path) -> None:
     say(f"waiting for another process that compiles into {str(folder)!r}")
 
 
@@ -334,14 +381,14 @@ def _read(folder: Path) -> Mapping[str, Any]:
     return value
 
 
-def _made_from(folder: Path) -> dict[str, Any] | None:
+def made_from(folder: Path) -> dict[str, Any] | None:
     """What `made_from.json` of the folder of a model says; None if that is not known."""
     try:
         value = read_json(folder / MADE_FROM)
         files = {str(file): int(size) for file, size in value["files"].items()}
         if any(Path(file).name != file for file in files):
             return None
-        return {part: str(value[part]) for part in KEY} | {"files": files}
+        return {part: str(value[part]) for part in KEY} | _calibration_of(value) | {"files": files}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -356,8 +403,12 @@ def _offsets(value: Any, config: Any, name: str) -> np.ndarray:
     return offsets
 
 
-def _key_of(made: Mapping[str, Any] | None) -> dict[str, str] | None:
+def key_of(made: Mapping[str, Any] | None) -> dict[str, str] | None:
     return None if made is None else {part: made[part] for part in KEY}
+
+
+def _calibration_of(made: Mapping[str, Any] | None) -> dict[str, str]:
+    return {CALIBRATION: str(made[CALIBRATION])} if made is not None and CALIBRATION in made else {}
 
 
 def _key(source: Source, name: str, precision: str, target: tvm.target.Target | None) -> dict[str, str]:
@@ -371,7 +422,7 @@ def _code_key(config: PipelineConfig, name: str, precision: str, target: tvm.tar
     identity = {
         "config": config.to_json()[name],
         "options": MODELS[name].options(config),
-        "precision": precision,
+        "precision": MODELS[name].precision(precision, target),
         "target": str(target),
         "versions": versions(),
         "system": system(),

@@ -316,3 +316,17 @@ def verdict_table(verdicts: Sequence) -> Table:
             style=None if verdict.ok else "red",
         )
     return table
+
+
+def integers_table(verdicts: Sequence) -> Table:
+    """Relative L2 of the components with integer layers, before and after calibration."""
+    table = Table(box=box.SIMPLE_HEAD, title="relative L2 before and after calibration", title_justify="left")
+    table.add_column("component")
+    for column in ("integer layers", "example", "calibrated", "outliers", "calibrated"):
+        table.add_column(column, justify="right")
+    for verdict in verdicts:
+        found = verdict.integers
+        errors = (found.before, found.after, found.outliers_before, found.outliers_after)
+        row = ["" if error is None else f"{error:.2%}" for error in errors]
+        table.add_row(verdict.component, f"{found.layers} in {verdict.precision}", *row)
+    return table

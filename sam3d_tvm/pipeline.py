@@ -28,7 +28,6 @@ from sam3d_tvm.artifacts import (
     CheckpointSource,
     OnCompile,
     SeededSource,
-    checkpoint_label,
     compile_artifacts,
     default_folder,
 )
@@ -130,7 +129,7 @@ class Pipeline:
         source = CheckpointSource(folder, None if formats is None else check_formats(formats))
         for note in source.notes:
             say(note)
-        place = artifacts or default_folder(checkpoint_label(source, precision))
+        place = artifacts or default_folder(source.label(precision))
         return cls(compile_artifacts(source, place, precision, target, on_model))
 
     @classmethod
@@ -149,7 +148,7 @@ class Pipeline:
         Options as of `from_checkpoint`. ValueError for another preset, a negative seed, another precision.
         """
         source = SeededSource(name, seed)
-        place = artifacts or default_folder(f"preset-{name}-{seed}-{precision}")
+        place = artifacts or default_folder(source.label(precision))
         return cls(compile_artifacts(source, place, precision, target, on_model))
 
     @classmethod

@@ -5,7 +5,9 @@ A `relax.VirtualMachine` keeps the state of a call in itself: entered by two thr
 they are dropped ("naive"): TVM's pool would keep a buffer of every size that was ever asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import tvm
 import tvm_ffi
@@ -19,6 +21,7 @@ from .transform.lift_params import TRANSFORM_PARAMS
 IDLE = 8  # machines that are kept, each with the last result that it returned; more calls than that at once make theirs anew
 
 Packed = list[tvm.runtime.Tensor]  # parameters in the layout of this machine's kernels
+Observer = Callable[[str, tuple], None]  # of the name of a kernel, and its arguments
 
 
 class Program(VMExecutable):
@@ -53,6 +56,21 @@ class Program(VMExecutable):
         """See `pack_params`."""
         return pack_params(self, name, read)
 
+    @contextmanager
+    def observed(self, observer: Observer) -> Iterator[None]:
+        """Inside, `observer(name, arguments)` is told of every kernel and builtin function before it runs, from any thread;
+        what calls compute stays the same. An error that it raises ends the call."""
+        before = self._machines.observer
+        self.watch(observer)
+        try:
+            yield
+        finally:
+            self.watch(before)
+
+    def watch(self, observer: Observer | None) -> None:
+        """As inside of `observed` from now on; None ends it."""
+        self._machines.watch(observer)
+
     def __copy__(self) -> "Program":
         """Itself, as nothing in it changes."""
         return self
@@ -83,7 +101,7 @@ class Function:
         except IndexError:
             machine = self._machines.another()
         result = machine[self.name](*args)  # a machine whose call fails is dropped
-        if len(idle) < IDLE:
+        if len(idle) < IDLE and machine.observer is self._machines.observer:
             idle.append(machine)
         return result
 
@@ -98,13 +116,22 @@ class Function:
 class _Machine(dict):
     """Functions of one virtual machine by name, for one call at a time."""
 
-    def __init__(self, code: tvm.runtime.Module):
+    def __init__(self, code: tvm.runtime.Module, observer: Observer | None):
         super().__init__()
-        self.machine = relax.VirtualMachine(code, tvm.cpu(), memory_cfg="naive")
+        self.machine, self.observer = relax.VirtualMachine(code, tvm.cpu(), memory_cfg="naive"), observer
+        if observer is not None:
+            self.machine.set_instrument(partial(_tell, observer))
 
     def __missing__(self, name: str) -> tvm_ffi.Function:
         function = self[name] = self.machine[name]
         return function
+
+
+def _tell(observer: Observer, function: tvm_ffi.Function, name: str, before: bool, result, *arguments) -> int:
+    """What the virtual machine calls before and after each call of a function; 0 goes on."""
+    if before:
+        observer(str(name), arguments)
+    return 0
 
 
 class _Machines:
@@ -113,10 +140,16 @@ class _Machines:
     def __init__(self, load: Callable[[], tvm.runtime.Module]):
         self.load, self.idle = load, []
         self.functions: dict[str, Function] = {}
+        self.observer: Observer | None = None
 
     def another(self) -> _Machine:
         note_use()
-        return _Machine(self.load())
+        return _Machine(self.load(), self.observer)
+
+    def watch(self, observer: Observer | None) -> None:
+        """Machines that are made from now on tell `observer`; those that do not are given up."""
+        self.observer = observer
+        self.idle.clear()
 
     def __getitem__(self, name: str) -> Function:
         function = self.functions.get(name)

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import tvm
 from rich.console import Console
+from tvm.script import tirx as T
+from tvm.tirx import compilation_pipeline
 
-from benchmarks import harness, oracle, sparse_conv
+from benchmarks import harness, oracle, scaling, sparse_conv
 from benchmarks.harness import Benchmark, Case, Options, Peer, WrongResult
 from tests.instruction_sets import INTEGER_ISAS, ISAS
 from tests.tolerance import compare
+from tir_kernels import script
 from tir_kernels.cpu import bandwidth, peak
 from tir_kernels.cpu.int8_linear import Form
 from tir_kernels.cpu.isa import Isa, host_target
@@ -191,3 +194,46 @@ def test_a_case_of_the_sparse_benchmark_runs(tmp_path):
     (row,) = json.loads(file.read_text())["rows"]
     assert row["case"] == "growth_airplane64_c32" and row["voxels"] == 2053
     assert row["gflops"] > 0 and row["ns_per_voxel"] > 0
+
+
+def test_tasks_of_a_kernel():
+    """A loop of 10 tasks dealt out in turn, then one of 5 parts; and all of the operands' bytes."""
+
+    @script.prim_func(s_tir=True)
+    def kernel(x: T.Buffer((10, 8), "float32"), y: T.Buffer((10, 8), "float16")):
+        T.func_attr({"global_symbol": "main"})
+        for i in T.parallel(10):
+            T.attr(T.int32(0), "pragma_parallel_stride_pattern", 1)
+            for j in range(8):
+                y[i, j] = T.Cast("float16", x[i, j] * T.float32(2))
+        for i in T.parallel(5):
+            for j in range(8):
+                y[i, j] = y[i, j] + y[9 - i, j]
+
+    before = dict(compilation_pipeline.PIPELINE_MAP)
+    x, y = np.ones((10, 8), "float32"), tvm.runtime.tensor(np.zeros((10, 8), "float16"))
+    with scaling.observing() as observer:
+        run = tvm.compile(tvm.IRModule({"main": kernel}), target="llvm")["main"]
+        run(tvm.runtime.tensor(x), y)
+    np.testing.assert_array_equal(y.numpy()[:5], np.full((5, 8), 4))
+    (call,) = observer.calls
+    assert [(len(loop.seconds), loop.in_turn) for loop in call.loops] == [(10, True), (5, False)]
+    assert call.nbytes == 10 * 8 * (4 + 2) and call.tasks == 10
+    assert before == compilation_pipeline.PIPELINE_MAP
+
+
+def test_work_of_the_busiest_core():
+    """Tasks in contiguous parts or in turn, as TVM's pool deals them out, and what is serial counts for one core."""
+    seconds = [4.0, 1.0, 1.0, 1.0, 1.0]
+    assert [scaling.Loop(False, seconds).longest(n) for n in (1, 2, 4, 64)] == [8.0, 6.0, 5.0, 4.0]
+    assert [scaling.Loop(True, seconds).longest(n) for n in (1, 2, 4, 64)] == [8.0, 6.0, 5.0, 4.0]
+    assert (
+        scaling.Loop(True, [4.0, 1.0, 4.0, 1.0]).longest(2) == 8.0
+        and scaling.Loop(False, [4.0, 1.0, 4.0, 1.0]).longest(2) == 5.0
+    )
+    call = scaling.Call("kernel", 64_000_000, 10.0, [scaling.Loop(False, seconds)])
+    (row,) = scaling.rows_of("case", "float32", [call])
+    assert row["serial"] == 0.2 and row["largest_over_mean"][2] == 2 * 8.0 / 10 and row["mb_a_core"][64] == 64 / 5
+    faster = scaling.Call("kernel", 64_000_000, 9.0, [scaling.Loop(False, [5.0, 0.5, 1.0, 1.0, 1.0])])
+    (merged,) = scaling.shortest([[call], [faster]])
+    assert merged.loops[0].seconds == [4.0, 0.5, 1.0, 1.0, 1.0] and merged.seconds == 7.5 + 0.5

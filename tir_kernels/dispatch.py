@@ -229,8 +229,23 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "window_coords": (on_cpu(windows.window_coords),),
 }
 
-# The kinds of targets that have kernels: their name, and what decides compiled code besides descriptions.
-KINDS: dict[str, tuple[str, Callable[[Target], str]]] = {"llvm": ("CPU", lambda target: str(Isa.of(target)))}
+
+@dataclass(frozen=True, eq=False)
+class TargetKind:
+    """A kind of targets that has kernels: its name; what decides compiled code besides descriptions; see `fastest_features`."""
+
+    name: str
+    fingerprint: Callable[[Target], str]
+    fastest_features: Callable[[Target], str]
+
+
+KINDS: dict[str, TargetKind] = {
+    "llvm": TargetKind(
+        "CPU",
+        fingerprint=lambda target: str(Isa.of(target)),
+        fastest_features=lambda target: "bfloat16" if Isa.of(target).bf16_dot else "float32",
+    )
+}
 
 
 def current_target(target: Target | None = None) -> Target:
@@ -238,20 +253,36 @@ def current_target(target: Target | None = None) -> Target:
     return target or Target.current(allow_none=True) or host_target()
 
 
-def kernel_for(spec: Spec, target: Target | None = None) -> Kernel:
-    """The kernel of the first implementation that accepts, for `target` (see `current_target`).
+def implementation_for(spec: Spec, target: Target | None = None) -> Implementation:
+    """The first implementation that accepts, for `target` (see `current_target`).
 
     Raises ValueError, with every implementation's reason, when none does.
     """
     target = current_target(target)
-    note_use()
     reasons = []
     for implementation in KERNELS[spec.family]:
         reason = implementation.accepts(spec, target)
         if reason is None:
-            return implementation.make(spec, target)
+            return implementation
         reasons.append(f"{implementation.name}: {reason}")
     raise ValueError(f"{spec.family}: no kernel for {spec} on target {target}: {'; '.join(reasons)}")
+
+
+def kernel_for(spec: Spec, target: Target | None = None) -> Kernel:
+    """The kernel of `implementation_for`. ValueError as there."""
+    target = current_target(target)
+    note_use()
+    return implementation_for(spec, target).make(spec, target)
+
+
+def fastest_features(target: Target | None = None) -> str:
+    """The dtype of features whose products are fastest on `target`: "bfloat16" or "float32".
+
+    Raises ValueError when there are no kernels for targets of that kind.
+    """
+    target = current_target(target)
+    check_target(target)
+    return KINDS[target.kind.name].fastest_features(target)
 
 
 def map_layout(target: Target | None = None) -> MapLayout:
@@ -262,7 +293,7 @@ def map_layout(target: Target | None = None) -> MapLayout:
 def check_target(target: Target) -> None:
     """ValueError unless there are kernels for targets of the kind of `target`."""
     if target.kind.name not in KINDS:
-        expected = " or ".join(f"a {name} target of kind {kind!r}" for kind, (name, _) in KINDS.items())
+        expected = " or ".join(f"a {known.name} target of kind {kind!r}" for kind, known in KINDS.items())
         raise ValueError(f"target: expected {expected}, given kind {target.kind.name!r}")
 
 
@@ -273,7 +304,7 @@ def fingerprint(target: Target | None = None) -> str:
     """
     target = current_target(target)
     check_target(target)
-    return KINDS[target.kind.name][1](target)
+    return KINDS[target.kind.name].fingerprint(target)
 
 
 def choice() -> object:

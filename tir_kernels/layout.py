@@ -82,11 +82,13 @@ class PairsByBlock(MapLayout):
         """Output rows of one block, for `rows` in all: an int or a TIR expression.
 
         About 64 blocks, so that threads share the work evenly, of 64 to 512 rows: fewer would leave many half-filled register
-        tiles, more would not stay in the L2 cache. No bit of a result depends on it.
+        tiles, more would not stay in the L2 cache. No bit of a result depends on it. A multiple of 16, so that the vectors of
+        pairs that a kernel writes end within the block.
         """
         if isinstance(rows, int):
-            return max(64, min(512, -(-rows // 64)))
-        return tvm.tirx.max(tvm.tirx.min((rows + 63) // 64, tvm.tirx.IntImm("int64", 512)), tvm.tirx.IntImm("int64", 64))
+            return max(64, min(512, -(-rows // 1024) * 16))
+        most, least = tvm.tirx.IntImm("int64", 512), tvm.tirx.IntImm("int64", 64)
+        return tvm.tirx.max(tvm.tirx.min((rows + 1023) // 1024 * 16, most), least)
 
     def arrays(self, taps, rows) -> tuple[Array, ...]:
         block_rows = self.block_rows(rows)

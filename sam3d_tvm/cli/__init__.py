@@ -1,4 +1,5 @@
-"""The command line: `sam3d-tvm generate`, `batch`, `compile`, `view`, `validate`, `bench`, `info` and `demo`; a file a command.
+"""The command line: `sam3d-tvm generate`, `batch`, `compile`, `calibrate`, `view`, `validate`, `bench`, `info` and `demo`; a
+file a command.
 
 Only what every command needs is imported here; TVM is imported by the commands, after `--threads` has been looked at.
 """
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from sam3d_tvm import console as shown
-from sam3d_tvm.cli import batch, bench, compile, generate, info, validate, view
+from sam3d_tvm.cli import batch, bench, calibrate, compile, generate, info, validate, view
 from sam3d_tvm.cli.options import BAD_OPTIONS, EXAMPLES, FAILED, STOPPED
 
 LABELS = re.compile(r"all|#?[0-9a-fA-F]+(,#?[0-9a-fA-F]+)*")
@@ -28,6 +29,7 @@ COMMANDS = {
     "batch": batch.batch,
     "demo": generate.demo,
     "compile": compile.compile_,
+    "calibrate": calibrate.calibrate,
     "view": view.view,
     "validate": validate.validate,
     "bench": bench.bench,

@@ -16,6 +16,7 @@ EXAMPLES = {
     "generate": "Example: sam3d-tvm generate photo.jpg mask.png --checkpoint checkpoints/hf -o out --formats ply,glb",
     "batch": "Example: sam3d-tvm batch photos -o out --checkpoint checkpoints/hf --max-memory 16G",
     "compile": "Example: sam3d-tvm compile checkpoints/hf -o artifacts",
+    "calibrate": "Example: sam3d-tvm calibrate cup.jpg cup_mask.png chair.jpg chair_mask.png --checkpoint checkpoints/hf",
     "view": "Example: sam3d-tvm view out/splat.ply",
     "info": "Example: sam3d-tvm info artifacts",
     "validate": "Example: sam3d-tvm validate --component dinov2",
@@ -41,7 +42,11 @@ Preset = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(help="Inside the models: float32, bfloat16 or float16.", show_default="float32, or that of --artifacts"),
+    typer.Option(
+        help="Inside the models: float32, bfloat16 or float16; int8 for integer products in the layers that gain by them, see "
+        "calibrate; int7 for fewer bits, where int8 gains nothing.",
+        show_default="float32, or that of --artifacts",
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads, at least 1.", show_default="all cores that the process may use")
@@ -123,15 +128,29 @@ def open_pipeline(
         raise ValueError(f"preset: expected no --checkpoint beside it, given {str(checkpoint)!r}")
     if checkpoint is not None:
         options = {"formats": formats, "precision": precision or "float32", "on_model": on_model}
-        return Pipeline.from_checkpoint(checkpoint, artifacts, **options)
-    if preset is not None:
-        return Pipeline.from_preset(preset, artifacts, precision=precision or "float32", on_model=on_model)
-    if artifacts is not None:
+        pipeline = Pipeline.from_checkpoint(checkpoint, artifacts, **options)
+    elif preset is not None:
+        pipeline = Pipeline.from_preset(preset, artifacts, precision=precision or "float32", on_model=on_model)
+    elif artifacts is not None:
         pipeline = Pipeline.from_artifacts(artifacts)
         if precision not in (None, pipeline.artifacts.precision):
             raise ValueError(f"precision: expected that of the artifacts, {pipeline.artifacts.precision}, given {precision!r}")
-        return pipeline
-    raise ValueError("checkpoint: expected --checkpoint FOLDER, --artifacts FOLDER of compiled models, or --preset tiny")
+    else:
+        raise ValueError("checkpoint: expected --checkpoint FOLDER, --artifacts FOLDER of compiled models, or --preset tiny")
+    say_integers(pipeline.artifacts)
+    return pipeline
+
+
+def say_integers(artifacts) -> None:
+    """Notices of artifacts of int8 or int7: that nothing is gained, or what is not calibrated."""
+    from sam3d_tvm.notices import say
+    from sparse_ops.transform.precision import QUANTIZED, features_of, gains
+
+    precision, missing = artifacts.precision, artifacts.uncalibrated
+    if precision in QUANTIZED and not gains(precision):
+        say(f"{precision} gains nothing on this CPU: all layers are in {features_of(precision)}")
+    if missing:
+        say(f"{precision} without calibration in {', '.join(missing)}: sam3d-tvm calibrate makes it more exact")
 
 
 def as_bytes(text: str | None) -> int | None:

@@ -14,7 +14,7 @@ def validate(
         str, typer.Option(help="tiny, or full: the size of SAM-3D-Objects, which takes minutes and 12 GB.")
     ] = "tiny",
     precision: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16; PyTorch computes in float32 in any case.")
+        str, typer.Option(help="float32, bfloat16, float16, int8 or int7; PyTorch computes in float32 in any case.")
     ] = "float32",
     json: Json = False,
     threads: Threads = None,
@@ -26,11 +26,15 @@ def validate(
     begin(threads)
     from json import dumps
 
+    from sam3d_tvm.notices import say
     from sam3d_tvm.validate import validate as verdicts
+    from sparse_ops.transform.precision import QUANTIZED, features_of, gains
 
     found = []
     with shown.bars() as tell:
         stages: list[str] = []
+        if precision in QUANTIZED and not gains(precision):
+            say(f"{precision} gains nothing on this CPU: all layers are in {features_of(precision)}")
 
         def begin_stage(name: str | None) -> None:
             if stages:
@@ -46,4 +50,6 @@ def validate(
         typer.echo(dumps([verdict.as_json() for verdict in found], indent=1))
     else:
         shown.output().print(shown.verdict_table(found))
+        if any(verdict.integers for verdict in found):
+            shown.output().print(shown.integers_table([verdict for verdict in found if verdict.integers]))
     return 0 if all(verdict.ok for verdict in found) else FAILED

@@ -14,6 +14,7 @@ import tvm
 
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.weights import State
+from sparse_ops.transform.precision import features_of, gains
 
 
 class Place(NamedTuple):
@@ -47,6 +48,8 @@ class Model:
     compile, options(pipeline): what is compiled, and all that it depends on beside the model's own config, as JSON.
     open(component, config): what runs it, without torch.
     memory(config, pipeline, voxels): numbers that it keeps at its peak, beside its weights.
+    integers: whether its layers may have integer products, "int8" or "int7". A model that has no layers that gain, or whose
+    activations such numbers are not enough for, is compiled in the fastest floats where a pipeline is asked for them.
 
     place: in a published checkpoint. targets: what makes something of the values beside a `_target_`, by upstream's name.
     read_as, complete(read, models): for a model whose config takes more than the values beside its `_target_`: the type of what
@@ -70,6 +73,7 @@ class Model:
     options: Callable[[Any], Mapping[str, Any]] = lambda pipeline: {}
     open: Callable[[Component, Any], Any]
     memory: Callable[[Any, Any, int], int]
+    integers: bool = False
 
     place: Place
     targets: Mapping[str, Callable[[Mapping[str, Any]], Any]]
@@ -78,3 +82,7 @@ class Model:
     offset_perturbation: Callable[[Any], np.ndarray] | None = None
 
     examples: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
+
+    def precision(self, asked: str, target: tvm.target.Target | None = None) -> str:
+        """The precision that it is compiled in for `target`, by default this CPU, in a pipeline of the precision `asked`."""
+        return asked if self.integers and gains(asked, target) else features_of(asked, target)

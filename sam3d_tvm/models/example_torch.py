@@ -16,7 +16,8 @@ class Example:
     """One component at one size.
 
     `inputs` and `dynamic` by method, as `port_component` takes them. `reference()` is what PyTorch computes, `run(component)`
-    returns the same call of the compiled component; both return arrays by name. `arguments`: of that call.
+    returns the same call of the compiled component; both return arrays by name. `arguments`: of that call. `make_outliers()`
+    changes parameters of the module so that a few channels of what its layers read stand out, as trained ones may.
     """
 
     module: torch.nn.Module
@@ -25,6 +26,17 @@ class Example:
     run: Callable[[Component], Callable[[], Mapping[str, Any]]]
     dynamic: Mapping[str, Any] = field(default_factory=dict)
     arguments: tuple = ()
+    make_outliers: Callable[[], None] | None = None
+
+
+OUTLIERS = (100.0, 700.0)  # what channels that stand out are multiplied by
+
+
+def outlier_factors(channels: int, count: int = 8) -> torch.Tensor:
+    """float32 [channels]: `count` of `OUTLIERS`, spread over all channels, and 1."""
+    factors = torch.ones(channels)
+    factors[torch.linspace(0, channels - 1, count).long()] = torch.linspace(*OUTLIERS, count)
+    return factors
 
 
 def seeded(make: Callable[[], torch.nn.Module], seed: int = 0) -> torch.nn.Module:

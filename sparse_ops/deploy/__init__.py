@@ -3,9 +3,11 @@
 - `Component`: functions over one set of named parameters, in memory and as a folder;
 - `port_component` makes one of a PyTorch module (only this needs torch), `component_from_nn` of a `sparse_ops.nn` module,
   `component_from_relax` of any Relax module;
+- `calibrate` tells a component of integer layers, `precision="int8"`, which of their input channels to keep in floats;
 - `load_state`, `LazyArray`, `State`: weights by name.
 """
 
+from sparse_ops.deploy.calibrate import calibrate
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_nn import component_from_nn
 from sparse_ops.deploy.from_relax import component_from_relax
@@ -15,6 +17,7 @@ __all__ = [
     "Component",
     "LazyArray",
     "State",
+    "calibrate",
     "component_from_nn",
     "component_from_relax",
     "load_state",

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import tvm_ffi
 
 from sparse_ops.build import unchecked
 from sparse_ops.deploy.files import DTYPES, save_safetensors, write_bytes
-from sparse_ops.deploy.manifest import MANIFEST, FunctionSpec, Manifest, TensorSpec, build, leaves
+from sparse_ops.deploy.manifest import MANIFEST, FunctionSpec, Manifest, PackedSpec, TensorSpec, build, leaves
 from sparse_ops.deploy.reading import JSON_BYTES, brief, digest, read_bytes, safetensors_header
 from sparse_ops.deploy.weights import LISTED, State, check_arrays
 from sparse_ops.eager.arrays import as_kind, as_tensor, kind_of
@@ -93,14 +94,31 @@ class Component:
         return sum(_nbytes(spec) for spec in self.manifest.packed)
 
     def with_parameters(self, state: State) -> "Component":
-        """The same code with other parameters: arrays by name, float32, float16 or bfloat16, cast to what the model has.
+        """The same code with other parameters: arrays by name, float32, float16 or bfloat16, cast to what the model has. What
+        `calibrate` found with the parameters before is forgotten.
 
         ValueError that names every parameter that is missing, not known, or of another shape or dtype, and for a component
         that is for another CPU.
         """
         self.manifest.check_runs_here()
         check_arrays({spec.name: spec.shape for spec in self.manifest.parameters}, state)
-        return Component(self.manifest, self._code, pack(self._program, self.manifest, state), self._write)
+        manifest = replace(self.manifest, packed=tuple(replace(spec, apart=()) for spec in self.manifest.packed))
+        return Component(manifest, self._code, pack(self._program, manifest, state), self._write)
+
+    def with_packed(self, packed: Mapping[int, tuple[PackedSpec, np.ndarray]]) -> "Component":
+        """The same with other packed parameters, by their numbers: arrays of the same dtype and shape."""
+        specs, tensors = list(self.manifest.packed), list(self._packed)
+        for number, (spec, array) in packed.items():
+            specs[number], tensors[number] = spec, tvm.runtime.tensor(array)
+        return Component(replace(self.manifest, packed=tuple(specs)), self._code, tensors, self._write)
+
+    def packed_array(self, number: int) -> np.ndarray:
+        """The memory of a packed parameter, not to be written into."""
+        return as_kind(self._packed[number], "numpy")
+
+    def packed_address(self, number: int) -> int:
+        """Where the memory of a packed parameter begins."""
+        return self._packed[number].data_ptr()
 
     def save(
         self,
@@ -209,17 +227,26 @@ def pack(program: Program, manifest: Manifest, state: State) -> list[tvm.runtime
         if all(number in packed for number in function.packed):
             continue
 
-        @lru_cache(maxsize=2)  # a layer that is cut reads its weight and bias for every part
-        def read(index: int, function: FunctionSpec = function) -> tvm.runtime.Tensor:
-            spec = manifest.parameters[function.parameters[index]]
-            return tvm.runtime.tensor(np.ascontiguousarray(np.asarray(state[spec.name]), np.dtype(spec.dtype)))
-
         def store(index: int, value: tvm.runtime.Tensor, function: FunctionSpec = function) -> None:
             if function.packed[index] not in packed:
                 packed[function.packed[index]] = value.copyto(tvm.cpu())  # its memory is used again by the next ones
 
-        program[(function.code or name) + TRANSFORM_PARAMS](tvm_ffi.convert(read), tvm_ffi.convert(store))
+        pack_function(program, manifest, state, name, store)
     return [packed[i] for i in range(len(manifest.packed))]
+
+
+def pack_function(
+    program: Program, manifest: Manifest, state: State, name: str, store: Callable[[int, tvm.runtime.Tensor], None]
+) -> None:
+    """Calls `store(i, value)` with the packed parameters of a function, one at a time, which is i in its list of them."""
+    function = manifest.functions[name]
+
+    @lru_cache(maxsize=2)  # a layer that is cut reads its weight and bias for every part
+    def read(index: int) -> tvm.runtime.Tensor:
+        spec = manifest.parameters[function.parameters[index]]
+        return tvm.runtime.tensor(np.ascontiguousarray(np.asarray(state[spec.name]), np.dtype(spec.dtype)))
+
+    program[(function.code or name) + TRANSFORM_PARAMS](tvm_ffi.convert(read), tvm_ffi.convert(store))
 
 
 def compile_lowered(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executable:

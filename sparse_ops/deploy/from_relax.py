@@ -6,6 +6,7 @@
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from tvm import relax
 
 from sparse_ops.deploy.component import LIBRARY, MODULE, Component, compile_lowered, pack
 from sparse_ops.deploy.files import write_bytes
-from sparse_ops.deploy.manifest import FunctionSpec, Manifest, TensorSpec
+from sparse_ops.deploy.manifest import FunctionSpec, Manifest, PackedSpec, TensorSpec
 from sparse_ops.deploy.weights import State
+from sparse_ops.op.register import RUNS_IN
 from sparse_ops.program import Program
 from sparse_ops.transform import pipeline_for
 from sparse_ops.transform.lift_params import PACKED_NAMES, TRANSFORM_PARAMS
+from sparse_ops.transform.precision import QUANTIZED, features_of, gains
 from tir_kernels.dispatch import host_target
 
 
@@ -42,6 +45,9 @@ def component_from_relax(
         lowered = pipeline_for(target, precision, lift_params=True)(module)
     packed, functions = _number_packed(lowered, functions, parameters)
     manifest = Manifest.of(name, precision, target, parameters=tuple(parameters), packed=packed, functions=functions)
+    if precision in QUANTIZED and not any(spec.is_quantized for spec in packed):
+        reason = "has no layers that gain by it" if gains(precision, target) else "gains nothing by it on this CPU"
+        warnings.warn(f"precision: {name} {reason}: {precision} is {features_of(precision, target)} here", stacklevel=3)
     executable = compile_lowered(lowered, target)
     runs_here = not manifest.lacking()
     library = _linked(executable) if runs_here and _can_link() else None
@@ -102,9 +108,10 @@ def static_shape(ty: relax.TensorType, sizes: Mapping[str, str]) -> tuple[int | 
 
 def _number_packed(
     lowered: tvm.IRModule, functions: Mapping[str, FunctionSpec], parameters: Sequence[TensorSpec]
-) -> tuple[tuple[TensorSpec, ...], dict[str, FunctionSpec]]:
+) -> tuple[tuple[PackedSpec, ...], dict[str, FunctionSpec]]:
     """The packed parameters of all functions, each once, and the functions with the numbers of theirs."""
-    packed: dict[str, TensorSpec] = {}
+    packed: dict[str, PackedSpec] = {}
+    runs_in = {gv.name_hint: str(f.attrs[RUNS_IN]) for gv, f in lowered.functions_items() if RUNS_IN in (f.attrs or {})}
     numbered = {}
     for name, function in functions.items():
         own = functions[function.code or name]  # the code says what becomes of its own parameters
@@ -114,7 +121,9 @@ def _number_packed(
             for made in lowered[(function.code or name) + TRANSFORM_PARAMS].attrs[PACKED_NAMES]
         ]
         for key, var in zip(made, lowered[function.code or name].params[len(function.inputs) :], strict=True):
-            packed.setdefault(key, TensorSpec(key, str(var.ty.dtype), static_shape(var.ty, {})))
+            kernel = key.partition("(")[0]
+            spec = PackedSpec(key, str(var.ty.dtype), static_shape(var.ty, {}), runs_in.get(kernel, ""))
+            packed.setdefault(key, spec)
         order = {key: number for number, key in enumerate(packed)}
         numbered[name] = replace(function, packed=tuple(order[key] for key in made))
     return tuple(packed.values()), numbered

@@ -11,6 +11,7 @@ import tvm
 from torch.export.graph_signature import InputKind, TensorArgument
 from tvm import relax
 
+from sparse_ops.deploy.calibrate import is_integer
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_relax import component_from_relax, static_shape
 from sparse_ops.deploy.importer import CONVERTERS, Converter, check_converters, compare, export, import_program
@@ -19,6 +20,7 @@ from sparse_ops.op.numbers import as_int, check_flag, shown
 from sparse_ops.op.register import flat_types
 from sparse_ops.torch.spconv.core import is_sparse
 from sparse_ops.transform.lift_params import PARAMETER_NAMES
+from sparse_ops.transform.precision import features_of
 from tir_kernels.dispatch import check_target, host_target
 
 
@@ -38,7 +40,8 @@ def port_component(
     `inputs`: example tensors for `forward`, or, to export several methods over the same parameters, such by the name of the
     method; tensors may stand in lists, tuples and dicts; a SparseConvTensor that the module returns comes as the dict of its
     `features` and `indices`. `dynamic`: what torch.export calls dynamic_shapes, for `forward`, or by the name of the method.
-    `precision`: "float32", or "bfloat16" or "float16" inside, see `sparse_ops.transform.precision.to_precision`. `converters`:
+    `precision`: "float32", or "bfloat16", "float16", "int8" or "int7" inside, see
+    `sparse_ops.transform.precision.to_precision`; with the last two `calibrate` makes it more exact. `converters`:
     functions of an `importer.Context` by the names of ops, such as "my_library::my_op", for ops that are not covered or are to
     be written otherwise, see docs/bridge.md.
 
@@ -78,6 +81,7 @@ def port_component(
     arrays = {key: value.detach().numpy() for key, value in state.items()}
     component = component_from_relax(name, imported, functions, parameters, arrays, precision, target)
     if check and not component.manifest.lacking():
+        precision = precision if is_integer(component) else features_of(precision, target)
         for method, (program, arguments) in exported.items():
             outputs = [spec.name for spec in functions[method].outputs]
             theirs = _Method(module, method).with_names

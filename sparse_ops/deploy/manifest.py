@@ -1,18 +1,19 @@
 """What is known of a compiled component beside its code: functions, parameters, versions and target, as JSON and back.
 
-    {"format": 2, "name": "classifier", "precision": "float32",
+    {"format": 3, "name": "classifier", "precision": "float32",
      "versions": {"apache-tvm": ..., "apache-tvm-ffi": ...},
      "target": {...}, "system": "Linux x86_64", "cpu_features": [...],
      "code": {"file": "library.so", "sha256": ...},
      "parameters": [{"name": "norm.weight", "dtype": "float32", "shape": [1024]}, ...],    as the module has them
-     "packed": [{"name": "pack_weight(fc.weight)", ...}, ...],                             as kernels read them
+     "packed": [{"name": "pack_weight(fc.weight)", ..., "runs_in": "int8", "apart": [3, ...]}, ...],    as kernels read them
      "functions": {"forward": {"inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 3]}, ...], "outputs": [...],
                                "arguments": {"x": 0}, "result": 0, "parameters": [0, ...], "packed": [0, ...],
                                "code": ""}}}
 
 `arguments` and `result` are structures: the number of a tensor, or a list or an object of structures. In a shape a string is a
 size that every call chooses, or is computed from such sizes. `code` names the function whose code this one shares, with other
-parameters: of layers that are alike one is compiled.
+parameters: of layers that are alike one is compiled. `runs_in`: in which numbers a layer multiplies by this weight, "" of what
+is no weight; `apart`: the input channels that `calibrate` has kept apart from integers.
 """
 
 import json
@@ -26,10 +27,11 @@ import tvm
 
 from sparse_ops.deploy.files import DTYPES
 from sparse_ops.deploy.reading import brief, parse_json, shown
+from sparse_ops.transform.precision import PRECISIONS, QUANTIZED
 from tir_kernels.dispatch import host_target
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")  # those that decide whether code can be loaded
 Structure: TypeAlias = "int | list[Structure] | dict[str, Structure]"
 
@@ -53,6 +55,28 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class PackedSpec(TensorSpec):
+    """One that kernels read. `runs_in`, of the weight of a layer: "float32", "bfloat16", "float16", "int8" or "int7"; `apart`:
+    see `calibrate`."""
+
+    runs_in: str = ""
+    apart: tuple[int, ...] = ()
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.runs_in in QUANTIZED
+
+    @classmethod
+    def from_json(cls, value: Mapping) -> "PackedSpec":
+        tensor, runs_in, apart = TensorSpec.from_json(value), value["runs_in"], value["apart"]
+        if runs_in not in ("", *PRECISIONS):
+            raise ValueError(f"{tensor.name}: expected runs_in of {', '.join(PRECISIONS)}, or none, given {shown(runs_in)}")
+        if not isinstance(apart, list) or not all(type(channel) is int and channel >= 0 for channel in apart):
+            raise ValueError(f"{tensor.name}: expected apart to list channels, given {shown(apart)}")
+        return cls(tensor.name, tensor.dtype, tensor.shape, runs_in, tuple(apart))
 
 
 @dataclass(frozen=True)
@@ -90,7 +114,7 @@ class Manifest:
     system: str
     cpu_features: tuple[str, ...]
     parameters: tuple[TensorSpec, ...]
-    packed: tuple[TensorSpec, ...]
+    packed: tuple[PackedSpec, ...]
     functions: Mapping[str, FunctionSpec]
 
     @classmethod
@@ -110,7 +134,8 @@ class Manifest:
             if value["format"] != FORMAT:
                 raise ValueError(f"expected format {FORMAT}, given {value['format']!r}")
             functions = {str(name): FunctionSpec.from_json(function) for name, function in value["functions"].items()}
-            parameters, packed = (tuple(map(TensorSpec.from_json, value[key])) for key in ("parameters", "packed"))
+            parameters = tuple(map(TensorSpec.from_json, value["parameters"]))
+            packed = tuple(map(PackedSpec.from_json, value["packed"]))
             manifest = cls(
                 str(value["name"]),
                 str(value["precision"]),

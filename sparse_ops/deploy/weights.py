@@ -48,13 +48,14 @@ def load_state(path: str | os.PathLike, prefix: str = "") -> dict[str, LazyArray
     return state
 
 
-def check_arrays(shapes: Mapping[str, Sequence[int]], state: State) -> None:
-    """ValueError that lists the arrays of `state` that are missing, not known, or of another shape or dtype, up to `LISTED`.
+def check_arrays(shapes: Mapping[str, Sequence[int]], state: State, argument: str = "state") -> None:
+    """ValueError that lists the arrays of `state` that are missing, not known, or of another shape or dtype, up to `LISTED`,
+    and names the `argument`.
 
     They are float32, float16 or bfloat16, and become what those of the model are.
     """
     if not isinstance(state, Mapping):
-        raise ValueError(f"state: expected arrays by name, given {type(state).__name__}")
+        raise ValueError(f"{argument}: expected arrays by name, given {type(state).__name__}")
     problems = [f"{name}: missing, expected {list(shape)}" for name, shape in shapes.items() if name not in state]
     problems += [f"{brief(name, 200)}: not a parameter of this model" for name in state if name not in shapes]
     for name, shape in shapes.items():
@@ -67,4 +68,4 @@ def check_arrays(shapes: Mapping[str, Sequence[int]], state: State) -> None:
             problems.append(f"{name}: expected float32 {list(shape)}, given {value.dtype} {list(value.shape)}")
     if problems:
         more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-        raise ValueError("state: " + "; ".join(problems[:LISTED] + more))
+        raise ValueError(f"{argument}: " + "; ".join(problems[:LISTED] + more))

@@ -147,10 +147,10 @@ def emit_tuple(bb: relax.BlockBuilder, call: relax.Call, count: int) -> list[rel
 
 
 def emit_index(
-    bb: relax.BlockBuilder, coords: relax.Expr, pad: tuple[int, int, int], method: str, argument: str = "coords"
+    bb: relax.BlockBuilder, coords: relax.Expr, method: str, argument: str = "coords"
 ) -> list[relax.Expr]:
     """Plan and build the index of `coords`, which messages call `argument`: (plan, slots, keys)."""
-    plan_of = PlanIndex(pad, method, argument=argument)
+    plan_of = PlanIndex(method, argument=argument)
     plan, size = emit_tuple(bb, call_spec(bb, plan_of, [coords], [int64(PLAN_SIZE), int64(2)]), 2)
     slots, keys = emit_sizes(bb, size, 2)
     return [plan, *emit_tuple(bb, call_spec(bb, BuildIndex(argument), [coords, plan], [int32(slots), int64(keys)]), 2)]

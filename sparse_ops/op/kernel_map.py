@@ -82,7 +82,7 @@ def _infer_submanifold(bound: Bound) -> relax.TupleType:
 
 def _legalize_submanifold(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     geometry = geometry_of(bound.options)
-    index = emit_index(bb, bound["coords"], geometry.reach, bound.options["method"])
+    index = emit_index(bb, bound["coords"], bound.options["method"])
     kernel, rows = kernel_for(SubmanifoldMap(geometry)), bound.dims["n"]
     granted = emit_grant(bb, "submanifold_map", ("int32", [MAP_AND_TABLE, geometry.taps, Of(bound["coords"])]))
     shapes = map_shapes(kernel.map, geometry.taps, rows)
@@ -165,7 +165,7 @@ def _legalize_strided(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     _, _, sites, count = emit_tuple(bb, found, 4)
     (rows,) = emit_sizes(bb, count, 1)
     out_coords = bb.emit(call_spec(bb, CopySites(), [sites, plan], int32(rows, 4)))
-    index = emit_index(bb, coords, (0, 0, 0), method)
+    index = emit_index(bb, coords, method)
     kernel = kernel_for(ProbeMap(geometry))
     granted = emit_grant(bb, "strided_map", ("int32", [MAP, geometry.taps, Of(out_coords)]))
     shapes = map_shapes(kernel.map, geometry.taps, rows)
@@ -209,8 +209,8 @@ def _infer_chosen(bound: Bound) -> relax.TupleType:
 
 def _legalize_chosen(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     geometry, coords_out = geometry_of(bound.options), bound["coords_out"]
-    index = emit_index(bb, bound["coords_in"], (0, 0, 0), bound.options["method"], "coords_in")
-    _, slots, _ = emit_index(bb, coords_out, (0, 0, 0), "auto", "coords_out")  # finds rows that repeat another
+    index = emit_index(bb, bound["coords_in"], bound.options["method"], "coords_in")
+    _, slots, _ = emit_index(bb, coords_out, "auto", "coords_out")  # finds rows that repeat another
     kernel = kernel_for(ProbeMap(geometry, chosen=True))
     granted = emit_grant(bb, "kernel_map", ("int32", [MAP, geometry.taps, Of(coords_out)]))
     shapes = map_shapes(kernel.map, geometry.taps, bound.dims["m"])

@@ -73,11 +73,17 @@ def _infer(bound: Bound) -> relax.TensorType:
     return relax.TensorType(bound.shape(SIGNATURE.result), bound.options["out_dtype"] or bound.dtype)
 
 
+def spec_of(bound: Bound) -> Linear:
+    """What kernel a call is for."""
+    has = (bound.has("residual"), bound.options["activation"], bound.has("gate"), bound.has("batch_index"))
+    sizes = bound.dims["cin"], bound.dims["cout"]
+    return Linear(*sizes, bound.dtype, *has, str(bound.type.dtype), bound.options["products"] or "float")
+
+
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    cin, cout, given = bound.dims["cin"], bound.dims["cout"], dict(bound.arguments)
-    has = ("residual" in given, bound.options["activation"], "gate" in given, "batch_index" in given)
-    kernel = kernel_for(Linear(cin, cout, bound.dtype, *has, str(bound.type.dtype), bound.options["products"] or "float"))
-    x, packed = given.pop("x"), packed_weight(bb, given.pop("weight"), kernel.weight)
+    cout, given, spec = bound.dims["cout"], dict(bound.arguments), spec_of(bound)
+    kernel = kernel_for(spec)
+    x, packed = given.pop("x"), packed_weight(bb, given.pop("weight"), kernel.weight, spec.products)
     bias = given.pop("bias", None)
     bias = relax.const(np.zeros(cout, "float32")) if bias is None else bias
     return call_kernel(bb, kernel.function, [x, packed, bias, *given.values()], bound.type)

@@ -27,7 +27,7 @@ def _infer(bound: Bound) -> relax.TensorType:
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    index = emit_index(bb, bound["coords"], (0, 0, 0), bound.options["method"])
+    index = emit_index(bb, bound["coords"], bound.options["method"])
     return call_spec(bb, Lookup(), [bound["queries"], *index], bound.type)
 
 

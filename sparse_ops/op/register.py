@@ -18,6 +18,7 @@ from .signature import GIVEN, Bound, Derive, Signature, bind
 
 PREFIX = "relax."
 SCHEDULED = "tirx.is_scheduled"  # TVM's name of the attribute of kernels that schedule rules leave alone
+RUNS_IN = "sparse_ops.runs_in"  # the attribute of kernels that pack a weight: in which numbers its layer multiplies
 
 
 class Op:
@@ -107,9 +108,11 @@ def call_spec(bb: relax.BlockBuilder, spec: Spec, args: list, out_ty) -> relax.C
     return call_kernel(bb, kernel_for(spec).function, args, out_ty)
 
 
-def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, layout: WeightLayout) -> relax.Expr:
-    """Emit the packing of a weight as a kernel reads it; it folds where constant."""
-    return bb.emit(call_kernel(bb, layout.pack, [weight], relax.TensorType(layout.shape, layout.dtype)))
+def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, layout: WeightLayout, products: str = "float") -> relax.Expr:
+    """Emit the packing of a weight as a kernel reads it; it folds where constant. `products`: what the layer asked for."""
+    runs_in = str(weight.ty.dtype) if layout.with_apart is None else products
+    pack = layout.pack.with_attr(RUNS_IN, runs_in)
+    return bb.emit(call_kernel(bb, pack, [weight], relax.TensorType(layout.shape, layout.dtype)))
 
 
 def check_choice(op: str, argument: str, given, choices):

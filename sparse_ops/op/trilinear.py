@@ -69,7 +69,7 @@ def _infer_trilinear(bound: Bound) -> relax.TupleType:
 
 def _legalize_trilinear(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     options = bound.options
-    index = emit_index(bb, bound["coords"], (0, 0, 0), options["method"])
+    index = emit_index(bb, bound["coords"], options["method"])
     spec = Trilinear(options["stride"], bool(options["normalize"]), bound.has("batch_index"))
     return call_spec(bb, spec, [*grid_inputs(bound), *index], list(bound.type.fields))
 

@@ -1,17 +1,37 @@
-"""bfloat16 or float16 inside of a float32 model."""
+"""bfloat16 or float16 inside of a float32 model, and integer products."""
 
 from functools import partial
 
 import tvm
 from tvm import relax
 
+from tir_kernels.dispatch import fastest_features
+
 from ..op.register import check_choice, op_of
+from .products import IntegerProducts, has_integers
 from .rewrite import Walk, op_is, rewrite_pass
 
-PRECISIONS = ("float32", "bfloat16", "float16")
+QUANTIZED = ("int8", "int7")
+PRECISIONS = ("float32", "bfloat16", "float16", *QUANTIZED)
 WIDE = PRECISIONS[0]
 
 MOVES = ("reshape", "permute_dims", "strided_slice", "concat")  # ops that compute nothing
+
+
+def features_of(precision: str, target: tvm.target.Target | None = None) -> str:
+    """The dtype of what flows between our ops in a model of `precision` on `target`, by default the current one: what it is
+    called by, and of "int8" and "int7" what else is fastest there, "bfloat16" or "float32".
+
+    Raises ValueError for another precision, and for a target that has no kernels.
+    """
+    check_choice("transform.features_of", "precision", precision, PRECISIONS)
+    return fastest_features(target) if precision in QUANTIZED else precision
+
+
+def gains(precision: str, target: tvm.target.Target | None = None) -> bool:
+    """Whether "int8" or "int7" changes anything on `target`, by default the current one: where integers are not faster than
+    floats all layers stay as they are. Of other precisions False."""
+    return precision in QUANTIZED and has_integers(precision, target)
 
 
 def to_precision(precision: str) -> tvm.transform.Pass:
@@ -24,11 +44,22 @@ def to_precision(precision: str) -> tvm.transform.Pass:
     bfloat16 differ from float32 by 1.0% (relative L2), torch's by 1.1%. What other ops compute is float32; the casts around
     them fuse with them. Weights are cast where parameters are lifted or constants folded.
 
+    "int8" and "int7" are `features_of(precision)` with integer products in the layers that `IntegerProducts` finds; which
+    target that is for is asked when the pass runs.
+
     Raises ValueError for another precision.
     """
     check_choice("transform.to_precision", "precision", precision, PRECISIONS)
     if precision == WIDE:
         return tvm.transform.Sequential([])
+    if precision in QUANTIZED:
+
+        @tvm.transform.module_pass(opt_level=0, name=f"To{precision.capitalize()}")
+        def quantized(mod: tvm.IRModule, context) -> tvm.IRModule:
+            passes = [to_precision(features_of(precision)), IntegerProducts(precision)]
+            return tvm.transform.Sequential(passes)(mod)
+
+        return quantized
     rule = rewrite_pass(f"To{precision.capitalize()}", partial(_rule, precision))
     return tvm.transform.Sequential([rule, relax.transform.EliminateCommonSubexpr()])
 

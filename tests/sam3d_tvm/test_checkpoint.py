@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from sam3d_tvm import cli
-from sam3d_tvm.artifacts import CheckpointSource, checkpoint_label, compile_artifacts, compile_model
+from sam3d_tvm.artifacts import CheckpointSource, compile_artifacts, compile_model
 from sam3d_tvm.checkpoint import OFFSETS, Checkpoint
 from sam3d_tvm.config import preset
 from sam3d_tvm.models import MODELS
@@ -272,7 +272,7 @@ def test_a_checkpoint_by_any_of_its_paths(repository, tmp_path):
         assert Checkpoint(path).folder == folder
     moved = shutil.copytree(folder, tmp_path / "code" / "checkpoints" / "hf")
     assert Checkpoint(tmp_path / "code").folder == moved and Checkpoint(moved.parent).folder == moved
-    labels = {checkpoint_label(CheckpointSource(path), "float32") for path in (repository, folder, folder / "pipeline.yaml")}
+    labels = {CheckpointSource(path).label("float32") for path in (repository, folder, folder / "pipeline.yaml")}
     assert len(labels) == 1
     shutil.copy(folder / "pipeline.yaml", moved / "pipeline_no_depth.yaml")
     edit(moved, "pipeline_no_depth.yaml", ("depth_model",), None)

@@ -11,6 +11,7 @@ import tvm
 from tvm import tirx
 
 MANY = -2  # a cell that several iterations read
+UNDEFINED = -7
 BINARY = {
     "Add": "+",
     "Sub": "-",
@@ -95,6 +96,32 @@ class Cells:
         self.values[place] = int(self.wrap(value))
 
 
+class Pointer:
+    """The address of an element of a buffer, to pass to a function."""
+
+    def __init__(self, cells: Cells, *index: int):
+        self.cells, self.outer, self.last = cells, index[:-1], index[-1]
+
+    def __getitem__(self, i: int):
+        return self.cells[*self.outer, self.last + i]
+
+    def __setitem__(self, i: int, value: int):
+        self.cells[*self.outer, self.last + i] = value
+
+
+def pack_pairs(lanes: int, step: int, near: Pointer, rows: int, pair_in: Pointer, pair_out: Pointer) -> int:
+    """What the function of `tir_kernels.cpu.pairs.PACK` does."""
+    cursor = 0
+    for first in range(0, rows, lanes):
+        vector = [near[first * step + i] for i in range(lanes * step)][::step]
+        hits = [lane for lane, row in enumerate(vector) if first + lane < rows and row >= 0]
+        for i in range(lanes):  # a whole vector is written, what lies behind the hits is undefined
+            pair_in[cursor + i] = vector[hits[i]] if i < len(hits) else UNDEFINED
+            pair_out[cursor + i] = first + hits[i] if i < len(hits) else UNDEFINED
+        cursor += len(hits)
+    return cursor
+
+
 def run(kernel: tirx.PrimFunc, arrays: list[np.ndarray], threads: int) -> None:
     """Run `kernel` on integer arrays, in place, as if with `threads` threads; RaceError where iterations of a loop race."""
     watch = Watch()
@@ -102,6 +129,8 @@ def run(kernel: tirx.PrimFunc, arrays: list[np.ndarray], threads: int) -> None:
     scope = {
         "cells": lambda name, shape, dtype: Cells(name, shape, dtype, watch),
         "loop": watch.loop,
+        "pack_pairs": pack_pairs,
+        "Pointer": Pointer,
         "packed": lambda name, *args: threads if name == "runtime.NumThreads" else tvm.get_global_func(name)(*args),
     }
     for param, array in zip(kernel.params, arrays, strict=True):
@@ -188,6 +217,11 @@ class _Writer:
         if kind == "Call" and node.op.name == "prim.if_then_else":
             condition, yes, no = map(self.value, node.args)
             return f"({yes} if {condition} else {no})"
+        if kind == "Call" and node.op.name == "tirx.address_of":
+            return f"Pointer({', '.join(map(self.value, (node.args[0].source, *node.args[0].indices)))})"
+        if kind == "Call" and node.op.name == "tirx.call_extern":
+            name, *numbers = node.args[0].value.rsplit("_", 2)  # pack_pairs_<lanes>_<step>
+            return f"{name}({', '.join([*numbers, *map(self.value, node.args[1:])])})"
         if kind == "Call" and node.op.name == "tirx.tvm_call_packed":
             return f"packed({', '.join(map(self.value, node.args))})"
         raise NotImplementedError(f"{kind}: {node}")

@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 from tests.tir_kernels.races import RaceError, run
 from tir_kernels import script
 from tir_kernels.cpu.coordinate_index import ROW_CHUNK
-from tir_kernels.cpu.kernel_map import CHUNK
+from tir_kernels.cpu.isa import AVX2, AVX512, PORTABLE, forced_isa
 from tir_kernels.dispatch import PAIRS, kernel_for
 from tir_kernels.spec import coordinate_index, flatnonzero, kernel_map, sites, union, unique
 from tir_kernels.spec.coordinate_index import PLAN_SIZE, BuildIndex, Lookup, PlanIndex
@@ -40,10 +40,10 @@ def run_spec(spec, buffers, threads):
     run(kernel_for(spec).function, buffers, threads)
 
 
-def index_of(coords, method, pad=(0, 0, 0)):
+def index_of(coords, method):
     """[plan, slots, keys] of coordinates, built by the kernels."""
     plan, size = empty(PLAN_SIZE, dtype="int64"), empty(2, dtype="int64")
-    run_spec(PlanIndex(pad, method), [coords, plan, size], THREADS)
+    run_spec(PlanIndex(method), [coords, plan, size], THREADS)
     index = [plan, empty(size[0]), empty(size[1], dtype="int64")]
     run_spec(BuildIndex(), [coords, *index], THREADS)
     return index
@@ -70,12 +70,27 @@ def test_an_index_of_repeated_rows(coords, method):
         index_of(coords, method)
 
 
+@pytest.mark.parametrize("lanes", [PORTABLE, AVX2, AVX512], ids=lambda isa: isa.name)
 @pytest.mark.parametrize("method", ["grid", "hash"])
-def test_submanifold_map(coords, method):
-    coords = coords[: CHUNK + 100]
+def test_submanifold_map(coords, method, lanes):
+    """Two blocks, of which the last is not full; vectors of pairs end within a block."""
+    coords = coords[:90]
     buffers = map_buffers(GEOMETRY.taps, len(coords))
-    run_spec(SubmanifoldMap(GEOMETRY), [coords, *index_of(coords, method, GEOMETRY.reach), *buffers], THREADS)
+    with forced_isa(lanes):
+        run_spec(SubmanifoldMap(GEOMETRY), [coords, *index_of(coords, method), *buffers], THREADS)
     np.testing.assert_array_equal(PAIRS.unpack(*buffers), kernel_map.naive_table(coords, coords, GEOMETRY))
+
+
+@pytest.mark.parametrize("lanes", [PORTABLE, AVX2, AVX512], ids=lambda isa: isa.name)
+@pytest.mark.parametrize("rows", [1, 64, 79, 127])
+def test_a_map_in_which_all_rows_meet(rows, lanes):
+    """Every row is its own neighbour at the only tap: nothing is left of a block, and no vector may pass its end."""
+    geometry = Geometry.submanifold((1, 1, 1))
+    coords = np.stack([0 * np.arange(rows)] * 3 + [np.arange(rows)], 1).astype("int32")
+    buffers = map_buffers(1, rows)
+    with forced_isa(lanes):
+        run_spec(SubmanifoldMap(geometry), [coords, *index_of(coords, "grid"), *buffers], THREADS)
+    np.testing.assert_array_equal(PAIRS.unpack(*buffers), np.arange(rows)[None])
 
 
 @pytest.mark.parametrize("method", ["grid", "hash"])

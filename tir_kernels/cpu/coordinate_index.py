@@ -28,8 +28,10 @@ from ..spec.coordinate_index import (
     GRID,
     HASH,
     PLAN_EXTENT,
+    PLAN_MARGIN,
     PLAN_METHOD,
     PLAN_ORIGIN,
+    PLAN_PAD,
     PLAN_ROWS,
     PLAN_SIZE,
     BuildIndex,
@@ -39,7 +41,14 @@ from ..spec.coordinate_index import (
 from .guards import check_memory, check_range, extremes
 from .isa import Isa
 
+# Empty cells behind the box: so far outside of it taps find nothing without a check, those of kernels of 3^3 and 5^3 and of
+# strided ones of 3^3. The end of a line is the space before the next one's start. Along x and y flat sets have none.
+PAD = 2
+LINE_PAD = 4  # along z
+MARGIN = 8  # cells at the start of a grid that are always empty
 FILL_CHUNK = 16384
+ROWS_ALONE = 4096  # rows of a grid that one thread inserts
+CELLS_ALONE = 1 << 16  # and cells that it clears
 ROW_CHUNK = 4096  # rows that one task checks or inserts
 OWN_CHUNK = 512  # rows of which a task knows whether any may be its own, see `Parts`
 PARTS_MOST = 16
@@ -98,27 +107,39 @@ class Plan:
         return self.entries[PLAN_ROWS]
 
     def origin(self, axis: int):
-        """The lowest batch, x, y or z of the padded box."""
+        """The lowest batch, x, y or z."""
         return self.entries[PLAN_ORIGIN + axis]
 
     def extent(self, axis: int):
-        """Cells of the padded box along an axis."""
+        """Cells along an axis, with the empty ones behind the box."""
         return self.entries[PLAN_EXTENT + axis]
 
-    def cell_of(self, coordinate):
-        """The grid cell of a coordinate inside the padded box, a TIR expression."""
+    def pad(self, axis: int):
+        """Empty cells between two lines along x, y or z: axis 0, 1 or 2."""
+        return self.entries[PLAN_PAD + axis]
+
+    @property
+    def margin(self):
+        """Empty cells before the first."""
+        return self.entries[PLAN_MARGIN]
+
+    def cell_of(self, coordinate, dtype: str = "int64"):
+        """The cell of a coordinate of the box, or as far outside as cells are empty. Those of a grid are numbers of int32."""
         batch, *rest = coordinate
-        cell = T.Cast("int64", batch) - self.origin(0)
+        cell = T.Cast(dtype, T.Cast("int64", batch) - self.origin(0))
         for axis, value in enumerate(rest, start=1):
-            cell = cell * self.extent(axis) + (T.Cast("int64", value) - self.origin(axis))
-        return cell
+            cell = cell * T.Cast(dtype, self.extent(axis)) + T.Cast(dtype, T.Cast("int64", value) - self.origin(axis))
+        return cell + T.Cast(dtype, self.margin)
+
+    def contains_along(self, axis: int, value):
+        """Whether a batch index, x, y or z lies in the box or in the empty cells behind it: one unsigned comparison."""
+        return T.Cast("uint64", T.Cast("int64", value) - self.origin(axis)) < T.Cast("uint64", self.extent(axis))
 
     def contains(self, coordinate):
-        """Whether a coordinate lies in the padded box, a TIR expression: one unsigned comparison an axis."""
+        """Whether a coordinate does, a TIR expression."""
         inside = T.bool(True)
         for axis, value in enumerate(coordinate):
-            place = T.Cast("uint64", T.Cast("int64", value) - self.origin(axis))
-            inside = inside & (place < T.Cast("uint64", self.extent(axis)))
+            inside = inside & self.contains_along(axis, value)
         return inside
 
 
@@ -138,11 +159,11 @@ class HashTable:
         return bucket * BUCKET + (key & (BUCKET - 1))
 
     @inline
-    def find_bucket(self, bucket_key, bucket):
-        """bucket[0] = the bucket of `bucket_key`, or the free one where it belongs."""
-        bucket[0] = home_bucket(bucket_key, self.buckets)
-        while T.And(self.keys[bucket[0]] != -1, self.keys[bucket[0]] != bucket_key):
-            bucket[0] = T.if_then_else(bucket[0] + 1 == self.buckets, T.int64(0), bucket[0] + 1)
+    def find_bucket(self, bucket_key, bucket, place=0):
+        """bucket[place] = the bucket of `bucket_key`, or the free one where it belongs."""
+        bucket[place] = home_bucket(bucket_key, self.buckets)
+        while T.And(self.keys[bucket[place]] != -1, self.keys[bucket[place]] != bucket_key):
+            bucket[place] = T.if_then_else(bucket[place] + 1 == self.buckets, T.int64(0), bucket[place] + 1)
 
     @inline
     def insert(self, key, row, found):
@@ -231,6 +252,8 @@ def count_cells(plan, cells, limit):
             cells[0] = cells[0] * plan.extent(axis)
         if cells[0] > T.int64(GRID_CELLS_MOST):
             cells[0] = T.int64(-1)  # stop multiplying: the product may pass 2^63
+    if cells[0] >= 0:
+        cells[0] = cells[0] + plan.margin
     if cells[0] > limit:
         cells[0] = T.int64(-1)
 
@@ -280,7 +303,7 @@ def begin_plan(plan, coords, rows, lowest, highest, low, high, argument="coords"
 @cache
 def plan_index(spec: PlanIndex, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `PlanIndex`. ValueError for `method="grid"` when the box has more than GRID_CELLS_MOST cells."""
-    pad, method, low, high, argument = spec.pad, spec.method, spec.low, spec.high, spec.argument
+    method, low, high, argument = spec.method, spec.low, spec.high, spec.argument
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, size_: T.handle):
@@ -293,23 +316,39 @@ def plan_index(spec: PlanIndex, isa: Isa) -> tvm.tirx.PrimFunc:
         highest = T.alloc_buffer((4,), "int32")
         begin_plan(plan, coords, rows, lowest, highest, low, high, argument)
         plan.entries[PLAN_ROWS] = rows
-        plan_box(plan, lowest, highest, pad)
+        plan_box(plan, lowest, highest)
         choose(method, rows, GRID_CELLS_PER_ROW, plan, size)
         check_memory("index of coordinates", (("int32", (size[0],)), ("int64", (size[1],))))
 
     return with_bounds(kernel, size=index_bounds(method))
 
 
-def plan_box(plan, lowest, highest, pad):
-    """Emit: origin and extent of the box from `lowest` to `highest`, padded along x, y, z."""
+def plan_box(plan, lowest, highest):
+    """Emit: origin and extent of the box from `lowest` to `highest`, and the empty cells of taps that reach out of it."""
 
     @inline
-    def axis_box(axis, reach):
-        plan.entries[PLAN_ORIGIN + axis] = T.Cast("int64", lowest[axis]) - reach
-        plan.entries[PLAN_EXTENT + axis] = T.Cast("int64", highest[axis]) - T.Cast("int64", lowest[axis]) + 1 + 2 * reach
+    def axis_box(axis):
+        plan.entries[PLAN_ORIGIN + axis] = T.Cast("int64", lowest[axis])
+        plan.entries[PLAN_EXTENT + axis] = T.Cast("int64", highest[axis]) - T.Cast("int64", lowest[axis]) + 1
 
-    for axis, reach in enumerate((0, *pad)):
-        axis_box(axis, reach)
+    @inline
+    def pad_box(axis):
+        plan.entries[PLAN_PAD + axis] = (
+            T.if_then_else(plan.extent(axis + 1) > 1, T.int64(PAD), T.int64(0)) if axis < 2 else T.int64(LINE_PAD)
+        )
+        plan.entries[PLAN_EXTENT + axis + 1] = plan.extent(axis + 1) + plan.pad(axis)
+
+    @inline
+    def set_margin():
+        plan.entries[PLAN_MARGIN] = (
+            (plan.pad(0) * plan.extent(2) + plan.pad(1)) * plan.extent(3) + plan.pad(2) + MARGIN
+        )
+
+    for axis in range(4):
+        axis_box(axis)
+    for axis in range(3):
+        pad_box(axis)
+    set_margin()
 
 
 @inline
@@ -345,13 +384,22 @@ class RowCells:
         self.lowest[chunk] = least[0]
         self.highest[chunk] = most[0]
 
+    @property
+    def chunks(self):
+        return (self.rows + OWN_CHUNK - 1) // OWN_CHUNK
+
+    @inline
+    def number_chunk(self, chunk, cell_of_row):
+        """cells[row] = cell_of_row(row), a TIR expression, for the rows of a chunk; and its extremes."""
+        for i in range(T.min(T.int64(OWN_CHUNK), self.rows - chunk * OWN_CHUNK)):
+            self.cells[chunk * OWN_CHUNK + i] = T.Cast("int32", cell_of_row(chunk * OWN_CHUNK + i))
+        self.note_extremes(chunk)
+
     @inline
     def number(self, cell_of_row):
-        """cells[row] = cell_of_row(row), a TIR expression; and the extremes of every chunk."""
-        for chunk in T.parallel((self.rows + OWN_CHUNK - 1) // OWN_CHUNK):
-            for i in range(T.min(T.int64(OWN_CHUNK), self.rows - chunk * OWN_CHUNK)):
-                self.cells[chunk * OWN_CHUNK + i] = T.Cast("int32", cell_of_row(chunk * OWN_CHUNK + i))
-            self.note_extremes(chunk)
+        """The cells of all rows, and the extremes of every chunk."""
+        for chunk in T.parallel(self.chunks):
+            self.number_chunk(chunk, cell_of_row)
 
     @inline
     def insert(self, target, part):
@@ -362,6 +410,19 @@ class RowCells:
                     # rows of other parts write too: no branch to mispredict
                     cell: T.let = T.Cast("int64", self.cells[chunk * OWN_CHUNK + i])
                     place: T.let = T.Select(T.And(cell >= part.first, cell < part.end), cell, part.spare)
+                    target[place] = T.Cast("int32", chunk * OWN_CHUNK + i)
+
+    @inline
+    def insert_once(self, target, part, repeats):
+        """As `insert` into cells that hold -1; repeats[0] = 1 if a cell of the part got two rows, else 0."""
+        repeats[0] = T.int32(0)
+        for chunk in range(self.chunks):
+            if T.And(T.Cast("int64", self.lowest[chunk]) < part.end, T.Cast("int64", self.highest[chunk]) >= part.first):
+                for i in range(T.min(T.int64(OWN_CHUNK), self.rows - chunk * OWN_CHUNK)):
+                    cell: T.let = T.Cast("int64", self.cells[chunk * OWN_CHUNK + i])
+                    own: T.let = T.And(cell >= part.first, cell < part.end)
+                    place: T.let = T.Select(own, cell, part.spare)
+                    repeats[0] = repeats[0] | T.Cast("int32", T.And(own, target[place] >= 0))
                     target[place] = T.Cast("int32", chunk * OWN_CHUNK + i)
 
 
@@ -392,7 +453,11 @@ class Parts:
 
     @inline
     def split(self):
-        self.count[0] = T.min(T.Cast("int64", T.call_packed("runtime.NumThreads")), T.int64(PARTS_MOST))
+        self.split_among(T.Cast("int64", T.call_packed("runtime.NumThreads")))
+
+    @inline
+    def split_among(self, tasks):
+        self.count[0] = T.min(tasks, T.int64(PARTS_MOST))
         self.each[0] = (self.size + self.count[0] * PART_UNIT - 1) // (self.count[0] * PART_UNIT) * PART_UNIT
 
     def first(self, i):
@@ -416,6 +481,32 @@ def report_duplicate(coords, rows, index, argument):
         index.slots[cell] = T.Cast("int32", row)
 
 
+@inline
+def insert_rows(coords, index, numbered, tasks, loop, argument):
+    """Fill a grid, in two loops of `loop` (`T.parallel` or `T.serial`): clear a part and number some rows, then insert them."""
+    count = T.alloc_buffer((1,), "int64")
+    each = T.alloc_buffer((1,), "int64")
+    repeats = T.alloc_buffer((PARTS_MOST * PART_UNIT,), "int32")
+    parts = T.meta_var(Parts(index.num_slots - SPARE, count, each))
+    parts.split_among(tasks)
+    for i in loop(count[0]):
+        first: T.let = parts.first(i)
+        part = T.meta_var(parts.part(i, first))
+        for cell in range(part.count):
+            index.slots[part.first + cell] = T.int32(-1)
+        for j in range((numbered.chunks - i + count[0] - 1) // count[0]):
+            numbered.number_chunk(j * count[0] + i, lambda row: index.plan.cell_of(coordinate(coords, row), "int32"))
+    for i in loop(count[0]):
+        repeated = T.alloc_buffer((1,), "int32")
+        first: T.let = parts.first(i)
+        part = T.meta_var(parts.part(i, first))
+        numbered.insert_once(index.slots, part, repeated)
+        repeats[i * PART_UNIT] = repeated[0]
+    for i in range(count[0]):
+        if repeats[i * PART_UNIT] != 0:
+            report_duplicate(coords, numbered.rows, index, argument)
+
+
 @cache
 def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `BuildIndex`."""
@@ -432,29 +523,13 @@ def build_index(spec: BuildIndex, isa: Isa) -> tvm.tirx.PrimFunc:
             cells = T.alloc_buffer((rows,), "int32")
             lowest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
             highest = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
-            count = T.alloc_buffer((1,), "int64")
-            each = T.alloc_buffer((1,), "int64")
-            clashes = T.alloc_buffer(((rows + OWN_CHUNK - 1) // OWN_CHUNK,), "int32")
             numbered = T.meta_var(RowCells(cells, rows, lowest, highest))
-            parts = T.meta_var(Parts(index.num_slots - SPARE, count, each))
-            numbered.number(lambda row: index.plan.cell_of(coordinate(coords, row)))
-            parts.split()
-            for i in T.parallel(count[0]):
-                first: T.let = parts.first(i)
-                part = T.meta_var(parts.part(i, first))
-                for cell in range(part.count):
-                    slots[part.first + cell] = T.int32(-1)
-                numbered.insert(slots, part)
-            for chunk in T.parallel((rows + OWN_CHUNK - 1) // OWN_CHUNK):  # where two rows met, one no longer finds itself
-                clash = T.alloc_buffer((1,), "int32")
-                clash[0] = T.int32(0)
-                for i in range(T.min(T.int64(OWN_CHUNK), rows - chunk * OWN_CHUNK)):
-                    row: T.let = chunk * OWN_CHUNK + i
-                    clash[0] = clash[0] | T.Cast("int32", slots[cells[row]] != T.Cast("int32", row))
-                clashes[chunk] = clash[0]
-            for chunk in range((rows + OWN_CHUNK - 1) // OWN_CHUNK):
-                if clashes[chunk] != 0:
-                    report_duplicate(coords, rows, index, argument)
+            if T.And(rows <= ROWS_ALONE, index.num_slots <= CELLS_ALONE):  # before other threads woke up this one is done
+                insert_rows(coords, index, numbered, T.int64(1), T.serial, argument)
+            else:
+                insert_rows(
+                    coords, index, numbered, T.Cast("int64", T.call_packed("runtime.NumThreads")), T.parallel, argument
+                )
         else:
             found = T.alloc_buffer((1,), "int32")
             fill(slots, index.num_slots, T.int32(-1))

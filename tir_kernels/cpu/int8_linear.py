@@ -421,7 +421,7 @@ def int8_linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             for j in range(APART):
                 channel: T.let = o.weight[0, CHANNELS, j]
                 if channel >= 0:
-                    value: T.let = T.Cast("float32", x[row, T.Cast("int64", channel)])
+                    value = T.meta_var(bind(T.Cast("float32", x[row, T.Cast("int64", channel)])))
                     o.apart[to, j] = value
                     line[T.Cast("int64", channel)] = T.float32(0)
                     if (T.reinterpret("int32", value) & T.int32(0x7FFFFFFF)) >= INFINITE:

@@ -1,9 +1,10 @@
 """Packed GEMM over rows: the linear layer.
 
-The register tile of the sparse convolution, blocked for the caches. A task is a block of rows and a range of columns. It takes
-one block of the depth after the other: that part of the rows is copied together (narrow types are widened on the way), the
-weights of one panel over it stay in the L1 cache while the rows pass, and sums wait in scratch for the next block. Where the
-depth is cut does not depend on tasks or threads, so the bits do not either.
+The register tile of the sparse convolution, blocked for the caches. A task is a block of rows and a range of column panels. The
+weights of one panel, over a block of the depth, stay in the L2 cache while the rows pass, and those that come next are fetched
+meanwhile, a few lines a step. Sums stay in registers over the block and go through the epilogue from there; only of a depth of
+several blocks they wait in scratch for the next one, which changes no bit. Rows are read where they lie; narrow types without a
+dot instruction are widened first, once a task.
 """
 
 from dataclasses import dataclass, replace
@@ -18,17 +19,20 @@ from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.linear import Linear
 from . import register_tile
-from .caches import L1, L2
+from .caches import L2
 from .guards import check_batch_index
 from .isa import Isa, kernel_name
-from .register_tile import RegisterTile, pair_of_halves
+from .register_tile import RegisterTile
 from .vector_math import EMIT
 
-NARROW = 16  # columns of a narrow panel
-BLOCK_DEPTH = 3 * L1 // (4 * 4 * NARROW)  # 384: the weights of a narrow panel over it take three quarters of the L1 cache
-BLOCK_ROWS = 9 * L2 // (16 * 4 * BLOCK_DEPTH)  # 192, at most; over a block of the depth they take 9/16 of the L2 cache
-CHUNK_COLUMNS = 1024  # of one task, at most: they pay for the copy of its rows
-TASKS = 32  # of few rows; they are then cut along the columns, so that threads have equal work
+BLOCK_DEPTH = 512  # channels that meet in registers at a time: the weights of 64 columns over it are a quarter of the L2 cache
+BLOCK_ROWS = 192  # of one task, at most: many, as each brings its weights from the L3 cache or memory
+BLOCK_BYTES = 6 * L2  # and what they take as float32 ...
+LEAST_ROWS = 48  # ... but for a depth that leaves less than this
+CHUNK_COLUMNS = 1024  # of one task, at most
+WIDENED_COLUMNS = 256  # and at least, where they have to pay for widening its rows
+TASKS = 128  # as long as there are panels; threads then have equal work
+PREFETCH = True
 
 
 def weight_layout(spec: Linear, isa: Isa) -> WeightLayout:
@@ -56,11 +60,20 @@ class Operands:
 
 
 @dataclass(frozen=True)
-class Scratch:
-    """What a task keeps: its rows over one block of the depth, side by side, and sums that wait for the next block."""
+class Block:
+    """The rows of a task: `count` of them from `first` on, with `cin` channels each.
 
-    packed: tvm.tirx.Buffer  # [rows, steps]
-    sums: tvm.tirx.Buffer  # [panels, rows, cols]
+    They are multiplied as the rows of `a` from `base` on. `share`: columns of a step of the weights that a tile fetches ahead.
+    """
+
+    first: tvm.tirx.Expr
+    count: tvm.tirx.Expr
+    cin: tvm.tirx.Expr
+    share: tvm.tirx.Expr
+    a: tvm.tirx.Buffer  # [rows, Cin]
+    base: tvm.tirx.Expr
+    sums: tvm.tirx.Buffer | None = None  # [rows, cols], those of one panel that wait
+    place: tvm.tirx.Expr | None = None  # the first row of a register tile, counted from `first`
 
 
 @cache
@@ -75,41 +88,12 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
     tile_rows = micro.tile.rows
     most_rows = -(-BLOCK_ROWS // tile_rows) * tile_rows  # of one task, in whole register tiles
     act = EMIT[spec.activation]
+    written_out = spec.activation in ("none", "relu")  # for each vector of a tile; what is longer gets a loop over its rows
+    least_panels = WIDENED_COLUMNS // cols if micro.widens else 1
 
-    def whole_tiles(count):
-        """The rows of the register tiles that cover `count` rows."""
-        return (count + (tile_rows - 1)) // tile_rows * tile_rows
-
-    @inline
-    def copy_rows(x, first, count, depth, here, packed):
-        """packed[r, :] = x[first + r, depth : depth + here], or pairs of them; then zeros to the end of a register tile"""
-        for r in range(count):
-            if micro.dot:
-                for c in range(here // 2):
-                    packed[r, c] = pair_of_halves(x[first + r, depth + 2 * c], x[first + r, depth + 2 * c + 1])
-                if here % 2 > 0:
-                    packed[r, here // 2] = T.Cast("int32", T.reinterpret("uint16", x[first + r, depth + here - 1]))
-            else:
-                for c in range(here):
-                    packed[r, c] = T.Cast("float32", x[first + r, depth + c])
-        for r in range(whole_tiles(count) - count):
-            for c in range(block_steps):
-                packed[count + r, c] = T.Cast(micro.weight_dtype, 0)
-
-    @inline
-    def start(bias, count, columns, panel, slot, sums):
-        """sums[slot, r, :] = bias"""
-        for r in range(count):
-            for column in T.unroll(columns):
-                sums[slot, r, column] = bias[panel * cols + column]
-
-    @inline
-    def add_products(rows, first, columns, panel, slot, packed, weight, step, steps, sums):
-        """sums[slot, first : first + rows, :] += packed @ weight over one block of the depth"""
-        acc = micro.accumulators(rows, (columns + lanes - 1) // lanes * lanes)
-        acc.load(lambda r, column: sums[slot, first + r, column])
-        micro.multiply_packed(acc, packed, first, weight, panel, step, steps)
-        acc.store(lambda value, r, column: T.buffer_store(sums, value, [slot, first + r, column]))
+    def tiles(count):
+        """The register tiles that cover `count` rows."""
+        return (count + (tile_rows - 1)) // tile_rows
 
     def finished(value, row, column, o):
         """The epilogue of one element."""
@@ -119,48 +103,121 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             value = value + T.Cast("float32", o.residual[row, column])
         return T.Cast(out_dtype, act(value))
 
-    @inline
-    def finish(o, first, count, columns, panel, slot, sums):
-        """out[first + r, :] of one panel, from its sums"""
-        for r in range(count):
-            for v in T.unroll(columns // lanes):
-                for lane in T.vectorized(lanes):
-                    o.out[first + r, panel * cols + v * lanes + lane] = finished(
-                        sums[slot, r, v * lanes + lane], first + r, panel * cols + v * lanes + lane, o
-                    )
-            for column in T.unroll(columns // lanes * lanes, columns):
-                o.out[first + r, panel * cols + column] = finished(sums[slot, r, column], first + r, panel * cols + column, o)
+    def fetch(o, t, steps, panel, step):
+        """A function that emits, of each step c of a tile, the fetch of a part of the weights that come next.
+
+        They lie behind those of this panel from `step` on; each of the tiles over `t.count` rows fetches its share.
+        """
+        first = t.place // tile_rows * steps
+
+        def ahead(c):
+            address = T.address_of(o.weight[0, panel, step + steps, (first + c) * t.share])
+            T.evaluate(T.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))  # to read, into the L2 cache, of data
+
+        return ahead if PREFETCH else None
 
     @inline
-    def multiply_panel(o, scratch, block, blocks, steps, first, count, columns, panel):
-        slot: T.let = panel % most_panels
-        step: T.let = block * block_steps
-        if block == 0:
-            start(o.bias, whole_tiles(count), columns, panel, slot, scratch.sums)
-        micro.over_tiles(
-            count,
-            lambda rows, r: add_products(rows, r, columns, panel, slot, scratch.packed, o.weight, step, steps, scratch.sums),
-        )
-        if block == blocks - 1:
-            finish(o, first, count, columns, panel, slot, scratch.sums)
+    def find_rows(rows, t, source, place):
+        """The rows of a tile in the block and in what is multiplied. Past the last one it is that one again, stored twice"""
+        for r in T.unroll(rows):
+            place[r] = T.min(t.place + r, t.count - 1)
+            source[r] = t.base + place[r]
 
     @inline
-    def multiply_task(o, first, count, first_panel, end_panel, cin, panels):
-        packed = T.alloc_buffer((most_rows, block_steps + 1), micro.weight_dtype)  # of an even width, rows share L1 places
-        sums = T.alloc_buffer((most_panels, most_rows, cols), "float32")
-        blocks: T.let = T.max((cin + (BLOCK_DEPTH - 1)) // BLOCK_DEPTH, T.int64(1))  # the bias is due even without channels
-        for block in range(blocks):
-            depth: T.let = T.min(T.int64(BLOCK_DEPTH), cin - block * BLOCK_DEPTH)
-            steps: T.let = (depth + 1) // 2 if micro.dot else depth
-            copy_rows(o.x, first, count, block * BLOCK_DEPTH, depth, packed)
-            micro.over_panels(
-                lambda columns, panel: multiply_panel(
-                    o, Scratch(packed, sums), block, blocks, steps, first, count, columns, panel
-                ),
-                panels,
-                first_panel,
-                end_panel,
+    def start(acc, columns, panel, step, place, o, t):
+        """acc[r, :] = bias, or the sums so far"""
+        if step == 0:
+            acc.load(lambda r, column: o.bias[panel * cols + column])
+        else:
+            acc.load(lambda r, column: t.sums[place[r], column])
+
+    @inline
+    def keep(acc, place, t):
+        acc.store(lambda value, r, column: T.buffer_store(t.sums, value, [place[r], column]))
+
+    @inline
+    def finish(acc, panel, place, o, t):
+        """out[first + place[r], :] of one panel, from registers"""
+        acc.store(
+            lambda value, r, column: T.buffer_store(
+                o.out,
+                finished(value, t.first + place[r], panel * cols + column, o),
+                [t.first + place[r], panel * cols + column],
             )
+        )
+
+    @inline
+    def finish_one(row, column, panel, o, t):
+        o.out[t.first + row, panel * cols + column] = finished(t.sums[row, column], t.first + row, panel * cols + column, o)
+
+    @inline
+    def finish_kept(rows, columns, panel, o, t):
+        """The same from sums that were kept"""
+        vectors, rest = T.meta_var((columns // lanes, columns % lanes))
+        here: T.let = T.min(T.int64(rows), t.count - t.place)
+        # one loop over all vectors of the tile: LLVM unrolls one over its few rows, which takes most of the time to compile
+        if vectors > 0:
+            for i in range(here * vectors):
+                for lane in T.vectorized(lanes):
+                    finish_one(t.place + i // vectors, i % vectors * lanes + lane, panel, o, t)
+        if rest > 0:
+            for i in range(here * rest):
+                finish_one(t.place + i // rest, vectors * lanes + i % rest, panel, o, t)
+
+    @inline
+    def multiply_tile(rows, columns, panel, step, steps, last, o, t):
+        source = T.alloc_buffer((rows,), "int64")
+        place = T.alloc_buffer((rows,), "int64")
+        find_rows(rows, t, source, place)
+        acc = micro.accumulators(rows, columns)
+        start(acc, columns, panel, step, place, o, t)
+        micro.multiply_sources(acc, t.a, source, o.weight, panel, step, steps, t.cin, fetch(o, t, steps, panel, step))
+        if written_out:
+            if last:
+                finish(acc, panel, place, o, t)
+            else:
+                keep(acc, place, t)
+        else:
+            keep(acc, place, t)
+            if last:
+                finish_kept(rows, columns, panel, o, t)
+
+    @inline
+    def multiply_panel(columns, panel, o, t):
+        steps: T.let = (t.cin + 1) // 2 if micro.dot else t.cin
+        blocks: T.let = T.max((steps + (block_steps - 1)) // block_steps, T.int64(1))  # the bias is due even without channels
+        for block in range(blocks):
+            step: T.let = block * block_steps
+            here: T.let = T.min(T.int64(block_steps), steps - step)
+            micro.over_tiles(
+                t.count,
+                lambda rows, place: multiply_tile(
+                    rows, columns, panel, step, here, block == blocks - 1, o, replace(t, place=place)
+                ),
+            )
+
+    @inline
+    def multiply_block(o, t, panels, first_panel, end_panel):
+        sums = T.alloc_buffer((most_rows, cols), "float32")
+        micro.over_panels(
+            lambda columns, panel: multiply_panel(columns, panel, o, replace(t, sums=sums)), panels, first_panel, end_panel
+        )
+
+    @inline
+    def widen(x, first, count, cin, wide):
+        """wide[r, :] = float32(x[first + r, :])"""
+        for r in range(count):
+            for v in range(cin // lanes):
+                for lane in T.vectorized(lanes):
+                    wide[r, v * lanes + lane] = T.Cast("float32", x[first + r, v * lanes + lane])
+            for c in range(cin % lanes):
+                wide[r, cin // lanes * lanes + c] = T.Cast("float32", x[first + r, cin // lanes * lanes + c])
+
+    @inline
+    def multiply_widened(o, t, block_rows, panels, first_panel, end_panel):
+        wide = T.alloc_buffer((block_rows, t.cin + 1), "float32")  # of an even width, rows share L1 places
+        widen(o.x, t.first, t.count, t.cin, wide)
+        multiply_block(o, replace(t, a=wide, base=T.int64(0)), panels, first_panel, end_panel)
 
     @script.prim_func(s_tir=True)
     def kernel(
@@ -185,26 +242,36 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             T.attr(T.int32(0), "pragma_import_llvm", micro.llvm_ir)
         if has_index:
             check_batch_index(batch_index, n, batch)
-        row_blocks: T.let = (n + (BLOCK_ROWS - 1)) // BLOCK_ROWS
+        cut = T.alloc_buffer((4,), "int64")  # in memory, as TVM simplifies such quotients wherever they are used
         # Blocks of about one size, in whole register tiles: not more than `most_rows`.
-        block_rows: T.let = whole_tiles((n + row_blocks - 1) // T.max(row_blocks, T.int64(1)))
-        chunks: T.let = T.min(
-            panels,
-            T.max((TASKS + row_blocks - 1) // T.max(row_blocks, T.int64(1)), (panels + (most_panels - 1)) // most_panels),
-        )
+        cut[0] = T.max(T.min(T.int64(BLOCK_ROWS), BLOCK_BYTES // 4 // T.max(cin, T.int64(1))), T.int64(LEAST_ROWS))
+        cut[0] = (n + (cut[0] - 1)) // cut[0]
+        cut[1] = tiles((n + (cut[0] - 1)) // T.max(cut[0], T.int64(1))) * tile_rows
+        cut[2] = T.min(panels // ((TASKS + (cut[0] - 1)) // T.max(cut[0], T.int64(1))), T.int64(most_panels))
+        cut[2] = T.max(cut[2], T.int64(least_panels))
+        cut[3] = (panels + (cut[2] - 1)) // cut[2]
+        row_blocks: T.let = cut[0]
+        block_rows: T.let = cut[1]
+        chunk: T.let = cut[2]
+        chunks: T.let = cut[3]
         for task in T.parallel(row_blocks * chunks):
-            part = T.alloc_buffer((4,), "int64")  # in memory, as TVM simplifies such quotients wherever they are used
+            part = T.alloc_buffer((5,), "int64")
             part[0] = task // chunks * block_rows
             part[1] = T.max(T.min(block_rows, n - part[0]), T.int64(0))
-            part[2] = task % chunks * panels // chunks
-            part[3] = (task % chunks + 1) * panels // chunks
+            part[2] = task % chunks * chunk
+            part[3] = T.min(part[2] + chunk, panels)
+            part[4] = (cols - 1) // T.max(tiles(part[1]), T.int64(1)) + 1
             first: T.let = part[0]
             count: T.let = part[1]
             first_panel: T.let = part[2]
             end_panel: T.let = part[3]
-            multiply_task(
-                Operands(x, weight, bias, residual, gate, batch_index, out), first, count, first_panel, end_panel, cin, panels
-            )
+            share: T.let = part[4]
+            o = T.meta_var(Operands(x, weight, bias, residual, gate, batch_index, out))
+            t = T.meta_var(Block(first, count, cin, share, x, first))
+            if micro.widens:
+                multiply_widened(o, t, block_rows, panels, first_panel, end_panel)
+            else:
+                multiply_block(o, t, panels, first_panel, end_panel)
 
     given = {"residual": has_residual, "gate": has_gate, "batch_index": has_index}
     return drop_parameters(kernel, *(name for name, present in given.items() if not present))

@@ -209,6 +209,31 @@ class RegisterTile:
         with T.serial(0, steps) as c:
             self._add_step(acc, lambda r: a[first_row + r, c], lambda column: weight[0, panel, first_step + c, column])
 
+    def multiply_sources(self, acc, a, source, weight, panel, first_step, steps, depth, ahead=None):
+        """Emit: acc[r, :] += the steps of a[source[r], :] from `first_step` on @ those of weight[0, panel, :, :], in order.
+
+        `depth`: channels of a row of `a`, which may be known at run time only. `ahead(c)`: a statement beside each step c.
+        """
+
+        def add(step, value):
+            self._add_step(acc, lambda r: value(a, source[r], step), lambda column: weight[0, panel, step, column])
+
+        def pair(a, row, step):
+            return pair_of_halves(a[row, 2 * step], a[row, 2 * step + 1])
+
+        def half(a, row, step):
+            return T.Cast("int32", T.reinterpret("uint16", a[row, 2 * step]))
+
+        # the pair of an odd last channel has no second half: never read past a row
+        whole = T.min(steps, depth // 2 - first_step) if self.dot else steps
+        with T.serial(0, whole) as c:
+            add(first_step + c, pair if self.dot else lambda a, row, step: a[row, step])
+            if ahead:
+                ahead(c)
+        if self.dot:
+            with T.If(whole < steps), T.Then():
+                add(first_step + whole, half)
+
     def multiply_rows(self, acc, a, first, b, count):
         """Emit: acc[r, :] += a[row, first + r] * b[row, :] over the `count` rows of both, in order: a.T @ b, of float32."""
         with T.serial(0, count) as row:

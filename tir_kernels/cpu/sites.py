@@ -2,6 +2,7 @@
 
 from collections import Counter
 from functools import cache
+from math import prod
 
 import tvm
 from tvm.script import tirx as T
@@ -38,6 +39,8 @@ from .guards import MOST, check_memory, last_of
 from .isa import Isa
 from .unique import divide
 
+CLASSES_MOST = 64  # residue classes by which rows are sorted
+
 
 def most_sites(geometry: Geometry) -> int:
     """The largest number of sites that one input can touch."""
@@ -47,6 +50,12 @@ def most_sites(geometry: Geometry) -> int:
     for k, s, d in zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True):
         most *= max(Counter(d * tap % s for tap in range(k)).values())
     return most
+
+
+def touched_once(geometry: Geometry) -> bool:
+    """Whether no two inputs touch one site: those of a transposed convolution whose taps all fall between two inputs."""
+    axes = zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True)
+    return geometry.transposed and all(len({d * tap % s for tap in range(k)}) == k for k, s, d in axes)
 
 
 @cache
@@ -120,6 +129,9 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
         choose(method, size[2], GRID_CELLS_PER_SITE, plan, size)
         if plan.method == GRID:
             size[2] = T.min(size[2], size[0] - SPARE)
+        if T.bool(touched_once(geometry)):  # nothing is looked up
+            size[0] = T.int64(1)
+            size[1] = T.int64(1)
         if size[2] > MOST:
             T.evaluate(T.call_packed(RAISE_SITE_COUNT, size[2]))
         size[2] = T.max(size[2], T.int64(1))
@@ -128,15 +140,22 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
     if shape != "given":
         kernel = script.drop_parameters(kernel, "size_x", "size_y", "size_z")
     most = most_sites(geometry)
-    return with_bounds(kernel, size=[*index_bounds(method, most, GRID_CELLS_PER_SITE), [LinearBound(most), LinearBound(0, 1)]])
+    one = [LinearBound(0, 1)]
+    index = [one, one] if touched_once(geometry) else index_bounds(method, most, GRID_CELLS_PER_SITE)
+    return with_bounds(kernel, size=[*index, [LinearBound(most), *one]])
 
 
 @cache
 def find_sites(spec: FindSites, isa: Isa) -> tvm.tirx.PrimFunc:
-    """See `FindSites`. One thread walks taps and rows: the order is that of the walk."""
+    """See `FindSites`. One thread walks taps and rows: the order is that of the walk.
+
+    A tap of a strided convolution touches sites from the rows of one residue class alone, so that rows are sorted by class first.
+    """
     geometry = spec.geometry
-    stride = geometry.stride
+    stride, once = geometry.stride, touched_once(geometry)
     below = (geometry.kernel[1] * geometry.kernel[2], geometry.kernel[2], 1)
+    classes = 1 if geometry.transposed else prod(stride)
+    by_class = 1 < classes <= CLASSES_MOST
 
     def offset(tap, axis):
         """dilation * k - padding of a tap along an axis."""
@@ -148,6 +167,88 @@ def find_sites(spec: FindSites, isa: Isa) -> tvm.tirx.PrimFunc:
         if geometry.transposed:
             return coordinate * stride[axis] + tap_offset, T.bool(True)
         return divide(coordinate - tap_offset, stride[axis]), T.floormod(coordinate - tap_offset, T.int32(stride[axis])) == 0
+
+    def class_of(values):
+        """The residue class of three coordinates, or of the offsets of a tap."""
+        number = T.int32(0)
+        for value, s in zip(values, stride, strict=True):
+            number = number * s + T.floormod(value, T.int32(s))
+        return number
+
+    @inline
+    def add(sites, count, batch, x, y, z):
+        sites[count[0], 0] = batch
+        sites[count[0], 1] = x
+        sites[count[0], 2] = y
+        sites[count[0], 3] = z
+        count[0] = count[0] + 1
+
+    @inline
+    def touch(index, sites, count, found, batch, x, y, z):
+        """Note a site of the box, unless it is there."""
+        if once:
+            add(sites, count, batch, x, y, z)
+        else:
+            if index.plan.method == GRID:
+                cell: T.let = index.plan.cell_of((batch, x, y, z))
+                found[0] = index.slots[cell]
+                if found[0] < 0:
+                    index.slots[cell] = T.Cast("int32", count[0])
+                    found[0] = T.Cast("int32", count[0])
+            else:
+                index.table.insert(key_of((batch, x, y, z)), T.Cast("int32", count[0]), found)
+            if T.Cast("int64", found[0]) == count[0]:
+                add(sites, count, batch, x, y, z)
+
+    @inline
+    def touch_from(coords, row, tap, index, sites, count, found):
+        """The site that a tap touches from a row, if it lies in the box."""
+        x: T.let = site(coords[row, 1], offset(tap, 0), 0)[0]
+        y: T.let = site(coords[row, 2], offset(tap, 1), 1)[0]
+        z: T.let = site(coords[row, 3], offset(tap, 2), 2)[0]
+        if index.plan.contains((coords[row, 0], x, y, z)):
+            touch(index, sites, count, found, coords[row, 0], x, y, z)
+
+    @inline
+    def sort_by_class(coords, rows, order, ends):
+        """order [rows]: the rows of each class, ascending; ends[c]: where those of class c end."""
+        total = T.alloc_buffer((1,), "int32")
+        for c in range(classes):
+            ends[c] = T.int32(0)
+        for row in range(rows):
+            number: T.let = class_of((coords[row, 1], coords[row, 2], coords[row, 3]))
+            ends[number] = ends[number] + 1
+        total[0] = T.int32(0)
+        for c in range(classes):
+            here: T.let = ends[c]
+            ends[c] = total[0]
+            total[0] = total[0] + here
+        for row in range(rows):
+            number: T.let = class_of((coords[row, 1], coords[row, 2], coords[row, 3]))
+            order[ends[number]] = T.Cast("int32", row)
+            ends[number] = ends[number] + 1
+
+    @inline
+    def walk(coords, rows, index, sites, count, found):
+        if by_class:
+            order = T.alloc_buffer((rows,), "int32")
+            ends = T.alloc_buffer((classes,), "int32")
+            sort_by_class(coords, rows, order, ends)
+            for tap in range(T.int32(geometry.taps)):
+                number: T.let = class_of((offset(tap, 0), offset(tap, 1), offset(tap, 2)))
+                begin: T.let = T.if_then_else(number > 0, ends[T.max(number - 1, 0)], T.int32(0))
+                for i in range(ends[number] - begin):
+                    touch_from(coords, T.Cast("int64", order[begin + i]), tap, index, sites, count, found)
+        else:
+            for tap in range(T.int32(geometry.taps)):
+                for row in range(rows):
+                    exact: T.let = (
+                        site(coords[row, 1], offset(tap, 0), 0)[1]
+                        & site(coords[row, 2], offset(tap, 1), 1)[1]
+                        & site(coords[row, 3], offset(tap, 2), 2)[1]
+                    )
+                    if exact:
+                        touch_from(coords, row, tap, index, sites, count, found)
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle, list_: T.handle, count_: T.handle):
@@ -161,31 +262,7 @@ def find_sites(spec: FindSites, isa: Isa) -> tvm.tirx.PrimFunc:
         fill(index.slots, index.num_slots, T.int32(-1))
         fill(index.table.keys, index.table.buckets, T.int64(-1))
         count[0] = T.int64(0)
-        for tap in range(T.int32(geometry.taps)):
-            for row in range(rows):
-                x: T.let = site(coords[row, 1], offset(tap, 0), 0)[0]
-                y: T.let = site(coords[row, 2], offset(tap, 1), 1)[0]
-                z: T.let = site(coords[row, 3], offset(tap, 2), 2)[0]
-                exact: T.let = (
-                    site(coords[row, 1], offset(tap, 0), 0)[1]
-                    & site(coords[row, 2], offset(tap, 1), 1)[1]
-                    & site(coords[row, 3], offset(tap, 2), 2)[1]
-                )
-                if exact & index.plan.contains((coords[row, 0], x, y, z)):
-                    if index.plan.method == GRID:
-                        cell: T.let = index.plan.cell_of((coords[row, 0], x, y, z))
-                        found[0] = index.slots[cell]
-                        if found[0] < 0:
-                            index.slots[cell] = T.Cast("int32", count[0])
-                            found[0] = T.Cast("int32", count[0])
-                    else:
-                        index.table.insert(key_of((coords[row, 0], x, y, z)), T.Cast("int32", count[0]), found)
-                    if T.Cast("int64", found[0]) == count[0]:
-                        sites[count[0], 0] = coords[row, 0]
-                        sites[count[0], 1] = x
-                        sites[count[0], 2] = y
-                        sites[count[0], 3] = z
-                        count[0] = count[0] + 1
+        walk(coords, rows, index, sites, count, found)
 
     return with_bounds(kernel, count=[[LinearBound(most_sites(geometry))]])
 

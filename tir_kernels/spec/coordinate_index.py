@@ -27,9 +27,11 @@ GRID, HASH = 0, 1
 
 PLAN_SIZE = 16
 PLAN_METHOD = 0
-PLAN_ORIGIN = 1  # 4 entries: lowest batch, x, y, z of the padded box
-PLAN_EXTENT = 5  # 4 entries: cells of the padded box along each
+PLAN_ORIGIN = 1  # 4 entries: lowest batch, x, y, z
+PLAN_EXTENT = 5  # 4 entries: cells along each, with PAD more behind the box along x, y, z
 PLAN_ROWS = 9  # rows of the coordinates
+PLAN_PAD = 10  # 3 entries: empty cells along x, y, z
+PLAN_MARGIN = 13  # empty cells before the first
 
 
 def naive(coords, queries):
@@ -42,13 +44,12 @@ def naive(coords, queries):
 class PlanIndex(Spec):
     """(coords int32 [N, 4], plan int64 [PLAN_SIZE], size int64 [2]): checks the range and chooses the method.
 
-    `pad`: empty cells around the box along x, y, z, as far as unchecked probes will reach; `method`: one of `METHODS`; `low`,
-    `high`: the range of batch, x, y, z; `argument`: the name of the coordinates in messages. size = (S, T). Raises ValueError
-    for the first row out of range.
+    `method`: one of `METHODS`; `low`, `high`: the range of batch, x, y, z; `argument`: the name of the coordinates in messages.
+    size = (S, T). Raises ValueError for the first row out of range. One index serves all maps and look-ups of the coordinates:
+    nothing in it depends on their geometry.
     """
 
     family: ClassVar[str] = "plan_index"
-    pad: tuple[int, int, int] = (0, 0, 0)
     method: str = "auto"
     low: tuple[int, int, int, int] = DEFAULT_LOW
     high: tuple[int, int, int, int] = DEFAULT_HIGH

@@ -44,7 +44,7 @@ def naive_inverse(table: np.ndarray, rows: int) -> np.ndarray:
 class SubmanifoldMap(Spec):
     """(coords int32 [N, 4], plan, slots, keys, the map's arrays) of a submanifold convolution.
 
-    The index is that of coords, planned with `pad=geometry.reach`, so that probes of neighbours need no bounds checks.
+    The index is that of coords.
     """
 
     family: ClassVar[str] = "submanifold_map"

@@ -32,6 +32,7 @@ _MANY = Model(
     compile=compile_decoder(GaussianModel),
     open=GaussianDecoder,
     memory=_memory,
+    integers=True,
     place=Place("slat_decoder_gs"),
     targets={
         TDFY + "structured_latent_vae.decoder_gs.SLatGaussianDecoderTdfyWrapper": read_values(GaussianDecoderConfig),

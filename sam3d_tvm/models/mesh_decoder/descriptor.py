@@ -33,6 +33,7 @@ DESCRIPTORS = {
         compile=compile_decoder(MeshModel),
         open=MeshDecoder,
         memory=_memory,
+        integers=True,
         place=Place("slat_decoder_mesh"),
         targets={TDFY + "structured_latent_vae.decoder_mesh.SLatMeshDecoderTdfyWrapper": read_values(MeshDecoderConfig)},
     )

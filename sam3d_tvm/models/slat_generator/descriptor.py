@@ -41,6 +41,7 @@ DESCRIPTORS = {
         compile=slat_component,
         open=lambda component, config: SlatGenerator(config, component),
         memory=_memory,
+        integers=True,
         place=Place("slat_generator", *GENERATOR),
         targets={TDFY + "structured_latent_flow.SLatFlowModelTdfyWrapper": _read},
     )

@@ -53,8 +53,9 @@ from sparse_ops.nn import (
     concat,
 )
 from sparse_ops.nn.carrier import emit
+from sparse_ops.op.signature import FLOATS
 from sparse_ops.program import Program
-from sparse_ops.transform.precision import PRECISIONS
+from sparse_ops.transform.precision import PRECISIONS, features_of
 from tir_kernels.dispatch import host_target
 
 FINAL_NORM_EPS = 1e-5
@@ -82,7 +83,7 @@ def compile_model(
     one_block = dataclasses.replace(config, num_blocks=1)
     check_choice("precision", precision, PRECISIONS)
     options = {"sparse_backend": sparse_backend, "parent_convolution": savings.parent_convolution}
-    model = SlatFlow(one_block, precision, **options)
+    model = SlatFlow(one_block, features_of(precision, target), **options)
     configuration = {"slat": dataclasses.asdict(one_block), **options, "source": fingerprint(__package__)}
     with target or host_target():
         identity = json.dumps(configuration, sort_keys=True)
@@ -103,7 +104,7 @@ def slat_component(
     model without blocks.
     """
     check_size("num_blocks", config.num_blocks, 1)
-    model = SlatFlow(dataclasses.replace(config, num_blocks=1), precision)
+    model = SlatFlow(dataclasses.replace(config, num_blocks=1), features_of(precision, target))
     first = [key for key, _ in model.named_parameters() if key.startswith(FIRST_BLOCK)]
     blocks = [{key: f"blocks.{i}." + key.removeprefix(FIRST_BLOCK) for key in first} for i in range(1, config.num_blocks)]
     parts = model.specs()
@@ -120,19 +121,19 @@ def part_parameters(config: SlatConfig) -> tuple[list[str], list[str]]:
 class SlatFlow(Module):
     """The model. Its parameters have the names of the upstream checkpoint.
 
-    `precision`: of the features that go from part to part. `parent_convolution` as in `Savings`; `sparse_backend` as in
+    `dtype`: of the features that go from part to part. `parent_convolution` as in `Savings`; `sparse_backend` as in
     `sparse_convolutions.convolution`.
     """
 
     def __init__(
         self,
         config: SlatConfig,
-        precision: str = "float32",
+        dtype: str = "float32",
         sparse_backend: str = "native",
         parent_convolution: bool = True,
     ):
         self.config = config
-        self.precision = precision
+        self.dtype = dtype
         self.has_maps = sparse_backend != "dense"
         inner, widths = config.model_channels, config.widths
         parent_convolution = parent_convolution and sparse_backend == "native"
@@ -222,7 +223,7 @@ class SlatFlow(Module):
             return spec.Tensor(shape, "float32")
 
         def feats(*shape: int | str) -> spec.Tensor:
-            return spec.Tensor(shape, self.precision)
+            return spec.Tensor(shape, self.dtype)
 
         def index(*shape: int | str) -> spec.Tensor:
             return spec.Tensor(shape, "int32")
@@ -232,7 +233,7 @@ class SlatFlow(Module):
 
         def add_features(name: str, method: Callable, *types: spec.Tensor) -> None:
             """A part that returns features."""
-            add(name, lambda *args: _astype(method(*_astype(args, "float32")), self.precision), *types)
+            add(name, lambda *args: _astype(method(*_astype(args, "float32")), self.dtype), *types)
 
         def add_res_block(name: str, block: SparseResBlock3d, move: tuple[int, int], inputs: int, method: Callable) -> None:
             source, target = move
@@ -290,6 +291,6 @@ def _astype(value: Tensor | Sequence[Tensor], dtype: str):
     """A tensor, or each of several, with floats as `dtype`."""
     if not isinstance(value, Tensor):
         return [_astype(element, dtype) for element in value]
-    if value.dtype == dtype or value.dtype not in PRECISIONS:
+    if value.dtype == dtype or value.dtype not in FLOATS:
         return value
     return emit(relax.op.astype(value._expr, dtype))

@@ -23,6 +23,7 @@ from sparse_ops.build import pack_params
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.weights import State, load_state
 from sparse_ops.program import Program
+from sparse_ops.transform.precision import features_of
 
 MODULATION = "_modulation"
 TIME_SCALE = 1000.0  # the model sees t in 0..1 times this
@@ -130,7 +131,6 @@ class SlatGenerator:
         sparse_backend: str = "native",
     ):
         self.config = config
-        self.precision = state.manifest.precision if isinstance(state, Component) else precision
         self.savings = savings
         self.sparse_backend = sparse_backend
         self.taps = tuple(taps)
@@ -138,8 +138,10 @@ class SlatGenerator:
         _check_taps(config, taps)
         if isinstance(state, Component):
             self._vm, self._params = state.program, self._packed_by(state)
+            self.dtype = state["add_constant"].spec.inputs[0].dtype
         else:
             check_state(config, state)
+            self.dtype = features_of(precision)
             self._vm = vm or compile_model(config, precision=precision, savings=savings, sparse_backend=sparse_backend)
             self._params = self._pack(state)
         self._constants = self._find_constants() if savings.constant_unconditional else None
@@ -178,7 +180,7 @@ class SlatGenerator:
 
     def _find_constants(self) -> list[tvm.runtime.Tensor]:
         """What cross attention of every block adds to a row without a condition, [1, model_channels]: that of zeros."""
-        one, zero = tensor(np.int32([0, 1])), np.zeros((1, self.config.model_channels), self.precision)
+        one, zero = tensor(np.int32([0, 1])), np.zeros((1, self.config.model_channels), self.dtype)
         nothing = self._condition(np.zeros((1, self.config.cond_channels), np.float32), 1)
         return [
             self._call("block_cross", tensor(zero), *self._context(nothing, i), one, one, block=i)

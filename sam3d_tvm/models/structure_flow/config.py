@@ -87,6 +87,8 @@ def _latent(name: str, value: Mapping[str, int] | Sequence[int]) -> Latent:
 PRESETS = {
     # For tests: compiles and runs in seconds.
     "tiny": StructureFlowConfig(32, 24, num_blocks=2, num_heads=2, latent_mapping={SHAPE: Latent(8, 3**3)} | POSE),
+    # As that, with layers that are large enough to gain by integers.
+    "wide": StructureFlowConfig(256, 24, num_blocks=2, num_heads=4, latent_mapping={SHAPE: Latent(8, 3**3)} | POSE),
     # The sizes of SAM-3D-Objects.
     "full": StructureFlowConfig(1024, 1024, num_blocks=24, num_heads=16),
 }

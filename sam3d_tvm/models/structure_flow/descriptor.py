@@ -44,6 +44,7 @@ DESCRIPTORS = {
         options=lambda pipeline: {"cond_tokens": pipeline.ss_condition_embedder.tokens},
         open=StructureFlow,
         memory=_memory,
+        integers=True,
         place=Place("ss_generator", *GENERATOR),
         targets=TARGETS,
         examples={"structure_flow": _example},

@@ -25,7 +25,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import Dim
 
-from sam3d_tvm.models.example_torch import Example, seeded
+from sam3d_tvm.models.example_torch import Example, outlier_factors, seeded
 from sam3d_tvm.models.sparse_blocks import FREQUENCIES, LONGEST_PERIOD
 from sam3d_tvm.models.structure_flow.config import SHAPE, StructureFlowConfig, preset
 from sam3d_tvm.models.structure_flow.run import StructureFlow
@@ -325,7 +325,7 @@ def export_arguments(
     return pytree.tree_map(_Size.example, chosen), pytree.tree_map(_Size.dynamic, chosen)
 
 
-COND_TOKENS = {"tiny": 33, "full": 7528}
+COND_TOKENS = {"tiny": 33, "wide": 33, "full": 7528}
 
 
 def example(size: str, seed: int = 0, num_blocks: int | None = None) -> Example:
@@ -353,5 +353,15 @@ def example(size: str, seed: int = 0, num_blocks: int | None = None) -> Example:
             for stream, names in config.streams.items()
         }
 
+    def make_outliers() -> None:
+        """Behind every norm of the transformer."""
+        factors = outlier_factors(config.model_channels)
+        for block in module.blocks:
+            for norm in block.norm2.values():
+                norm.weight.mul_(factors)
+            _, scale, _, _, feed_scale, _ = block.adaLN_modulation[1].bias.chunk(6)
+            for bias in (scale, feed_scale):  # to which 1 is added
+                bias.add_(factors - 1)
+
     arguments = (latents, t, d, cond)
-    return Example(module, inputs, lambda: by_stream(module(*arguments)), run, dynamic, arguments)
+    return Example(module, inputs, lambda: by_stream(module(*arguments)), run, dynamic, arguments, make_outliers)

@@ -2,6 +2,11 @@
 
 How far floats may be apart is the law of rounding: 4 * sqrt(depth) * epsilon * scale, where `depth` is how many rounded
 additions lie behind a value (the longest chain of sums through the graph), `scale` the largest magnitude of the output.
+
+Integers round each factor of a product to steps of a 127th of its row's largest value. Of a rotated row, which is close to
+normal, that is about 4.5 standard deviations, and a step rounds by 4.5 / 127 / sqrt(12) = 1% of one: two factors are off by
+1.4%, or with 7 bits in one of them by 2.3%, and errors of layers grow by the square root of their number. What is allowed,
+`SHARES`, is half as much again, in the L2 norm relative to what the output varies by.
 """
 
 import math
@@ -17,6 +22,7 @@ from torch import fx
 
 from .registry import name_of
 
+SHARES = {"int8": 0.02, "int7": 0.035}
 C = 4.0  # see above: a random walk of roundings, the worst of very many values, in two computations
 PRODUCTS = {"linear": 1, "mm": 1, "bmm": 1, "addmm": 2, "baddbmm": 2, "matmul": 1, "convolution": 1}  # place of the weight
 SUMS = ("sum", "mean", "var", "std", "prod", "norm")  # of which each result has an equal share of the values
@@ -30,6 +36,15 @@ def depth_of(program: torch.export.ExportedProgram) -> float:
         before = max((depths[source] for source in node.all_input_nodes), default=0.0)
         depths[node] = before + (fan_in(node) if node.op == "call_function" else 0.0)
     return max(depths.values(), default=1.0)
+
+
+def layers_of(program: torch.export.ExportedProgram) -> int:
+    """How many products with weights lie behind a value, at most."""
+    counts: dict[fx.Node, int] = {}
+    for node in program.graph.nodes:
+        is_product = node.op == "call_function" and name_of(node.target).partition("::")[2].partition(".")[0] in PRODUCTS
+        counts[node] = max((counts[source] for source in node.all_input_nodes), default=0) + is_product
+    return max(counts.values(), default=0)
 
 
 def fan_in(node: fx.Node) -> float:
@@ -105,8 +120,8 @@ def compare(
     where the model takes no other number of rows.
     """
     leaves, structure = pytree.tree_flatten(dict(arguments))
-    depth = depth_of(program)
-    _compare_once(what, compiled, module, dict(arguments), outputs, precision, depth)
+    depths = depth_of(program), layers_of(program)
+    _compare_once(what, compiled, module, dict(arguments), outputs, precision, *depths)
     fewer = shortened(program, leaves)
     if fewer is None:
         return
@@ -121,7 +136,7 @@ def compare(
             stacklevel=3,
         )
         return
-    _compare_once(what, compiled, module, shorter, outputs, precision, depth)
+    _compare_once(what, compiled, module, shorter, outputs, precision, *depths)
 
 
 def _run(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
@@ -130,7 +145,7 @@ def _run(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
 
 
 def _compare_once(
-    what: str, compiled, module, arguments: Mapping[str, Any], outputs: list[str], precision: str, depth: float
+    what: str, compiled, module, arguments: Mapping[str, Any], outputs: list[str], precision: str, depth: float, layers: int
 ) -> None:
     shapes = ", ".join(str(list(leaf.shape)) for leaf in pytree.tree_leaves(dict(arguments)))
     what = f"{what}: with inputs {shapes}"
@@ -142,12 +157,12 @@ def _compare_once(
     if len(given) != len(expected):
         raise ValueError(f"{what}: expected {len(expected)} outputs, as torch returns, given {len(given)}")
     for name, mine, theirs in zip(outputs, given, expected, strict=True):
-        if problem := difference(mine, theirs, precision, depth):
+        if problem := difference(mine, theirs, precision, depth, layers):
             raise ValueError(f"{what}: {name}: differs from torch's: {problem}; check=False leaves this comparison out")
 
 
-def difference(mine: torch.Tensor, theirs: torch.Tensor, precision: str, depth: float) -> str:
-    """What is wrong of a tensor; empty if nothing is."""
+def difference(mine: torch.Tensor, theirs: torch.Tensor, precision: str, depth: float, layers: int = 1) -> str:
+    """What is wrong of a tensor; empty if nothing is. `layers`: as of `layers_of`."""
     if tuple(mine.shape) != tuple(theirs.shape) or mine.dtype != theirs.dtype:
         return f"{mine.dtype} {list(mine.shape)} instead of {theirs.dtype} {list(theirs.shape)}"
     if not theirs.is_floating_point():
@@ -158,9 +173,19 @@ def difference(mine: torch.Tensor, theirs: torch.Tensor, precision: str, depth: 
     special = int(((~finite | ~np.isfinite(a)) & ~((a == b) | (np.isnan(a) & np.isnan(b)))).sum())
     if special:
         return f"{special} of {b.size} values NaN or infinite in one only"
+    if precision in SHARES:
+        return _share(np.where(finite, a, 0), np.where(finite, b, 0), SHARES[precision] * math.sqrt(max(layers, 1)))
     kinds = {str(theirs.dtype).removeprefix("torch."), "float32", precision}
     epsilon = max(float(ml_dtypes.finfo(kind).eps) for kind in kinds)  # sums are float32 at best
     scale = np.abs(b[finite]).max(initial=0.0) or 1.0
     allowed = C * math.sqrt(max(depth, 1.0)) * epsilon * scale
     error = np.abs(a[finite] - b[finite]).max(initial=0.0)
     return f"by {error:.3g}, at most {allowed:.3g} is rounding" if error > allowed else ""
+
+
+def _share(a: np.ndarray, b: np.ndarray, allowed: float) -> str:
+    """What is wrong of `a` where it should be `b`, up to a share of what the rows of `b` vary by."""
+    rows = b.reshape(-1, b.shape[-1]) if b.ndim else b.reshape(1, 1)
+    size = np.linalg.norm(rows - rows.mean(0)) if len(rows) > 1 else 0.0
+    share = np.linalg.norm(a - b) / (size or np.linalg.norm(b) or 1.0)
+    return f"by {share:.2%} (relative L2), at most {allowed:.2%} is rounding" if share > allowed else ""

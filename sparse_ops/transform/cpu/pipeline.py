@@ -12,6 +12,7 @@ from ..recognize import recognize
 from ..sizes_first import SizesFirst
 from ..take import BoundTakes
 from .schedule_rest import ScheduleRest
+from .small_calls import SmallCalls
 
 OPAQUE = 8  # TVM's number for kernels that nothing fuses with
 
@@ -71,6 +72,7 @@ def cpu_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.t
             SizesFirst(),
             relax.transform.RewriteDataflowReshape(),
             ScheduleRest(),
+            SmallCalls(),
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),

@@ -228,7 +228,7 @@ def test_sizes(size):
     with torch.device("meta"):
         model = StructureFlowModel(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert {"tiny": 1.0e5, "full": 9.64e8}[size] == pytest.approx(parameters, rel=0.01)
+    assert {"tiny": 1.0e5, "wide": 4.81e6, "full": 9.64e8}[size] == pytest.approx(parameters, rel=0.01)
     if size == "tiny":
         made = example(size)
         assert made.reference().keys() == config.streams.keys()
