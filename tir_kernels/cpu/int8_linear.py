@@ -172,7 +172,7 @@ def tile_of(isa: Isa) -> Tile:
         return Tile(6, 64, 16)
     if isa.registers == 32:
         return Tile(6, 4 * isa.lanes, isa.lanes)
-    return Tile(6 if isa.integer[0] == "vpdpbusd" else 5, 2 * isa.lanes, isa.lanes)
+    return Tile({"vpdpbusd": 6, "vpmaddubsw": 5, "vpmaddwd": 4}[isa.integer[0]], 2 * isa.lanes, isa.lanes)
 
 
 def refuses(spec: Linear, isa: Isa) -> str | None:
@@ -531,21 +531,16 @@ def int8_linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             o.out[base + row, panel * cols + column] = finished(value[column], base + row, panel * cols + column, o)
 
     @inline
-    def tile_of_panel(rows, columns, o, base, first, tile, end, panel, sums, apart):
-        row: T.let = first + tile * tile_rows
-        multiply_tile(rows, (columns + lanes - 1) // lanes, o, row, panel, sums, tile)
-        for r in range(T.min(T.int64(rows), end - row)):
-            finish_row(o, base, row + r, columns, panel, sums, r, apart)
-
-    @inline
     def multiply_panel(columns, o, base, first, count, panel, sums, apart):
-        end: T.let = first + count
-        for t in range(count // tile_rows):
-            tile_of_panel(tile_rows, columns, o, base, first, t, end, panel, sums, apart)
-        if count % tile_rows > half:
-            tile_of_panel(tile_rows, columns, o, base, first, count // tile_rows, end, panel, sums, apart)
-        elif count % tile_rows > 0:
-            tile_of_panel(half, columns, o, base, first, count // tile_rows, end, panel, sums, apart)
+        for t in range((count + (tile_rows - 1)) // tile_rows):
+            row: T.let = first + t * tile_rows
+            here: T.let = T.min(T.int64(tile_rows), count - t * tile_rows)
+            if here > half:
+                multiply_tile(tile_rows, (columns + lanes - 1) // lanes, o, row, panel, sums, t)
+            else:
+                multiply_tile(half, (columns + lanes - 1) // lanes, o, row, panel, sums, t)
+            for r in range(here):
+                finish_row(o, base, row + r, columns, panel, sums, r, apart)
 
     @inline
     def multiply_task(o, base, first, count, first_panel, end_panel, panels, apart):
