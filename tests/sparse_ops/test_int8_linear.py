@@ -285,7 +285,7 @@ def test_same_bits_with_any_number_of_threads():
             lambda *args: op.linear(*args, products="int8"), list(given.values()), [a.shape for a in given.values()]
         )
         executable = build(mod)
-    bits = {digest(run_with(count, executable, list(given.values()))) for count in (1, 2, 5)}
+    bits = {digest(run_with(count, executable, list(given.values()))) for count in (1, 2)}
     assert len(bits) == 1
     assert_close(run(executable, list(given.values()))[0], naive(**given), STEPS, dtype="float32")
 
