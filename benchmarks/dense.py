@@ -9,6 +9,10 @@
 
 bfloat16 and float16 are storage, sums are float32, on both sides; the peer is torch in the same type. In float16 there are
 linear layers only.
+
+int8 is integer products between features of the fastest float type; a CPU that gains nothing by integers says so and measures
+floats. Its peers are torch's float32 and bfloat16. Below the table stands the error of random and outlying inputs, relative to
+what of the outputs varies.
 """
 
 import functools
@@ -25,9 +29,10 @@ from tvm.relax.frontend.torch import from_exported_program
 from sparse_ops import op
 from sparse_ops.build import Program, build
 from sparse_ops.transform import cpu_pipeline
+from sparse_ops.transform.precision import features_of
 from tests.tolerance import compare
-from tir_kernels.dispatch import host_target
-from tir_kernels.spec import linear
+from tir_kernels.dispatch import host_target, kernel_for
+from tir_kernels.spec import int8_linear, linear
 
 from .harness import Benchmark, Case, Peer, arrays, parse_options
 from .peers import THREADS, use_threads
@@ -102,6 +107,71 @@ def linear_case(rows: int, cin: int, cout: int, dtype: str) -> Case:
     )
 
 
+def int8_case(rows: int, cin: int, cout: int) -> Case:
+    """One linear layer with integer products."""
+    dtype = features_of("int8", host_target())
+    kernel = kernel_for(linear.Linear(cin, cout, dtype, products="int8"), host_target())
+    x, weight = normal(0, rows, cin, dtype=dtype), normal(1, cout, cin, dtype=dtype)
+    bias = normal(2, cout, dtype="float32")
+    sample = np.random.default_rng(3).permutation(rows)[:SAMPLED]
+    if kernel.bits is None:
+        expected = linear.naive(x[sample], weight, bias)
+    else:
+        expected = int8_linear.naive(x[sample], weight, bias, bits=kernel.bits)
+    depth = cin if kernel.bits is None and dtype == "float32" else 5  # integers are exact
+
+    def check(result):
+        yield compare(as_numpy(result)[sample], expected, depth if dtype == "float32" else 1, dtype=x.dtype, name="out")
+
+    wide = [torch.from_numpy(value.astype("float32")) for value in (x, weight, bias)]
+    narrow = [value.to(torch.bfloat16) for value in wide]
+    peers = {
+        f"torch {name}": Peer(
+            torch.no_grad()(functools.partial(torch.nn.functional.linear, *values)), None, use_threads(THREADS), memory=True
+        )
+        for name, values in (("float32", wide), ("bfloat16", narrow))
+    }
+    return Case(
+        "int8",
+        compiled(functools.partial(op.linear, products="int8"), x, weight, bias, constants=2),
+        check,
+        peers,
+        flops=2.0 * rows * cin * cout,
+        facts={"kernel": kernel.name, "features": dtype},
+    )
+
+
+def int8_errors(rows: int = 1000, cin: int = 1024, cout: int = 1024) -> dict[str, float]:
+    """The error of a layer with integer products by its inputs: |out - exact| / |exact - mean of the rows|.
+
+    Normal inputs, and such where three channels are some hundred times as large, without and with these kept apart. Empty where
+    the CPU gains nothing by integers.
+    """
+    kernel = kernel_for(linear.Linear(cin, cout, products="int8"), host_target())
+    if kernel.bits is None:
+        return {}
+    run, pack = (
+        tvm.compile(tvm.IRModule({"main": f}), target=host_target())["main"] for f in (kernel.function, kernel.weight.pack)
+    )
+    weight = normal(1, cout, cin, dtype="float32") / np.float32(np.sqrt(cin))
+    plain = tvm.runtime.empty(kernel.weight.shape, kernel.weight.dtype)
+    pack(tvm.runtime.tensor(weight), plain)
+    at, sizes = [3, cin // 2, cin - 5], np.array([1, -0.6, 0.4], "float32")
+    apart = tvm.runtime.tensor(kernel.weight.with_apart(plain.numpy(), weight, at))
+    found = {}
+    for size in (0, 100, 700):
+        x = normal(4, rows, cin, dtype="float32")
+        if size:
+            x[:, at] = size * sizes * (1 + 0.15 * normal(5, rows, 3, dtype="float32"))
+        expected = linear.naive(x, weight)
+        for name, packed in (("", plain), (", channels apart", apart)):
+            out = tvm.runtime.empty((rows, cout), "float32")
+            run(tvm.runtime.tensor(x), packed, tvm.runtime.tensor(np.zeros(cout, "float32")), out)
+            error = np.linalg.norm(out.numpy() - expected) / np.linalg.norm(expected - expected.mean(0))
+            found[("normal" if size == 0 else f"outliers of {size}") + name] = float(error)
+    return found
+
+
 def conv_case(cin: int, cout: int, side: tuple[int, int, int], kernel: tuple[int, int, int], stride: int, dtype: str) -> Case:
     """One convolution of a dense grid; with a stride of its kernel it is a patch embedding."""
     x, weight = normal(0, 1, cin, *side, dtype=dtype), normal(1, cout, cin, *kernel, dtype=dtype)
@@ -141,19 +211,25 @@ def block_case(dtype: str) -> Case:
     mod = from_exported_program(program, unwrap_unit_return_tuple=True)
     executable = tvm.compile(mod, target=host_target(), relax_pipeline=cpu_pipeline(precision=dtype))
     main, given = Program(executable)["main"], tvm.runtime.tensor(x.numpy())
-    theirs = block.to(torch.bfloat16) if dtype == "bfloat16" else block
-    there = x.to(torch.bfloat16) if dtype == "bfloat16" else x
+    # the peer of integers is torch in the type of the features between them
+    narrow = getattr(torch, features_of(dtype, host_target()))
+    theirs, there = block.to(narrow), x.to(narrow)
 
     def check(result):
-        # the longest chain: norm, 1024, softmax over the tokens, 1024, norm, 1024, 4096; each factor of bfloat16 is rounded
+        # the longest chain: norm, 1024, softmax over the tokens, 1024, norm, 1024, 4096; each factor of bfloat16 is rounded, to
+        # eight bits as one of int8 is
         depth = 2 * 1024 + TOKENS + 2 * 1024 + 4096
         yield compare(
-            as_numpy(result), expected, depth if dtype == "float32" else 16, dtype=normal(0, 1, dtype=dtype).dtype, name="out"
+            as_numpy(result),
+            expected,
+            depth if dtype == "float32" else 16,
+            dtype="float32" if dtype == "float32" else ml_dtypes.bfloat16,
+            name="out",
         )
 
     flops = 2.0 * TOKENS * 1024 * (4 * 1024 + 2 * 4096) + 4.0 * TOKENS * TOKENS * 1024
     return Case(
-        dtype, lambda: main(given), check, torch_peer(lambda: theirs(there), None if dtype == "bfloat16" else check), flops
+        dtype, lambda: main(given), check, torch_peer(lambda: theirs(there), check if dtype == "float32" else None), flops
     )
 
 
@@ -173,7 +249,16 @@ def main(arguments: list[str] | None = None) -> int:
             bench.run(f"conv2d_{cin}x{cout}_{side}", case)
         bench.run("patch_embed", functools.partial(conv_case, 3, 1024, (1, 518, 518), (1, 14, 14), 14, dtype))
         bench.run("vit_l_block", functools.partial(block_case, dtype))
-    return bench.finish()
+    for shape in LINEAR[3:] if options.quick else LINEAR:
+        bench.run("linear_int8_" + "x".join(map(str, shape)), functools.partial(int8_case, *shape))
+    bench.run("vit_l_block_int8", functools.partial(block_case, "int8"))
+    code = bench.finish()
+    if bench.wants("int8"):
+        errors = int8_errors()
+        print("\nint8, relative L2 error: " + "; ".join(f"{name} {100 * error:.2f} %" for name, error in errors.items()))
+        if not errors:
+            print("\nint8: this CPU gains nothing by integer products, floats were measured")
+    return code
 
 
 if __name__ == "__main__":

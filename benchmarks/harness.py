@@ -297,7 +297,7 @@ class Benchmark:
         self.failures: list[str] = []
         self.skipped: list[str] = []
         isa = Isa.of(host_target())
-        # where bf16 has no instruction of its own, its peak is that of fp32, and one measurement serves both
+        # where bf16 or int8 has no instruction of its own, its peak is that of fp32, and one measurement serves both
         self._peak_of = {dtype: dtype if peak.uses_dot(isa, dtype) else "float32" for dtype in peak.DTYPES}
         self._peaks: dict[str, list[float]] = {dtype: [] for dtype in set(self._peak_of.values())}
 
@@ -359,7 +359,8 @@ class Benchmark:
                 turns[who].first()
             if each.check:
                 require_right(who, each.check(turns[who].result))
-        peaks = {dtype: _PeakTurns(dtype, ours) for dtype in self._peaks}
+        # that of integers takes its turns only beside what multiplies them
+        peaks = {dtype: _PeakTurns(dtype, ours) for dtype in self._peaks if dtype != "int8" or case.dtype == "int8"}
         limits = LONG if case.long else QUICK if self.options.quick else FULL
         run_rounds([*peaks.values(), ours, *peaks.values(), *(turns[peer] for peer in case.peers)], limits)
         for who, each in everyone.items():
@@ -410,7 +411,10 @@ class Benchmark:
         """Print the table and the failures, write the JSON; the exit code, 1 when a result was wrong."""
         report = self.report()
         machine = report["machine"]
-        peaks = ", ".join(f"{dtype} {value:.0f} GFLOP/s" for dtype, value in machine["peak_gflops"].items())
+        units = {"int8": "GOP/s" if self._peak_of["int8"] == "int8" else "GFLOP/s, without integers by which it gains"}
+        peaks = ", ".join(
+            f"{dtype} {value:.0f} {units.get(dtype, 'GFLOP/s')}" for dtype, value in machine["peak_gflops"].items()
+        )
         self._print(f"\n{machine['cpu']} ({machine['llvm_cpu']}, {machine['isa']}), {machine['cores']} cores")
         self._print(f"TVM {machine['tvm']} ({machine['threads']} threads), torch {machine['torch']}", end=", ")
         self._print(f"spconv {machine['spconv']}; load average at the start {machine['load_average']}")

@@ -15,10 +15,11 @@ from tvm.tirx import compilation_pipeline
 
 from benchmarks import harness, oracle, scaling, sparse_conv
 from benchmarks.harness import Benchmark, Case, Options, Peer, WrongResult
-from tests.instruction_sets import ISAS
+from tests.instruction_sets import INTEGER_ISAS, ISAS
 from tests.tolerance import compare
 from tir_kernels import script
 from tir_kernels.cpu import bandwidth, peak
+from tir_kernels.cpu.int8_linear import Form
 from tir_kernels.cpu.isa import Isa, host_target
 from tir_kernels.spec import kernel_map, sites
 
@@ -43,9 +44,16 @@ def doubling(result=None, **settings) -> Case:
     return Case("float32", lambda: given * 2 if result is None else result, flops=4.0, **settings)
 
 
-@pytest.mark.parametrize("isa", {**ISAS, HOST.name: HOST}.values(), ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", {**ISAS, **INTEGER_ISAS, "host": HOST}.values(), ids=str)
 @pytest.mark.parametrize("dtype", peak.DTYPES)
 def test_the_peak_loop_computes_what_it_counts(isa, dtype):
+    if peak.uses_integers(isa, dtype):
+        start = np.random.default_rng(0).integers(-(2**31), 2**31, (2, peak.accumulators(isa), isa.lanes)).astype("int32")
+        acc = tvm.runtime.tensor(start)
+        run = tvm.compile(tvm.IRModule({"main": peak.peak_loop(isa, dtype)}), target=host_target())["main"]
+        run(acc, tvm.runtime.tensor(peak.operand(isa, dtype)), 9)
+        np.testing.assert_array_equal(acc.numpy(), peak.naive_integers(start, 9, Form.of(isa).per))
+        return
     dot = peak.uses_dot(isa, dtype)
     start = np.random.default_rng(0).standard_normal((2, peak.accumulators(isa), isa.lanes)).astype("float32")
     acc = tvm.runtime.tensor(start)
@@ -57,6 +65,7 @@ def test_the_peak_loop_computes_what_it_counts(isa, dtype):
 def test_the_peak_is_positive_and_knows_its_dtypes():
     assert peak.measure_peak("float32", seconds=0.002) > 0
     assert peak.measure_peak("bfloat16", threads=1, seconds=0.002) > 0
+    assert peak.measure_peak("int8", threads=1, seconds=0.002) > 0
     with pytest.raises(ValueError, match="float16"):
         peak.measure_peak("float16")
 
@@ -84,7 +93,7 @@ def test_json_has_the_documented_form(tmp_path):
     assert bench.finish() == 0
     report = json.loads(file.read_text())
     assert set(report) == {"machine", "rows"}
-    assert set(report["machine"]["peak_gflops"]) == {"float32", "bfloat16"}
+    assert set(report["machine"]["peak_gflops"]) == {"float32", "bfloat16", "int8"}
     assert all(value > 0 for value in report["machine"]["peak_gflops"].values())
     assert {"cpu", "cores", "threads", "isa", "tvm", "torch", "spconv", "date"} <= set(report["machine"])
     (row,) = report["rows"]

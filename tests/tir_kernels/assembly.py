@@ -22,7 +22,7 @@ class Instruction:
 
     @classmethod
     def parse(cls, line: str) -> "Instruction":
-        opcode, _, rest = line.strip().partition(" ")
+        opcode, _, rest = re.sub(r"^\{e?vex\d?\}\s*", "", line.strip()).partition(" ")  # which encoding says nothing here
         return cls(opcode, tuple(part.strip() for part in re.split(r",(?![^\[({]*[\])}])", rest) if part.strip()))
 
 
@@ -41,7 +41,7 @@ class X86:
 
     comment = "#"
     vectors = re.compile(r"%([xyz]mm|k)\d")  # registers; nothing is followed through them
-    fused = re.compile(r"vfn?m(add|sub)(132|213|231)ps|vdpbf16ps")
+    fused = re.compile(r"vfn?m(add|sub)(132|213|231)ps|vdpbf16ps|vpdpbusd|vpmaddwd")  # vpmaddubsw goes with a vpmaddwd
     silent = re.compile(r"(v?u?comis|vtestp)[sd]|(cmp|test|bt)[bwlq]?|(vp|kor|k)test\w*|(prefetch|nop|push|j)\w*")
     flags = re.compile(r"cmov\w+|set\w+|adc\w?|sbb\w?")  # their results depend on flags
 
@@ -115,7 +115,7 @@ class AArch64:
 
     comment = "//"
     vectors = re.compile(r"(?<![\w#])[qvdshb]\d")
-    fused = re.compile(r"fml[as]|bf(dot|mmla)")
+    fused = re.compile(r"fml[as]|bf(dot|mmla)|[su]dot")
     silent = re.compile(r"f?cc?mpe?|cmn|ccmn|tst|prfu?m|nop|b(\.\w+)?|cbn?z|tbn?z|ret|br")
     flags = re.compile(r"cs\w+|cinc|cneg|cinv|adc|sbc")
 

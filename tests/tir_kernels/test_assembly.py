@@ -8,6 +8,7 @@ many multiply-adds as its tile has vectors, or there would be nothing to find.
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import tvm
@@ -35,6 +36,9 @@ ISAS = {
     "znver4": AVX512_BF16,
     "znver5": AVX512_BF16,
     "neoverse-n1": NEON,
+    "neoverse-v1": NEON,
+    "skylake": AVX2,
+    "alderlake": AVX2,
 }
 LEAST = 4  # multiply-adds of a loop that counts
 
@@ -88,11 +92,17 @@ def plain_linear(i: Inputs, cin, cout):
     return linear(i.given("n", cin), i.weight(cout, cin))
 
 
-def full_linear(i: Inputs, cin, cout, activation):
+def integer_linear(i: Inputs, cin, cout, products="int8"):
+    return linear(i.given("n", cin), i.weight(cout, cin), products=products)
+
+
+def full_linear(i: Inputs, cin, cout, activation, products="float"):
     rows = i.rows()
     gate, index = i.given("b", cout, dtype="float32"), i.given(rows, dtype="int32")
     bias = i.weight(cout, dtype="float32")
-    return linear(i.given(rows, cin), i.weight(cout, cin), bias, i.given(rows, cout), activation, gate, index)
+    return linear(
+        i.given(rows, cin), i.weight(cout, cin), bias, i.given(rows, cout), activation, gate, index, products=products
+    )
 
 
 def attend(i: Inputs, heads, depth):
@@ -207,7 +217,7 @@ def built_text(cpu: str, dtype: str, calls) -> str:
     """The assembly of the calls, built together for a CPU."""
     triple = f"{'aarch64' if ISAS[cpu] == NEON else 'x86_64'}-unknown-linux-gnu"
     target = tvm.target.Target({"kind": "llvm", "mcpu": cpu, "mtriple": triple})
-    assert Isa.of(target) == ISAS[cpu]
+    assert replace(Isa.of(target), integer=()) == ISAS[cpu]
     return assembly(build(module(dtype, calls), target, lift_params=True).mod)
 
 
@@ -244,6 +254,40 @@ def test_sums_are_registers(cpu, dtype, ops):
         assert +found == FAMILIES[dtype]
         tile = Tile.of(isa, 128).in_one_buffer()
         assert dtype == "bfloat16" or max(products) >= tile.rows * tile.vectors
+
+
+# What adds integer products for a CPU, and how many vectors of sums its tile has
+INTEGERS = [
+    ("sapphirerapids", "int8", r"vpdpbusd .*%zmm", 24),
+    ("znver4", "int8", r"vpdpbusd .*%zmm", 24),
+    ("alderlake", "int8", r"vpdpbusd .*%ymm", 12),
+    ("znver3", "int8", r"vpmaddwd .*%ymm", 8),
+    ("znver3", "int7", r"vpmaddubsw .*%ymm", 10),
+    ("skylake", "int8", r"vpmaddwd .*%ymm", 8),
+    ("skylake-avx512", "int7", r"vpmaddubsw .*%zmm", 24),
+    ("neoverse-n1", "int8", r"sdot v", 24),
+    ("neoverse-v1", "int8", r"sdot v", 24),
+]
+
+
+@pytest.mark.parametrize(("cpu", "products", "instruction", "sums"), INTEGERS, ids=[f"{c}-{p}" for c, p, _, _ in INTEGERS])
+def test_sums_of_integers_are_registers(cpu, products, instruction, sums):
+    ops = (
+        lambda i: full_linear(i, 1024, 512, "gelu_tanh", products),
+        lambda i: integer_linear(i, 433, 70, products),
+        *(FEW["float32"] if cpu == "znver4" else ()),
+    )
+    kernels = {}
+    for loop in built_loops(cpu, "float32", ops):
+        if "int8_linear" not in loop.function:
+            continue
+        found = sum(bool(re.match(instruction, str(i))) for i in loop.instructions)
+        if found >= LEAST:
+            kernels.setdefault(loop.function, []).append(found)
+            assert not loop.fixed_stores() and not loop.calls, f"{loop.function} {loop.label}: {loop.fixed_stores()}"
+    assert len(kernels) == 2
+    for name, found in kernels.items():
+        assert max(found) >= sums and len(found) >= 2, f"{name}: no loop over a whole tile, {found}"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

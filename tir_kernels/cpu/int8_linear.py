@@ -172,7 +172,7 @@ def tile_of(isa: Isa) -> Tile:
         return Tile(6, 64, 16)
     if isa.registers == 32:
         return Tile(6, 4 * isa.lanes, isa.lanes)
-    return Tile(6 if isa.integer[0] == "vpdpbusd" else 5, 2 * isa.lanes, isa.lanes)
+    return Tile({"vpdpbusd": 6, "vpmaddubsw": 5, "vpmaddwd": 4}[isa.integer[0]], 2 * isa.lanes, isa.lanes)
 
 
 def refuses(spec: Linear, isa: Isa) -> str | None:
@@ -405,8 +405,9 @@ def int8_linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
     last_width = (spec.cout - 1) % cols + 1
     narrow = [last_width] if last_width < cols else []  # panels with code of their own
     lines, per_row = (HEADER + steps) * cols // LINE, cols // LINE  # of a panel, of its rows
+    fetches = isa.lanes == 16  # narrow panels are small, and few registers leave no room for what LLVM makes of the loop
     # rows of a task, in whole tiles; with few registers they are read for each few columns, and should stay in any L2 cache
-    block_bytes = 3 * L2 // 2 if isa.lanes == 16 else 9 * L2 // 16
+    block_bytes = 3 * L2 // 2 if fetches else 9 * L2 // 16
     block_rows = min(max(block_bytes // (4 * stride), LEAST_ROWS), BLOCK_ROWS) // tile_rows * tile_rows
     act = EMIT[spec.activation]
 
@@ -478,13 +479,19 @@ def int8_linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             )
 
     def multiply_tile(rows, vectors, o, row, panel, sums, tile):
-        """Emit: sums[:rows] = the products of the rows from `row` on with a panel; a part of the next panel is fetched."""
+        """Emit: sums[:rows] = the products of the rows from `row` on with a panel; a part of the next panel may be fetched."""
         acc = Sums(rows, vectors, lanes)
         acc.each(lambda first, rows, part: clear_part(first, rows, part, vectors))
-        with T.serial(0, steps // FETCH) as group:
-            fetch(o, panel + 1, tile * (steps // FETCH) + group)
-            with T.serial(0, FETCH) as step:
-                acc.each(lambda first, rows, part: step_part(first, rows, part, vectors, o, row, panel, group * FETCH + step))
+        if not fetches:
+            with T.serial(0, steps) as step:
+                acc.each(lambda first, rows, part: step_part(first, rows, part, vectors, o, row, panel, step))
+        else:
+            with T.serial(0, steps // FETCH) as group:
+                fetch(o, panel + 1, tile * (steps // FETCH) + group)
+                with T.serial(0, FETCH) as step:
+                    acc.each(
+                        lambda first, rows, part: step_part(first, rows, part, vectors, o, row, panel, group * FETCH + step)
+                    )
         acc.each(lambda first, rows, part: store_part(first, rows, part, vectors, sums))
 
     def finished(value, row, column, o):
@@ -524,21 +531,16 @@ def int8_linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             o.out[base + row, panel * cols + column] = finished(value[column], base + row, panel * cols + column, o)
 
     @inline
-    def tile_of_panel(rows, columns, o, base, first, tile, end, panel, sums, apart):
-        row: T.let = first + tile * tile_rows
-        multiply_tile(rows, (columns + lanes - 1) // lanes, o, row, panel, sums, tile)
-        for r in range(T.min(T.int64(rows), end - row)):
-            finish_row(o, base, row + r, columns, panel, sums, r, apart)
-
-    @inline
     def multiply_panel(columns, o, base, first, count, panel, sums, apart):
-        end: T.let = first + count
-        for t in range(count // tile_rows):
-            tile_of_panel(tile_rows, columns, o, base, first, t, end, panel, sums, apart)
-        if count % tile_rows > half:
-            tile_of_panel(tile_rows, columns, o, base, first, count // tile_rows, end, panel, sums, apart)
-        elif count % tile_rows > 0:
-            tile_of_panel(half, columns, o, base, first, count // tile_rows, end, panel, sums, apart)
+        for t in range((count + (tile_rows - 1)) // tile_rows):
+            row: T.let = first + t * tile_rows
+            here: T.let = T.min(T.int64(tile_rows), count - t * tile_rows)
+            if here > half:
+                multiply_tile(tile_rows, (columns + lanes - 1) // lanes, o, row, panel, sums, t)
+            else:
+                multiply_tile(half, (columns + lanes - 1) // lanes, o, row, panel, sums, t)
+            for r in range(here):
+                finish_row(o, base, row + r, columns, panel, sums, r, apart)
 
     @inline
     def multiply_task(o, base, first, count, first_panel, end_panel, panels, apart):

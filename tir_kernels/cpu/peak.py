@@ -36,6 +36,14 @@ def naive(start: np.ndarray, steps: int, pair: bool) -> np.ndarray:
     return acc
 
 
+def naive_integers(start: np.ndarray, steps: int, per: int) -> np.ndarray:
+    """Oracle, int32: `steps` times acc = acc + the sum of the `per` signed integers that an int32 of acc is made of."""
+    acc = start.copy()
+    for _ in range(steps):
+        acc += acc.view(np.int8 if per == 4 else np.int16).reshape(*acc.shape, per).sum(-1, dtype=np.int32)
+    return acc
+
+
 def accumulators(isa: Isa) -> int:
     """Independent sums: more than latency x issue width of any CPU known, within the registers."""
     return 15 if isa.registers == 32 else 12
@@ -67,6 +75,7 @@ def peak_loop(isa: Isa, dtype: str = "float32") -> tvm.tirx.PrimFunc:
     """
     if uses_integers(isa, dtype):
         return _integer_loop(isa)
+    dtype = "float32" if dtype == "int8" else dtype
     count, lanes, dot = accumulators(isa), isa.lanes, uses_dot(isa, dtype)
     micro = RegisterTile(isa, 2, lanes, dtype)
     vector = f"float32x{lanes}"
