@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.instruction_sets import ISAS
+from tests.instruction_sets import INTEGER_ISAS, ISAS
 from tir_kernels.cpu.isa import Isa, forced_isa
 
 # Compiled functions are kept beside the project, not in the user's cache, and shared with the processes that tests start.
@@ -81,5 +81,12 @@ def isa_of_float32(request) -> Iterator[Isa]:
 @pytest.fixture(params=ISAS.values(), ids=ISAS)
 def isa(request) -> Iterator[Isa]:
     """Each instruction set in turn; what the test builds is built for it."""
+    with forced_isa(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=INTEGER_ISAS.values(), ids=INTEGER_ISAS)
+def integer_isa(request) -> Iterator[Isa]:
+    """Each way to add integer products in turn."""
     with forced_isa(request.param):
         yield request.param

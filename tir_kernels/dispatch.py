@@ -52,7 +52,7 @@ from .cpu import (
     winograd,
 )
 from .cpu.float16 import spelled_out
-from .cpu.isa import Isa, forced, host_target
+from .cpu.isa import INTEGER, Isa, forced, host_target
 from .cpu.threads import note_use
 from .layout import MapLayout, PairsByBlock, WeightLayout
 from .spec import Spec
@@ -66,13 +66,15 @@ class Kernel:
     """What an implementation makes: `function` takes the buffers that its `Spec` lists.
 
     `weight`: how it reads its weight, None where there is none to pack. `map`: how it reads or writes kernel maps, None where
-    it has none. `name`: that of the implementation.
+    it has none. `name`: that of the implementation. `bits`: of the integers that it multiplies, those of x and of the weight,
+    None where it multiplies floats.
     """
 
     name: str
     function: tvm.tirx.PrimFunc
     weight: WeightLayout | None = None
     map: MapLayout | None = None
+    bits: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +132,7 @@ def on_cpu(
         function, layout = build(shared(spec, isa) if shared else spec, isa), weight(spec, isa) if weight else None
         if not isa.converts_half and "float16" in vars(spec).values():
             function, layout = spelled_out(function), layout and replace(layout, pack=spelled_out(layout.pack))
-        return Kernel(name, function, layout, map_layout)
+        return Kernel(name, function, layout, map_layout, INTEGER.get(integer))
 
     return Implementation(name, accepts, make)
 

@@ -449,6 +449,29 @@ def _linear(rng, rows, dtype):
     )
 
 
+def _int8_linear(rng, rows, dtype):
+    """With integer products where the target has them: what they round is known exactly, so that no sum adds to the error."""
+    from tir_kernels.dispatch import kernel_for
+    from tir_kernels.spec import int8_linear
+    from tir_kernels.spec.linear import Linear, naive
+
+    from ..op import linear
+
+    x, w = features(rng, rows, 433, dtype=dtype), features(rng, 70, 433, dtype=dtype)
+    bias, gate, index = features(rng, 70), features(rng, 3, 70), rng.integers(0, 3, rows).astype("int32")
+    residual = features(rng, rows, 70, dtype=dtype)
+    bits = kernel_for(Linear(433, 70, dtype, products="int8")).bits
+    values = x, w, bias, residual, "silu", gate, index
+    return Example(
+        [x, w, bias, residual, gate, index],
+        [("n", 433), (70, 433), (70,), ("n", 70), ("b", 70), ("n",)],
+        lambda x, w, b, r, gate, index: linear(x, w, b, r, "silu", gate, index, products="int8"),
+        [naive(*values) if bits is None else int8_linear.naive(*values, bits=bits)],
+        depth=433 if bits is None else 5,
+        flops=2.0 * rows * 433 * 70,
+    )
+
+
 def _gather_rows(rng, rows, dtype):
     from tir_kernels.spec.gather_rows import naive
 
@@ -826,6 +849,7 @@ OPS = [
     OpRow("upsampled_conv", _upsampled_conv),
     OpRow("conv3d", _conv3d),
     OpRow("linear", _linear),
+    OpRow("int8_linear", _int8_linear),
     OpRow("gather_rows", _gather_rows),
     OpRow("flatnonzero", _flatnonzero, COORDINATES),
     OpRow("union", _union),

@@ -1,5 +1,7 @@
 """Every row of the registry: against its oracle with poisoned outputs, under every instruction set, with any threads."""
 
+from dataclasses import replace
+
 import pytest
 import tvm
 from tvm import relax
@@ -15,11 +17,11 @@ from tir_kernels.cpu.isa import Isa, forced_isa, host_target
 # Rows of other ops use the kernels of these: each is walked under every instruction set.
 ISA_ROWS = (
     *("sparse_conv", "grouped_conv", "depthwise_conv", "sparse_conv_weight_gradient"),
-    *("conv3d", "linear", "attention"),
+    *("conv3d", "linear", "int8_linear", "attention"),
 )
 ISA_KERNELS = (
     *("gather_gemm_", "depthwise_conv_", "weight_gradient_", "depthwise_weight_gradient_"),
-    *("conv3d_", "linear_", "attention_"),
+    *("conv3d_", "linear_", "int8_linear_", "attention_"),
 )
 COPIES = ("gather_rows", "to_dense", "from_dense")  # cast nothing
 
@@ -31,6 +33,10 @@ def differs(row: OpRow, dtype: str, isa: Isa) -> bool:
     """
     if dtype == "float16":
         return not isa.converts_half and row.name not in COPIES
+    if row.name.startswith("int8_"):  # without integer products it is another row
+        return bool(isa.integer)
+    if replace(isa, integer=(), emulate_integer=False) == replace(Isa.of(), integer=(), emulate_integer=False):
+        return False
     return row.name in ISA_ROWS and (dtype == "bfloat16" or not isa.bf16_dot)
 
 
@@ -94,4 +100,6 @@ def test_instruction_sets(case):
     with forced_isa(isa):
         mod = legalized(row, dtype)
     assert ("reinterpret" if dtype == "float16" else f"__{isa.name}") in mod.script()
-    check(row, dtype, compiled(mod))
+    executable = compiled(mod)
+    with forced_isa(isa):  # what is expected of integers depends on their bits
+        check(row, dtype, executable)
