@@ -176,7 +176,8 @@ def test_the_commands(wide_preset, files, calibrated, tmp_path, capsys):
     assert cli.main(["info", str(folder), "--layers"]) == 0
     out, err = capsys.readouterr()
     assert "without calibration" not in err and "16 int8 calibrated" in out
-    assert "slat_generator: blocks.1.mlp.mlp.2.weight" in out
+    assert "slat_generator: blocks.1.mlp.mlp.2.weight: int8 calibrated\n" in out
+    assert "slat_generator: blocks.1.adaLN_modulation.1.weight (1 of 6): float32\n" in out
     generate = ["generate", *files, *options, "--precision", "int8", "--stage1-only", "-o", str(tmp_path / "out")]
     assert cli.main(generate) == 0
     assert "without calibration" not in capsys.readouterr().err
@@ -192,6 +193,7 @@ def test_the_commands(wide_preset, files, calibrated, tmp_path, capsys):
         (["mask", "--preset", "tiny", "--steps", "0"], "steps: expected an integer of at least 1"),
         (["photo", "--preset", "tiny", "--artifacts", "."], "artifacts: expected a new folder or one with pipeline.json"),
         (["nothing.png", "--preset", "tiny"], "nothing.png"),
+        (["mask", "--preset", "huge"], "preset: expected one of 'tiny', 'full', given 'huge'"),
     ],
 )
 def test_wrong_options(files, options, message, tmp_path, monkeypatch, capsys):
