@@ -36,6 +36,7 @@ def info(
         "instruction set": fingerprint(),
         "threads": os.environ["TVM_NUM_THREADS"],
     }
+    listed: list[str] = []
     if layers and artifacts is None:
         raise ValueError("layers: expected a folder of compiled models, given none")
     if artifacts is not None:
@@ -54,9 +55,11 @@ def info(
                 f"{weights / 2**20:,.1f} MiB of weights, {value / 2**30:.2f} GiB estimated for {TYPICAL_VOXELS:,} voxels; "
                 f"layers: {', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))}"
             )
-            if layers:
-                rows |= {f"  {name}: {layer}": kind for layer, kind in kinds.items()}
-    shown.output().print(shown.pairs_table(rows), highlight=False, markup=False, soft_wrap=True)
+            listed += [f"{name}: {layer}: {kind}" for layer, kind in kinds.items()] if layers else []
+    console = shown.output()
+    console.print(shown.pairs_table(rows), highlight=False, markup=False, soft_wrap=True)
+    for line in listed:
+        shown.print_line(console, line)
 
 
 def _runs_in(spec) -> str:

@@ -82,7 +82,7 @@ def test_a_wrong_result_fails(compiled_once, harm, capsys, monkeypatch):
     [
         (["--component", "dino"], "component: expected one of 'dinov2'"),
         (["--size", "huge"], "size: expected one of 'tiny', 'full', given 'huge'"),
-        (["--precision", "int8"], "precision: expected one of 'float32', 'bfloat16', 'float16', given 'int8'"),
+        (["--precision", "int4"], "precision: expected one of 'float32', 'bfloat16', 'float16', 'int8', 'int7', given 'int4'"),
         (["--threads", "0"], "threads: expected an integer of at least 1"),
     ],
 )

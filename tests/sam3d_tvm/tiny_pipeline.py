@@ -20,12 +20,12 @@ SOURCE = SeededSource("tiny")
 def tiny_artifacts() -> Artifacts:
     """Compiled models with the weights of seed 0. Nobody writes into their folder."""
     SHARED.parent.mkdir(parents=True, exist_ok=True)
-    with _locked("begin"):
+    with locked("begin"):
         begin(SOURCE, SHARED)
     names = list(SOURCE.config.models)
     for wait in (False, True):  # first what nobody else is at, then wait for the others
         for name in names:
-            with _locked(name, wait) as got:
+            with locked(name, wait) as got:
                 if got and not is_made(SOURCE, SHARED, name):
                     compile_model(SOURCE, SHARED, name)
     return Artifacts(SHARED)
@@ -46,7 +46,7 @@ def disc_photo() -> np.ndarray:
 
 
 @contextmanager
-def _locked(name: str, wait: bool = True) -> Iterator[bool]:
+def locked(name: str, wait: bool = True) -> Iterator[bool]:
     """Whether the lock of that name, which processes share, was to be had."""
     with open(SHARED.with_name(f"tiny_pipeline.{name}.lock"), "w") as file:
         try:
