@@ -80,7 +80,7 @@ def test_bits_do_not_depend_on_how_work_is_divided():
     together = run(of_many_heads(Isa.of()), [q, k, v, q_offsets, k_offsets])[0][sample]
     offsets = np.array([0, 2, 6], "int32")
     assert_close(together, naive(q[sample], k, v, offsets, k_offsets), 2 * PART + KEYS, dtype="float32")
-    for threads in (1, 2, 5):
+    for threads in (1, 2):
         (few,) = run_with(threads, of_many_heads(Isa.of()), [q[sample], k, v, offsets, k_offsets])  # parts of keys
         np.testing.assert_array_equal(few, together)
     alone = [q[5:], k[1200:], v[1200:], *(np.array([0, n], "int32") for n in (960, 2 * PART + KEYS))]
