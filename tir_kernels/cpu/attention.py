@@ -1,12 +1,17 @@
 """Attention without a matrix of all pairs (Dao et al., arXiv:2205.14135).
 
-A task is up to QUERIES queries of one segment and one head. It walks the keys in tiles, keeping for
-each query the largest logit so far, the sum of exponentials and the weighted sum of values.
+A task is up to QUERIES queries of one segment and one head. It walks the keys in tiles, keeping as the state of each query a
+level near the largest logit so far, the sum of exponentials above it, a lane each, and the weighted sum of values. The level
+rises, and the sums are rescaled, only where a logit exceeds it by a factor of 2^8: of most tiles nothing is rescaled.
 
 Both products, queries x keys over the depth and queries x channels over the keys, are the register tile of every matrix
 product here: rows are queries, lanes are keys or channels, so keys are transposed as they are copied. Queries are padded to
-whole register tiles and keys to whole vectors. A query belongs to one task and its keys come in order, so the bits do not
-depend on threads. Sums are float32; where the CPU multiplies pairs of bfloat16, weights are rounded to bfloat16.
+whole register tiles and keys to whole vectors. Where several tasks read the same keys, they are packed once for all.
+
+The keys of a segment are cut into parts, by their number and the depth alone. Each part gives a state of its own, and these are
+merged in order: by the task that walks them or, where there are few tasks, by a second loop, after a task for each part. So
+bits depend neither on threads nor on other queries and segments. Sums are float32; where the CPU multiplies pairs of bfloat16,
+weights are rounded to bfloat16.
 """
 
 from functools import cache
