@@ -162,6 +162,9 @@ def test_who_writes_waits_for_the_lock(tmp_path, monkeypatch):
 
 def test_the_commands(wide_preset, files, calibrated, tmp_path, capsys):
     folder = copied_wide_artifacts(tmp_path / "artifacts")
+    compiling = ["compile", "--preset", "tiny", "--precision", "int8", "-o", str(folder)]
+    assert cli.main(compiling) == 0
+    assert capsys.readouterr().err.count("note: int8 without calibration in ss_generator, slat_generator") == 1
     assert cli.main(["info", str(folder)]) == 0
     out, err = capsys.readouterr()
     assert "note: int8 without calibration in ss_generator, slat_generator" in err
@@ -178,8 +181,7 @@ def test_the_commands(wide_preset, files, calibrated, tmp_path, capsys):
     assert "without calibration" not in err and "16 int8 calibrated" in out
     assert "slat_generator: blocks.1.mlp.mlp.2.weight: int8 calibrated\n" in out
     assert "slat_generator: blocks.1.adaLN_modulation.1.weight (1 of 6): float32\n" in out
-    generate = ["generate", *files, *options, "--precision", "int8", "--stage1-only", "-o", str(tmp_path / "out")]
-    assert cli.main(generate) == 0
+    assert cli.main(compiling) == 0  # and what is calibrated stays
     assert "without calibration" not in capsys.readouterr().err
 
 
