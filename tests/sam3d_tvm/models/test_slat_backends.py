@@ -62,7 +62,7 @@ def test_dense_grids_refuse_repeated_voxels():
 def test_bad_options():
     with pytest.raises(ValueError, match="sparse_backend: expected one of 'native', 'dense', 'torch', given 'cuda'"):
         slat.compile_model(CONFIG, sparse_backend="cuda")
-    with pytest.raises(ValueError, match="precision: expected one of 'float32', .*'int8', 'int7', given 'int4'"):
+    with pytest.raises(ValueError, match=r"precision: expected one of 'float32', .*'int8', 'int7', given 'int4'"):
         slat.compile_model(CONFIG, precision="int4")
 
 

@@ -89,5 +89,5 @@ def test_states_that_do_not_fit(change, message):
 
 
 def test_other_precisions_are_refused():
-    with pytest.raises(ValueError, match="precision: expected one of 'float32', .*'int8', 'int7', given 'int4'"):
+    with pytest.raises(ValueError, match=r"precision: expected one of 'float32', .*'int8', 'int7', given 'int4'"):
         made(random_state(), precision="int4")
