@@ -230,7 +230,9 @@ DAMAGE = {
     "truncated parameters": (lambda folder: truncate(folder / PARAMETERS), "(?i)incomplete|deserializ"),
     "another library": (lambda folder: (folder / LIBRARY).write_bytes(b"\x7fELF"), r"library\.so: not what"),
     "a manifest of something else": (lambda folder: (folder / MANIFEST).write_text("[]"), "not the manifest of a component"),
-    "another format": (lambda folder: rewritten(folder, lambda m: m.update(format=1)), "expected format 2, given 1"),
+    "another format": (lambda folder: rewritten(folder, lambda m: m.update(format=2)), "expected format 3, given 2"),
+    "other numbers": (lambda folder: rewritten(folder, lambda m: m["packed"][0].update(runs_in="int3")), "expected runs_in of"),
+    "no channels": (lambda folder: rewritten(folder, lambda m: m["packed"][0].update(apart=[-1])), "expected apart to list"),
     "another version": (
         lambda folder: rewritten(folder, lambda m: m["versions"].update({"apache-tvm": "0.26.0"})),
         r"made by apache-tvm 0\.26\.0, this is",
