@@ -29,6 +29,7 @@ DTYPES = {  # numpy's (and ml_dtypes') name to the name in the file
     "float32": "F32",
     "float64": "F64",
 }
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
 @contextlib.contextmanager
@@ -83,8 +84,9 @@ def save_safetensors(
             raise ValueError(f"metadata: expected strings, given {key!r}: {value!r}")
 
     # Written here, not by safetensors.numpy.save, which puts metadata in an order that changes from run to run and
-    # holds the file in memory. Wide types first, so that every array is aligned to its own width.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    # holds the file in memory. Whole cache lines first, so that packed weights begin at one; then wide types, so that every
+    # array is aligned to its own width.
+    names = sorted(tensors, key=lambda name: (tensors[name].nbytes % ALIGNMENT != 0, -tensors[name].dtype.itemsize, name))
     header: dict[str, dict] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
     for name in names:
@@ -94,7 +96,7 @@ def save_safetensors(
         header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(8 + len(text)) % 64)  # arrays begin at a cache line, for those who map the file
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)  # arrays begin at a cache line, for those who map the file
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sparse_ops.deploy.files import DTYPES, atomic_write, save_safetensors, write_bytes
+from sparse_ops.deploy.reading import safetensors_header
 from tests import NO_TORCH
 
 
@@ -167,3 +168,11 @@ def test_what_safetensors_cannot_hold(tmp_path, tensors, metadata, says):
     with pytest.raises(ValueError, match=says):
         save_safetensors(tmp_path / "x.safetensors", tensors, metadata)
     assert os.listdir(tmp_path) == []
+
+
+def test_arrays_of_whole_cache_lines_begin_at_one(tmp_path):
+    tensors = {"a": np.ones(3, np.float32), "b": np.ones((4, 16), np.float32), "c": np.ones(1), "d": np.ones(64, np.uint8)}
+    save_safetensors(path := tmp_path / "x.safetensors", tensors)
+    header, start = safetensors_header(path)
+    assert {name for name, entry in header.items() if (start + entry["data_offsets"][0]) % 64 == 0} >= {"b", "d"}
+    assert all((start + header[name]["data_offsets"][0]) % tensors[name].itemsize == 0 for name in tensors)
