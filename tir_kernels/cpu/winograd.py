@@ -422,6 +422,8 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
         vectors: T.let = batch * tiles_d * tiles_h * vectors_w
         in_block = T.alloc_buffer((2,), "int64")  # vectors of a block, and blocks: in a buffer, or each use computes them
         in_block[0] = T.if_then_else(vectors * slices < TASKS * most_vectors, T.int64(BLOCK), T.int64(most_vectors))
+        if (vectors + BLOCK - 1) // BLOCK * slices < T.Cast("int64", T.call_packed("runtime.NumThreads")):
+            in_block[0] = T.int64(STEP)  # work for more threads: their blocks transform the same weights, which changes no bit
         in_block[1] = (vectors + in_block[0] - 1) // in_block[0]
         half: T.let = vectors_w * VECTOR + 1  # of a padded line: its even places lie before the odd ones
         slab: T.let = (2 * tiles_h + 2) * 2 * half
