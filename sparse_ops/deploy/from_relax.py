@@ -19,6 +19,7 @@ from tvm import relax
 from sparse_ops.deploy.component import LIBRARY, MODULE, Component, compile_lowered, pack
 from sparse_ops.deploy.files import write_bytes
 from sparse_ops.deploy.manifest import FunctionSpec, Manifest, PackedSpec, TensorSpec
+from sparse_ops.deploy.reading import brief
 from sparse_ops.deploy.weights import State
 from sparse_ops.op.register import RUNS_IN
 from sparse_ops.program import Program
@@ -61,7 +62,7 @@ def component_from_relax(
             if library is not None and library.file.exists():
                 shutil.copyfile(library.file, folder / LIBRARY)
             else:
-                executable.export_library(str(folder / LIBRARY))
+                _link(executable, folder / LIBRARY, target)
             return LIBRARY
         write_bytes(folder / MODULE, tvm.ir.save_json(lowered).encode())
         return MODULE
@@ -94,6 +95,15 @@ def _linked(executable: tvm.runtime.Executable) -> _Library | None:
         return _Library(executable)
     except (RuntimeError, OSError):
         return None
+
+
+def _link(executable: tvm.runtime.Executable, file: Path, target: tvm.target.Target) -> None:
+    """ValueError if the compiler fails, as it does on code for another architecture."""
+    try:
+        executable.export_library(str(file))
+    except RuntimeError as error:
+        reason = f"the C compiler cannot link a library for {target}: {brief(error)}"
+        raise ValueError(f"form: expected 'module', as {reason}") from error
 
 
 def _can_link() -> bool:

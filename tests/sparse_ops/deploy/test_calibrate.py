@@ -1,6 +1,7 @@
 """`calibrate`: which channels it finds, what that does to errors, and every way in which it can be asked wrongly."""
 
 import copy
+import platform
 from dataclasses import replace
 from functools import cache
 
@@ -286,6 +287,18 @@ def test_another_target_that_gains_nothing_is_named():
     target = tvm.target.Target({"kind": "llvm", "mcpu": "haswell"})
     with forced_isa(PORTABLE), pytest.warns(UserWarning, match="gains nothing by it on the target .*haswell.* float32 there"):
         port_component(nn.Linear(4, 4), (torch.zeros(1, 4),), "small", precision="int8", target=target)
+
+
+def test_a_library_that_cannot_be_linked_is_said(tmp_path):
+    target = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"})
+    if platform.machine() == "aarch64":
+        target = tvm.target.Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "haswell"})
+    with forced_isa(PORTABLE):
+        component = port_component(nn.Linear(4, 4), (torch.zeros(1, 4),), "small", target=target)
+    with pytest.raises(ValueError, match="form: expected 'module', as the C compiler cannot link a library for "):
+        component.save(tmp_path / "small", form="library")
+    assert not list(tmp_path.iterdir())
+    component.save(tmp_path / "small", form="module")
 
 
 def test_a_wrong_precision_is_said_before_the_module_is_looked_at():
