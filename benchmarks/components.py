@@ -10,9 +10,9 @@
     structure_flow_context   what a run computes once for its condition
 
 in float32, in bfloat16 (torch by autocast) and in int8 (torch in float32). Weights are random, at the sizes of SAM-3D-Objects;
---quick takes the tiny ones, where calls are bound by overhead. --blocks: how many of the flow's 24 blocks, which are all alike; by default all in float32
-and two otherwise, as torch in bfloat16 needs minutes for a call of all. A run of 25 steps is added up from its calls, and compared
-with as many velocities of torch.
+--quick takes the tiny ones, where calls are bound by overhead. --blocks: how many of the flow's 24 blocks, which are all alike;
+by default all in float32 and two otherwise, as torch in bfloat16 needs minutes for a call of all. A run of 25 steps is added up
+from its calls, and compared with as many velocities of torch.
 
 GFLOP/s count what torch computes; savings show as more than is possible. MB are what a call adds. In the JSON: `load_s`, to
 load the artifact folder; `packed_mb` and `torch_mb`, the weights of both.
