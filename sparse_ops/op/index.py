@@ -164,12 +164,12 @@ def index_of(bb: relax.BlockBuilder, bound: Bound) -> list[relax.Expr]:
 
 def returned(bound: Bound, result: relax.Type) -> relax.Type:
     """The type of a call whose result has the type `result`: with the index behind it where it is asked for."""
-    return relax.TupleType([result, *INDEX_TYPES]) if bound.options[RETURNS_INDEX] else result
+    return relax.TupleType([result, *INDEX_TYPES]) if bound.options.get(RETURNS_INDEX) else result
 
 
 def with_index(bb: relax.BlockBuilder, bound: Bound, result: relax.Expr, index: list[relax.Expr]) -> relax.Expr:
     """The result of a call, with the index behind it where it is asked for."""
-    return relax.Tuple([bb.emit(result), *index]) if bound.options[RETURNS_INDEX] else result
+    return relax.Tuple([bb.emit(result), *index]) if bound.options.get(RETURNS_INDEX) else result
 
 
 MAP_TYPE = relax.TupleType(

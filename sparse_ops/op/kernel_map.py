@@ -43,21 +43,21 @@ from .index import (
 from .memory import Of, emit_grant, granted_call
 from .numbers import check_flag
 from .register import call_spec, register_op
-from .signature import RETURNS_INDEX, Bound, Signature, coordinates, extents
+from .signature import Bound, Signature, coordinates, extents
 from .signature import kernel_map as map_argument
 
-SUBMANIFOLD = Signature("submanifold_map", (coordinates(),), options=(*GEOMETRY, "method", RETURNS_INDEX), indexed="coords")
+SUBMANIFOLD = Signature("submanifold_map", (coordinates(),), options=(*GEOMETRY, "method"), indexed="coords")
 EXTENTS = ("size_x", "size_y", "size_z")
 STRIDED = Signature(
     "strided_map",
     (coordinates(), extents("shape", *EXTENTS, optional=True)),
-    options=(*GEOMETRY, "output_padding", "ceil_mode", "infer", "method", RETURNS_INDEX),
+    options=(*GEOMETRY, "output_padding", "ceil_mode", "infer", "method"),
     indexed="coords",
 )
 CHOSEN = Signature(
     "kernel_map",
     (coordinates("coords_in", "n"), coordinates("coords_out", "m")),
-    options=(*GEOMETRY, "method", RETURNS_INDEX),
+    options=(*GEOMETRY, "method"),
     indexed="coords_in",
 )
 INVERSE = Signature("inverse_map", (map_argument("n", "m"), coordinates("coords", "n")))

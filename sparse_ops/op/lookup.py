@@ -6,11 +6,9 @@ from tir_kernels.spec.coordinate_index import Lookup
 
 from .index import check_method, index_of, int32, returned, with_index
 from .register import call_spec, register_op
-from .signature import RETURNS_INDEX, Bound, Signature, coordinates
+from .signature import Bound, Signature, coordinates
 
-SIGNATURE = Signature(
-    "lookup", (coordinates(), coordinates("queries", "m")), options=("method", RETURNS_INDEX), indexed="coords"
-)
+SIGNATURE = Signature("lookup", (coordinates(), coordinates("queries", "m")), options=("method",), indexed="coords")
 
 
 def lookup(coords: relax.Expr, queries: relax.Expr, method: str = "auto") -> relax.Call:

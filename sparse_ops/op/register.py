@@ -38,7 +38,7 @@ class Op:
         """A call of named arguments and options, without any that were not given."""
         signature = self.signature
         names = [argument.name for argument in signature.with_index]
-        if wrong := [*(arguments.keys() - set(names)), *(options.keys() - set(signature.options))]:
+        if wrong := [*(arguments.keys() - set(names)), *(options.keys() - set(signature.with_returns_index))]:
             raise ValueError(f"{signature.qualified}: has no {', '.join(sorted(wrong))}")
         attributes = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
         attributes[GIVEN] = [name for name in names if name in arguments and signature.by_name[name].optional]

@@ -160,6 +160,11 @@ class Signature:
         """All that a call may be given: the arguments, and behind them an index."""
         return self.arguments + (INDEX if self.indexed else ())
 
+    @property
+    def with_returns_index(self) -> tuple[str, ...]:
+        """All options that a call may have."""
+        return self.options + ((RETURNS_INDEX,) if self.indexed else ())
+
     @cached_property
     def by_name(self) -> Mapping[str, Argument]:
         return {argument.name: argument for argument in self.with_index}
@@ -188,7 +193,8 @@ class Signature:
 
     def options_of(self, call: relax.Call) -> dict[str, Any]:
         """The options of a call by name, lists as tuples; None for one that it lacks."""
-        return {name: _python(call.attrs[name]) if name in call.attrs else None for name in self.options}
+        found = {name: _python(call.attrs[name]) if name in call.attrs else None for name in self.options}
+        return found | ({RETURNS_INDEX: True} if RETURNS_INDEX in call.attrs else {})
 
     def features_of(self, dim: Dim) -> str | None:
         """The features whose channels a dimension of the weight is, and which are to blame where the two differ."""

@@ -9,11 +9,9 @@ from .index import check_method, index_of, int32, returned, with_index
 from .numbers import check_flag
 from .quantize import GRID, grid_arguments, grid_inputs
 from .register import call_spec, register_op
-from .signature import RETURNS_INDEX, Argument, Bound, Kind, Signature, coordinates, features, parameter
+from .signature import Argument, Bound, Kind, Signature, coordinates, features, parameter
 
-TRILINEAR = Signature(
-    "trilinear", (coordinates(), *GRID), options=("stride", "normalize", "method", RETURNS_INDEX), indexed="coords"
-)
+TRILINEAR = Signature("trilinear", (coordinates(), *GRID), options=("stride", "normalize", "method"), indexed="coords")
 INTERPOLATE = Signature(
     "interpolate",
     (
