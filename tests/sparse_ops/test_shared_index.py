@@ -55,7 +55,7 @@ def test_every_call_takes_what_any_other_left(first, rows):
     coords, index = cloud(rows), CoordinateIndex()
     expected = {name: call(coords) for name, call in CALLS.items()}
     assert_equal(CALLS[first](coords, index=index), expected[first])
-    for name, call in CALLS.items():
+    for call in CALLS.values():
         call(coords, index=index)  # compiles it
     with indices_built() as built:
         for name, call in CALLS.items():

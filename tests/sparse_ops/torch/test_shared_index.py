@@ -1,4 +1,4 @@
-"""Networks of the drop-in build one index for each set of voxels, eagerly and compiled, not one for each map."""
+"""Layers of the drop-in on the same voxels share one index; test_networks.py counts those of whole networks."""
 
 import copy
 import gc
@@ -11,30 +11,8 @@ torch = pytest.importorskip("torch")
 
 import sparse_ops.torch.spconv as spconv  # noqa: E402
 from sparse_ops.torch.ops import CALLS  # noqa: E402
-from tests.golden.networks.ways import network_of  # noqa: E402
-from tests.golden.runner import read  # noqa: E402
 from tests.sparse_ops.indices import indices_built  # noqa: E402
 from tests.sparse_ops.torch.clouds import CHANNELS, SHAPE, features, tensor, voxels  # noqa: E402
-from tests.sparse_ops.torch.test_networks import path_of  # noqa: E402
-
-# sets of voxels that maps start from, and maps: the last set of the encoders gets none
-NETWORKS = {"second": (4, 8), "second_res": (4, 8), "voxelnext": (6, 12)}
-
-
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_networks_build_one_index_for_each_set_of_voxels(kind):
-    network = network_of(kind, *read(path_of(kind)))
-    expected = network.eager()
-    with indices_built() as eager:
-        found = network.eager()
-    component = network.compiled()
-    with indices_built(component.program) as compiled:
-        network.run(component)
-    for name, array in expected.items():
-        assert (found[name] == array).all()
-    for built in (eager, compiled):
-        assert len(built.sets) == len(set(built.sets))
-        assert (len(built.sets), built.maps) == NETWORKS[kind]
 
 
 def small() -> torch.nn.ModuleList:
