@@ -1,7 +1,7 @@
 """The sparse convolution with integer products; `spec.int8_sparse_conv` says what it computes.
 
-Rows are rotated and rounded once, into scratch of a quarter or half of their bytes, however many pairs read them. Then blocks of
-output rows, their taps in order and the pairs of a tap are walked as in `gather_gemm`: a register tile of int32 sums takes the
+Rows are rotated and rounded once, into scratch of a quarter or half of their bytes, however many pairs read them. Then blocks
+of output rows, their taps in order and the pairs of a tap are walked as in `gather_gemm`: a register tile of int32 sums takes the
 whole depth of a group of pairs, four or two channels to a step, and is scaled into the float32 sums of the block's rows.
 
 A panel of the packed weight, of one tap, begins with what its columns need besides: the header.

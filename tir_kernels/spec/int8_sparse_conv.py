@@ -2,10 +2,10 @@
 
     out[o, :] = act(bias + residual[o, :] + sum over taps k, pairs (i, o) of k:  s[i] * (sums of q[i] * q of k) * (64 s of k))
 
-q and s of a row of x, rotated and rounded, are those of `int8_linear`; so are those of the weight, of each output channel of each
-tap for itself. Sums over the input channels are exact in int32, those over taps float32: bias and residual first, then taps in
-order. A row of x that holds an infinity or NaN gives NaN in all outputs that it reaches; one of the weight, NaN in its column of
-the rows that its tap reaches. No channel is kept apart.
+q and s of a row of x, rotated and rounded, are those of `int8_linear`; so are those of the weight, of each output channel of
+each tap for itself. Sums over the input channels are exact in int32, those over taps float32: bias and residual first, then
+taps in order. A row of x that holds an infinity or NaN gives NaN in all outputs that it reaches; one of the weight, NaN in its
+column of the rows that its tap reaches. No channel is kept apart.
 """
 
 import numpy as np
