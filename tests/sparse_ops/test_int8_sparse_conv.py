@@ -1,4 +1,4 @@
-"""`sparse_conv` with integer products: every instruction against an oracle of exact integers, what is not finite, what is refused."""
+"""`sparse_conv` with integer products: every instruction against an oracle of exact integers, NaN, refusals."""
 
 import numpy as np
 import pytest

@@ -1,8 +1,8 @@
 """The sparse convolution with integer products; `spec.int8_sparse_conv` says what it computes.
 
 Rows are rotated and rounded once, into scratch of a quarter or half of their bytes, however many pairs read them. Then blocks
-of output rows, their taps in order and the pairs of a tap are walked as in `gather_gemm`: a register tile of int32 sums takes the
-whole depth of a group of pairs, four or two channels to a step, and is scaled into the float32 sums of the block's rows.
+of output rows, their taps in order and the pairs of a tap are walked as in `gather_gemm`: a register tile of int32 sums takes
+the whole depth of a group of pairs, four or two channels to a step, and is scaled into the float32 sums of the block's rows.
 
 A panel of the packed weight, of one tap, begins with what its columns need besides: the header.
 """
@@ -75,6 +75,7 @@ class Segment:
     base: tvm.tirx.Expr
     start: tvm.tirx.Expr  # the first pair
     count: tvm.tirx.Expr
+    steps: tvm.tirx.Buffer  # [1], known at run time only: LLVM would unroll few of them whole
     sums: tvm.tirx.Buffer  # [rows, Cout]
 
 
@@ -85,7 +86,7 @@ def int8_gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
     cin, cout, dtype, has_residual = spec.cin, spec.cout, spec.dtype, spec.has_residual
     rounding = Rounding(form, cin)
     lanes, cols, tile_rows, half = tile.lanes, tile.cols, tile.rows, (tile.rows + 1) // 2
-    steps, stride, panels = rounding.steps, rounding.stride, tile.panels(cout)
+    stride, panels = rounding.stride, tile.panels(cout)
     last_width = (cout - 1) % cols + 1
     whole_panels = panels - (last_width < cols)
     act = EMIT[spec.activation]
@@ -137,7 +138,7 @@ def int8_gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
             source[r] = T.Cast("int64", o.pair_in[segment.block, T.min(first + r, last)])
         acc = T.meta_var(Sums(rows, vectors, lanes))
         acc.each(lambda first, rows, part: start_part(rows, part, vectors, o, segment, panel))
-        with T.serial(0, steps) as step:
+        with T.serial(0, segment.steps[0]) as step:
             acc.each(lambda first, rows, part: step_part(first, rows, part, vectors, o, segment, source, panel, step))
         acc.each(lambda first, rows, part: store_part(first, rows, part, vectors, products))
 
@@ -175,12 +176,14 @@ def int8_gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
     def convolve_block(o, block, first_row, rows, taps, base, sums):
         """out[first_row : first_row + rows, :], summed in the rows of `sums` from `base` on"""
         products = T.alloc_buffer((tile_rows, cols), "int32")
+        whole = T.alloc_buffer((1,), "int64")
+        whole[0] = o.weight.shape[2] - HEADER
         for row in range(rows):
             each_channel(cout, lanes, lambda c: start_sum(o, first_row + row, base + row, c, sums))
         for tap in range(taps):
             start: T.let = T.Cast("int64", o.segment[block, tap])
             count: T.let = T.Cast("int64", o.segment[block, tap + 1]) - start
-            segment = T.meta_var(Segment(block, tap, base, start, count, sums))
+            segment = T.meta_var(Segment(block, tap, base, start, count, whole, sums))
             for panel in range(whole_panels):
                 multiply_panel(cols, o, segment, panel, products)
             if last_width < cols:
@@ -218,9 +221,9 @@ def int8_gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
         out_: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": name_of("int8_gather_gemm", spec, isa)})
-        n, m, blocks, slots, taps, columns = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+        n, m, blocks, slots, taps, columns, depth = T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
         feats = match_buffer(feats_, (n, cin), dtype)
-        weight = match_buffer(weight_, (taps, panels, HEADER + steps, cols), "int32")
+        weight = match_buffer(weight_, (taps, panels, depth, cols), "int32")
         bias = match_buffer(bias_, (cout,), "float32")
         residual = match_buffer(residual_, (m, cout), dtype)
         pair_in = match_buffer(pair_in_, (blocks, slots), "int32")

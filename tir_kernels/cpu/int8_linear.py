@@ -61,8 +61,8 @@ attributes #0 = {{ nounwind willreturn memory(none) }}
 attributes #1 = {{ alwaysinline nounwind willreturn memory(none) }}
 attributes #2 = {{ alwaysinline nounwind }}
 """
-# A stage of a rotation within a vector: sums and differences of lanes some way apart. As a shuffle in TIR, every pass would open
-# all stages before it, and a kernel would take a minute to compile.
+# A stage of a rotation within a vector: sums and differences of lanes some way apart. Of shuffles in TIR a kernel would take a
+# minute to compile.
 ACROSS = """
 define <{n} x float> @{name}(<{n} x float> %own) alwaysinline nounwind willreturn memory(none) {{
   %other = shufflevector <{n} x float> %own, <{n} x float> poison, <{n} x i32> <{partner}>
