@@ -62,7 +62,8 @@ CHOSEN = Signature(
 )
 INVERSE = Signature("inverse_map", (map_argument("n", "m"), coordinates("coords", "n")))
 
-MAP, MAP_AND_TABLE = 2, 3  # int32 that each pair of a tap and an output row takes: in a map, and in the table beside it
+MAP = 2  # int32 that each pair of a tap and an output row takes in a map
+MAP_AND_TABLE = 3  # and in an inverse map, which is made by way of a table
 
 
 def submanifold_map(coords: relax.Expr, kernel_size=3, dilation=1, method: str = "auto") -> relax.Call:
@@ -93,7 +94,7 @@ def _legalize_submanifold(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     geometry = geometry_of(bound.options)
     index = index_of(bb, bound)
     kernel, rows = kernel_for(SubmanifoldMap(geometry)), bound.dims["n"]
-    granted = emit_grant(bb, "submanifold_map", ("int32", [MAP_AND_TABLE, geometry.taps, Of(bound["coords"])]))
+    granted = emit_grant(bb, "submanifold_map", ("int32", [MAP, geometry.taps, Of(bound["coords"])]))
     shapes = map_shapes(kernel.map, geometry.taps, rows)
     return with_index(bb, bound, granted_call(bb, kernel.function, [bound["coords"], *index], granted, shapes), index)
 
