@@ -194,6 +194,11 @@ class Artifacts:
         }
 
     @property
+    def integers(self) -> list[str]:
+        """The models with integer layers."""
+        return [name for name, key in self.keys.items() if CALIBRATION in key]
+
+    @property
     def uncalibrated(self) -> list[str]:
         """The models with integer layers of which no channels are kept apart."""
         return [name for name, key in self.keys.items() if key.get(CALIBRATION) == ""]

@@ -25,7 +25,7 @@ from sam3d_tvm.photo.images import Picture
 from sam3d_tvm.pipeline import Pipeline, Progress, of_object
 from sparse_ops.deploy.calibrate import Largest, uncalibrated, watch, with_channels
 from sparse_ops.deploy.component import Component
-from sparse_ops.transform.precision import QUANTIZED
+from sparse_ops.transform.precision import QUANTIZED, gains
 
 
 class Calibrated(NamedTuple):
@@ -62,9 +62,10 @@ def calibrate(
     if not objects:
         raise ValueError("objects: expected at least one photo with a mask, given none")
     artifacts = compile_artifacts(source, folder, precision, on_model=on_model)
-    names = [name for name, key in artifacts.keys.items() if CALIBRATION in key]
+    names = artifacts.integers
     if not names:
-        raise ValueError(f"precision: expected one by which layers gain on this CPU, given {precision!r}: all are in floats")
+        reason = "no layer of these models does" if gains(precision) else "all are in floats"
+        raise ValueError(f"precision: expected one by which layers gain on this CPU, given {precision!r}: {reason}")
     watched = _Watched(artifacts.folder, source)
     pipeline = Pipeline(watched)
     formats = [next(name for name, kind in FORMATS.items() if kind.models == (model,)) for model in _decoders(artifacts)]

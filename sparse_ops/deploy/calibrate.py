@@ -20,6 +20,7 @@ import tvm
 from sparse_ops.deploy.component import Component, pack_function
 from sparse_ops.deploy.weights import State, check_arrays
 from sparse_ops.eager.arrays import as_kind
+from sparse_ops.transform.precision import QUANTIZED
 from tir_kernels.dispatch import kernel_for
 from tir_kernels.layout import WeightLayout
 from tir_kernels.spec.linear import Linear
@@ -48,9 +49,11 @@ class Largest:
             self.by_layer[layer] = largest if before is None else np.maximum(before, largest)
 
     def channels(self, layer: int) -> list[int]:
-        """The `APART` channels of a layer with the largest values, in ascending order; of equal ones the lowest."""
-        order = np.argsort(-self.by_layer[layer], kind="stable")
-        return sorted(map(int, order[:APART]))
+        """The `APART` channels of a layer with the largest values, in ascending order; of equal ones the lowest, and none that
+        had no values but 0."""
+        sizes = self.by_layer[layer]
+        order = np.argsort(-sizes, kind="stable")
+        return sorted(int(channel) for channel in order[:APART] if sizes[channel] > 0)
 
 
 def calibrate(component: Component, inputs: Sequence[Call] | Mapping[str, Sequence[Call]], weights: State) -> Component:
@@ -62,8 +65,9 @@ def calibrate(component: Component, inputs: Sequence[Call] | Mapping[str, Sequen
     input reaches stay as they are without calibration. Channels are found on the component as it is without: equal inputs
     give equal bits, calibrated before or not.
 
-    Raises ValueError for a component without integer layers, no inputs, inputs that are no calls or do not fit, and weights
-    that are missing, not known, misshapen, or others than those that it was made with.
+    Raises ValueError for what is no component, one without integer layers or for another CPU, no inputs, inputs that are no
+    calls or do not fit, and weights that are missing, not known, misshapen, or in an integer layer others than those that it
+    was made with.
     """
     _check_integers(component)
     check_arrays({spec.name: spec.shape for spec in component.manifest.parameters}, weights, "weights")
@@ -147,10 +151,16 @@ def with_channels(component: Component, largest: Largest, weights: State) -> Com
 
 
 def _check_integers(component: Component) -> None:
+    if not isinstance(component, Component):
+        raise ValueError(f"component: expected a Component, given {type(component).__name__}")
     if not is_integer(component):
+        precision = component.manifest.precision
+        advice = "port it by precision='int8', where the CPU gains by that"
+        if precision in QUANTIZED:
+            advice = "no layer of it gains by them on its CPU"
         raise ValueError(
             f"component: expected one with layers of integer products, given {component.name!r} of precision "
-            f"{component.manifest.precision}: port it by precision='int8', where the CPU gains by that"
+            f"{precision}: {advice}"
         )
 
 
@@ -163,10 +173,9 @@ def _calls(component: Component, inputs: Any) -> Iterable[tuple[str, Call]]:
         if not isinstance(calls, Sequence) or isinstance(calls, str | bytes):
             raise ValueError(f"inputs: expected a list of calls of {function}, given {type(calls).__name__}")
         for call in calls:
-            if not isinstance(call, tuple | Mapping):
-                raise ValueError(
-                    f"inputs: expected a tuple of arguments of {function}, or a dict by name, given {type(call).__name__}"
-                )
+            if not isinstance(call, tuple) and not (isinstance(call, Mapping) and all(isinstance(name, str) for name in call)):
+                given = f"a dict of {', '.join(map(repr, call))}" if isinstance(call, Mapping) else type(call).__name__
+                raise ValueError(f"inputs: expected a tuple of arguments of {function}, or a dict by name, given {given}")
             count += 1
             yield function, call
     if not count:

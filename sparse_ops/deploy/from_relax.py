@@ -46,8 +46,10 @@ def component_from_relax(
     packed, functions = _number_packed(lowered, functions, parameters)
     manifest = Manifest.of(name, precision, target, parameters=tuple(parameters), packed=packed, functions=functions)
     if precision in QUANTIZED and not any(spec.is_quantized for spec in packed):
-        reason = "has no layers that gain by it" if gains(precision, target) else "gains nothing by it on this CPU"
-        warnings.warn(f"precision: {name} {reason}: {precision} is {features_of(precision, target)} here", stacklevel=3)
+        here = str(target) == str(host_target())
+        cpu, there = ("this CPU", "here") if here else (f"the target {target}", "there")
+        reason = "has no layers that gain by it" if gains(precision, target) else f"gains nothing by it on {cpu}"
+        warnings.warn(f"precision: {name} {reason}: {precision} is {features_of(precision, target)} {there}", stacklevel=3)
     executable = compile_lowered(lowered, target)
     runs_here = not manifest.lacking()
     library = _linked(executable) if runs_here and _can_link() else None

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,16 +12,16 @@ import tvm
 from torch.export.graph_signature import InputKind, TensorArgument
 from tvm import relax
 
-from sparse_ops.deploy.calibrate import is_integer
+from sparse_ops.deploy.calibrate import calibrate, is_integer
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_relax import component_from_relax, static_shape
-from sparse_ops.deploy.importer import CONVERTERS, Converter, check_converters, compare, export, import_program
+from sparse_ops.deploy.importer import CONVERTERS, Converter, TooCoarse, check_converters, compare, export, import_program
 from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, names
 from sparse_ops.op.numbers import as_int, check_flag, shown
-from sparse_ops.op.register import flat_types
+from sparse_ops.op.register import check_choice, flat_types
 from sparse_ops.torch.spconv.core import is_sparse
 from sparse_ops.transform.lift_params import PARAMETER_NAMES
-from sparse_ops.transform.precision import features_of
+from sparse_ops.transform.precision import PRECISIONS, features_of
 from tir_kernels.dispatch import check_target, host_target
 
 
@@ -46,7 +47,9 @@ def port_component(
     be written otherwise, see docs/bridge.md.
 
     `check`: compare the component with the module in torch, once on the example and once on it cut to about half along its
-    dynamic dimensions; False for components whose example is costly to run. Components for another CPU are not compared.
+    dynamic dimensions; False for components whose example is costly to run. Components for another CPU are not compared. Where
+    integers are too coarse for channels that stand out, what `calibrate` makes of the component and the example is compared in
+    its place; the result is not calibrated, and a warning says so.
 
     Parameters, and buffers of floats that are part of the state, keep their names and are packed once; the module is not
     changed. The component may be for another target than this CPU: then it can be saved, but not run.
@@ -66,6 +69,7 @@ def port_component(
     check_flag("deploy.port_component", "check", check)
     target, converters = target or host_target(), check_converters(converters)
     check_target(target)
+    check_choice("deploy.port_component", "precision", precision, PRECISIONS)
     module = _with_named_buffers(module)
     state = {key: value for key, value in module.state_dict(keep_vars=True).items() if isinstance(value, torch.nn.Parameter)}
     for key, value in state.items():
@@ -85,7 +89,14 @@ def port_component(
         for method, (program, arguments) in exported.items():
             outputs = [spec.name for spec in functions[method].outputs]
             theirs = _Method(module, method).with_names
-            compare(f"module: {method}", component[method], theirs, program, arguments, outputs, precision)
+            what = f"module: {method}"
+            try:
+                compare(what, component[method], theirs, program, arguments, outputs, precision)
+            except TooCoarse as error:
+                calibrated = calibrate(component, {method: [arguments]}, arrays)
+                compare(f"{what}, calibrated", calibrated[method], theirs, program, arguments, outputs, precision)
+                problem = str(error).rpartition(";")[0]
+                warnings.warn(f"{problem}; calibrated by this example it does not: calibrate the component", stacklevel=2)
     return component
 
 

@@ -30,7 +30,8 @@ def features_of(precision: str, target: tvm.target.Target | None = None) -> str:
 
 def gains(precision: str, target: tvm.target.Target | None = None) -> bool:
     """Whether "int8" or "int7" changes anything on `target`, by default the current one: where integers are not faster than
-    floats all layers stay as they are. Of other precisions False."""
+    floats all layers stay as they are. Of "float32", "bfloat16" and "float16" False. ValueError as `features_of`."""
+    check_choice("transform.gains", "precision", precision, PRECISIONS)
     return precision in QUANTIZED and has_integers(precision, target)
 
 

@@ -7,16 +7,18 @@ from tvm import relax
 
 from tir_kernels.dispatch import implementation_for
 from tir_kernels.spec import Spec
-from tir_kernels.spec.linear import Linear
+from tir_kernels.spec.linear import PRODUCTS, Linear
 
 from ..op.linear import spec_of as linear_spec
-from ..op.register import Op, op_of
+from ..op.register import Op, check_choice, op_of
 from ..op.signature import Kind, bind
 from .rewrite import op_is, readers_of
 
 # Input and output channels. Rounding a row costs as much as products with some hundred output channels save: with 256 and 256
 # a layer takes half of the time of float32, and about that of bfloat16 where the CPU has its dot product.
 LEAST = (256, 256)
+
+INTEGERS = PRODUCTS[1:]  # "int8", "int7"
 
 # Ops that have integer products: what kernel a call is for.
 SPECS: dict[str, Callable[..., Spec]] = {"linear": linear_spec}
@@ -34,7 +36,10 @@ def IntegerProducts(products: str) -> tvm.transform.Pass:
 
     What tells the layers of a transformer block from the embeddings of inputs and times, from adaptive norms and from heads is
     thus where they stand, not how they are called. Run it behind all passes that recognize or narrow.
+
+    Raises ValueError for other products.
     """
+    check_choice("transform.IntegerProducts", "products", products, INTEGERS)
 
     @tvm.transform.module_pass(opt_level=0, name="IntegerProducts")
     def transform(mod: tvm.IRModule, context) -> tvm.IRModule:
@@ -47,7 +52,9 @@ def IntegerProducts(products: str) -> tvm.transform.Pass:
 
 
 def has_integers(products: str, target: tvm.target.Target | None = None) -> bool:
-    """Whether large linear layers have integer products on `target`, by default the current one."""
+    """Whether large linear layers have integer products on `target`, by default the current one. ValueError for other
+    products than "int8" and "int7"."""
+    check_choice("transform.has_integers", "products", products, INTEGERS)
     one, other = (implementation_for(Linear(1024, 1024, products=chosen), target) for chosen in (products, "float"))
     return one is not other
 

@@ -223,6 +223,18 @@ def test_a_cpu_that_gains_nothing_stays_in_floats_and_says_so(tmp_path, capsys):
             calibrate(SeededSource("tiny"), folder, [(disc_photo(), None)])
 
 
+def test_models_of_small_layers_stay_in_floats_and_say_so(tmp_path, monkeypatch, capsys):
+    folder = copied_artifacts(tmp_path / "artifacts")
+    with forced_isa(PORTABLE):
+        compile_artifacts(SeededSource("tiny"), folder, "int8")
+        monkeypatch.setattr("sparse_ops.transform.precision.gains", lambda precision: True)
+        monkeypatch.setattr("sam3d_tvm.calibrate.gains", lambda precision: True)
+        assert cli.main(["info", str(folder)]) == 0
+        assert "note: int8 gains nothing in these models: all layers are in float32" in capsys.readouterr().err
+        with pytest.raises(ValueError, match="given 'int8': no layer of these models does"):
+            calibrate(SeededSource("tiny"), folder, [(disc_photo(), None)])
+
+
 def test_a_verdict_of_integers():
     most, most_l2 = BOUNDS["int8"]
     verdict = Verdict("some", "tiny", "int8", True, 0.1, most, 0.01, most_l2, 0.3, 0.1, Integers(4, 0.02, 0.01))

@@ -233,6 +233,8 @@ def test_wrong_channels_are_named(channels, says):
         layout.with_apart(packed, np.zeros((70, 300), "float32"), channels)
     with pytest.raises(ValueError, match=r"weight: expected the shape \[70, 300\], given \[70, 299\]"):
         layout.with_apart(packed, np.zeros((70, 299), "float32"), [])
+    with pytest.raises(ValueError, match=r"packed: expected the shape \[.*\], given \[1, "):
+        layout.with_apart(packed[:1], np.zeros((70, 300), "float32"), [])
 
 
 @pytest.mark.parametrize("size", [0, 100, 700], ids=lambda size: f"outliers of {size}")

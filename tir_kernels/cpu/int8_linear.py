@@ -715,11 +715,13 @@ def _weight_layout(cin: int, cout: int, dtype: str, isa: Isa) -> WeightLayout:
     def with_apart(packed: np.ndarray, weight: np.ndarray, channels: Sequence[int]) -> np.ndarray:
         """A copy of `packed` that keeps these input channels of the weight [Cout, Cin] apart, and no others.
 
-        Raises ValueError for more than APART channels, for one twice or that there is not, and for a weight of another shape.
+        Raises ValueError for more than APART channels, for one twice or that there is not, and for a weight or a packed one of
+        another shape.
         """
         channels = [int(channel) for channel in channels]
-        if weight.shape != (cout, cin):
-            raise ValueError(f"weight: expected the shape {[cout, cin]}, given {list(weight.shape)}")
+        for name, given, expected in (("packed", packed, shape), ("weight", weight, (cout, cin))):
+            if np.shape(given) != expected:
+                raise ValueError(f"{name}: expected the shape {list(expected)}, given {list(np.shape(given))}")
         if len(channels) > APART or len(set(channels)) < len(channels) or not all(0 <= c < cin for c in channels):
             raise ValueError(f"channels: expected at most {APART} distinct ones of 0 to {cin - 1}, given {channels}")
         packed = packed.copy()

@@ -19,10 +19,10 @@ from . import (  # noqa: F401  each registers its converters
     scatter,
     unique,
 )
-from .compare import compare
+from .compare import TooCoarse, compare
 from .context import Context
 from .export import export
 from .registry import CONVERTERS, Converter, check_converters
 from .translate import import_program
 
-__all__ = ["CONVERTERS", "Context", "Converter", "check_converters", "compare", "export", "import_program"]
+__all__ = ["CONVERTERS", "Context", "Converter", "TooCoarse", "check_converters", "compare", "export", "import_program"]

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import tvm
 from torch import nn
 from torch.export import Dim
 from tvm.relax.frontend.nn import spec
 
 from sparse_ops import nn as sparse_nn
-from sparse_ops.deploy import Component, calibrate, component_from_nn, port_component
+from sparse_ops.deploy import Component, calibrate, component_from_nn, from_torch, port_component
 from sparse_ops.deploy.calibrate import APART, Largest
 from sparse_ops.deploy.component import LIBRARY
 from sparse_ops.deploy.importer.compare import SHARES, difference
@@ -219,6 +220,10 @@ def test_rows_that_are_not_finite_stay_so():
         (3, "inputs: expected a list of calls of forward, given int"),
         ([torch.zeros(1, WIDTH)], "inputs: expected a tuple of arguments of forward, or a dict by name, given Tensor"),
         ({"back": [()]}, "function: expected one of forward, first, given 'back'"),
+        (
+            [{3: torch.zeros(ROWS, WIDTH)}],
+            "inputs: expected a tuple of arguments of forward, or a dict by name, given a dict of 3",
+        ),
         ([(torch.zeros(ROWS, WIDTH),)], "forward: expected the arguments x, residual, given 1 by position"),
         ([(torch.zeros(ROWS, 3), torch.zeros(ROWS, WIDTH))], r"x: expected float32 \[rows, 256\], given"),
     ],
@@ -249,8 +254,43 @@ def test_a_component_of_floats():
         pytest.warns(UserWarning, match="precision: small gains nothing by it on this CPU: int8 is float32"),
     ):
         small = port_component(nn.Linear(4, 4), (torch.zeros(1, 4),), "small", precision="int8")
-    with pytest.raises(ValueError, match=r"component: expected one with layers of integer products, given 'small' of .* int8"):
+    message = r"component: expected one with layers of integer products, given 'small' of .* int8: no layer of it gains"
+    with pytest.raises(ValueError, match=message):
         calibrate(small, [(torch.zeros(1, 4),)], {})
+
+
+@pytest.mark.parametrize("component", [None, "artifacts/classifier", nn.Linear(4, 4)])
+def test_what_is_no_component(component):
+    with pytest.raises(ValueError, match=f"component: expected a Component, given {type(component).__name__}"):
+        calibrate(component, [(torch.zeros(1, 4),)], {})
+
+
+def test_inputs_without_a_finite_value_tell_no_channels():
+    x, residual = example()["forward"]
+    calibrated = calibrate(plain(), [(x * torch.nan, residual)], state(network()))
+    assert apart(calibrated) == {FIRST: (), SECOND: ()}
+
+
+def test_the_comparison_with_torch_is_no_obstacle_to_calibration(monkeypatch):
+    """Channels that stand out take more than rounding explains, until they are apart."""
+    module, given = with_outliers(700.0), example()["forward"]
+    with pytest.warns(UserWarning, match=r"differs from torch's: by .* is rounding; calibrated by this example it does not"):
+        component = port_component(module, given, "outliers", precision="int8")
+    assert apart(component) == {FIRST: (), SECOND: ()}
+    monkeypatch.setattr(from_torch, "calibrate", lambda component, inputs, weights: component)
+    with pytest.raises(ValueError, match=r"module: forward, calibrated: .* differs from torch's"):
+        port_component(module, given, "outliers", precision="int8")
+
+
+def test_another_target_that_gains_nothing_is_named():
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "haswell"})
+    with forced_isa(PORTABLE), pytest.warns(UserWarning, match="gains nothing by it on the target .*haswell.* float32 there"):
+        port_component(nn.Linear(4, 4), (torch.zeros(1, 4),), "small", precision="int8", target=target)
+
+
+def test_a_wrong_precision_is_said_before_the_module_is_looked_at():
+    with pytest.raises(ValueError, match=r"port_component: precision: expected one of .*'int7', given 'int4'"):
+        port_component(nn.Linear(4, 4), 3, "small", precision="int4")
 
 
 def test_a_network_of_small_layers_says_that_it_stays_in_floats():

@@ -9,7 +9,7 @@ from tvm import relax
 from sparse_ops import op
 from sparse_ops.op.register import OPS
 from sparse_ops.transform.precision import features_of, gains, to_precision
-from sparse_ops.transform.products import LEAST, IntegerProducts
+from sparse_ops.transform.products import LEAST, IntegerProducts, has_integers
 from tests.sparse_ops.transform.graphs import calls, graph
 from tir_kernels.cpu.isa import AVX2, AVX512, AVX512_BF16, PORTABLE, forced_isa
 
@@ -164,3 +164,8 @@ def test_floats_gain_nothing(precision):
 def test_wrong_precision():
     with pytest.raises(ValueError, match=r"precision: expected one of .*'int8', 'int7', given 'int4'"):
         features_of("int4")
+    with pytest.raises(ValueError, match=r"gains: precision: expected one of .*'int8', 'int7', given 'int4'"):
+        gains("int4")
+    for made in (IntegerProducts, has_integers):
+        with pytest.raises(ValueError, match=f"{made.__name__}: products: expected one of 'int8', 'int7', given 'float'"):
+            made("float")
