@@ -13,8 +13,8 @@
 `arguments` and `result` are structures: the number of a tensor, or a list or an object of structures. In a shape a string is a
 size that every call chooses, or is computed from such sizes. `code` names the function whose code this one shares, with other
 parameters: of layers that are alike one is compiled. `runs_in`: in which numbers a layer multiplies by this weight, "" of what
-is no weight; "int8" and "int7" are integers of at least as many bits. `apart`: the input channels that `calibrate` has kept apart
-from integers.
+is no weight; "int8" and "int7" are integers of at least as many bits. `apart`: the input channels that `calibrate` has kept
+apart from integers.
 """
 
 import json
