@@ -9,10 +9,10 @@
     structure_flow_guided    both velocities of a guided step
     structure_flow_context   what a run computes once for its condition
 
-in float32 and in bfloat16 (torch by autocast). Weights are random, at the sizes of SAM-3D-Objects; --quick takes the tiny ones,
-where calls are bound by overhead. --blocks: how many of the flow's 24 blocks, which are all alike; by default all in float32
-and two in bfloat16, where torch needs minutes for a call of all. A run of 25 steps is added up from its calls, and compared
-with as many velocities of torch.
+in float32, in bfloat16 (torch by autocast) and in int8 (torch in float32). Weights are random, at the sizes of SAM-3D-Objects;
+--quick takes the tiny ones, where calls are bound by overhead. --blocks: how many of the flow's 24 blocks, which are all alike;
+by default all in float32 and two otherwise, as torch in bfloat16 needs minutes for a call of all. A run of 25 steps is added up
+from its calls, and compared with as many velocities of torch.
 
 GFLOP/s count what torch computes; savings show as more than is possible. MB are what a call adds. In the JSON: `load_s`, to
 load the artifact folder; `packed_mb` and `torch_mb`, the weights of both.
@@ -173,11 +173,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options("The dense components against torch eager; --blocks NUMBER of the flow.", arguments)
     bench = Benchmark("components", options)
     size = "tiny" if options.quick else "full"
-    for precision in ("float32", "bfloat16"):
-        # torch's bfloat16 convolution takes minutes on a CPU without an instruction for it
-        for name in ("dinov2", "point_patch_embed", *(["structure_decoder"] if precision == "float32" else [])):
+    for precision in ("float32", "bfloat16", "int8"):
+        # torch's bfloat16 convolution takes minutes on a CPU without an instruction for it; embedders have no integer layers
+        names = {"float32": ("dinov2", "point_patch_embed", "structure_decoder"), "bfloat16": ("dinov2", "point_patch_embed")}
+        for name in names.get(precision, ()):
             bench.run(name, functools.partial(component_case, name, size, precision))
-        few = FEW_BLOCKS if precision == "bfloat16" and size == "full" else None
+        few = FEW_BLOCKS if precision != "float32" and size == "full" else None
         flow = FlowCases(size, precision, given.blocks or few)
         for name, make in (("", flow.velocity), ("_guided", flow.guided), ("_context", flow.context)):
             bench.run(f"structure_flow{name}", make)

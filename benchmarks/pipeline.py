@@ -1,6 +1,6 @@
 """The whole pipeline with random weights against PyTorch with spconv, stage by stage: seconds and peak memory.
 
-    python -m benchmarks.pipeline [--size full|tiny] [--precision float32|bfloat16] [--artifacts FOLDER] [--blocks N]
+    python -m benchmarks.pipeline [--size full|tiny] [--precision float32|bfloat16|int8] [--artifacts FOLDER] [--blocks N]
                                   [--stages NAME,NAME] [--skip-reference | --only-reference] [--json FILE]
 
 "full" has the sizes of SAM-3D-Objects, 25 + 25 steps, and a nut of 19,072 voxels in the second half, as random weights make no
@@ -8,7 +8,8 @@ object. Of a generator's steps a few are measured, and all are counted; the tabl
 
     ours         the compiled models of --artifacts, or of a folder in the user's cache, where models that are missing are
                  compiled first, which at full size takes long; three steps of each generator, see `sam3d_tvm.bench`
-    reference    `benchmarks.pipeline_reference` in the same precision, bfloat16 by torch's autocast, a process for every stage;
+    reference    `benchmarks.pipeline_reference` in the same precision, bfloat16 by torch's autocast, float32 where ours is
+                 int8; a process for every stage;
                  of both generators one velocity in transformers of 1 and of --blocks blocks, which are all alike: the
                  difference tells of those left out
     start-up     from the start of a process until models are ready: that of the first stage, and that of the first step
@@ -52,7 +53,7 @@ STAGES = (
 VOXELS = {"full": 19_072, "tiny": 2_000}  # the first ones of the nut
 BLOCKS = 3
 START_UPS = 3
-RATIOS = {"float32": 3.0, "bfloat16": 6.0}  # asked for at full size, as the next two
+RATIOS = {"float32": 3.0, "bfloat16": 6.0, "int8": None}  # asked for at full size, as the next two
 PEAK_BYTES = 8 << 30
 START_UP_SECONDS = 5.0
 BFLOAT16_NOTES = (
@@ -171,7 +172,10 @@ def verdicts(report: Mapping) -> list[str]:
 
     if mine and theirs:
         ratio, target = theirs["total_seconds"] / mine["total_seconds"], RATIOS[report["precision"]]
-        verdict(f"{report['precision']}: {ratio:.2f}x the reference in all, asked for {target}x", ratio >= target)
+        if target is None:
+            found.append(f"{report['precision']}: {ratio:.2f}x the reference in float32, in all")
+        else:
+            verdict(f"{report['precision']}: {ratio:.2f}x the reference in all, asked for {target}x", ratio >= target)
     if mine and mine["peak_bytes"] is not None:
         peak = mine["peak_bytes"]
         verdict(f"our peak: {peak / 2**30:.2f} GiB, asked for at most {PEAK_BYTES >> 30}", peak <= PEAK_BYTES)
@@ -207,7 +211,7 @@ def notes(report: Mapping) -> list[str]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The whole pipeline against PyTorch with spconv, stage by stage.")
     parser.add_argument("--size", choices=VOXELS, default="full")
-    parser.add_argument("--precision", choices=RATIOS, default="float32", help="of both")
+    parser.add_argument("--precision", choices=RATIOS, default="float32", help="of both; the reference has no int8")
     parser.add_argument("--artifacts", type=Path, metavar="FOLDER", help="compiled models; a new folder is filled")
     parser.add_argument(
         "--blocks", type=int, default=BLOCKS, metavar="N", help=f"of the reference's flows; {BLOCKS} by default"

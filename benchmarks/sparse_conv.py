@@ -2,7 +2,7 @@
 
     python -m benchmarks.sparse_conv [--quick] [--json FILE] [--only SUBSTRING]
 
-    subm3_<occupancy>_c<channels>        submanifold 3^3, map ready, fp32 and bf16
+    subm3_<occupancy>_c<channels>        submanifold 3^3, map ready, fp32, bf16 and int8 products of fp32
     depthwise3_<occupancy>_c<channels>   the same of as many groups as channels, against the memory's bandwidth
     grouped3_<occupancy>_c64_g<groups>   and of fewer groups, against our own without groups
     map3_<occupancy>_<grid|hash>         its kernel map
@@ -33,10 +33,13 @@ from sparse_ops.build import build
 from sparse_ops.op.kernel_map import strided_map, submanifold_map
 from sparse_ops.op.sparse_conv import sparse_conv
 from sparse_ops.op.unique import downsample
+from sparse_ops.transform import FoldConstants
 from tests.tolerance import compare
 from tir_kernels.cpu.bandwidth import Triad
-from tir_kernels.dispatch import host_target
+from tir_kernels.dispatch import host_target, kernel_for
+from tir_kernels.spec import int8_sparse_conv
 from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.sparse_conv import SparseConv
 
 from . import oracle
 from .harness import Benchmark, Case, Peer, arrays, parse_options
@@ -108,8 +111,8 @@ def emit_map(bb: relax.BlockBuilder, coords: relax.Expr, geometry: Geometry, ext
 def compiled(bb: relax.BlockBuilder):
     """The function `main` of a module, its weights packed."""
     with host_target():
-        # `tvm.compile` folds no constants on a CPU: without this, every call would pack the weights again
-        mod = relax.transform.FoldConstant()(relax.transform.LegalizeOps()(bb.get()))
+        # weights are packed for the host: TVM's own folding compiles for any CPU, where other roundings make other integers
+        mod = FoldConstants()(relax.transform.LegalizeOps()(bb.get()))
     return build(mod)["main"]
 
 
@@ -126,7 +129,7 @@ def map_function(geometry: Geometry, extent: int = 0, method: str = "auto"):
 
 
 @functools.cache
-def conv_function(geometry: Geometry, cin: int, cout: int, dtype: str, groups: int = 1):
+def conv_function(geometry: Geometry, cin: int, cout: int, dtype: str, groups: int = 1, products: str = "float"):
     """(x, output coordinates, pair_in, pair_out, segment, rows) -> features"""
     bb = relax.BlockBuilder()
     n, m, blocks, slots, columns = symbols("n", "m", "blocks", "slots", "columns")
@@ -138,7 +141,7 @@ def conv_function(geometry: Geometry, cin: int, cout: int, dtype: str, groups: i
     weight = relax.const(tvm.runtime.tensor(weight_of(geometry, cin // groups, cout, dtype)), dtype)
     with bb.function("main", [x, coords, *kernel_map]):
         with bb.dataflow():
-            result = bb.emit_output(sparse_conv(x, weight, relax.Tuple(kernel_map), coords, groups=groups))
+            result = bb.emit_output(sparse_conv(x, weight, relax.Tuple(kernel_map), coords, groups=groups, products=products))
         bb.emit_func_output(result)
     return compiled(bb)
 
@@ -235,6 +238,41 @@ def subm_warm(occupancy: str, cin: int, cout: int, dtype: str) -> Case:
     pairs = int((table >= 0).sum())
     facts = {"voxels": len(coords), "pairs": pairs, "cin": cin, "cout": cout}
     return Case(dtype, ours(dtype, feats), check, peers, 2.0 * pairs * cin * cout, facts)
+
+
+def subm_integers(occupancy: str, cin: int, cout: int) -> Case:
+    """The same with integer products between float32 features, paired with floats; checked by the integers' own oracle."""
+    coords, table = coords_of(occupancy), table_of(occupancy)
+    feats, weight = features(len(coords), cin, "float32"), weight_of(SUBM3, cin, cout, "float32")
+    x, given = tvm.runtime.tensor(feats), tvm.runtime.tensor(coords)
+    _, kernel_map = map_function(SUBM3)(given)
+    integers, floats = (conv_function(SUBM3, cin, cout, "float32", products=products) for products in ("int8", "float"))
+    kernel = kernel_for(SparseConv(cin, cout, SUBM3.kernel, products="int8"), host_target())
+    sample = np.sort(np.random.default_rng(0).choice(len(coords), min(SAMPLE, len(coords)), replace=False))
+    taps, exact = weight.reshape(cout, -1, cin).transpose(1, 2, 0), check_values(feats, weight, table, None)
+
+    def check(result):
+        values = arrays(result)[-1]
+        if kernel.bits is None:
+            return exact(values)
+        expected = int8_sparse_conv.naive(feats, taps, table[:, sample], bits=kernel.bits)
+        return [
+            compare(
+                values[sample], expected, 2 * SUBM3.taps, dtype="float32", name=f"{len(sample)} rows against exact integers"
+            )
+        ]
+
+    peer = Peer(lambda: floats(x, given, *kernel_map), lambda y: exact(arrays(y)[-1]), own_pool=True)
+    pairs = int((table >= 0).sum())
+    facts = {"voxels": len(coords), "pairs": pairs, "cin": cin, "cout": cout}
+    return Case(
+        "int8",
+        lambda: integers(x, given, *kernel_map),
+        check,
+        {"ours_float32": peer},
+        2.0 * pairs * cin * cout,
+        facts,
+    )
 
 
 @functools.cache
@@ -401,6 +439,8 @@ def run_cases(bench: Benchmark, quick: bool) -> None:
             if quick and dtype != "float32" and cin < 128:
                 continue
             bench.run(f"subm3_{name_of(occupancy)}_{channels}", functools.partial(subm_warm, occupancy, cin, cout, dtype))
+        if min(cin, cout) >= (128 if quick else 64):
+            bench.run(f"subm3_{name_of(occupancy)}_{channels}_int8", functools.partial(subm_integers, occupancy, cin, cout))
 
     run_grouped(bench, quick)
     for occupancy, channels in itertools.product(occupancies, (32,) if quick else (32, 128)):

@@ -28,6 +28,7 @@ from .cpu import (
     gather_gemm,
     gather_rows,
     group_norm,
+    int8_gather_gemm,
     int8_linear,
     interpolate,
     kernel_map,
@@ -208,6 +209,13 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
             weight=depthwise_conv.weight_layout,
             map_layout=PAIRS,
             shared=depthwise_conv.shared,
+        ),
+        *with_integers(
+            int8_gather_gemm.int8_gather_gemm,
+            refuses=int8_gather_gemm.refuses,
+            weight=int8_gather_gemm.weight_layout,
+            map_layout=PAIRS,
+            shared=int8_gather_gemm.shared,
         ),
         *with_and_without_dot(
             gather_gemm.gather_gemm, weight=gather_gemm.weight_layout, map_layout=PAIRS, shared=gather_gemm.shared

@@ -18,8 +18,8 @@ from tir_kernels.layout import MapLayout
 from tir_kernels.spec.geometry import Geometry
 
 from ..op.numbers import shown
-from ..op.register import OPS
-from ..op.signature import MAP_DTYPES, Kind, Signature, Table
+from ..op.register import OPS, op_of
+from ..op.signature import INDEX, MAP_DTYPES, RETURNS_INDEX, Kind, Signature, Table
 from ..program import Function
 from .arrays import Checked, Portable, Travelling, as_kind, as_tensor, describe, dtype_of
 from .cache import compiled
@@ -123,15 +123,77 @@ def _weights(*arrays) -> Weights:
     return Weights(*map(Travelling.back, arrays))
 
 
-def run(name: str, make: Callable[..., relax.Expr], kind: str, arrays: Mapping[str, Any], options: Mapping[str, Any]):
+class CoordinateIndex:
+    """Where the rows of a set of coordinates are found, kept by whoever keeps the coordinates, which must not change.
+
+    The first call that needs the index builds it and leaves it here, those after it take it from here, in any thread. All of
+    them must be on these coordinates: that their rows are as many is looked at, as no other index would lead to rows that there
+    are not.
+    """
+
+    def __init__(self):
+        self._built: dict[str, list[Checked]] = {}  # by method: plan, slots, keys
+        self._rows: int | None = None
+
+    def __reduce__(self):
+        """Copies and pickles build their own."""
+        return CoordinateIndex, ()
+
+    def arrays(self, method: str) -> dict[str, Checked]:
+        """Arguments of a call that takes the index; none if it is not built."""
+        built = self._built.get(method, ())
+        return {argument.name: array for argument, array in zip(INDEX, built, strict=False)}
+
+    def call(self, function: Function, inputs: list, method: str, built: bool):
+        """What a compiled function returns that takes the index, `built`, or returns it behind its result: it stays here.
+
+        ValueError where the coordinates, the first of the inputs, are not as many as those of the index.
+        """
+        rows = inputs[0].shape[0]
+        if self._rows not in (None, rows):
+            raise ValueError(f"index: expected that of {rows} coordinates, as given, given that of {self._rows}")
+        if built:
+            return function(*inputs)
+        result, *arrays = function(*inputs)
+        self._rows = rows
+        self._built[method] = [Checked(array, argument.dtype[0]) for array, argument in zip(arrays, INDEX, strict=True)]
+        return result
+
+
+def indexed(make: Callable[..., relax.Expr]) -> Callable[..., relax.Expr]:
+    """The constructor of an op, to which the arrays of an index, or the option to return it, may be given too."""
+
+    def call(**given) -> relax.Call:
+        arrays = {argument.name: given.pop(argument.name) for argument in INDEX if argument.name in given}
+        options = {RETURNS_INDEX: True} if given.pop(RETURNS_INDEX, False) else {}
+        made = make(**given)
+        return op_of(made).with_more(made, arrays, options)
+
+    return call
+
+
+def run(
+    name: str,
+    make: Callable[..., relax.Expr],
+    kind: str,
+    arrays: Mapping[str, Any],
+    options: Mapping[str, Any],
+    index: CoordinateIndex | None = None,
+):
     """`make(**arguments, **options)`, the call of op `name`, on arrays; results are of `kind` "numpy", "torch" or "tvm".
 
     `arrays`: by the names of the signature; None for one that is not given, `Weights` in place of the weight, a `KernelMap` or
-    `MapArrays` for a map. A map that the call returns stays four tensors. Raises ValueError for the first argument or option
-    that does not fit.
+    `MapArrays` for a map. A map that the call returns stays four tensors. `index`: that of the coordinates whose rows the op
+    looks up. Raises ValueError for the first argument or option that does not fit.
     """
-    function, inputs = prepared(name, make, arrays, options)
-    out = function(*inputs)
+    if index is None:
+        function, inputs = prepared(name, make, arrays, options)
+        out = function(*inputs)
+    else:
+        built = index.arrays(options["method"])
+        wanted = {} if built else {RETURNS_INDEX: True}
+        function, inputs = prepared(name, indexed(make), {**arrays, **built}, {**options, **wanted})
+        out = index.call(function, inputs, options["method"], bool(built))
     return as_kind(out, kind) if isinstance(out, tvm.runtime.Tensor) else out
 
 
@@ -182,7 +244,7 @@ def _plan(signature: Signature) -> list[tuple]:
     """For each argument: its name, kind, whether it is optional, dtypes or the argument that has the same, the name or size of
     each dimension, whether that is fixed, and whether `Table` decides one."""
     rows = []
-    for argument in signature.arguments:
+    for argument in signature.with_index:
         shape = tuple(dim.name if isinstance(dim, Table) else dim for dim in argument.shape if dim is not ...)
         fixed = tuple(isinstance(dim, int) or dim in signature.known for dim in shape)
         table = next((dim for dim in argument.shape if isinstance(dim, Table)), None)

@@ -20,9 +20,10 @@ from ..op.quantize import origins, voxel_sizes
 from ..op.signature import FLOATS
 from ..op.windows import LEAST_SHIFT, window_axes
 from .arrays import Checked, as_kind, as_tensor, dtype_of, kind_of
-from .call import KernelMap, Weights, run
+from .call import CoordinateIndex, KernelMap, Weights, run
 
 __all__ = [
+    "CoordinateIndex",
     "KernelMap",
     "Weights",
     "activation",
@@ -95,9 +96,9 @@ def subdivide(coords, factor=2):
     return run("subdivide", op.subdivide, kind_of(coords), {"coords": coords}, options)
 
 
-def lookup(coords, queries, method: str = "auto"):
-    """Row of each query int32 [M, 4] in coords int32 [N, 4], or -1: int32 [M]."""
-    return run("lookup", op.lookup, kind_of(coords), {"coords": coords, "queries": queries}, {"method": method})
+def lookup(coords, queries, method: str = "auto", *, index: CoordinateIndex | None = None):
+    """Row of each query int32 [M, 4] in coords int32 [N, 4], or -1: int32 [M]. `index`: that of coords."""
+    return run("lookup", op.lookup, kind_of(coords), {"coords": coords, "queries": queries}, {"method": method}, index)
 
 
 def quantize(points, voxel_size, batch_index=None, origin=None, stride=1):
@@ -110,15 +111,24 @@ def quantize(points, voxel_size, batch_index=None, origin=None, stride=1):
 
 
 def trilinear(
-    coords, points, voxel_size, batch_index=None, origin=None, stride=1, normalize: bool = True, method: str = "auto"
+    coords,
+    points,
+    voxel_size,
+    batch_index=None,
+    origin=None,
+    stride=1,
+    normalize: bool = True,
+    method: str = "auto",
+    *,
+    index: CoordinateIndex | None = None,
 ):
     """The eight voxels of coords int32 [N, 4] around each point and their weights: (int32 [P, 8], float32 [P, 8]).
 
-    Points and grid as in `quantize`; see `op.trilinear`. Results are of the kind of the points.
+    Points and grid as in `quantize`; see `op.trilinear`. `index`: that of coords. Results are of the kind of the points.
     """
     arrays, options = _grid("trilinear", points, voxel_size, batch_index, origin, stride)
     options |= {"normalize": normalize, "method": method}
-    return _all_as(kind_of(points), run("trilinear", op.trilinear, "tvm", {"coords": coords, **arrays}, options))
+    return _all_as(kind_of(points), run("trilinear", op.trilinear, "tvm", {"coords": coords, **arrays}, options, index))
 
 
 def interpolate(x, index, weight):
@@ -152,13 +162,15 @@ def serialized_partition(coords, window: int, shift_sequence: int = 0, shift=0, 
     return _all_as(kind_of(coords), out)
 
 
-def submanifold_map(coords, kernel_size=3, dilation=1, method: str = "auto") -> KernelMap:
-    """The kernel map of a submanifold convolution on coords int32 [N, 4]; see `op.submanifold_map`."""
+def submanifold_map(
+    coords, kernel_size=3, dilation=1, method: str = "auto", *, index: CoordinateIndex | None = None
+) -> KernelMap:
+    """The kernel map of a submanifold convolution on coords int32 [N, 4]; see `op.submanifold_map`. `index`: that of coords."""
     tensor = _coords(coords)
     kernel = triple("submanifold_map", "kernel_size", kernel_size, 1)
     dilation = triple("submanifold_map", "dilation", dilation, 1)
     options = {"kernel_size": kernel, "dilation": dilation, "method": method}
-    arrays = run("submanifold_map", op.submanifold_map, "tvm", {"coords": Checked(tensor, "int32")}, options)
+    arrays = run("submanifold_map", op.submanifold_map, "tvm", {"coords": Checked(tensor, "int32")}, options, index)
     return KernelMap(tensor, tensor, Geometry.submanifold(kernel, dilation), tuple(arrays))
 
 
@@ -184,8 +196,12 @@ def strided_map(
     *,
     output_padding=0,
     ceil_mode: bool = False,
+    index: CoordinateIndex | None = None,
 ) -> KernelMap:
-    """Output sites (`coords_out`) and kernel map of a strided or transposed convolution; see `op.strided_map`."""
+    """Output sites (`coords_out`) and kernel map of a strided or transposed convolution; see `op.strided_map`.
+
+    `index`: that of coords.
+    """
     tensor = _coords(coords)
     axes = _geometry_options("strided_map", kernel_size, stride, padding, dilation, transposed)
     axes |= {"output_padding": triple("strided_map", "output_padding", output_padding, 0), "ceil_mode": ceil_mode}
@@ -194,7 +210,7 @@ def strided_map(
         fitting_extent("", extents, Geometry(*axes.values()))
     options = {**axes, "method": method} | ({"shape": shape} if extents is None else {})
     given = {"coords": Checked(tensor, "int32"), "shape": extents}
-    out, arrays = run("strided_map", op.strided_map, "tvm", given, options)
+    out, arrays = run("strided_map", op.strided_map, "tvm", given, options, index)
     return KernelMap(tensor, out, Geometry(*axes.values()), tuple(arrays))
 
 
@@ -207,15 +223,20 @@ def kernel_map(
     dilation=1,
     transposed: bool = False,
     method: str = "auto",
+    *,
+    index: CoordinateIndex | None = None,
 ) -> KernelMap:
-    """The kernel map from coords_in int32 [N, 4] to chosen coords_out int32 [M, 4]; see `op.kernel_map`."""
+    """The kernel map from coords_in int32 [N, 4] to chosen coords_out int32 [M, 4]; see `op.kernel_map`.
+
+    `index`: that of coords_in.
+    """
     sides = {
         name: side.tensor if type(side) is Checked else as_tensor(side, name, ("int32",), (None, 4))
         for name, side in (("coords_in", coords_in), ("coords_out", coords_out))
     }
     axes = _geometry_options("kernel_map", kernel_size, stride, padding, dilation, transposed)
     arrays = {name: Checked(tensor, "int32") for name, tensor in sides.items()}
-    out = run("kernel_map", op.kernel_map, "tvm", arrays, {**axes, "method": method})
+    out = run("kernel_map", op.kernel_map, "tvm", arrays, {**axes, "method": method}, index)
     return KernelMap(*sides.values(), Geometry(*axes.values()), tuple(out))
 
 

@@ -91,6 +91,7 @@ def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
             geometry.transposed,
             output_padding=geometry.output_padding,
             ceil_mode=geometry.ceil_mode,
+            index=x.coordinates.index,
         )
         x.coordinates.distinct = True
         target = CoordinateSet(
@@ -127,6 +128,7 @@ def _chosen(x: SparseTensor, geometry: Geometry, key: str | None, coordinates) -
                 Checked(x.coordinates.coords, "int32"),
                 Checked(target.coords, "int32"),
                 *(geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, geometry.transposed),
+                index=x.coordinates.index,
             )
             x.coordinates.distinct = target.distinct = True
     layer = Layer(maps[geometry], x.coordinates, target, "chosen-output")

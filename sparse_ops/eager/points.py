@@ -52,9 +52,9 @@ def devoxelize(
         return functional.gather_rows(x.feats, points)
     if x.coordinates.dimensions != MAX_DIMENSIONS:
         raise ValueError(f"x: expected {MAX_DIMENSIONS} axes beside the batch index, given {x.coordinates.dimensions}")
-    coords, places = x.coordinates.coords, as_tensor(points, "points", ("float32",), (None, 3))
+    coords, rows, places = x.coordinates.coords, x.coordinates.index, as_tensor(points, "points", ("float32",), (None, 3))
     if mode == "nearest":
         voxels = functional.quantize(places, voxel_size, batch_index, origin, stride)
-        return functional.gather_rows(x.feats, functional.lookup(coords, voxels))
-    index, weight = functional.trilinear(coords, places, voxel_size, batch_index, origin, stride, normalize)
+        return functional.gather_rows(x.feats, functional.lookup(coords, voxels, index=rows))
+    index, weight = functional.trilinear(coords, places, voxel_size, batch_index, origin, stride, normalize, index=rows)
     return functional.interpolate(x.feats, index, weight)

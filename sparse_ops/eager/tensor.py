@@ -18,7 +18,7 @@ from ..op.numbers import as_axes, as_int, shown
 from ..op.signature import FLOATS
 from . import functional
 from .arrays import Checked, Portable, as_kind, as_tensor, describe, dtype_of, kind_of, reshape
-from .call import KernelMap
+from .call import CoordinateIndex, KernelMap
 
 MAX_DIMENSIONS = 3
 
@@ -30,7 +30,7 @@ class CoordinateSet(Portable):
     `coords` int32 [N, 4] as (batch, x, y, z); in fewer dimensions the leading axes are 0. `spatial_shape`: extent along
     each of the `dimensions` axes, or None for one more than the largest coordinate. `unbounded`: a lattice without a shape, on
     which coordinates may be negative. `distinct`: whether it is known that no row repeats another. `maps`: kernel maps by
-    geometry, and what else is found once.
+    geometry, and what else is found once. `index`: what maps and look-ups of these voxels share.
     """
 
     coords: tvm.runtime.Tensor
@@ -40,7 +40,8 @@ class CoordinateSet(Portable):
     unbounded: bool = False
     distinct: bool = False
     maps: dict = field(default_factory=dict, repr=False)
-    _rebuilt: ClassVar[dict] = {"maps": dict}
+    index: CoordinateIndex = field(default_factory=CoordinateIndex, repr=False)
+    _rebuilt: ClassVar[dict] = {"maps": dict, "index": CoordinateIndex}
 
     def extent(self) -> tuple[int, ...]:
         """`spatial_shape`, or what is inferred for it. ValueError on an unbounded lattice."""
@@ -63,7 +64,8 @@ class CoordinateSet(Portable):
     def check_distinct(self) -> None:
         """ValueError for the first row that repeats another one; what was found right is not looked at again."""
         if not self.distinct:
-            functional.lookup(Checked(self.coords, "int32"), np.zeros((0, 4), "int32"))  # building the index finds it
+            nowhere = np.zeros((0, 4), "int32")  # building the index finds it
+            functional.lookup(self.coords, nowhere, index=self.index)
             self.distinct = True
 
     def batch_index(self) -> np.ndarray:
@@ -178,7 +180,11 @@ class SparseTensor(Portable):
         key = ("submanifold", tuple(kernel_size), tuple(dilation))
         if key not in self.coordinates.maps:
             self.coordinates.maps[key] = functional.submanifold_map(
-                Checked(self.coordinates.coords, "int32"), tuple(kernel_size), tuple(dilation), method
+                Checked(self.coordinates.coords, "int32"),
+                tuple(kernel_size),
+                tuple(dilation),
+                method,
+                index=self.coordinates.index,
             )
             self.coordinates.distinct = True
         return self.coordinates.maps[key]

@@ -36,7 +36,7 @@ def intersection(x: SparseTensor, coordinates: SparseTensor | CoordinateSet) -> 
         raise ValueError(f"coordinates: expected a SparseTensor or its coordinates, given {describe(coordinates)}")
     if other.dimensions != x.coordinates.dimensions:
         raise ValueError(f"coordinates: expected {x.coordinates.dimensions} axes, given {other.dimensions}")
-    found = functional.lookup(other.coords, x.coordinates.coords)
+    found = functional.lookup(other.coords, x.coordinates.coords, index=other.index)
     return prune(x, np.from_dlpack(found) >= 0)
 
 

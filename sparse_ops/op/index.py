@@ -14,7 +14,7 @@ from tir_kernels.spec.sites import out_extent
 
 from .numbers import MOST_SIZE, MOST_STEP, as_axes, check_flag, check_int, check_most, shown
 from .register import call_spec, check_choice
-from .signature import MAP_DTYPES
+from .signature import INDEX, INDEX_TYPES, MAP_DTYPES, RETURNS_INDEX, Bound
 
 _fresh = itertools.count()
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "transposed")  # options of a call
@@ -152,6 +152,24 @@ def emit_index(bb: relax.BlockBuilder, coords: relax.Expr, method: str, argument
     plan, size = emit_tuple(bb, call_spec(bb, plan_of, [coords], [int64(PLAN_SIZE), int64(2)]), 2)
     slots, keys = emit_sizes(bb, size, 2)
     return [plan, *emit_tuple(bb, call_spec(bb, BuildIndex(argument), [coords, plan], [int32(slots), int64(keys)]), 2)]
+
+
+def index_of(bb: relax.BlockBuilder, bound: Bound) -> list[relax.Expr]:
+    """The index of the coordinates that a call looks up rows of: the one that it was given, or a new one."""
+    if bound.has(INDEX[0].name):
+        return [bound[argument.name] for argument in INDEX]
+    coords = bound.signature.indexed
+    return emit_index(bb, bound[coords], bound.options["method"], coords)
+
+
+def returned(bound: Bound, result: relax.Type) -> relax.Type:
+    """The type of a call whose result has the type `result`: with the index behind it where it is asked for."""
+    return relax.TupleType([result, *INDEX_TYPES]) if bound.options.get(RETURNS_INDEX) else result
+
+
+def with_index(bb: relax.BlockBuilder, bound: Bound, result: relax.Expr, index: list[relax.Expr]) -> relax.Expr:
+    """The result of a call, with the index behind it where it is asked for."""
+    return relax.Tuple([bb.emit(result), *index]) if bound.options.get(RETURNS_INDEX) else result
 
 
 MAP_TYPE = relax.TupleType(

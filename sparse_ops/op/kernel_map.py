@@ -29,13 +29,16 @@ from .index import (
     fitting_extent,
     geometry_of,
     geometry_options,
+    index_of,
     int32,
     int32_of_rank,
     int64,
     map_fields,
     map_shapes,
     output_padding_of,
+    returned,
     triple,
+    with_index,
 )
 from .memory import Of, emit_grant, granted_call
 from .numbers import check_flag
@@ -43,17 +46,24 @@ from .register import call_spec, register_op
 from .signature import Bound, Signature, coordinates, extents
 from .signature import kernel_map as map_argument
 
-SUBMANIFOLD = Signature("submanifold_map", (coordinates(),), options=(*GEOMETRY, "method"))
+SUBMANIFOLD = Signature("submanifold_map", (coordinates(),), options=(*GEOMETRY, "method"), indexed="coords")
 EXTENTS = ("size_x", "size_y", "size_z")
 STRIDED = Signature(
     "strided_map",
     (coordinates(), extents("shape", *EXTENTS, optional=True)),
     options=(*GEOMETRY, "output_padding", "ceil_mode", "infer", "method"),
+    indexed="coords",
 )
-CHOSEN = Signature("kernel_map", (coordinates("coords_in", "n"), coordinates("coords_out", "m")), options=(*GEOMETRY, "method"))
+CHOSEN = Signature(
+    "kernel_map",
+    (coordinates("coords_in", "n"), coordinates("coords_out", "m")),
+    options=(*GEOMETRY, "method"),
+    indexed="coords_in",
+)
 INVERSE = Signature("inverse_map", (map_argument("n", "m"), coordinates("coords", "n")))
 
-MAP, MAP_AND_TABLE = 2, 3  # int32 that each pair of a tap and an output row takes: in a map, and in the table beside it
+MAP = 2  # int32 that each pair of a tap and an output row takes in a map
+MAP_AND_TABLE = 3  # and in an inverse map, which is made by way of a table
 
 
 def submanifold_map(coords: relax.Expr, kernel_size=3, dilation=1, method: str = "auto") -> relax.Call:
@@ -77,16 +87,16 @@ def submanifold_map(coords: relax.Expr, kernel_size=3, dilation=1, method: str =
 
 
 def _infer_submanifold(bound: Bound) -> relax.TupleType:
-    return MAP_TYPE
+    return returned(bound, MAP_TYPE)
 
 
 def _legalize_submanifold(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     geometry = geometry_of(bound.options)
-    index = emit_index(bb, bound["coords"], bound.options["method"])
+    index = index_of(bb, bound)
     kernel, rows = kernel_for(SubmanifoldMap(geometry)), bound.dims["n"]
-    granted = emit_grant(bb, "submanifold_map", ("int32", [MAP_AND_TABLE, geometry.taps, Of(bound["coords"])]))
+    granted = emit_grant(bb, "submanifold_map", ("int32", [MAP, geometry.taps, Of(bound["coords"])]))
     shapes = map_shapes(kernel.map, geometry.taps, rows)
-    return granted_call(bb, kernel.function, [bound["coords"], *index], granted, shapes)
+    return with_index(bb, bound, granted_call(bb, kernel.function, [bound["coords"], *index], granted, shapes), index)
 
 
 _submanifold = register_op(SUBMANIFOLD, _legalize_submanifold, _infer_submanifold)
@@ -149,7 +159,7 @@ def _geometry(name: str, kernel_size, stride, padding, dilation, transposed: boo
 
 
 def _infer_strided(bound: Bound) -> relax.TupleType:
-    return relax.TupleType([int32_of_rank(2), MAP_TYPE])
+    return returned(bound, relax.TupleType([int32_of_rank(2), MAP_TYPE]))
 
 
 def _legalize_strided(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
@@ -165,12 +175,12 @@ def _legalize_strided(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     _, _, sites, count = emit_tuple(bb, found, 4)
     (rows,) = emit_sizes(bb, count, 1)
     out_coords = bb.emit(call_spec(bb, CopySites(), [sites, plan], int32(rows, 4)))
-    index = emit_index(bb, coords, method)
+    index = index_of(bb, bound)
     kernel = kernel_for(ProbeMap(geometry))
     granted = emit_grant(bb, "strided_map", ("int32", [MAP, geometry.taps, Of(out_coords)]))
     shapes = map_shapes(kernel.map, geometry.taps, rows)
     kernel_map = granted_call(bb, kernel.function, [out_coords, *index], granted, shapes)
-    return relax.Tuple([out_coords, bb.emit(kernel_map)])
+    return with_index(bb, bound, relax.Tuple([out_coords, bb.emit(kernel_map)]), index)
 
 
 _strided = register_op(STRIDED, _legalize_strided, _infer_strided)
@@ -204,17 +214,17 @@ def kernel_map(
 
 
 def _infer_chosen(bound: Bound) -> relax.TupleType:
-    return MAP_TYPE
+    return returned(bound, MAP_TYPE)
 
 
 def _legalize_chosen(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     geometry, coords_out = geometry_of(bound.options), bound["coords_out"]
-    index = emit_index(bb, bound["coords_in"], bound.options["method"], "coords_in")
+    index = index_of(bb, bound)
     _, slots, _ = emit_index(bb, coords_out, "auto", "coords_out")  # finds rows that repeat another
     kernel = kernel_for(ProbeMap(geometry, chosen=True))
     granted = emit_grant(bb, "kernel_map", ("int32", [MAP, geometry.taps, Of(coords_out)]))
     shapes = map_shapes(kernel.map, geometry.taps, bound.dims["m"])
-    return granted_call(bb, kernel.function, [coords_out, *index, slots], granted, shapes)
+    return with_index(bb, bound, granted_call(bb, kernel.function, [coords_out, *index, slots], granted, shapes), index)
 
 
 _chosen = register_op(CHOSEN, _legalize_chosen, _infer_chosen)

@@ -4,11 +4,11 @@ from tvm import relax
 
 from tir_kernels.spec.coordinate_index import Lookup
 
-from .index import check_method, emit_index, int32
+from .index import check_method, index_of, int32, returned, with_index
 from .register import call_spec, register_op
 from .signature import Bound, Signature, coordinates
 
-SIGNATURE = Signature("lookup", (coordinates(), coordinates("queries", "m")), options=("method",))
+SIGNATURE = Signature("lookup", (coordinates(), coordinates("queries", "m")), options=("method",), indexed="coords")
 
 
 def lookup(coords: relax.Expr, queries: relax.Expr, method: str = "auto") -> relax.Call:
@@ -22,13 +22,14 @@ def lookup(coords: relax.Expr, queries: relax.Expr, method: str = "auto") -> rel
     return _lookup(coords=coords, queries=queries, method=method)
 
 
-def _infer(bound: Bound) -> relax.TensorType:
-    return int32(bound.dims["m"])
+def _infer(bound: Bound) -> relax.Type:
+    return returned(bound, int32(bound.dims["m"]))
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
-    index = emit_index(bb, bound["coords"], bound.options["method"])
-    return call_spec(bb, Lookup(), [bound["queries"], *index], bound.type)
+    index = index_of(bb, bound)
+    rows = call_spec(bb, Lookup(), [bound["queries"], *index], int32(bound.dims["m"]))
+    return with_index(bb, bound, rows, index)
 
 
 _lookup = register_op(SIGNATURE, _legalize, _infer)

@@ -37,11 +37,12 @@ class Op:
     def make(self, arguments: Mapping[str, relax.Expr], options: Mapping[str, Any]) -> relax.Call:
         """A call of named arguments and options, without any that were not given."""
         signature = self.signature
-        if wrong := [*(arguments.keys() - set(signature.names)), *(options.keys() - set(signature.options))]:
+        names = [argument.name for argument in signature.with_index]
+        if wrong := [*(arguments.keys() - set(names)), *(options.keys() - set(signature.with_returns_index))]:
             raise ValueError(f"{signature.qualified}: has no {', '.join(sorted(wrong))}")
         attributes = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-        attributes[GIVEN] = [name for name in signature.optional if name in arguments]
-        args = [arguments[name] for name in signature.names if name in arguments]
+        attributes[GIVEN] = [name for name in names if name in arguments and signature.by_name[name].optional]
+        args = [arguments[name] for name in names if name in arguments]
         return relax.Call(self._op, args, tvm.ir.make_node("ir.DictAttrs", **attributes))
 
     def with_more(self, call: relax.Call, arguments: Mapping[str, relax.Expr], options: Mapping[str, Any]) -> relax.Call:

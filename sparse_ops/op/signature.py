@@ -15,6 +15,7 @@ import tvm
 from tvm import relax
 
 from tir_kernels.layout import MapLayout, PairsByBlock
+from tir_kernels.spec.coordinate_index import PLAN_SIZE
 
 FLOATS = ("float32", "bfloat16", "float16")  # what features may be
 GIVEN = "given"  # the attribute of a call that lists the optional arguments it has
@@ -34,6 +35,7 @@ class Kind(Enum):
     MAP = "map"  # a kernel map
     ROWS = "rows"  # a tensor of which only the number of rows counts
     SHAPE = "shape"  # dimensions
+    COORDINATE_INDEX = "coordinate index"  # one of the arrays of an index of coordinates
 
 
 class Epilogue(Enum):
@@ -110,13 +112,29 @@ def rows_like(name: str, rows: str) -> Argument:
     return Argument(name, Kind.ROWS, (rows,))
 
 
+# What an eager call may be given behind its arguments, see `Signature.indexed`: an index that an earlier one returned.
+INDEX = (
+    Argument("plan", Kind.COORDINATE_INDEX, (PLAN_SIZE,), ("int64",), optional=True),
+    Argument("slots", Kind.COORDINATE_INDEX, ("index_slots",), ("int32",), optional=True),
+    Argument("keys", Kind.COORDINATE_INDEX, ("index_keys",), ("int64",), optional=True),
+)
+INDEX_TYPES = [
+    relax.TensorType((PLAN_SIZE,), "int64"),
+    relax.TensorType(dtype="int32", ndim=1),
+    relax.TensorType(dtype="int64", ndim=1),
+]
+RETURNS_INDEX = "returns_index"  # the option of a call that returns (result, plan, slots, keys)
+
+
 @dataclass(frozen=True, eq=False)
 class Signature:
     """The arguments of op `name`, and its options: names of attributes, None where a call has none.
 
     `known`: dimensions that kernels are built for, which must be numbers; of these `summed` may be 0, as sums over nothing are
     known. `result`: shape of the result, of the dtype of the first argument, for ops that need no inference of their own.
-    `narrows`: whether the op may work in a narrower type within a float32 model.
+    `narrows`: whether the op may work in a narrower type within a float32 model. `indexed`: the coordinates whose index the op
+    builds. Eager calls keep it: one may return it (the option RETURNS_INDEX), and one with the arguments INDEX builds none.
+    Constructors know neither, as graphs build an index once by themselves (see `ShareCalls`).
     """
 
     name: str
@@ -126,6 +144,7 @@ class Signature:
     summed: tuple[str, ...] = ()
     result: Shape | None = None
     narrows: bool = True
+    indexed: str | None = None
 
     def __post_init__(self):
         optional = [argument.optional for argument in self.arguments]
@@ -137,8 +156,18 @@ class Signature:
         return tuple(argument.name for argument in self.arguments)
 
     @cached_property
+    def with_index(self) -> tuple[Argument, ...]:
+        """All that a call may be given: the arguments, and behind them an index."""
+        return self.arguments + (INDEX if self.indexed else ())
+
+    @property
+    def with_returns_index(self) -> tuple[str, ...]:
+        """All options that a call may have."""
+        return self.options + ((RETURNS_INDEX,) if self.indexed else ())
+
+    @cached_property
     def by_name(self) -> Mapping[str, Argument]:
-        return {argument.name: argument for argument in self.arguments}
+        return {argument.name: argument for argument in self.with_index}
 
     @cached_property
     def nonzero(self) -> frozenset[str]:
@@ -156,7 +185,7 @@ class Signature:
     def present(self, call: relax.Call) -> list[str]:
         """The names of the arguments of a call, in their order."""
         given = {str(name) for name in call.attrs[GIVEN]}
-        return [argument.name for argument in self.arguments if not argument.optional or argument.name in given]
+        return [argument.name for argument in self.with_index if not argument.optional or argument.name in given]
 
     def arguments_of(self, call: relax.Call) -> dict[str, relax.Expr]:
         """The arguments of a call by name; those that it lacks are not in it."""
@@ -164,7 +193,8 @@ class Signature:
 
     def options_of(self, call: relax.Call) -> dict[str, Any]:
         """The options of a call by name, lists as tuples; None for one that it lacks."""
-        return {name: _python(call.attrs[name]) if name in call.attrs else None for name in self.options}
+        found = {name: _python(call.attrs[name]) if name in call.attrs else None for name in self.options}
+        return found | ({RETURNS_INDEX: True} if RETURNS_INDEX in call.attrs else {})
 
     def features_of(self, dim: Dim) -> str | None:
         """The features whose channels a dimension of the weight is, and which are to blame where the two differ."""
@@ -240,7 +270,7 @@ def bind(signature: Signature, call: relax.Call, derive: Derive | None = None) -
     _check_known(bound, required)
     if derive is not None:
         bound.dims.update(derive(bound))
-    for argument in signature.arguments[len(required) :]:
+    for argument in signature.with_index[len(required) :]:
         if bound.has(argument.name):
             _check(bound, argument)
     return bound

@@ -7,6 +7,7 @@ from tvm import relax
 
 from tir_kernels.dispatch import kernel_for
 from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.linear import PRODUCTS
 from tir_kernels.spec.sparse_conv import SparseConv
 
 from .index import map_fields
@@ -25,7 +26,7 @@ SIGNATURE = Signature(
         parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
         features("residual", "m", "cout", dtype="x", optional=True, epilogue=(1, Epilogue.ADD)),
     ),
-    options=("activation", "groups"),
+    options=("activation", "groups", "products"),
     known=("cin", "cout", "kx", "ky", "kz", "group_cin"),
     result=("m", "cout"),
 )
@@ -40,6 +41,7 @@ def sparse_conv(
     residual: relax.Expr | None = None,
     activation: str = "none",
     groups: int = 1,
+    products: str = "float",
 ) -> relax.Call:
     """Gather–GEMM–scatter: out[o] = activation(bias + residual[o] + sum over pairs (i, o) of tap k of W[:, k] @ x[i]).
 
@@ -51,10 +53,13 @@ def sparse_conv(
     `groups`, which divides Cin and Cout: output channel c reads the input channels of group c // (Cout / groups) alone, as in
     torch; with as many groups as input channels the convolution is depthwise, of Cout / Cin channels to each.
 
+    `products`: as in `linear`, rounded for each tap and output channel apart; floats with groups and with few channels.
+
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, when the map was
     built for another number of rows or taps.
     """
     check_choice("sparse_conv", "activation", activation, ACTIVATIONS)
+    check_choice("sparse_conv", "products", products, PRODUCTS)
     return _make(
         x=x,
         weight=weight,
@@ -64,6 +69,7 @@ def sparse_conv(
         residual=residual,
         activation=activation,
         groups=check_int("sparse_conv", "groups", groups, 1),
+        products=products,
     )
 
 
@@ -80,10 +86,16 @@ def _derive(bound: Bound) -> Mapping:
     return {}
 
 
-def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+def spec_of(bound: Bound) -> SparseConv:
+    """What kernel a call is for."""
     cin, cout, size = bound.dims["cin"], bound.dims["cout"], tuple(bound.shape(("kx", "ky", "kz")))
-    options, groups = bound.options, bound.options["groups"] or 1
-    kernel = kernel_for(SparseConv(cin, cout, size, bound.dtype, bound.has("residual"), options["activation"], groups))
+    options, has_residual = bound.options, bound.has("residual")
+    groups, products = options["groups"] or 1, options["products"] or "float"
+    return SparseConv(cin, cout, size, bound.dtype, has_residual, options["activation"], groups, products)
+
+
+def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
+    cout, kernel = bound.dims["cout"], kernel_for(spec_of(bound))
     packed = packed_weight(bb, bound["weight"], kernel.weight)
     bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
     residual = [bound["residual"]] if bound.has("residual") else []

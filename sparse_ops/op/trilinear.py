@@ -5,13 +5,13 @@ from tvm import relax
 from tir_kernels.spec.interpolate import Interpolate
 from tir_kernels.spec.trilinear import CORNERS, Trilinear
 
-from .index import check_method, emit_index, int32
+from .index import check_method, index_of, int32, returned, with_index
 from .numbers import check_flag
 from .quantize import GRID, grid_arguments, grid_inputs
 from .register import call_spec, register_op
 from .signature import Argument, Bound, Kind, Signature, coordinates, features, parameter
 
-TRILINEAR = Signature("trilinear", (coordinates(), *GRID), options=("stride", "normalize", "method"))
+TRILINEAR = Signature("trilinear", (coordinates(), *GRID), options=("stride", "normalize", "method"), indexed="coords")
 INTERPOLATE = Signature(
     "interpolate",
     (
@@ -63,15 +63,19 @@ def interpolate(x: relax.Expr, index: relax.Expr, weight: relax.Expr) -> relax.C
 
 
 def _infer_trilinear(bound: Bound) -> relax.TupleType:
+    return returned(bound, relax.TupleType(_corners(bound)))
+
+
+def _corners(bound: Bound) -> list[relax.TensorType]:
     points = bound.dims["p"]
-    return relax.TupleType([int32(points, CORNERS), relax.TensorType((points, CORNERS), "float32")])
+    return [int32(points, CORNERS), relax.TensorType((points, CORNERS), "float32")]
 
 
 def _legalize_trilinear(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     options = bound.options
-    index = emit_index(bb, bound["coords"], options["method"])
+    index = index_of(bb, bound)
     spec = Trilinear(options["stride"], bool(options["normalize"]), bound.has("batch_index"))
-    return call_spec(bb, spec, [*grid_inputs(bound), *index], list(bound.type.fields))
+    return with_index(bb, bound, call_spec(bb, spec, [*grid_inputs(bound), *index], _corners(bound)), index)
 
 
 def _legalize_interpolate(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:

@@ -486,6 +486,32 @@ def _int8_linear(rng, rows, dtype):
     )
 
 
+def _int8_sparse_conv(rng, rows, dtype):
+    """As `_int8_linear`."""
+    from tir_kernels.dispatch import kernel_for
+    from tir_kernels.spec import int8_sparse_conv
+    from tir_kernels.spec.geometry import Geometry
+    from tir_kernels.spec.kernel_map import naive_table
+    from tir_kernels.spec.sparse_conv import SparseConv, naive
+
+    from ..op import sparse_conv, submanifold_map
+
+    coords, x = voxels(rng, rows), features(rng, rows, 100, dtype=dtype)
+    residual = features(rng, rows, 70, dtype=dtype)
+    weight, taps, bias = _conv_parameters(rng, (3, 3, 3), 100, 70, dtype)
+    table = naive_table(coords, coords, Geometry.submanifold((3, 3, 3)))
+    bits = kernel_for(SparseConv(100, 70, (3, 3, 3), dtype, products="int8")).bits
+    values = x, taps, table, bias, residual, "silu"
+    return Example(
+        [coords, x, weight, bias, residual],
+        [("n", 4), ("n", 100), (70, 3, 3, 3, 100), (70,), ("n", 70)],
+        lambda c, x, w, b, r: sparse_conv(x, w, submanifold_map(c), c, b, r, activation="silu", products="int8"),
+        [naive(*values) if bits is None else int8_sparse_conv.naive(*values, bits=bits)],
+        depth=27 * 100 if bits is None else 27 * 2 + 3,  # of each tap its scales and a sum
+        flops=2.0 * (table >= 0).sum() * 100 * 70,
+    )
+
+
 def _gather_rows(rng, rows, dtype):
     from tir_kernels.spec.gather_rows import naive
 
@@ -864,6 +890,7 @@ OPS = [
     OpRow("conv3d", _conv3d),
     OpRow("linear", _linear),
     OpRow("int8_linear", _int8_linear),
+    OpRow("int8_sparse_conv", _int8_sparse_conv),
     OpRow("gather_rows", _gather_rows),
     OpRow("flatnonzero", _flatnonzero, COORDINATES),
     OpRow("union", _union),

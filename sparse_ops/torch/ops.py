@@ -26,9 +26,9 @@ from tir_kernels.layout import MapLayout
 from .. import op
 from ..eager.arrays import Checked, describe, dtype_of
 from ..eager.cache import scope
-from ..eager.call import MAP_DIMS, PACKED, MapArrays, Packing, Weights, prepared
+from ..eager.call import MAP_DIMS, PACKED, CoordinateIndex, MapArrays, Packing, Weights, indexed, prepared
 from ..op.register import OPS, flat_types
-from ..op.signature import MAP_DTYPES, Argument, Kind, Signature
+from ..op.signature import MAP_DTYPES, RETURNS_INDEX, Argument, Kind, Signature
 from ..program import Function, tensors_of
 from .kept import KeptWithMemory
 from .threads import let_idle_workers_sleep
@@ -214,19 +214,26 @@ TORCH_OPS: dict[str, TorchOp] = {
 
 
 def _implementation(made: TorchOp) -> Callable:
-    """The eager call. What was found of the first call of a kind serves all that differ from it by numbers of rows alone."""
+    """The eager call. What was found of the first call of a kind serves all that differ from it by numbers of rows alone.
+
+    `index`: that of the coordinates whose rows the op looks up, of its caller, as torch knows of none.
+    """
     signature = made.signature
+    with_index = indexed(made.make)
     kinds = {argument.name: argument.kind for argument in signature.arguments}
     holds_weight = kinds.get("weight") is Kind.WEIGHT
     returns_map = made.results is not None and MAP in made.results
     known: dict[tuple, Function] = {}
     dims = {argument.name: _dims(signature, argument) for argument in signature.arguments}
 
-    def call(*given, **named):
+    def call(*given, index: CoordinateIndex | None = None, **named):
         let_idle_workers_sleep()
         arguments, options = made.gathered(given, named)
         arrays: dict[str, Any] = {}
-        kind_of_call, rows, alike = [scope(), *options.values()], {}, True
+        built = {} if index is None else index.arrays(options["method"])
+        if index is not None and not built:
+            options[RETURNS_INDEX] = True
+        kind_of_call, rows, alike = [scope(), *options.values(), *built], {}, True
         for name, value in arguments.items():
             kind = kinds[name]
             if kind is Kind.MAP:
@@ -247,13 +254,15 @@ def _implementation(made: TorchOp) -> Callable:
                 elif rows.setdefault(dim, size) != size:
                     alike = False
             alike = alike and 0 not in shape and value.is_cpu  # empty tensors have strides of their own
+        arrays |= built
         packing = _packing_of(arrays["weight"]) if holds_weight else None
         key = tuple(kind_of_call)
         function = known.get(key) if alike else None
         if function is None:
             if holds_weight:
                 arrays |= {"weight": Weights(arrays["weight"], arrays.get("bias"), packing=packing), "bias": None}
-            function, inputs = prepared(signature.name, made.make, arrays, options)
+            make = made.make if index is None else with_index
+            function, inputs = prepared(signature.name, make, arrays, options)
             if alike:
                 known[key] = function
         else:
@@ -262,7 +271,7 @@ def _implementation(made: TorchOp) -> Callable:
                 parameters = [name for name in PACKED if name in arrays]
                 tensors = [tvm_ffi.from_dlpack(arrays[name]) for name in parameters]
                 inputs += packing.packed(function, tensors, [dtype_of(arrays[name]) for name in parameters], fixed=False)
-        out = function(*inputs)
+        out = function(*inputs) if index is None else index.call(function, inputs, options["method"], bool(built))
         if isinstance(out, tvm.runtime.Tensor):
             return torch.from_dlpack(out)
         made_here = tensors_of(out)
@@ -419,20 +428,23 @@ def _evaluated(expr, sizes: dict[str, Any]):
 # --- registered ------------------------------------------------------------------------------------------------------------
 
 
-def _past_the_dispatcher(op: torch._ops.OpOverload, implementation: Callable) -> Callable:
+def _past_the_dispatcher(op: torch._ops.OpOverload, signature: Signature, implementation: Callable) -> Callable:
     """The op of torch; where nobody could tell the difference, its implementation at once.
 
     With no gradients to record torch's dispatcher does nothing but call it, and takes a third of the time that a call takes
-    beside its kernel. Export, modes, function transforms and the profiler get to see the op.
+    beside its kernel. Export, modes, function transforms and the profiler get to see the op. Ops on coordinates alone have no
+    gradients, and may be called with their `index`: where torch sees the op it builds its own, as an exported graph does once.
     """
+    differentiable = any(argument.kind in (Kind.FEATURES, Kind.WEIGHT, Kind.PARAMETER) for argument in signature.arguments)
 
-    def call(*given, **named):
-        watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.autograd._profiler_enabled()
+    def call(*given, index: CoordinateIndex | None = None, **named):
+        recorded = differentiable and torch.is_grad_enabled()
+        watched = recorded or torch.compiler.is_compiling() or torch.autograd._profiler_enabled()
         if watched or torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
             return op(*given, **named)
         if type(given[0]) is not torch.Tensor:
             return op(*given, **named)
-        return implementation(*given, **named)
+        return implementation(*given, **named) if index is None else implementation(*given, index=index, **named)
 
     return call
 
@@ -444,6 +456,6 @@ for _made in TORCH_OPS.values():
     LIBRARY.impl(_made.name, _call, "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{_made.name}", _fake(_made), lib=LIBRARY)
     _op = getattr(getattr(torch.ops, NAMESPACE), _made.name).default
-    CALLS[_made.name] = _past_the_dispatcher(_op, _call)
+    CALLS[_made.name] = _past_the_dispatcher(_op, _made.signature, _call)
 
 from . import gradients  # noqa: E402, F401  registered behind the ops, whoever imports them

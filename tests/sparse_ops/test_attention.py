@@ -140,6 +140,17 @@ def test_nan_reaches_the_queries_that_see_it():
     np.testing.assert_array_equal(seen, [False, True, False, False, True, True, True])
 
 
+@pytest.mark.parametrize("keys", [1, 40, PART + KEYS])  # the last ones in two parts
+def test_no_logit_above_minus_infinity(keys):
+    """NaN, as exp(-inf + inf) is; where one logit is finite, its value."""
+    q, k, v, *offsets = arguments([3, 2], [keys, keys + 1])
+    q[:], k[:, :, 0] = 1, -np.inf
+    k[-1] = 1
+    out = attend(q, k, v, *offsets)
+    assert np.isnan(out[:3]).all()
+    assert_close(out[3:], np.broadcast_to(v[-1], (2, *v.shape[1:])), dtype="float32")
+
+
 @pytest.mark.parametrize("coefficients, bound", [(EXP2, 3e-7), (EXP2_SHORT, 8e-5)], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("target", [host_target(), tvm.target.Target({"kind": "llvm"})], ids=["host", "baseline"])
 def test_exp2(target, coefficients, bound):

@@ -236,7 +236,8 @@ LIMITED = {
     "segment_pool": lambda: F.segment_pool(X, np.ascontiguousarray(COORDS[:, 0]), 1 << 26),
     "subdivide": lambda: F.subdivide(COORDS, (1 << 7, 1 << 7, 1 << 7)),
     "submanifold_map": lambda: F.submanifold_map(voxels(RNG, 200), 101),
-    "index of coordinates": lambda: F.lookup(np.array([[0, 0, 0, 0], [0, 1023, 511, 511]], "int32"), ONE, "grid"),
+    # 2^28 - 4 cells with the empty ones around, just as many as a grid may have
+    "index of coordinates": lambda: F.lookup(np.array([[0, 0, 0, 0], [0, 5096, 250, 203]], "int32"), ONE, "grid"),
     "unique": lambda: F.unique(np.array([[0, 0, 0, 0], [0, 1023, 511, 511]], "int32"), "grid"),
 }
 
@@ -246,6 +247,19 @@ def test_what_is_more_than_the_limit_is_refused(name, monkeypatch):
     monkeypatch.setenv(memory.VARIABLE, str(GIB))
     with pytest.raises(ValueError, match=rf"{name}: expected what fits the 1\.0 GiB of memory that are left, given"):
         LIMITED[name]()
+
+
+def test_a_submanifold_map_asks_for_itself_alone(monkeypatch):
+    """It takes two int32 for each tap and row, and no table beside them."""
+    side, taps = 182, 4097  # rows along x and y, so that only the middle tap of a kernel along z meets any
+    coords = np.array([(0, i, j, 0) for i in range(side) for j in range(side)], "int32")
+    asked = 2 * 4 * taps * len(coords)
+    assert asked > memory.ASK_BYTES
+    monkeypatch.setenv(memory.VARIABLE, str(asked))
+    assert F.submanifold_map(coords, (1, 1, taps)).num_pairs == len(coords)
+    monkeypatch.setenv(memory.VARIABLE, str(asked - 1))
+    with pytest.raises(ValueError, match="submanifold_map: expected what fits"):
+        F.submanifold_map(coords, (1, 1, taps))
 
 
 def test_a_graph_asks_before_it_allocates():

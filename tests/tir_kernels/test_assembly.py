@@ -275,17 +275,19 @@ def test_sums_of_integers_are_registers(cpu, products, instruction, sums):
     ops = (
         lambda i: full_linear(i, 1024, 512, "gelu_tanh", products),
         lambda i: integer_linear(i, 433, 70, products),
+        lambda i: sparse(i, 64, 64, products=products),  # of few steps
+        lambda i: sparse(i, 200, 70, has_residual=True, activation="silu", products=products),
         *(FEW["float32"] if cpu == "znver4" else ()),
     )
     kernels = {}
     for loop in built_loops(cpu, "float32", ops):
-        if "int8_linear" not in loop.function:
+        if not re.search("int8_(linear|gather_gemm)", loop.function):
             continue
         found = sum(bool(re.match(instruction, str(i))) for i in loop.instructions)
         if found >= LEAST:
             kernels.setdefault(loop.function, []).append(found)
             assert not loop.fixed_stores() and not loop.calls, f"{loop.function} {loop.label}: {loop.fixed_stores()}"
-    assert len(kernels) == 2
+    assert len(kernels) == 4
     for name, found in kernels.items():
         assert max(found) >= sums and len(found) >= 2, f"{name}: no loop over a whole tile, {found}"
 

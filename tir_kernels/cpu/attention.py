@@ -392,13 +392,15 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
         largest[row] = T.max(largest[row], more_largest[more_row])
 
     @inline
-    def store(sums, total, i, has_keys, out, row, h):
-        """out[row, h, :] = sums[i, :] / total[i]"""
+    def store(sums, total, largest, i, has_keys, out, row, h):
+        """out[row, h, :] = sums[i, :] / total[i], NaN where no logit is above minus infinity"""
         whole = T.alloc_buffer((lanes,), "float32")  # a register
         for lane in T.vectorized(lanes):
             whole[lane] = total[i, lane]
         fold(whole, lanes, lambda a, b: a + b)
-        share: T.let = T.if_then_else(has_keys, T.float32(1) / whole[0], T.float32(0))
+        share: T.let = T.if_then_else(
+            has_keys, T.Select(largest[i] > T.float32(LEAST), T.float32(1) / whole[0], T.float32(float("nan"))), T.float32(0)
+        )
         for d in range(depth):
             out[row, h, d] = T.Cast(dtype, sums[i, d] * share)
 
@@ -621,7 +623,7 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                 keep(sums, total, largest, at[3], kept_sums, kept_total, kept_largest, tasks[task, 6])
             else:
                 for i in range(at[3]):
-                    store(sums, total, i, at[6] > 0, out, q_row(q_order, at[2] + i), at[1])
+                    store(sums, total, largest, i, at[6] > 0, out, q_row(q_order, at[2] + i), at[1])
         if counts[1] > 0:
             for task in T.parallel(nq * heads):
                 position: T.let = task // heads
@@ -643,7 +645,7 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
                         *(kept_sums, kept_total, kept_largest, before),
                     )
                 last: T.let = at[3] + (at[2] - 1) * heads * at[1]
-                store(kept_sums, kept_total, last, at[4] > 0, out, q_row(q_order, position), task % heads)
+                store(kept_sums, kept_total, kept_largest, last, at[4] > 0, out, q_row(q_order, position), task % heads)
 
     given = {"q_order": has_q_order, "k_order": has_k_order}
     return drop_parameters(kernel, *(name for name, present in given.items() if not present))

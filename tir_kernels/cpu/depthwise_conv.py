@@ -47,7 +47,7 @@ def refuses(spec: SparseConv, isa: Isa) -> str | None:
 
 def shared(spec: SparseConv, isa: Isa) -> SparseConv:
     """One kernel serves kernels of all sizes."""
-    return replace(spec, kernel=(1, 1, 1))
+    return replace(spec, kernel=(1, 1, 1), products="float")
 
 
 class Panels:

@@ -34,7 +34,7 @@ def weight_layout(spec: SparseConv, isa: Isa) -> WeightLayout:
 
 def shared(spec: SparseConv, isa: Isa) -> SparseConv:
     """One kernel serves kernels of all sizes."""
-    return replace(spec, kernel=(1, 1, 1))
+    return replace(spec, kernel=(1, 1, 1), products="float")
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,17 @@ attributes #0 = {{ nounwind willreturn memory(none) }}
 attributes #1 = {{ alwaysinline nounwind willreturn memory(none) }}
 attributes #2 = {{ alwaysinline nounwind }}
 """
+# A stage of a rotation within a vector: sums and differences of lanes some way apart. Of shuffles in TIR a kernel would take a
+# minute to compile.
+ACROSS = """
+define <{n} x float> @{name}(<{n} x float> %own) alwaysinline nounwind willreturn memory(none) {{
+  %other = shufflevector <{n} x float> %own, <{n} x float> poison, <{n} x i32> <{partner}>
+  %sum = fadd <{n} x float> %other, %own
+  %difference = fsub <{n} x float> %other, %own
+  %r = shufflevector <{n} x float> %sum, <{n} x float> %difference, <{n} x i32> <{halves}>
+  ret <{n} x float> %r
+}}
+"""
 NATIVE = {
     "vpdpbusd": (
         "declare <{n} x i32> @llvm.x86.avx512.vpdpbusd.{bits}(<{n} x i32>, <{n} x i32>, <{n} x i32>) #0",
@@ -211,8 +222,15 @@ class Rounding:
         return self.channels // GROUP
 
     @property
+    def is_narrow(self) -> bool:
+        """Whether what a rotation mixes lies in parts in one vector: a row is then kept without gaps, and vectors shuffled."""
+        return self.spread < self.form.lanes and self.form.lanes % max(self.spread, 1) == 0
+
+    @property
     def run(self) -> int:
         """`spread` in whole vectors: what lies past it in scratch is of no meaning."""
+        if self.is_narrow:
+            return self.spread
         return -(-self.spread // self.form.lanes) * self.form.lanes
 
     @property
@@ -239,6 +257,8 @@ class Rounding:
 
         @inline
         def find(sign):
+            if self.is_narrow:
+                T.attr(T.int32(0), "pragma_import_llvm", self._across())
             for c in range(channels):
                 number: T.let = T.Cast("uint32", c) * T.uint32(0x9E3779B1)
                 mixed: T.let = (number ^ (number >> T.uint32(15))) * T.uint32(0x85EBCA77)
@@ -249,6 +269,19 @@ class Rounding:
                 )
 
         find(sign)
+
+    def _across_name(self, distance: int) -> str:
+        return f"rotate_across_{distance}_of_{self.form.lanes}"
+
+    def _across(self) -> str:
+        """The text that defines the stages of a rotation within a vector."""
+        n, distance, text = self.form.lanes, self.spread, ""
+        while distance < n:
+            partner = ", ".join(f"i32 {lane ^ distance}" for lane in range(n))
+            halves = ", ".join(f"i32 {lane + n if lane & distance else lane}" for lane in range(n))
+            text += ACROSS.format(n=n, name=self._across_name(distance), partner=partner, halves=halves)
+            distance *= 2
+        return text
 
     def scratch(self):
         """Emit: the buffers of `round_row`."""
@@ -265,7 +298,7 @@ class Rounding:
         `clear(line, most)` emits what takes channels out of a row, and notes in most[0] the bits of their size.
         """
         form, depth, spread, run, channels = self.form, self.depth, self.spread, self.run, self.channels
-        lanes, most_level, dtype = form.lanes, self.most, self.dtype
+        lanes, most_level, dtype, narrow = form.lanes, self.most, self.dtype, self.is_narrow
         # 1.5 * 2^23: the sum's last bits are those of the integer, to which the addition rounds
         magic = 1.5 * 2**23 + (0 if self.weight else form.offset)
 
@@ -285,10 +318,10 @@ class Rounding:
             return buffer[T.Ramp(at, 1, lanes)]
 
         def butterflies(values):
-            """Three stages of the transform of eight vectors."""
+            """The stages of the transform of these vectors, at most eight."""
             values = [bind(value) for value in values]
-            for width in (1, 2, 4):
-                pairs = [(values[a], values[a ^ width], a & width) for a in range(8)]
+            for width in [width for width in (1, 2, 4) if width < len(values)]:
+                pairs = [(values[a], values[a ^ width], a & width) for a in range(len(values))]
                 values = [bind(other - own if high else own + other) for own, other, high in pairs]
             return values
 
@@ -310,6 +343,47 @@ class Rounding:
                 size = T.Select(inside, size, T.Broadcast(T.int32(0), lanes))
             place = T.Ramp(0, 1, lanes)
             T.buffer_store(s.most, T.max(s.most[place], size), [place])
+
+        def across(value, distance):
+            """A stage of the transform within a vector, of lanes `distance` apart."""
+            return bind(T.call_pure_extern(f"float32x{lanes}", self._across_name(distance), value))
+
+        def note_sizes(s, values):
+            sizes = [T.reinterpret(f"int32x{lanes}", value) & T.Broadcast(T.int32(0x7FFFFFFF), lanes) for value in values]
+            while len(sizes) > 1:
+                sizes = [bind(T.max(*pair)) for pair in zip(sizes[::2], sizes[1::2], strict=True)]
+            place = T.Ramp(0, 1, lanes)
+            T.buffer_store(s.most, T.max(s.most[place], sizes[0]), [place])
+
+        def narrow_stages(s, block, together):
+            """The stages within `together` vectors that follow each other."""
+            values = [bind(vector(s.line, (block * together + a) * lanes)) for a in range(together)]
+            distance = spread
+            while distance < lanes:
+                values = [across(value, distance) for value in values]
+                distance *= 2
+            values = butterflies(values)
+            for a, value in enumerate(values):
+                T.buffer_store(s.rotated, value, [T.Ramp((block * together + a) * lanes, 1, lanes)])
+            if channels == together * lanes:
+                note_sizes(s, values)
+
+        def distant_stages(s, v, together, count):
+            """Those of `count` vectors that lie `together` apart."""
+            values = butterflies([vector(s.rotated, (a * together + v) * lanes) for a in range(count)])
+            for a, value in enumerate(values):
+                T.buffer_store(s.rotated, value, [T.Ramp((a * together + v) * lanes, 1, lanes)])
+            note_sizes(s, values)
+
+        @inline
+        def rotate_narrow(s):
+            together = T.meta_var(min(8, channels // lanes))
+            count = T.meta_var(channels // lanes // together)
+            for block in range(count):
+                narrow_stages(s, block, together)
+            if count > 1:
+                for v in range(together):
+                    distant_stages(s, v, together, count)
 
         @inline
         def rotate(s):
@@ -344,7 +418,10 @@ class Rounding:
                 s.most[lane] = T.int32(0)
             copy(x, row, sign, s)
             clear(s.line, s.most)
-            rotate(s)
+            if narrow:
+                rotate_narrow(s)
+            else:
+                rotate(s)
             find_scale(s, scale, to)
             round_all(s, q, to)
 

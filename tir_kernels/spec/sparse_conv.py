@@ -51,6 +51,8 @@ class SparseConv(Grouped, Spec):
 
     x `dtype` [N, cin]; weight `dtype` [cout, *kernel, cin / groups], packed; bias float32 [cout]; residual, out `dtype`
     [M, cout]; `activation`: one of `ACTIVATIONS`. Raises ValueError when the map does not fit the features or the taps.
+
+    `products`: as in `Linear`; with integers the convolution is computed as `spec.int8_sparse_conv` says.
     """
 
     family: ClassVar[str] = "sparse_conv"
@@ -61,3 +63,4 @@ class SparseConv(Grouped, Spec):
     has_residual: bool = False
     activation: str = "none"
     groups: int = 1
+    products: str = "float"

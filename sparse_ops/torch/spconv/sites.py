@@ -13,6 +13,7 @@ from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.sites import out_extent
 
 from ...eager.arrays import as_tensor
+from ...eager.call import CoordinateIndex
 from ...eager.checksum import checksum
 from ...op.index import fitting_extent
 from ...op.numbers import as_int, shown
@@ -77,13 +78,14 @@ class Built:
 
 
 class Sites:
-    """Voxels: `indices` int32 [N, 1 + axes], and the maps built on them."""
+    """Voxels: `indices` int32 [N, 1 + axes], the maps built on them, and the index that these share."""
 
     def __init__(self, indices: torch.Tensor, coords: torch.Tensor | None = None):
         self.indices = indices
         self._held = _holds(indices)
         self._coords = coords
         self._maps: dict[object, Built] = {}
+        self._index = CoordinateIndex()
 
     def __getstate__(self) -> dict:
         return {"indices": self.indices}  # maps are built again
@@ -105,7 +107,7 @@ class Sites:
 
     def submanifold(self, geometry: Geometry) -> Built:
         if geometry not in self._maps:
-            arrays = CALLS["submanifold_map"](self.coords, geometry.kernel, geometry.dilation)
+            arrays = CALLS["submanifold_map"](self.coords, geometry.kernel, geometry.dilation, index=self._index)
             self._maps.setdefault(geometry, Built(arrays, None))
         return self._maps[geometry]
 
@@ -133,6 +135,7 @@ class Sites:
             shape,
             geometry.transposed,
             output_padding=geometry.output_padding,
+            index=self._index,
         )
         built = self._maps[key] = Built(arrays, made_sites(narrow_coords(coords, axes), coords))
         return built, built.target, list(behind)
@@ -140,7 +143,7 @@ class Sites:
     def again(self) -> "Sites":
         """The same voxels and maps under `indices` of their own, so that nobody writes into those of another's result."""
         own = made_sites(self.indices.clone(), None if self.coords is self.indices else self.coords)
-        own._maps = self._maps
+        own._maps, own._index = self._maps, self._index
         return own
 
 

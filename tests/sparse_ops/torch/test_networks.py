@@ -18,6 +18,7 @@ from tests.golden.case_networks import CASES, KINDS
 from tests.golden.networks.second import BirdsEyeView
 from tests.golden.networks.ways import DROP_IN, Network, network_of
 from tests.golden.runner import check_file, check_tensors, read
+from tests.sparse_ops.indices import indices_built
 from tests.sparse_ops.walk import digest, with_threads
 from tests.tolerance import assert_close
 
@@ -54,6 +55,24 @@ def test_built_with_spconv_and_converted(kind):
     assert {name: id(x) for name, x in converted.named_parameters()} == {name: id(x) for name, x in parameters.items()}
     report = check_tensors(path_of(kind), CASES[kind], given.eager(module=converted), given.tensors, given.config)
     assert report.ok, report.table()
+
+
+# Sets of voxels that maps start from, and maps: submanifold and strided layers of another geometry or on other voxels.
+INDICES = {"second": (4, 8), "second_res": (4, 8), "spunet": (5, 10), "voxelnext": (8, 13)}
+
+
+@pytest.mark.parametrize("kind", INDICES)
+def test_one_index_for_each_set_of_voxels(kind):
+    given = network(kind)
+    expected, component = given.eager(), given.compiled()
+    with indices_built() as eagerly:
+        found = given.eager()
+    with indices_built(component.program) as compiled:
+        given.run(component)
+    assert bits(found) == bits(expected)
+    for built in (eagerly, compiled):
+        assert len(set(built.sets)) == len(built.sets)
+        assert (len(built.sets), built.maps) == INDICES[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)

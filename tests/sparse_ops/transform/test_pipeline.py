@@ -164,7 +164,7 @@ def test_without_a_target():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="precision: expected one of 'float32', 'bfloat16', 'float16', given 'float64'"):
+    with pytest.raises(ValueError, match=r"precision: expected one of 'float32', .*, given 'float64'"):
         cpu_pipeline(precision="float64")
     mod = graph(lambda x: relax.op.add(x, x), (3,))
     target = tvm.target.Target({"kind": "cuda", "arch": "sm_90", "host": {"kind": "llvm"}})
