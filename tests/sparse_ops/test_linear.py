@@ -9,10 +9,12 @@ from tvm import relax
 from sparse_ops import op
 from sparse_ops.build import build
 from sparse_ops.testing.examples import features
+from sparse_ops.transform.memory import planned_memory
 from tests.poison import compile_poisoned, poisoned
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
 from tir_kernels.cpu.linear import BLOCK_BYTES, BLOCK_DEPTH, BLOCK_ROWS, CHUNK_COLUMNS, LEAST_ROWS
+from tir_kernels.cpu.threads import threads
 from tir_kernels.dispatch import host_target
 from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.linear import naive
@@ -159,3 +161,13 @@ def test_without_input_channels(names, dtype):
         mod = relax.transform.LegalizeOps()(mod)
     (out,) = run(compile_poisoned(poisoned(mod), host_target()), list(given.values()))
     assert_close(out, naive(**given, activation="gelu"), 2, dtype=dtype)
+
+
+@pytest.mark.parametrize("cin", [100, 16385])
+def test_memory_of_widened_rows_is_planned(cin):
+    """Rows of a block as float32, for every thread."""
+    given = {name: array for name, array in arguments(5, cin, 70, dtype="float16").items() if name in ("x", "weight")}
+    with planned_memory() as plan:
+        build(module_of(op.linear, list(given.values()), [("n", cin), (70, cin)]))
+    for rows in (1, 1000):
+        assert plan.of("main", n=rows).workspace < threads() * (2 * BLOCK_BYTES + (1 << 20))

@@ -98,6 +98,10 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
         """The register tiles that cover `count` rows."""
         return (count + (tile_rows - 1)) // tile_rows
 
+    def most_of(cin):
+        """The most rows of a task, before they are filled up to whole register tiles: of sizes alone, so memory is planned."""
+        return T.max(T.min(T.int64(BLOCK_ROWS), BLOCK_BYTES // 4 // T.max(cin, T.int64(1))), T.int64(LEAST_ROWS))
+
     def finished(value, row, column, o):
         """The epilogue of one element."""
         if has_gate:
@@ -232,8 +236,8 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
                 wide[r, cin // lanes * lanes + c] = T.Cast("float32", x[first + r, cin // lanes * lanes + c])
 
     @inline
-    def multiply_widened(o, t, block_rows, panels, first_panel, end_panel):
-        wide = T.alloc_buffer((block_rows, t.cin + 1), "float32")  # of an even width, rows share L1 places
+    def multiply_widened(o, t, most, panels, first_panel, end_panel):
+        wide = T.alloc_buffer((most, t.cin + 1), "float32")  # of an even width, rows share L1 places
         widen(o.x, t.first, t.count, t.cin, wide)
         multiply_block(o, replace(t, a=wide, base=T.int64(0)), panels, first_panel, end_panel)
 
@@ -262,7 +266,7 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             check_batch_index(batch_index, n, batch)
         cut = T.alloc_buffer((4,), "int64")  # in memory, as TVM simplifies such quotients wherever they are used
         # Blocks of about one size, in whole register tiles: not more than `most_rows`.
-        cut[0] = T.max(T.min(T.int64(BLOCK_ROWS), BLOCK_BYTES // 4 // T.max(cin, T.int64(1))), T.int64(LEAST_ROWS))
+        cut[0] = most_of(cin)
         cut[0] = (n + (cut[0] - 1)) // cut[0]
         cut[1] = tiles((n + (cut[0] - 1)) // T.max(cut[0], T.int64(1))) * tile_rows
         cut[2] = T.min(panels // ((TASKS + (cut[0] - 1)) // T.max(cut[0], T.int64(1))), T.int64(most_panels))
@@ -287,7 +291,7 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             o = T.meta_var(Operands(x, weight, bias, residual, gate, batch_index, out))
             t = T.meta_var(Block(first, count, cin, share, x, first))
             if micro.widens:
-                multiply_widened(o, t, block_rows, panels, first_panel, end_panel)
+                multiply_widened(o, t, tiles(T.min(most_of(cin), n)) * tile_rows, panels, first_panel, end_panel)
             else:
                 multiply_block(o, t, panels, first_panel, end_panel)
 
