@@ -88,6 +88,17 @@ def test_a_row_has_the_same_bits_whatever_lies_beside_it(dtype, activation, isa)
         np.testing.assert_array_equal(apply(part, shapes, activation=activation), together[rows])
 
 
+def test_the_last_column_has_the_same_bits_in_every_row():
+    """Of a panel of a single column, vectors of rows could be made, and of the last rows not."""
+    given = {"x": None, "weight": np.linspace(-3, 3, 65, dtype="float32")[:, None]}
+    rng = np.random.default_rng(0)
+    given["x"] = rng.standard_normal((2 * BLOCK_ROWS + 5, 1), dtype=np.float32)
+    shapes = [("n", 1), (65, 1)]
+    out = apply(given, shapes, activation="gelu")
+    for rows in (7, BLOCK_ROWS, BLOCK_ROWS + 1):
+        np.testing.assert_array_equal(apply(given | {"x": given["x"][-rows:]}, shapes, activation="gelu"), out[-rows:])
+
+
 @pytest.mark.parametrize("activation", ["none", "silu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_depth_of_many_blocks(dtype, activation, isa):

@@ -102,13 +102,17 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
         """The most rows of a task, before they are filled up to whole register tiles: of sizes alone, so memory is planned."""
         return T.max(T.min(T.int64(BLOCK_ROWS), BLOCK_BYTES // 4 // T.max(cin, T.int64(1))), T.int64(LEAST_ROWS))
 
-    def finished(value, row, column, o):
-        """The epilogue of one element."""
+    def combined(value, row, column, o):
+        """The epilogue of one element, before the activation."""
         if has_gate:
             value = value * o.gate[T.Cast("int64", o.batch_index[row]) if has_index else 0, column]
         if has_residual:
             value = value + T.Cast("float32", o.residual[row, column])
-        return T.Cast(out_dtype, act(value))
+        return value
+
+    def finished(value, row, column, o):
+        """The epilogue of one element."""
+        return T.Cast(out_dtype, act(combined(value, row, column, o)))
 
     def fetch(o, t, steps):
         """A function that emits, of each step c of a tile, the fetch of its share of the weights that are multiplied next."""
@@ -156,6 +160,19 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
         )
 
     @inline
+    def finish_rest(row, first, rest, panel, o, t):
+        """The last columns, less than a vector: as one, or LLVM makes vectors of some rows and fuses other products in those"""
+        last = T.alloc_buffer((lanes,), "float32")
+        for lane in T.vectorized(lanes):
+            last[lane] = T.float32(0)
+        for c in T.unroll(rest):
+            last[c] = combined(t.sums[t.slot, row, first + c], t.first + row, panel * cols + first + c, o)
+        for lane in T.vectorized(lanes):
+            last[lane] = act(last[lane])
+        for c in T.unroll(rest):
+            o.out[t.first + row, panel * cols + first + c] = T.Cast(out_dtype, last[c])
+
+    @inline
     def finish_kept(rows, columns, panel, o, t):
         """The same from sums that were kept"""
         vectors, rest = T.meta_var((columns // lanes, columns % lanes))
@@ -166,8 +183,8 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
                 for lane in T.vectorized(lanes):
                     finish_one(t.place + i // vectors, i % vectors * lanes + lane, panel, o, t)
         if rest > 0:
-            for i in range(here * rest):
-                finish_one(t.place + i // rest, vectors * lanes + i % rest, panel, o, t)
+            for i in range(here):
+                finish_rest(t.place + i, vectors * lanes, rest, panel, o, t)
 
     @inline
     def multiply_tile(rows, columns, panel, step, steps, last, o, t):
