@@ -240,6 +240,11 @@ class _Run:
 def _workspace(kernel: tirx.PrimFunc, size_of: Callable) -> int:
     """Bytes that a kernel allocates for itself: inside of a parallel loop once for every thread."""
     total, copies = 0, 1
+    bound: dict[tirx.Var, tirx.Expr] = {}  # what variables stand for
+
+    def bind(node, visitor):
+        bound[node.var] = _substitute(node.value, bound)
+        visitor.default_visit(node)
 
     def loop(node, visitor):
         nonlocal copies
@@ -250,11 +255,12 @@ def _workspace(kernel: tirx.PrimFunc, size_of: Callable) -> int:
     def allocate(node, visitor):
         nonlocal total
         for buffer in [node.buffer] if isinstance(node, tirx.AllocBuffer) else node.alloc_buffers:
-            size = _bytes(map(size_of, buffer.shape), buffer.dtype)
+            size = _bytes([size_of(_substitute(dim, bound)) for dim in buffer.shape], buffer.dtype)
             total += copies * size if size >= STACK_BYTES else 0
         visitor.default_visit(node)
 
-    tvm_ffi.structural_visit(kernel.body, [(tirx.For, loop), ((tirx.AllocBuffer, tvm.s_tir.SBlock), allocate)])
+    visits = [(tirx.Bind, bind), (tirx.For, loop), ((tirx.AllocBuffer, tvm.s_tir.SBlock), allocate)]
+    tvm_ffi.structural_visit(kernel.body, visits)
     return total
 
 

@@ -12,10 +12,11 @@ from tvm.script import tirx as T
 from sparse_ops import op
 from sparse_ops.build import build
 from sparse_ops.testing.examples import features
+from sparse_ops.transform.memory import planned_memory
 from tests.instruction_sets import ISAS
 from tests.sparse_ops.walk import evaluate, module_of, run, run_with
 from tests.tolerance import assert_close
-from tir_kernels.cpu.attention import EXP2, EXP2_SHORT, FEW, KEYS, PART, QUERIES, exp2, pack_ir
+from tir_kernels.cpu.attention import EXP2, EXP2_SHORT, FEW, FEW_QUERIES, KEYS, PART, QUERIES, exp2, pack_ir
 from tir_kernels.cpu.isa import Isa, forced_isa
 from tir_kernels.dispatch import host_target
 from tir_kernels.spec.attention import naive
@@ -86,6 +87,17 @@ def test_bits_do_not_depend_on_how_work_is_divided():
     alone = [q[5:], k[1200:], v[1200:], *(np.array([0, n], "int32") for n in (960, 2 * PART + KEYS))]
     (shared,) = run(of_many_heads(Isa.of()), alone)
     np.testing.assert_array_equal(shared[sample[2:] - 5], together[2:])
+
+
+def test_scratch_is_no_matrix_of_all_pairs():
+    """What parts of keys leave to be merged, besides packed keys and values, takes a few times their memory at most."""
+    heads, depth = 1, 64
+    shapes = [("n", heads, depth), ("k", heads, depth), ("k", heads, depth), ("b",), ("b",)]
+    with planned_memory() as plan:
+        build(module_of(op.attention, arguments([1], [1], heads, depth), shapes))
+    for queries in (4, FEW_QUERIES * PART, FEW_QUERIES * PART + 1, 20_000):
+        taken = plan.of("main", n=queries, k=1 << 15, b=2).workspace
+        assert taken < 5 * (2 * 4 * (1 << 15) * heads * depth), queries
 
 
 def test_packed_pairs_are_rounded_as_the_instruction_does():

@@ -9,10 +9,12 @@ from tvm import relax
 from sparse_ops import op
 from sparse_ops.build import build
 from sparse_ops.testing.examples import features
+from sparse_ops.transform.memory import planned_memory
 from tests.poison import compile_poisoned, poisoned
 from tests.sparse_ops.walk import evaluate, module_of, run
 from tests.tolerance import assert_close
 from tir_kernels.cpu.linear import BLOCK_BYTES, BLOCK_DEPTH, BLOCK_ROWS, CHUNK_COLUMNS, LEAST_ROWS
+from tir_kernels.cpu.threads import threads
 from tir_kernels.dispatch import host_target
 from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.linear import naive
@@ -84,6 +86,17 @@ def test_a_row_has_the_same_bits_whatever_lies_beside_it(dtype, activation, isa)
     for rows in (slice(0, 1), slice(BLOCK_ROWS - 2, BLOCK_ROWS + 3), slice(17, None)):
         part = given | {name: given[name][rows] for name in by_row}
         np.testing.assert_array_equal(apply(part, shapes, activation=activation), together[rows])
+
+
+def test_the_last_column_has_the_same_bits_in_every_row():
+    """Of a panel of a single column, vectors of rows could be made, and of the last rows not."""
+    given = {"x": None, "weight": np.linspace(-3, 3, 65, dtype="float32")[:, None]}
+    rng = np.random.default_rng(0)
+    given["x"] = rng.standard_normal((2 * BLOCK_ROWS + 5, 1), dtype=np.float32)
+    shapes = [("n", 1), (65, 1)]
+    out = apply(given, shapes, activation="gelu")
+    for rows in (7, BLOCK_ROWS, BLOCK_ROWS + 1):
+        np.testing.assert_array_equal(apply(given | {"x": given["x"][-rows:]}, shapes, activation="gelu"), out[-rows:])
 
 
 @pytest.mark.parametrize("activation", ["none", "silu"])
@@ -159,3 +172,13 @@ def test_without_input_channels(names, dtype):
         mod = relax.transform.LegalizeOps()(mod)
     (out,) = run(compile_poisoned(poisoned(mod), host_target()), list(given.values()))
     assert_close(out, naive(**given, activation="gelu"), 2, dtype=dtype)
+
+
+@pytest.mark.parametrize("cin", [100, 16385])
+def test_memory_of_widened_rows_is_planned(cin):
+    """Rows of a block as float32, for every thread."""
+    given = {name: array for name, array in arguments(5, cin, 70, dtype="float16").items() if name in ("x", "weight")}
+    with planned_memory() as plan:
+        build(module_of(op.linear, list(given.values()), [("n", cin), (70, cin)]))
+    for rows in (1, 1000):
+        assert plan.of("main", n=rows).workspace < threads() * (2 * BLOCK_BYTES + (1 << 20))

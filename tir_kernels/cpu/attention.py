@@ -35,7 +35,8 @@ BLOCK = 24  # queries whose logits exist at once, whole register tiles
 KEYS = 128  # of one tile, whole panels; with BLOCK, logits take three eighths of the L1 cache
 assert QUERIES % BLOCK == 0 and 8 * 4 * BLOCK * KEYS == 3 * L1
 PART = 1024  # keys of a part, of large depths half as many; the last one has up to KEYS more
-FEW = 64  # tasks, at most, that are divided by parts of keys
+FEW = 64  # tasks, at most, that are divided by parts of keys ...
+FEW_QUERIES = 4  # ... and queries, in parts of keys: states of more take many times the memory of keys and values
 SQUARE = 8  # rows and columns that are transposed at once
 LEAST = float(np.finfo("float32").min)
 # 2^r for |r| <= 1/2, minimax in relative error but for the first coefficient: within 1.5e-7 before rounding
@@ -557,7 +558,9 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
             check_rows("k_order", k_order, mk, nk)
         check_offsets("q_offsets", q_offsets, batch - 1, nq)
         check_offsets("k_offsets", k_offsets, batch - 1, mk if has_k_order else nk)
-        has_few: T.let = T.And((nq // QUERIES + batch) * heads <= FEW, num_picked >= part_keys + KEYS)
+        has_few: T.let = T.And(
+            T.And((nq // QUERIES + batch) * heads <= FEW, nq <= FEW_QUERIES * part_keys), num_picked >= part_keys + KEYS
+        )
         most_parts: T.let = T.if_then_else(has_few, num_picked // part_keys + 1, T.int64(1))
         most_states: T.let = T.if_then_else(has_few, nq * heads * most_parts, T.int64(1))
         counts = T.alloc_buffer((2,), "int64")  # tasks, states kept between them

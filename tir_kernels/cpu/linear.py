@@ -98,13 +98,21 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
         """The register tiles that cover `count` rows."""
         return (count + (tile_rows - 1)) // tile_rows
 
-    def finished(value, row, column, o):
-        """The epilogue of one element."""
+    def most_of(cin):
+        """The most rows of a task, before they are filled up to whole register tiles: of sizes alone, so memory is planned."""
+        return T.max(T.min(T.int64(BLOCK_ROWS), BLOCK_BYTES // 4 // T.max(cin, T.int64(1))), T.int64(LEAST_ROWS))
+
+    def combined(value, row, column, o):
+        """The epilogue of one element, before the activation."""
         if has_gate:
             value = value * o.gate[T.Cast("int64", o.batch_index[row]) if has_index else 0, column]
         if has_residual:
             value = value + T.Cast("float32", o.residual[row, column])
-        return T.Cast(out_dtype, act(value))
+        return value
+
+    def finished(value, row, column, o):
+        """The epilogue of one element."""
+        return T.Cast(out_dtype, act(combined(value, row, column, o)))
 
     def fetch(o, t, steps):
         """A function that emits, of each step c of a tile, the fetch of its share of the weights that are multiplied next."""
@@ -152,6 +160,19 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
         )
 
     @inline
+    def finish_rest(row, first, rest, panel, o, t):
+        """The last columns, less than a vector: as one, or LLVM makes vectors of some rows and fuses other products in those"""
+        last = T.alloc_buffer((lanes,), "float32")
+        for lane in T.vectorized(lanes):
+            last[lane] = T.float32(0)
+        for c in T.unroll(rest):
+            last[c] = combined(t.sums[t.slot, row, first + c], t.first + row, panel * cols + first + c, o)
+        for lane in T.vectorized(lanes):
+            last[lane] = act(last[lane])
+        for c in T.unroll(rest):
+            o.out[t.first + row, panel * cols + first + c] = T.Cast(out_dtype, last[c])
+
+    @inline
     def finish_kept(rows, columns, panel, o, t):
         """The same from sums that were kept"""
         vectors, rest = T.meta_var((columns // lanes, columns % lanes))
@@ -162,8 +183,8 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
                 for lane in T.vectorized(lanes):
                     finish_one(t.place + i // vectors, i % vectors * lanes + lane, panel, o, t)
         if rest > 0:
-            for i in range(here * rest):
-                finish_one(t.place + i // rest, vectors * lanes + i % rest, panel, o, t)
+            for i in range(here):
+                finish_rest(t.place + i, vectors * lanes, rest, panel, o, t)
 
     @inline
     def multiply_tile(rows, columns, panel, step, steps, last, o, t):
@@ -232,8 +253,8 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
                 wide[r, cin // lanes * lanes + c] = T.Cast("float32", x[first + r, cin // lanes * lanes + c])
 
     @inline
-    def multiply_widened(o, t, block_rows, panels, first_panel, end_panel):
-        wide = T.alloc_buffer((block_rows, t.cin + 1), "float32")  # of an even width, rows share L1 places
+    def multiply_widened(o, t, most, panels, first_panel, end_panel):
+        wide = T.alloc_buffer((most, t.cin + 1), "float32")  # of an even width, rows share L1 places
         widen(o.x, t.first, t.count, t.cin, wide)
         multiply_block(o, replace(t, a=wide, base=T.int64(0)), panels, first_panel, end_panel)
 
@@ -262,7 +283,7 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             check_batch_index(batch_index, n, batch)
         cut = T.alloc_buffer((4,), "int64")  # in memory, as TVM simplifies such quotients wherever they are used
         # Blocks of about one size, in whole register tiles: not more than `most_rows`.
-        cut[0] = T.max(T.min(T.int64(BLOCK_ROWS), BLOCK_BYTES // 4 // T.max(cin, T.int64(1))), T.int64(LEAST_ROWS))
+        cut[0] = most_of(cin)
         cut[0] = (n + (cut[0] - 1)) // cut[0]
         cut[1] = tiles((n + (cut[0] - 1)) // T.max(cut[0], T.int64(1))) * tile_rows
         cut[2] = T.min(panels // ((TASKS + (cut[0] - 1)) // T.max(cut[0], T.int64(1))), T.int64(most_panels))
@@ -287,7 +308,7 @@ def linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
             o = T.meta_var(Operands(x, weight, bias, residual, gate, batch_index, out))
             t = T.meta_var(Block(first, count, cin, share, x, first))
             if micro.widens:
-                multiply_widened(o, t, block_rows, panels, first_panel, end_panel)
+                multiply_widened(o, t, tiles(T.min(most_of(cin), n)) * tile_rows, panels, first_panel, end_panel)
             else:
                 multiply_block(o, t, panels, first_panel, end_panel)
 

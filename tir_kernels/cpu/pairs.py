@@ -12,7 +12,7 @@ from .isa import Isa
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """The buffers of a map, as the head of this file says; `columns` is the second dimension of `segment`."""
+    """The buffers of a map, as `layout.PairsByBlock` says; `columns` is the second dimension of `segment`."""
 
     pair_in: object
     pair_out: object
