@@ -19,8 +19,9 @@ from .. import script
 from ..buffers import match_buffer
 from ..layout import WeightLayout
 from ..script import drop_parameters, inline
-from ..spec.int8_linear import GROUP, MOST_DEPTH, rotate, signs
+from ..spec.int8_linear import GROUP, rotate, signs
 from ..spec.sparse_conv import SparseConv
+from . import int8_linear
 from .guards import check_map
 from .int8_linear import TOGETHER, Form, Rounding, Sums, name_of, tile_of
 from .isa import Isa
@@ -37,13 +38,7 @@ def refuses(spec: SparseConv, isa: Isa) -> str | None:
     """Why an integer instruction does not serve."""
     if spec.groups != 1:
         return f"groups: expected 1, given {spec.groups}"
-    if spec.cin > MOST_DEPTH:
-        return f"cin: expected at most {MOST_DEPTH}, whose integer sums int32 holds, given {spec.cin}"
-    if spec.cin < GROUP or spec.cout < GROUP:
-        return f"rounding does not pay for {spec.cin} -> {spec.cout} channels, expected at least {GROUP} of both"
-    if isa.integer[0] == "vpmaddubsw" and spec.products != "int7":
-        return f"products: expected 'int7', as it takes 7 bits, given {spec.products!r}"
-    return None
+    return int8_linear.refuses(spec, isa)
 
 
 def shared(spec: SparseConv, isa: Isa) -> SparseConv:

@@ -21,6 +21,7 @@ from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.int8_linear import APART, GROUP, LEAST, MOST_DEPTH, levels, padded, rotate, signs
 from ..spec.linear import Linear
+from ..spec.sparse_conv import SparseConv
 from .caches import L2
 from .guards import check_batch_index
 from .isa import INTEGER, Isa, Tile
@@ -186,8 +187,8 @@ def tile_of(isa: Isa) -> Tile:
     return Tile({"vpdpbusd": 6, "vpmaddubsw": 5, "vpmaddwd": 4}[isa.integer[0]], 2 * isa.lanes, isa.lanes)
 
 
-def refuses(spec: Linear, isa: Isa) -> str | None:
-    """Why an integer instruction does not serve."""
+def refuses(spec: Linear | SparseConv, isa: Isa) -> str | None:
+    """Why an integer instruction does not serve products over `cin` channels for `cout`."""
     if spec.cin > MOST_DEPTH:
         return f"cin: expected at most {MOST_DEPTH}, whose integer sums int32 holds, given {spec.cin}"
     if spec.cin < GROUP or spec.cout < GROUP:

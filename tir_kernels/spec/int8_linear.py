@@ -19,7 +19,7 @@ from math import isqrt
 
 import numpy as np
 
-from .activation import ACTIVATIONS
+from .linear import epilogue
 
 GROUP = 64  # channels that a rotation mixes
 APART = 8  # channels that may be kept apart, at most
@@ -100,10 +100,4 @@ def naive(
     with np.errstate(invalid="ignore", over="ignore"):
         kept = list(apart)
         out = out + x[:, kept].astype(np.float64) @ weight[:, kept].astype(np.float64).T
-        if bias is not None:
-            out = out + bias.astype(np.float64)
-        if gate is not None:
-            out = out * gate.astype(np.float64)[np.zeros(len(x), int) if batch_index is None else batch_index]
-        if residual is not None:
-            out = out + residual.astype(np.float64)
-        return ACTIVATIONS[activation](out)
+        return epilogue(out, bias, residual, activation, gate, batch_index)

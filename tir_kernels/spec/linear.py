@@ -17,10 +17,15 @@ PRODUCTS = ("float", "int8", "int7")
 def naive(x, weight, bias=None, residual=None, activation="none", gate=None, batch_index=None):
     """Oracle, in float64. x [N, Cin], weight [Cout, Cin], bias [Cout], residual [N, Cout], gate [B, Cout] -> [N, Cout]."""
     out = x.astype(np.float64) @ weight.astype(np.float64).T
+    return epilogue(out, bias, residual, activation, gate, batch_index)
+
+
+def epilogue(out, bias=None, residual=None, activation="none", gate=None, batch_index=None):
+    """What follows the products `out` float64 [N, Cout], in float64."""
     if bias is not None:
         out = out + bias.astype(np.float64)
     if gate is not None:
-        out = out * gate.astype(np.float64)[np.zeros(len(x), int) if batch_index is None else batch_index]
+        out = out * gate.astype(np.float64)[np.zeros(len(out), int) if batch_index is None else batch_index]
     if residual is not None:
         out = out + residual.astype(np.float64)
     return ACTIVATIONS[activation](out)
