@@ -256,7 +256,7 @@ def test_configs_that_do_not_fit(change, message):
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="preset: expected one of 'tiny', 'full', given 'huge'"):
+    with pytest.raises(ValueError, match="preset: expected one of 'tiny', 'wide', 'full', given 'huge'"):
         preset("huge")
 
 
