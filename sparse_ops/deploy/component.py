@@ -36,7 +36,7 @@ from sparse_ops.transform.lift_params import TRANSFORM_PARAMS
 
 LIBRARY, MODULE, PARAMETERS = "library.so", "module.json", "parameters.safetensors"
 FORMS = {"library": LIBRARY, "module": MODULE}
-SWAP_SECONDS = 1.0  # a folder that another process replaces is away for less
+SWAP_SECONDS = 5.0  # a folder that another process replaces is away for less
 
 
 class Component:
@@ -309,7 +309,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
             except OSError as error:
                 if not tries_left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            shutil.rmtree(old)  # another process put its own there in between: it makes way, too
+            shutil.rmtree(old, ignore_errors=True)  # another process put its own there in between: it makes way, too
     except BaseException:
         with suppress(OSError):  # there is no old one, or another process put its own there
             os.replace(old, folder)
