@@ -23,9 +23,8 @@ from sparse_ops.eager.arrays import as_kind
 from sparse_ops.transform.precision import QUANTIZED
 from tir_kernels.dispatch import kernel_for
 from tir_kernels.layout import WeightLayout
+from tir_kernels.spec.int8_linear import APART
 from tir_kernels.spec.linear import Linear
-
-APART = 8  # channels of a layer that are kept apart
 
 Call = tuple | Mapping[str, Any]
 

@@ -24,7 +24,7 @@ from .. import script
 from ..buffers import match_buffer
 from ..script import drop_parameters, inline
 from ..spec.attention import Attention
-from .caches import L1, LINE
+from .caches import L1, LINE, prefetch
 from .guards import check_offsets, check_repeats, check_rows
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile, pair_of_halves
@@ -100,11 +100,6 @@ def exp2(x, factor: float = 1.0, coefficients=EXP2):
     # 2^r as a polynomial of -r: a product with -factor is another than that above, so both are fused with what they add to
     power = polynomial(bind(x * T.float32(-factor) + n), [(-1) ** i * c for i, c in enumerate(coefficients)])
     return T.reinterpret("float32", T.reinterpret("int32", power) + (bits << 23))
-
-
-def ask_for(x, *index):
-    """Emit: fetch the cache line of an element towards the L2 cache."""
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(x[tuple(index)]), T.int32(0), T.int32(2), T.int32(1)))
 
 
 @inline
@@ -418,7 +413,7 @@ def attention(spec: Attention, isa: Isa) -> tvm.tirx.PrimFunc:
         steps_here: T.let = (shared.shape[1] * shared.shape[2] + parts - 1) // parts
         for step in range(T.min(steps_here, shared.shape[1] * shared.shape[2] - part * steps_here)):
             for line in T.unroll(cols * 4 // LINE):
-                ask_for(shared, slot, 0, part * steps_here + step, line * (LINE // 4))
+                prefetch(T.address_of(shared[slot, 0, part * steps_here + step, line * (LINE // 4)]))
 
     @inline
     def walk(

@@ -23,8 +23,9 @@ from ..spec.int8_linear import GROUP, rotate, signs
 from ..spec.sparse_conv import SparseConv
 from . import int8_linear
 from .guards import check_map
-from .int8_linear import TOGETHER, Form, Rounding, Sums, name_of, tile_of
+from .int8_linear import TOGETHER, Form, Rounding, name_of, tile_of
 from .isa import Isa
+from .register_tile import Accumulators
 from .rows import each_channel
 from .vector_math import EMIT
 
@@ -131,7 +132,7 @@ def int8_gather_gemm(spec: SparseConv, isa: Isa) -> tvm.tirx.PrimFunc:
         source = T.alloc_buffer((rows,), "int64")
         for r in T.unroll(rows):
             source[r] = T.Cast("int64", o.pair_in[segment.block, T.min(first + r, last)])
-        acc = T.meta_var(Sums(rows, vectors, lanes))
+        acc = T.meta_var(Accumulators(rows, vectors * lanes, lanes, "int32"))
         acc.each(lambda first, rows, part: start_part(rows, part, vectors, o, segment, panel))
         with T.serial(0, segment.steps[0]) as step:
             acc.each(lambda first, rows, part: step_part(first, rows, part, vectors, o, segment, source, panel, step))

@@ -16,15 +16,16 @@ import tvm
 from tvm.script import tirx as T
 
 from .. import script
-from ..buffers import STACK_BYTES, match_buffer
+from ..buffers import match_buffer
 from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.int8_linear import APART, GROUP, LEAST, MOST_DEPTH, levels, padded, rotate, signs
 from ..spec.linear import Linear
 from ..spec.sparse_conv import SparseConv
-from .caches import L2
+from .caches import L2, prefetch
 from .guards import check_batch_index
 from .isa import INTEGER, Isa, Tile
+from .register_tile import Accumulators
 from .vector_math import EMIT, bind
 
 # Rows of a panel's header, [HEADER, cols] int32 before the steps
@@ -44,7 +45,7 @@ LEAST_ROWS = 96  # of a deep one
 TASKS = 32  # of few rows; they are then cut along the columns, so that threads have equal work
 INFINITE = 0x7F800000  # bits of the float32 infinity; those of NaN are above
 
-# One step of a register tile: acc + products of a, the same in all lanes, with w. And what asks for a line of weights.
+# One step of a register tile: acc + products of a, the same in all lanes, with w.
 STEP = """
 {declare}
 define <{n} x i32> @{name}(<{n} x i32> %acc, <{n} x i32> %w, i32 %a) #1 {{
@@ -53,14 +54,8 @@ define <{n} x i32> @{name}(<{n} x i32> %acc, <{n} x i32> %w, i32 %a) #1 {{
 {body}
   ret <{n} x i32> %r
 }}
-declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
-define i32 @fetch_line(ptr %place) #2 {{
-  call void @llvm.prefetch.p0(ptr %place, i32 0, i32 2, i32 1)
-  ret i32 0
-}}
 attributes #0 = {{ nounwind willreturn memory(none) }}
 attributes #1 = {{ alwaysinline nounwind willreturn memory(none) }}
-attributes #2 = {{ alwaysinline nounwind }}
 """
 # A stage of a rotation within a vector: sums and differences of lanes some way apart. Of shuffles in TIR a kernel would take a
 # minute to compile.
@@ -439,22 +434,6 @@ class RowScratch:
     factor: tvm.tirx.Buffer  # [1]
 
 
-class Sums:
-    """The int32 sums of one register tile, `rows` x `vectors` of `lanes`, spread over buffers below STACK_BYTES."""
-
-    def __init__(self, rows: int, vectors: int, lanes: int):
-        self.vectors, self.lanes, self.parts = vectors, lanes, []
-        count = -(-rows // ((STACK_BYTES - 1) // (4 * vectors * lanes)))
-        for part in range(count):
-            first, end = rows * part // count, rows * (part + 1) // count
-            self.parts.append((first, end - first, T.alloc_buffer((end - first, vectors * lanes), "int32")))
-
-    def each(self, body):
-        """Emit body(first, rows, buffer) for each buffer."""
-        for part in self.parts:
-            body(*part)
-
-
 @dataclass(frozen=True)
 class Operands:
     """The buffers of a linear layer and what is made of its rows; one that the layer lacks is never read."""
@@ -552,13 +531,11 @@ def int8_linear(spec: Linear, isa: Isa) -> tvm.tirx.PrimFunc:
     def fetch(o, panel, line):
         """Ask for a line of a panel's weights, to be in the L2 cache when the panel's turn comes"""
         if line < lines:
-            T.evaluate(
-                T.call_extern("int32", "fetch_line", T.address_of(o.weight[panel, line // per_row, line % per_row * LINE]))
-            )
+            prefetch(T.address_of(o.weight[panel, line // per_row, line % per_row * LINE]))
 
     def multiply_tile(rows, vectors, o, row, panel, sums, tile):
         """Emit: sums[:rows] = the products of the rows from `row` on with a panel; a part of the next panel may be fetched."""
-        acc = Sums(rows, vectors, lanes)
+        acc = Accumulators(rows, vectors * lanes, lanes, "int32")
         acc.each(lambda first, rows, part: clear_part(first, rows, part, vectors))
         if not fetches:
             with T.serial(0, steps) as step:

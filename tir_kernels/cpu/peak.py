@@ -21,9 +21,9 @@ from tvm.script import tirx as T
 from .. import script
 from ..script import inline
 from . import threads as pool
-from .int8_linear import Form, Sums
+from .int8_linear import Form
 from .isa import Isa, host_target, kernel_name
-from .register_tile import RegisterTile
+from .register_tile import Accumulators, RegisterTile
 
 DTYPES = ("float32", "bfloat16", "int8")
 
@@ -143,7 +143,7 @@ def _integer_loop(isa: Isa) -> tvm.tirx.PrimFunc:
         out = T.match_buffer(acc_, (threads, accumulators(isa), lanes), "int32")
         T.attr(T.int32(0), "pragma_import_llvm", form.llvm_ir)
         for thread in T.parallel(threads):
-            sums = T.meta_var(Sums(accumulators(isa), 1, lanes))
+            sums = T.meta_var(Accumulators(accumulators(isa), lanes, lanes, "int32"))
             sums.each(lambda first, rows, part: load_part(first, rows, part, out, thread))
             for _ in range(steps):
                 sums.each(lambda first, rows, part: step_part(first, rows, part, w))

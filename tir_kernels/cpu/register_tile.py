@@ -69,14 +69,14 @@ def pair_of_halves(low, high):
 
 
 class Accumulators:
-    """The float32 sums of one register tile, `rows` x `columns`, in vectors of `lanes`; `RegisterTile.accumulators` makes them.
+    """The sums of one register tile, `rows` x `columns`, in vectors of `lanes`; `RegisterTile.accumulators` makes float32 ones.
 
     TVM leaves a buffer below STACK_BYTES on the stack, where LLVM makes registers of it. A larger one comes from a workspace,
     and whether its sums stay in memory then depends on what else is in the module. So no buffer here is larger: `parts` are
-    (first row, rows, buffer float32 [rows, whole vectors]), of as equal heights as can be.
+    (first row, rows, buffer [rows, whole vectors]), of as equal heights as can be.
     """
 
-    def __init__(self, rows: int, columns: int, lanes: int):
+    def __init__(self, rows: int, columns: int, lanes: int, dtype: str = "float32"):
         self.columns, self.lanes = columns, lanes
         self.vectors = -(-columns // lanes)
         row_bytes = 4 * self.vectors * lanes
@@ -85,9 +85,14 @@ class Accumulators:
         self.parts = []
         for first, end in pairwise(cuts):
             assert (end - first) * row_bytes < STACK_BYTES, "a register tile must not be a workspace buffer"
-            buffer = T.alloc_buffer((end - first, self.vectors * lanes), "float32")
+            buffer = T.alloc_buffer((end - first, self.vectors * lanes), dtype)
             IRBuilder.name("acc", buffer)
             self.parts.append((first, end - first, buffer))
+
+    def each(self, body):
+        """Emit body(first row, rows, buffer) for each of `parts`."""
+        for part in self.parts:
+            body(*part)
 
     def load(self, value):
         """Emit: acc[r, column] = value(r, column), and zero from `columns` to the end of the last vector."""

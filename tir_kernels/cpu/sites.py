@@ -37,7 +37,7 @@ from .coordinate_index import (
 )
 from .guards import MOST, check_memory, last_of
 from .isa import Isa
-from .unique import divide
+from .unique import counts_to_starts, divide
 
 CLASSES_MOST = 64  # residue classes by which rows are sorted
 
@@ -212,17 +212,12 @@ def find_sites(spec: FindSites, isa: Isa) -> tvm.tirx.PrimFunc:
     @inline
     def sort_by_class(coords, rows, order, ends):
         """order [rows]: the rows of each class, ascending; ends[c]: where those of class c end."""
-        total = T.alloc_buffer((1,), "int32")
         for c in range(classes):
             ends[c] = T.int32(0)
         for row in range(rows):
             number: T.let = class_of((coords[row, 1], coords[row, 2], coords[row, 3]))
             ends[number] = ends[number] + 1
-        total[0] = T.int32(0)
-        for c in range(classes):
-            here: T.let = ends[c]
-            ends[c] = total[0]
-            total[0] = total[0] + here
+        counts_to_starts(ends, classes)
         for row in range(rows):
             number: T.let = class_of((coords[row, 1], coords[row, 2], coords[row, 3]))
             order[ends[number]] = T.Cast("int32", row)
@@ -279,16 +274,11 @@ def copy_sites(spec: CopySites, isa: Isa) -> tvm.tirx.PrimFunc:
         plan = match_buffer(plan_, (PLAN_SIZE,), "int64")
         out = match_buffer(out_, (rows, 4), "int32")
         starts = T.alloc_buffer((BATCH_LIMIT,), "int64")
-        total = T.alloc_buffer((1,), "int64")
         for batch in range(BATCH_LIMIT):
             starts[batch] = T.int64(0)
         for row in range(rows):
             starts[T.Cast("int64", sites[row, 0])] = starts[T.Cast("int64", sites[row, 0])] + 1
-        total[0] = T.int64(0)
-        for batch in range(BATCH_LIMIT):
-            here: T.let = starts[batch]
-            starts[batch] = total[0]
-            total[0] = total[0] + here
+        counts_to_starts(starts, BATCH_LIMIT)
         for row in range(rows):
             target: T.let = starts[T.Cast("int64", sites[row, 0])]
             starts[T.Cast("int64", sites[row, 0])] = target + 1

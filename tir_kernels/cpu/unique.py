@@ -47,6 +47,17 @@ def divide(value, factor: int):
     return T.floordiv(value, T.int32(factor))
 
 
+@inline
+def counts_to_starts(counts, size):
+    """counts[i] = the sum of those before it: where each kind begins in a counting sort."""
+    total = T.alloc_buffer((1,), counts.dtype)
+    total[0] = T.Cast(counts.dtype, 0)
+    for i in range(size):
+        here: T.let = counts[i]
+        counts[i] = total[0]
+        total[0] = total[0] + here
+
+
 @cache
 def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `PlanUnique`. ValueError for `method="grid"` when the box has more than GRID_CELLS_MOST cells."""
@@ -147,17 +158,12 @@ def rank_unique(spec: RankUnique, isa: Isa) -> tvm.tirx.PrimFunc:
     def sort_digit(order, source, target, rows, shift):
         """One stable pass: order[target ..] = order[source ..] by the digit at `shift`; entries are (cell, row) pairs."""
         starts = T.alloc_buffer((DIGITS,), "int64")
-        total = T.alloc_buffer((1,), "int64")
         for digit in range(DIGITS):
             starts[digit] = T.int64(0)
         for i in range(rows):
             digit: T.let = (order[source + 2 * i] >> shift) & (DIGITS - 1)
             starts[digit] = starts[digit] + 1
-        total[0] = T.int64(0)
-        for digit in range(DIGITS):
-            here: T.let = starts[digit]
-            starts[digit] = total[0]
-            total[0] = total[0] + here
+        counts_to_starts(starts, DIGITS)
         for i in range(rows):
             digit: T.let = (order[source + 2 * i] >> shift) & (DIGITS - 1)
             place: T.let = target + 2 * starts[digit]
