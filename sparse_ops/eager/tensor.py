@@ -5,7 +5,7 @@ that are torch tensors as these); maps that are kept by geometry are built again
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import ClassVar
 
@@ -42,6 +42,10 @@ class CoordinateSet(Portable):
     maps: dict = field(default_factory=dict, repr=False)
     index: CoordinateIndex = field(default_factory=CoordinateIndex, repr=False)
     _rebuilt: ClassVar[dict] = {"maps": dict, "index": CoordinateIndex}
+
+    def at(self, coords: tvm.runtime.Tensor) -> "CoordinateSet":
+        """The same grid with other voxels, of which nothing is built yet."""
+        return replace(self, coords=coords, **{name: make() for name, make in self._rebuilt.items()})
 
     def extent(self) -> tuple[int, ...]:
         """`spatial_shape`, or what is inferred for it. ValueError on an unbounded lattice."""

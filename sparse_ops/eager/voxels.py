@@ -1,7 +1,5 @@
 """Fewer voxels: pruning by a mask, and intersection."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from tir_kernels.spec.flatnonzero import DTYPES
@@ -21,7 +19,7 @@ def prune(x: SparseTensor, mask) -> SparseTensor:
     tensor = as_tensor(mask, "mask", DTYPES, (x.coordinates.coords.shape[0],))
     index = Checked(functional.flatnonzero(tensor), "int32")
     coords = functional.gather_rows(x.coordinates.coords, index)
-    return x.moved_to(functional.gather_rows(x.feats, index), replace(x.coordinates, coords=coords, maps={}))
+    return x.moved_to(functional.gather_rows(x.feats, index), x.coordinates.at(coords))
 
 
 def intersection(x: SparseTensor, coordinates: SparseTensor | CoordinateSet) -> SparseTensor:

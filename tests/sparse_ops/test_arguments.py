@@ -161,7 +161,7 @@ def test_voxels_are_looked_at_once(monkeypatch):
     from sparse_ops.eager import tensor as module
 
     looked, lookup = [], F.lookup
-    monkeypatch.setattr(module.functional, "lookup", lambda *args: looked.append(args) or lookup(*args))
+    monkeypatch.setattr(module.functional, "lookup", lambda *args, **more: looked.append(args) or lookup(*args, **more))
     x, point = tensor(), sparse_ops.SubMConv3d(4, 4, 1)
     point(point(x))
     sparse_ops.sparse_add(x, x.replace_feature(x.feats))

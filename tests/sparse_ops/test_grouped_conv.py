@@ -123,7 +123,7 @@ def test_what_an_op_takes_in_leaves_its_groups():
     weight = relax.Var("w", relax.TensorType([12, 3, 3, 3, 2], "float32"))
     more = OPS["sparse_conv"].with_more(op.sparse_conv(x, weight, kernel_map, coords, groups=3), {}, {"activation": "relu"})
     more = relax.BlockBuilder().normalize(more)
-    assert OPS["sparse_conv"].signature.options_of(more) == {"activation": "relu", "groups": 3}
+    assert OPS["sparse_conv"].signature.options_of(more) == {"activation": "relu", "groups": 3, "products": "float"}
     assert [int(more.ty.shape.values[1])] == [12]
 
 

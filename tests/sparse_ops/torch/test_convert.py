@@ -97,7 +97,7 @@ def test_a_layer_alone_is_converted():
 
 def test_maps_are_shared_behind_tensors_of_spconv(monkeypatch):
     calls, op = [], CALLS["submanifold_map"]
-    monkeypatch.setitem(CALLS, "submanifold_map", lambda *args: calls.append(1) or op(*args))
+    monkeypatch.setitem(CALLS, "submanifold_map", lambda *args, **more: calls.append(1) or op(*args, **more))
     layer = convert(spconv.SubMConv3d(4, 4, 3, bias=False))
     x = tensor(spconv)
     y = layer(layer(x))
