@@ -1,4 +1,4 @@
-"""The functions of `tir_kernels.cpu.vector_math` against float64: the errors that their docstrings state, all exponents."""
+"""The functions of `tir_kernels.vector_math` against float64: the errors that their docstrings state, all exponents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import tvm
 from scipy.special import erf, erfc
 from tvm.script import tirx as T
 
-from tir_kernels.cpu import vector_math as activation
+from tir_kernels import vector_math as activation
 from tir_kernels.dispatch import host_target
 from tir_kernels.spec.activation import ACTIVATIONS
 

@@ -1,14 +1,17 @@
 """What only a running kernel can find and refuses: for each such error its words, its code and the function that raises it.
 
 On a CPU a kernel calls the packed function of a refusal, which raises `ValueError`; `cpu.guards` has the loops that look for
-errors. A device cannot call: its kernels write a code and the arguments into a status buffer, and the host raises the words.
+errors. A device cannot call: its kernels write a code and the arguments into a status buffer, and the host, which reads it once
+a call, raises the words.
 
 The functions are registered when `tir_kernels` (or anything above it) is imported; a process that runs a compiled module
 without importing it gets TVM's "function not found" with the same name instead of the text.
 """
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from math import isfinite
 
 import tvm
@@ -192,10 +195,14 @@ def site_count_words(sites: int) -> str:
 
 @dataclass(frozen=True)
 class Refusal:
-    """`function`: the packed function that raises ValueError with what `words` makes of the arguments."""
+    """`function`: the packed function that raises ValueError with what `words` makes of the arguments.
+
+    `floats`: the places of the arguments that are no integers.
+    """
 
     function: str
     words: Callable[..., str]
+    floats: tuple[int, ...] = ()
 
 
 # By code, which is what a device writes; a code that was given once keeps its meaning.
@@ -214,8 +221,8 @@ REFUSALS: dict[int, Refusal] = {
     12: Refusal(RAISE_REPEATED_ROW, repeated_row_words),
     13: Refusal(RAISE_KERNEL_SIZE, kernel_size_words),
     14: Refusal(RAISE_GRID, grid_words),
-    21: Refusal(RAISE_POINT, point_words),
-    22: Refusal(RAISE_GRID_NUMBER, grid_number_words),
+    21: Refusal(RAISE_POINT, point_words, floats=(2, 3)),
+    22: Refusal(RAISE_GRID_NUMBER, grid_number_words, floats=(2,)),
     23: Refusal(RAISE_TERM, term_words),
     15: Refusal(RAISE_SIZE, size_words),
     16: Refusal(RAISE_SITE_COUNT, site_count_words),
@@ -230,3 +237,24 @@ def refuse(code: int, *arguments) -> None:
 
 for _code, _refusal in REFUSALS.items():
     tvm.register_global_func(_refusal.function, lambda *arguments, code=_code: refuse(code, *arguments))
+
+
+# What a device writes, int64 [STATUS_SIZE]: a code or 0, where the first error of a kernel is, and the arguments of the words.
+STATUS_CODE, STATUS_FIRST, STATUS_ARGUMENTS = 0, 1, 2
+STATUS_SIZE = 10
+NOWHERE = 2**63 - 1  # in STATUS_FIRST: no error
+READ_STATUS = "tir_kernels.read_status"
+REPORTS = "tir_kernels.reports"  # attribute of kernels that take a status buffer behind their inputs
+
+
+def read_status(status: tvm.runtime.Tensor) -> None:
+    """ValueError of what kernels wrote into a status buffer, if they refused something. Waits for them."""
+    code, _, *arguments = status.numpy().tolist()
+    if code:
+        refusal = REFUSALS[code]
+        for place in refusal.floats:  # their bits, as float64
+            arguments[place] = struct.unpack("d", struct.pack("q", arguments[place]))[0]
+        refuse(code, *arguments[: len(signature(refusal.words).parameters)])
+
+
+tvm.register_global_func(READ_STATUS, read_status)

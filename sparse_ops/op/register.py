@@ -11,12 +11,14 @@ import tvm
 from tvm import relax
 
 from tir_kernels.dispatch import kernel_for
+from tir_kernels.guards import REPORTS, STATUS_SIZE
 from tir_kernels.layout import WeightLayout
 from tir_kernels.spec import Spec
 
 from .signature import GIVEN, Bound, Derive, Signature, bind
 
 PREFIX = "relax."
+STATUS = PREFIX + "sparse_ops.kernel_status"
 SCHEDULED = "tirx.is_scheduled"  # TVM's name of the attribute of kernels that schedule rules leave alone
 RUNS_IN = "sparse_ops.runs_in"  # the attribute of kernels that pack a weight: in which numbers its layer multiplies
 
@@ -90,8 +92,19 @@ def flat_types(ty: relax.Type) -> list[relax.TensorType]:
     return [ty] if isinstance(ty, relax.TensorType) else [tensor for field in ty.fields for tensor in flat_types(field)]
 
 
+def status() -> relax.Call:
+    """The buffer into which the kernels of a function write what they refuse; see `transform.cuda.status`."""
+    return relax.Call(tvm.ir.Op.get(STATUS), [])
+
+
+tvm.ir.register_op_attr(STATUS, "FInferType", lambda call, bb: relax.TensorType([STATUS_SIZE], "int64"))
+tvm.ir.register_op_attr(STATUS, "FPurity", True)
+
+
 def call_kernel(bb: relax.BlockBuilder, kernel: tvm.tirx.PrimFunc, args: list, out_ty) -> relax.Call:
-    """`call_tir` on `kernel`, which joins the module under its own name."""
+    """`call_tir` on `kernel`, which joins the module under its own name. One that reports errors gets the status buffer too."""
+    if REPORTS in kernel.attrs:
+        args = [*args, bb.emit(status())]
     name = str(kernel.attrs["global_symbol"])
     kernel = kernel.without_attr("global_symbol").with_attr(SCHEDULED, True)
     function = bb.add_func(with_root_block(kernel), name)
@@ -109,8 +122,15 @@ def call_spec(bb: relax.BlockBuilder, spec: Spec, args: list, out_ty) -> relax.C
     return call_kernel(bb, kernel_for(spec).function, args, out_ty)
 
 
-def packed_weight(bb: relax.BlockBuilder, weight: relax.Expr, layout: WeightLayout, products: str = "float") -> relax.Expr:
-    """Emit the packing of a weight as a kernel reads it; it folds where constant. `products`: what the layer asked for."""
+def packed_weight(
+    bb: relax.BlockBuilder, weight: relax.Expr, layout: WeightLayout | None, products: str = "float"
+) -> relax.Expr:
+    """Emit the packing of a weight as a kernel reads it; it folds where constant. `products`: what the layer asked for.
+
+    Without a layout kernels read the weight as it is.
+    """
+    if layout is None:
+        return weight
     runs_in = str(weight.ty.dtype) if layout.with_apart is None else products
     pack = layout.pack.with_attr(RUNS_IN, runs_in)
     return bb.emit(call_kernel(bb, pack, [weight], relax.TensorType(layout.shape, layout.dtype)))

@@ -5,6 +5,7 @@ from math import prod
 import tvm
 from tvm import relax, tirx
 
+from tir_kernels.cuda.gpu import ON_DEVICE
 from tir_kernels.dispatch import host_target
 
 from .cpu.schedule_rest import ScheduleRest
@@ -18,7 +19,7 @@ class FoldConstants:
     """Module pass: calls of kernels on constants become constants. Run LegalizeOps before.
 
     As `relax.transform.FoldConstant`, which compiles a kernel anew for every call, without vectors, and so takes most of the
-    time that compiling a model takes. Kernels are run on the host, whatever the target is.
+    time that compiling a model takes. Kernels are run on the host, whatever the target is; those for a device stay.
     """
 
     def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
@@ -60,6 +61,8 @@ def _kernels(mod: tvm.IRModule) -> dict[str, tirx.PrimFunc]:
                 if _is_foldable(value) and all(
                     isinstance(arg, tvm.ir.GenericConst) or arg in constants for arg in value.args[1].fields
                 ):
+                    if ON_DEVICE in (mod[value.args[0]].attrs or {}):
+                        continue
                     constants.add(binding.var)
                     name = value.args[0].name_hint
                     found[name] = mod[value.args[0]].with_attr("global_symbol", name)

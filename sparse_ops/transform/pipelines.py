@@ -5,8 +5,9 @@ from collections.abc import Callable
 import tvm
 
 from .cpu.pipeline import cpu_pipeline
+from .cuda.pipeline import cuda_pipeline
 
-PIPELINES: dict[str, Callable[..., tvm.transform.Pass]] = {"llvm": cpu_pipeline}
+PIPELINES: dict[str, Callable[..., tvm.transform.Pass]] = {"llvm": cpu_pipeline, "cuda": cuda_pipeline}
 
 
 def pipeline_for(target: tvm.target.Target, precision: str = "float32", lift_params: bool = False) -> tvm.transform.Pass:

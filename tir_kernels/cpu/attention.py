@@ -24,11 +24,11 @@ from .. import script
 from ..buffers import match_buffer
 from ..script import drop_parameters, inline
 from ..spec.attention import Attention
+from ..vector_math import LOG2_E, ROUND, bind, polynomial
 from .caches import L1, LINE, prefetch
 from .guards import check_offsets, check_repeats, check_rows
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile, pair_of_halves
-from .vector_math import LOG2_E, ROUND, bind, polynomial
 
 QUERIES = 480  # of one task, whole blocks: what is copied of keys and values serves them all
 BLOCK = 24  # queries whose logits exist at once, whole register tiles

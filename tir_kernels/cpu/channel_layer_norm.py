@@ -12,8 +12,8 @@ from tvm.script import tirx as T
 from .. import script
 from ..buffers import match_buffer
 from ..spec.channel_layer_norm import ChannelLayerNorm
+from ..vector_math import EMIT
 from .isa import Isa
-from .vector_math import EMIT
 
 COPY = 32768  # elements that a task copies, if that leaves it 64 to 512 sites
 

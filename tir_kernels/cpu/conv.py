@@ -22,11 +22,11 @@ from ..buffers import match_buffer
 from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.conv3d import Conv3d
+from ..vector_math import EMIT
 from .caches import L1
 from .guards import check_size
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile
-from .vector_math import EMIT
 
 VOXELS = 128  # of one task, whole panels: each block of weights is fetched once for all of them
 CHANNELS = 512  # of one task, about: enough to pay for packing the voxels

@@ -13,10 +13,10 @@ from .. import script
 from ..buffers import match_buffer
 from ..script import inline
 from ..spec.dense_group_norm import DenseGroupNorm
+from ..vector_math import EMIT
 from .group_norm import merge_part
 from .isa import Isa
 from .rows import row_sum
-from .vector_math import EMIT
 
 CHUNK = 4096  # elements of one task
 

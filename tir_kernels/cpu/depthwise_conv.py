@@ -23,11 +23,11 @@ from ..buffers import match_buffer
 from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.sparse_conv import SparseConv
+from ..vector_math import EMIT
 from .gather_gemm import Operands
 from .guards import check_map
 from .isa import Isa, Tile, kernel_name
 from .register_tile import Accumulators
-from .vector_math import EMIT
 
 
 def refuses(spec: SparseConv, isa: Isa) -> str | None:

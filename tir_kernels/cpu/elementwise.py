@@ -8,8 +8,8 @@ from tvm.script import tirx as T
 from .. import script
 from ..buffers import match_buffer
 from ..spec.activation import Activation
+from ..vector_math import EMIT
 from .isa import Isa
-from .vector_math import EMIT
 
 CHUNK = 8192  # elements of one task
 

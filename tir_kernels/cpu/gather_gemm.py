@@ -18,13 +18,13 @@ from ..buffers import match_buffer
 from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.sparse_conv import SparseConv
+from ..vector_math import EMIT
 from . import register_tile
 from .caches import L1, prefetch
 from .guards import check_map
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile
 from .rows import each_channel
-from .vector_math import EMIT
 
 
 def weight_layout(spec: SparseConv, isa: Isa) -> WeightLayout:

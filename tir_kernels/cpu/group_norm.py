@@ -15,11 +15,11 @@ from .. import script
 from ..buffers import match_buffer
 from ..script import inline
 from ..spec.group_norm import GroupNorm
+from ..vector_math import EMIT
 from .batch_offsets import cut
 from .guards import check_offsets
 from .isa import Isa
 from .rows import each_channel
-from .vector_math import EMIT
 
 CHUNK = 256  # rows of one task
 

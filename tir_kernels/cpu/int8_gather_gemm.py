@@ -21,13 +21,13 @@ from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.int8_linear import GROUP, rotate, signs
 from ..spec.sparse_conv import SparseConv
+from ..vector_math import EMIT
 from . import int8_linear
 from .guards import check_map
 from .int8_linear import TOGETHER, Form, Rounding, name_of, tile_of
 from .isa import Isa
 from .register_tile import Accumulators
 from .rows import each_channel
-from .vector_math import EMIT
 
 # Rows of a panel's header, [HEADER, cols] int32 before the steps
 START = 0  # what sums begin with: less what an offset of the activations adds to them

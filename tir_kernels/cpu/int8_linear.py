@@ -22,11 +22,11 @@ from ..script import drop_parameters, inline
 from ..spec.int8_linear import APART, GROUP, LEAST, MOST_DEPTH, levels, padded, rotate, signs
 from ..spec.linear import Linear
 from ..spec.sparse_conv import SparseConv
+from ..vector_math import EMIT, bind
 from .caches import L2, prefetch
 from .guards import check_batch_index
 from .isa import INTEGER, Isa, Tile
 from .register_tile import Accumulators
-from .vector_math import EMIT, bind
 
 # Rows of a panel's header, [HEADER, cols] int32 before the steps
 CORRECTION = 0  # what an offset of the activations adds to each sum

@@ -9,10 +9,10 @@ from .. import script
 from ..buffers import match_buffer
 from ..script import drop_parameters, inline
 from ..spec.layer_norm import LayerNorm
+from ..vector_math import EMIT
 from .guards import check_batch_index
 from .isa import Isa
 from .rows import row_sum
-from .vector_math import EMIT
 
 CHUNK = 16  # rows of one task
 

@@ -18,12 +18,12 @@ from ..buffers import match_buffer
 from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.linear import Linear
+from ..vector_math import EMIT
 from . import register_tile
 from .caches import L2, prefetch
 from .guards import check_batch_index
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile
-from .vector_math import EMIT
 
 BLOCK_DEPTH = 512  # channels that meet in registers at a time: the weights of 64 columns over it are a quarter of the L2 cache
 BLOCK_ROWS = 192  # of one task, at most: many, as each brings its weights from the L3 cache or memory

@@ -12,9 +12,9 @@ from .. import script
 from ..buffers import match_buffer
 from ..script import inline
 from ..spec.pool import Pool, Reduction
+from ..vector_math import bind
 from .guards import check_map
 from .isa import Isa
-from .vector_math import bind
 
 
 def initial(reduction: Reduction):

@@ -11,10 +11,10 @@ from ..guards import RAISE_GRID_NUMBER, RAISE_POINT
 from ..script import drop_parameters, inline
 from ..spec.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
 from ..spec.quantize import Quantize
+from ..vector_math import bind
 from .guards import check_batch_index
 from .isa import Isa
 from .unique import divide
-from .vector_math import bind
 
 CHUNK = 1024  # points of one task
 BEYOND = 40000.0  # what no coordinate reaches, and is an int32 and has a key in an index

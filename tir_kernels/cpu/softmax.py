@@ -8,9 +8,9 @@ from tvm.script import tirx as T
 from .. import script
 from ..buffers import match_buffer
 from ..spec.softmax import Softmax
+from ..vector_math import exp
 from .isa import Isa
 from .rows import row_max, row_sum
-from .vector_math import exp
 
 CHUNK = 8192  # elements of one task, or one row
 

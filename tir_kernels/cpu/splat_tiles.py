@@ -17,8 +17,8 @@ from tvm.script import tirx as T
 from .. import script
 from ..buffers import match_buffer
 from ..script import inline
+from ..vector_math import exp
 from .isa import host_target
-from .vector_math import exp
 
 TILE = 16  # pixels along each side, and lanes of a row
 BLOCK = 32  # ellipses between two looks at whether anything can still be seen through a tile

@@ -10,12 +10,12 @@ from ..buffers import match_buffer
 from ..script import drop_parameters, inline
 from ..spec.coordinate_index import BATCH_LIMIT
 from ..spec.trilinear import CORNERS, SUM_BIAS, Trilinear
+from ..vector_math import bind
 from .coordinate_index import match_index
 from .guards import check_batch_index
 from .isa import Isa
 from .quantize import CHUNK, check_grid_numbers, floor, is_beyond, position, report_strays
 from .unique import divide
-from .vector_math import bind
 
 
 @cache

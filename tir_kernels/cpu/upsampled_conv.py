@@ -13,9 +13,9 @@ from .. import script
 from ..buffers import match_buffer
 from ..script import drop_parameters, inline
 from ..spec.upsampled_conv import AddTaps
+from ..vector_math import EMIT
 from .guards import check_map, check_parent
 from .isa import Isa
-from .vector_math import EMIT
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ from ..layout import WeightLayout
 from ..script import drop_parameters, inline
 from ..spec.conv3d import Conv3d
 from ..spec.geometry import Geometry
+from ..vector_math import EMIT
 from . import caches
 from .guards import check_size
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile
-from .vector_math import EMIT
 
 KERNELS = ((3, 3, 3), (1, 3, 3))
 VECTOR = 8  # tiles, or channels of weights, that are transformed at a time, whatever the vectors of the CPU

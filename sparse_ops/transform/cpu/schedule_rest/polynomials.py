@@ -6,7 +6,7 @@ from tvm import ir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from tir_kernels.cpu import vector_math as activation
+from tir_kernels import vector_math as activation
 
 from .nodes import substitute
 
@@ -35,7 +35,7 @@ def polynomial(call: ir.Call) -> tirx.Expr:
 
 @cache
 def _template(name: str) -> tuple[tirx.Var, list[tuple[tirx.Var, tirx.Expr]], tirx.Expr]:
-    """A function of `tir_kernels.cpu.vector_math` taken apart: its argument, the variables it binds in turn, its result."""
+    """A function of `tir_kernels.vector_math` taken apart: its argument, the variables it binds in turn, its result."""
     argument = tirx.Var("x", "float32")
     with IRBuilder() as builder, T.prim_func():
         T.evaluate(POLYNOMIALS[name](argument))

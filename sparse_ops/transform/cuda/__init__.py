@@ -1,0 +1,1 @@
+"""From any Relax module to what runs on a CUDA device."""

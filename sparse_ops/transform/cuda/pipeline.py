@@ -1,0 +1,68 @@
+"""From any Relax module to what the virtual machine of TVM runs on a CUDA device, with our kernels wherever they apply."""
+
+import tvm
+from tvm import relax
+
+from ..check_sizes import CheckSizes
+from ..fold_constants import FoldConstants
+from ..keep import KeepKernels
+from ..lift_params import LiftParams
+from ..precision import to_precision
+from ..recognize import recognize
+from ..share import ShareCalls
+from ..sizes_first import SizesFirst
+from ..take import BoundTakes
+from .schedule_rest import ScheduleRest
+from .status import ReadStatus
+
+
+def cuda_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.transform.Pass:
+    """All passes from a Relax module to one that is compiled for a CUDA device; options as in `cpu_pipeline`.
+
+    What our kernels can do they do; the rest is legalized, fused, and scheduled by dlight's rules. What kernels refuse is read
+    once a call, see `ReadStatus`.
+
+    Raises ValueError for another precision, and when run for a target of another kind.
+    """
+    narrow = to_precision(precision)
+
+    @tvm.transform.module_pass(opt_level=0, name="CudaPipeline")
+    def pipeline(mod: tvm.IRModule, context) -> tvm.IRModule:
+        target = tvm.target.Target.current(allow_none=True)
+        if target is None or target.kind.name != "cuda":
+            given = "none" if target is None else f"kind {target.kind.name!r}"
+            raise ValueError(f"target: expected a target of kind 'cuda', given {given}")
+        passes = [
+            recognize(),
+            narrow,
+            BoundTakes(),
+            relax.backend.DispatchSampling(),
+            relax.backend.DispatchSortScan(),
+            relax.transform.LegalizeOps(),
+            ShareCalls(),
+            FoldConstants(),
+            *([LiftParams()] if lift_params else []),
+            KeepKernels(),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            SizesFirst(),
+            relax.transform.RewriteDataflowReshape(),
+            ScheduleRest(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            ReadStatus(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            CheckSizes(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+        with target:
+            return tvm.transform.Sequential(passes)(mod)
+
+    return pipeline

@@ -1,0 +1,72 @@
+"""What a CUDA target can do: compute capability and the memory that a block may share."""
+
+from dataclasses import dataclass
+
+import tvm
+from tvm.script import tirx as T
+from tvm_ffi.structural import structural_map
+
+ON_DEVICE = "tir_kernels.on_device"  # attribute of kernels that run on a device
+
+WARP = 32  # threads that run together
+LEAST = (8, 0)  # cp.async and tensor cores for bfloat16 and TF32
+MOST_STATIC = 48 * 1024  # bytes that a block shares unless it asks for more
+GRID_MOST = 2**31 - 1  # blocks along x; 65535 along y and z
+
+# Bytes that a block may ask for, by compute capability (CUDA C++ programming guide, table of technical specifications).
+_SHARED = {(8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (10, 3): 227, (12, 0): 99, (12, 1): 99}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device by its compute capability, (9, 0) for example."""
+
+    capability: tuple[int, int]
+
+    @classmethod
+    def of(cls, target: tvm.target.Target) -> "Gpu":
+        """What a target of kind 'cuda' names as its `arch`, "sm_90" for example. ValueError for another form."""
+        arch = str(target.attrs.get("arch", ""))
+        digits = arch.removeprefix("sm_").rstrip("af")
+        if not arch.startswith("sm_") or not digits.isdecimal() or len(digits) < 2:
+            raise ValueError(f"target: expected an arch such as 'sm_90', given {arch!r}")
+        return cls((int(digits[:-1]), int(digits[-1])))
+
+    def problem(self) -> str | None:
+        """Why no kernel runs there, if none does."""
+        if self.capability < LEAST:
+            return f"expected a compute capability of at least {LEAST[0]}.{LEAST[1]}, given {self}"
+        return None
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes that the threads of a block may share; of a device that is not known, what all have."""
+        return _SHARED.get(self.capability, 99) * 1024
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.capability))
+
+
+def on_device(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+    """`kernel` as one that runs on a device.
+
+    Of a number and NaN, CUDA's `min` and `max` return the number; elsewhere in this package they return their second argument
+    where a comparison is false, so that NaN gives NaN. Here they are spelled out so.
+    """
+
+    def spelled_out(compare):
+        def rewrite(node):
+            if "float" not in str(node.ty.dtype):
+                return node
+            return T.Select(compare(node.a, node.b), node.a, node.b)
+
+        return rewrite
+
+    rules = (tvm.tirx.Max, spelled_out(lambda a, b: a > b)), (tvm.tirx.Min, spelled_out(lambda a, b: a < b))
+    return kernel.with_body(structural_map(kernel.body, *rules)).with_attr(ON_DEVICE, "cuda")
+
+
+def kernel_name(op: str, dtype: str = "", tile: str = "") -> str:
+    """`<op>_<dtype>_<tile>__cuda`, for example `implicit_gemm_f16_128x64__cuda`."""
+    short = {"": "", "float32": "_f32", "bfloat16": "_bf16", "float16": "_f16", "int32": "_i32"}[dtype]
+    return f"{op}{short}{'_' if tile else ''}{tile}__cuda"

@@ -1,0 +1,120 @@
+"""How kernels on a device report what they refuse: a code and arguments in the status buffer, int64 [STATUS_SIZE].
+
+    [0]   the code of a refusal (`guards.REFUSALS`), or 0
+    [1]   the first place of an error, or NOWHERE
+    [2:]  arguments of the words
+
+The first kernel that refuses something wins, and of its errors the first, whatever the order of threads. Kernels that run
+afterwards must stay within memory whatever they read: an index that was refused is taken as none.
+"""
+
+from collections.abc import Callable, Sequence
+
+import tvm
+from tvm.script import tirx as T
+
+from ..buffers import match_buffer, named
+from ..guards import (
+    ARGUMENTS,
+    NOWHERE,
+    RAISE_BATCH_INDEX,
+    RAISE_INDEX,
+    RAISE_MAP,
+    RAISE_ROW,
+    RAISE_TAPS,
+    REFUSALS,
+    REPORTS,
+    STATUS_ARGUMENTS,
+    STATUS_CODE,
+    STATUS_FIRST,
+    STATUS_SIZE,
+)
+from ..script import inline
+from .atomics import atomic_min
+from .launch import THREADS, blocks_for
+
+CODES = {refusal.function: code for code, refusal in REFUSALS.items()}
+
+
+def match_status(handle):
+    """The status buffer in a kernel's parameter, for `T.meta_var`."""
+    return named("status", match_buffer(handle, (STATUS_SIZE,), "int64"))
+
+
+def reporting(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+    """`kernel`, which takes the status buffer behind its inputs."""
+    return kernel.with_attr(REPORTS, 1)
+
+
+def _number(argument):
+    """An argument of a refusal's words as an int64: a name by its place in `ARGUMENTS`, a float by the bits of float64."""
+    if isinstance(argument, str):
+        return T.int64(ARGUMENTS.index(argument))
+    if isinstance(argument, int):
+        return T.int64(argument)
+    if "float" in str(argument.ty.dtype):
+        return T.reinterpret("int64", T.Cast("float64", argument))
+    return T.Cast("int64", argument)
+
+
+def report(status, refusal: str, *arguments) -> None:
+    """Emit, for one thread of a kernel: write a refusal unless an earlier kernel wrote one."""
+    with T.If(status[STATUS_CODE] == 0), T.Then():
+        for place, argument in enumerate(arguments):
+            T.buffer_store(status, _number(argument), [STATUS_ARGUMENTS + place])
+        T.buffer_store(status, T.int64(CODES[refusal]), [STATUS_CODE])
+
+
+def refuse_first(status, count, violates: Callable, refusal: str, arguments: Callable[..., Sequence]) -> None:
+    """Emit launches that report the first of `count` places, an int64 expression, for which `violates(place)` holds.
+
+    `arguments(place)`: those of the refusal's words. Both are evaluated on the device.
+    """
+
+    @inline
+    def emit(status, count):
+        with T.launch_thread("blockIdx.x", blocks_for(count)) as block:
+            thread = T.launch_thread("threadIdx.x", THREADS)
+            place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
+            if place < count:
+                if violates(place):
+                    T.evaluate(atomic_min(status, STATUS_FIRST, place))
+        with T.launch_thread("blockIdx.x", 1):
+            T.launch_thread("threadIdx.x", 1)
+            first: T.let = status[STATUS_FIRST]
+            if first != T.int64(NOWHERE):
+                report(status, refusal, *arguments(first))
+
+    emit(status, count)
+
+
+def check_entries(status, values, count, least: int, rows, refusal: str, arguments: Callable[..., Sequence]) -> None:
+    """Emit launches that report the first of the `count` entries of `values` that is not in least .. rows - 1."""
+
+    def violates(place):
+        return T.Or(values[place] < least, T.Cast("int64", values[place]) >= rows)
+
+    refuse_first(status, count, violates, refusal, arguments)
+
+
+def check_index(status, index, count, rows) -> None:
+    """Emit: report the first of the `count` entries of `index` that is neither a row, from 0 to rows - 1, nor -1."""
+    check_entries(status, index, count, -1, rows, RAISE_INDEX, lambda i: (i, index[i], rows))
+
+
+def check_batch_index(status, batch_index, count, batch) -> None:
+    """Emit: report the first of the `count` entries of `batch_index` outside of 0 to batch - 1."""
+    check_entries(status, batch_index, count, 0, batch, RAISE_BATCH_INDEX, lambda i: (i, batch_index[i], batch))
+
+
+def check_rows(status, argument: str, order, count, rows) -> None:
+    """Emit: report the first of the `count` entries of `order` that is not in 0 .. rows - 1."""
+    check_entries(status, order, count, 0, rows, RAISE_ROW, lambda i: (argument, i, order[i], rows))
+
+
+def check_map(status, map_rows, rows_in, rows_out, map_taps, taps) -> None:
+    """Emit, for one thread of a kernel: report a map that does not lead from `rows_in` to `rows_out` rows by `taps` taps."""
+    with T.If(T.Or(map_rows[0] != rows_in, map_rows[1] != rows_out)), T.Then():
+        report(status, RAISE_MAP, map_rows[0], map_rows[1], rows_in, rows_out)
+    with T.If(map_taps != taps), T.Then():
+        report(status, RAISE_TAPS, map_taps, taps)

@@ -1,0 +1,46 @@
+"""The kernels for CUDA devices: for every family its implementations, best first."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import tvm
+
+from ..implementation import Implementation, Kernel, Target
+from ..layout import MapLayout, WeightLayout
+from ..spec import Spec
+from . import elementwise, gather_rows
+from .gpu import Gpu, on_device
+
+
+def on_cuda(
+    build: Callable[[Spec, Gpu], tvm.tirx.PrimFunc],
+    name: str | None = None,
+    *,
+    refuses: Callable[[Spec, Gpu], str | None] | None = None,
+    weight: Callable[[Spec, Gpu], WeightLayout] | None = None,
+    map_layout: MapLayout | None = None,
+    shared: Callable[[Spec, Gpu], Spec] | None = None,
+) -> Implementation:
+    """A row for CUDA devices; options as in `on_cpu`. Without `weight` the kernel reads weights as they are given."""
+    name = name or build.__name__
+
+    def accepts(spec: Spec, target: Target) -> str | None:
+        if target.kind.name != "cuda":
+            return f"expected a target of kind 'cuda', given kind {target.kind.name!r}"
+        gpu = Gpu.of(target)
+        if getattr(spec, "products", "float") != "float":
+            return f"products: expected 'float', given {spec.products!r}"
+        return gpu.problem() or (refuses(spec, gpu) if refuses else None)
+
+    def make(spec: Spec, target: Target) -> Kernel:
+        gpu = Gpu.of(target)
+        function, layout = build(shared(spec, gpu) if shared else spec, gpu), weight(spec, gpu) if weight else None
+        return Kernel(name, on_device(function), layout and replace(layout, pack=on_device(layout.pack)), map_layout)
+
+    return Implementation(name, accepts, make)
+
+
+KERNELS: dict[str, tuple[Implementation, ...]] = {
+    "activation": (on_cuda(elementwise.elementwise),),
+    "gather_rows": (on_cuda(gather_rows.gather_rows),),
+}
