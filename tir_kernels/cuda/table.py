@@ -8,8 +8,9 @@ import tvm
 from ..implementation import Implementation, Kernel, Target
 from ..layout import MapLayout, WeightLayout
 from ..spec import Spec
-from . import coordinate_index, elementwise, gather_rows
+from . import coordinate_index, elementwise, gather_rows, kernel_map
 from .gpu import Gpu, on_device
+from .neighbour_table import TABLE
 
 
 def on_cuda(
@@ -44,6 +45,9 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
     "build_index": (on_cuda(coordinate_index.build_index),),
     "gather_rows": (on_cuda(gather_rows.gather_rows),),
+    "inverse_map": (on_cuda(kernel_map.inverse_map, map_layout=TABLE),),
     "lookup": (on_cuda(coordinate_index.lookup),),
     "plan_index": (on_cuda(coordinate_index.plan_index),),
+    "probe_map": (on_cuda(kernel_map.probe_map, map_layout=TABLE),),
+    "submanifold_map": (on_cuda(kernel_map.submanifold_map, map_layout=TABLE),),
 }

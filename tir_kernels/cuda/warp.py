@@ -85,3 +85,15 @@ def largest_of_warp(value):
 def ballot(taken):
     """An int32 whose bits are `taken` of every lane."""
     return T.cuda.func_call("tir_ballot", taken, source_code=_BALLOT, return_type="int32")
+
+
+_COUNT = """
+__forceinline__ __device__ int tir_count_bits(int word) {
+  return __popc(word);
+}
+"""
+
+
+def count_bits(word):
+    """How many bits of an int32 are set; TVM has no name for it on a device."""
+    return T.cuda.func_call("tir_count_bits", word, source_code=_COUNT, return_type="int32")
