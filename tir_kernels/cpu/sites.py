@@ -11,6 +11,7 @@ from .. import script
 from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
 from ..guards import RAISE_SITE_COUNT, RAISE_SITES
+from ..integers import MOST, divide, last_of
 from ..script import inline
 from ..spec.coordinate_index import (
     BATCH_LIMIT,
@@ -35,9 +36,9 @@ from .coordinate_index import (
     match_index,
     match_plan,
 )
-from .guards import MOST, check_memory, last_of
+from .guards import check_memory
 from .isa import Isa
-from .unique import counts_to_starts, divide
+from .unique import counts_to_starts
 
 CLASSES_MOST = 64  # residue classes by which rows are sorted
 

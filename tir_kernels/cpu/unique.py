@@ -12,6 +12,7 @@ from tvm.script import tirx as T
 from .. import script
 from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
+from ..integers import divide
 from ..script import inline
 from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_ORIGIN
 from ..spec.unique import FillUnique, PlanUnique, RankUnique
@@ -38,13 +39,6 @@ SORT = HASH  # the method where no grid fits
 DIGIT_BITS = 11  # of the radix sort
 DIGITS = 1 << DIGIT_BITS
 assert 2 * 8 * DIGITS <= L1, "counters stay in the L1 cache"
-
-
-def divide(value, factor: int):
-    """floor(value / factor) of a TIR expression; factors that are powers of two become shifts."""
-    if factor & (factor - 1) == 0:
-        return value >> (factor.bit_length() - 1)
-    return T.floordiv(value, T.int32(factor))
 
 
 @inline
