@@ -55,3 +55,33 @@ def add_lower_lanes(sums, place, lane):
         below[0] = from_below(sums[place], T.shift_left(1, step))
         if lane >= T.shift_left(1, step):
             sums[place] = sums[place] + below[0]
+
+
+_EXTREME = """
+__forceinline__ __device__ int tir_warp_{name}(int value) {{
+  for (int distance = 16; distance > 0; distance >>= 1) {{
+    value = {name}(value, __shfl_xor_sync(0xFFFFFFFF, value, distance));
+  }}
+  return value;
+}}
+"""
+_BALLOT = """
+__forceinline__ __device__ int tir_ballot(bool taken) {
+  return (int)__ballot_sync(0xFFFFFFFF, taken);
+}
+"""
+
+
+def least_of_warp(value):
+    """The least int32 `value` of all lanes."""
+    return T.cuda.func_call("tir_warp_min", value, source_code=_EXTREME.format(name="min"), return_type="int32")
+
+
+def largest_of_warp(value):
+    """The largest int32 `value` of all lanes."""
+    return T.cuda.func_call("tir_warp_max", value, source_code=_EXTREME.format(name="max"), return_type="int32")
+
+
+def ballot(taken):
+    """An int32 whose bits are `taken` of every lane."""
+    return T.cuda.func_call("tir_ballot", taken, source_code=_BALLOT, return_type="int32")
