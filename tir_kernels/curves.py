@@ -1,10 +1,20 @@
 """Places along space-filling curves and windows of them, for any target; macros take many rows, as lanes of vectors, or one."""
 
+from collections.abc import Sequence
+
 from tvm.script import tirx as T
 
+from .integers import nearest_int32
 from .script import inline
+from .spec.coordinate_index import BATCH_LIMIT
 
 KEY_BITS = 16  # of a code that go into one column of a key, less 2^15: the range of coordinates
+
+
+def code_range(bits: int, shifts: Sequence) -> tuple[tuple, tuple]:
+    """The least and the largest batch, x, y, z that have a code of `bits` bits an axis after `shifts`, three int64."""
+    low, high = (tuple(nearest_int32(end - shift) for shift in shifts) for end in (0, (1 << bits) - 1))
+    return (0, *low), (BATCH_LIMIT - 1, *high)
 
 
 @inline

@@ -14,6 +14,11 @@ def divide(value, factor: int):
     return T.floordiv(value, T.int32(factor))
 
 
+def is_kept(entry, dtype: str):
+    """Whether an entry of a mask keeps its row."""
+    return entry if dtype == "bool" else entry != T.Cast(dtype, 0)
+
+
 def nearest_int32(value):
     """The int32 that is nearest to an int64 expression."""
     return T.Cast("int32", T.max(T.min(value, T.int64(MOST)), T.int64(-MOST - 1)))

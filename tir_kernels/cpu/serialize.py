@@ -7,7 +7,7 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..curves import cuts, first_key, hilbert_axes, interleave, key_column, wrapped
+from ..curves import code_range, cuts, first_key, hilbert_axes, interleave, key_column, wrapped
 from ..integers import nearest_int32
 from ..script import inline
 from ..spec.coordinate_index import BATCH_LIMIT
@@ -24,10 +24,6 @@ def serialize(spec: Serialize, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `Serialize`."""
     mode, bits, dtype = spec.mode, spec.bits, code_dtype(spec.bits)
     x, y, z = axes(mode)
-
-    def limits(most, least_batch, shifts):
-        """Of batch, x, y, z, where those after the shift are `most`."""
-        return (least_batch, *(nearest_int32(most - shift) for shift in shifts))
 
     @inline
     def encode(coords, shift, first, count, code):
@@ -59,8 +55,7 @@ def serialize(spec: Serialize, isa: Isa) -> tvm.tirx.PrimFunc:
         moved = T.alloc_buffer((3,), "int32")
         extremes(coords, rows, lowest, highest)
         shifts = T.meta_var((shift_x, shift_y, shift_z))
-        low = T.meta_var(limits(0, 0, shifts))
-        high = T.meta_var(limits((1 << bits) - 1, BATCH_LIMIT - 1, shifts))
+        low, high = T.meta_var(code_range(bits, shifts))
         check_range(coords, rows, lowest, highest, low, high)
         moved[0] = nearest_int32(shifts[x])
         moved[1] = nearest_int32(shifts[y])

@@ -5,6 +5,7 @@ counts are summed, and the block places its keys: keys of one digit keep the ord
 lanes. The host runs the same three launches for every digit.
 """
 
+import tvm
 from tvm.script import tirx as T
 
 from ..script import inline
@@ -195,7 +196,7 @@ def find_starts(values, count, starts, entries) -> None:
 
     `values`: a buffer, or a function of an int64 place; `starts`: int32 [entries]; `count` and `entries` are int64 expressions.
     """
-    value_at = values if callable(values) else lambda place: values[place]
+    value_at = (lambda place: values[place]) if isinstance(values, tvm.tirx.Buffer) else values
 
     @inline
     def emit(starts, count, entries):

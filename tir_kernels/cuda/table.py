@@ -8,7 +8,7 @@ import tvm
 from ..implementation import Implementation, Kernel, Target
 from ..layout import MapLayout, WeightLayout
 from ..spec import Spec
-from . import coordinate_index, elementwise, gather_rows
+from . import coordinate_index, elementwise, flatnonzero, gather_rows, serialize, subdivide, windows
 from .gpu import Gpu, on_device
 
 
@@ -43,7 +43,16 @@ def on_cuda(
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
     "build_index": (on_cuda(coordinate_index.build_index),),
+    "count_cuts": (on_cuda(serialize.count_cuts),),
+    "count_nonzero": (on_cuda(flatnonzero.count_nonzero),),
+    "cut_sequence": (on_cuda(serialize.cut_sequence),),
+    "fill_nonzero": (on_cuda(flatnonzero.fill_nonzero),),
     "gather_rows": (on_cuda(gather_rows.gather_rows),),
+    "group_rows": (on_cuda(windows.group_rows),),
     "lookup": (on_cuda(coordinate_index.lookup),),
     "plan_index": (on_cuda(coordinate_index.plan_index),),
+    "serial_keys": (on_cuda(serialize.serial_keys),),
+    "serialize": (on_cuda(serialize.serialize),),
+    "subdivide": (on_cuda(subdivide.subdivide),),
+    "window_coords": (on_cuda(windows.window_coords),),
 }
