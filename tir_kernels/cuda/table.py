@@ -6,7 +6,7 @@ from dataclasses import replace
 import tvm
 
 from ..implementation import Implementation, Kernel, Target
-from ..layout import MapLayout, WeightLayout
+from ..layout import MapLayout, NeighbourTable, WeightLayout
 from ..spec import Spec
 from . import (
     batch_offsets,
@@ -16,7 +16,9 @@ from . import (
     flatnonzero,
     gather_rows,
     interpolate,
+    pool,
     quantize,
+    segment_pool,
     serialize,
     subdivide,
     trilinear,
@@ -54,6 +56,8 @@ def on_cuda(
     return Implementation(name, accepts, make)
 
 
+NEIGHBOURS = NeighbourTable()
+
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
     "batch_offsets": (on_cuda(batch_offsets.batch_offsets),),
@@ -68,7 +72,9 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "interpolate": (on_cuda(interpolate.interpolate),),
     "lookup": (on_cuda(coordinate_index.lookup),),
     "plan_index": (on_cuda(coordinate_index.plan_index),),
+    "pool": (on_cuda(pool.pool, map_layout=NEIGHBOURS),),
     "quantize": (on_cuda(quantize.quantize),),
+    "segment_pool": (on_cuda(segment_pool.segment_pool),),
     "serial_keys": (on_cuda(serialize.serial_keys),),
     "serialize": (on_cuda(serialize.serialize),),
     "set_rows": (on_cuda(union.set_rows),),

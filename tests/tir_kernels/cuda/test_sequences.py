@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from tests.cuda_device import device
 from tests.cuda_emulator import same_bits
 from tests.tir_kernels.cuda.on_device import run
 from tir_kernels.cuda.scan import TILE
@@ -100,6 +101,7 @@ def test_codes_of_rows_out_of_range():
 
 @pytest.mark.parametrize("size, shift", [(1, 0), (7, 0), (64, 13), (100, -1), (2**62, 5)])
 def test_cuts(size, shift):
+    device()
     for rows in (0, 1, 500):
         coords = coordinates(rows, high=32, batches=(0, 3, 4, BATCH_LIMIT - 1))
         code = serialize.naive(coords)
