@@ -25,7 +25,7 @@ from .coordinate_index import Index, match_index
 from .gpu import WARP, Gpu, kernel_name
 from .guards import check_map, match_status, reporting
 from .launch import THREADS, blocks_for
-from .neighbour_table import TABLE, TILE_ROWS, Table, match_table
+from .neighbour_table import NEIGHBOURS, TILE_ROWS, Table, match_table
 from .sort import sort_pairs
 from .warp import count_bits
 
@@ -50,8 +50,8 @@ class Group:
 
 def groups_of(taps: int) -> list[Group]:
     """The groups of a map of `taps` taps."""
-    count = TABLE.tap_groups(taps)
-    return [Group(place, *TABLE.group_taps(place, count, taps)) for place in range(count)]
+    count = NEIGHBOURS.tap_groups(taps)
+    return [Group(place, *NEIGHBOURS.group_taps(place, count, taps)) for place in range(count)]
 
 
 def scratch(name: str, shape, dtype: str):
@@ -120,8 +120,8 @@ def arrange(neighbours, rows, group: Group, out: Table, row_at: Callable) -> Non
     emit(neighbours, rows, out)
 
 
-def arrange_by_codes(neighbours, codes, rows, group: Group, bits: int, out: Table) -> None:
-    """Emit launches that arrange one group by the codes of its rows, of `bits` bits."""
+def arrange_by_codes(neighbours, codes, rows, group: Group, bits, out: Table) -> None:
+    """Emit launches that arrange one group by the codes of its rows, of `bits` bits, an int or an expression."""
     order = scratch(f"order_of_{group.place}", (rows,), "int32")
     ascending = scratch(f"ascending_{group.place}", (rows,), codes.dtype)
     sort_pairs(codes, None, ascending, order, rows, bits)
@@ -319,7 +319,7 @@ def inverse_map(spec: InverseMap, gpu: Gpu) -> tvm.tirx.PrimFunc:
 
     def group_at(place: int, groups, taps) -> Group:
         """A group, without taps where there are fewer groups."""
-        return Group(place, *(T.min(tap, taps) for tap in TABLE.group_taps(place, groups, taps)))
+        return Group(place, *(T.min(tap, taps) for tap in NEIGHBOURS.group_taps(place, groups, taps)))
 
     @inline
     def check(status, map_rows, inverse_rows, rows):
@@ -355,11 +355,12 @@ def inverse_map(spec: InverseMap, gpu: Gpu) -> tvm.tirx.PrimFunc:
                             found[tap, source] = given.order[tap * given.groups // given.taps, slot]
 
     def arrange_all(found, rows, out):
-        for place in range(TABLE.groups):
+        for place in range(NEIGHBOURS.groups):
             group = group_at(place, out.groups, out.taps)
             codes = scratch(f"codes_of_{place}", (rows,), "int64")
             code_rows(found, codes, rows, group)
-            arrange_by_codes(found, codes, rows, group, MASK_TAPS, out)
+            bits = T.max(T.min(group.taps, T.int64(MASK_TAPS)), T.int64(1))
+            arrange_by_codes(found, codes, rows, group, bits, out)
 
     @script.prim_func(s_tir=True)
     def kernel(

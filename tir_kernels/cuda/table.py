@@ -8,9 +8,26 @@ import tvm
 from ..implementation import Implementation, Kernel, Target
 from ..layout import MapLayout, WeightLayout
 from ..spec import Spec
-from . import coordinate_index, elementwise, gather_rows, kernel_map
+from . import (
+    batch_offsets,
+    coordinate_index,
+    dense,
+    elementwise,
+    flatnonzero,
+    gather_rows,
+    interpolate,
+    kernel_map,
+    pool,
+    quantize,
+    segment_pool,
+    serialize,
+    subdivide,
+    trilinear,
+    union,
+    windows,
+)
 from .gpu import Gpu, on_device
-from .neighbour_table import TABLE
+from .neighbour_table import NEIGHBOURS
 
 
 def on_cuda(
@@ -43,11 +60,29 @@ def on_cuda(
 
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
+    "batch_offsets": (on_cuda(batch_offsets.batch_offsets),),
     "build_index": (on_cuda(coordinate_index.build_index),),
+    "count_cuts": (on_cuda(serialize.count_cuts),),
+    "count_nonzero": (on_cuda(flatnonzero.count_nonzero),),
+    "cut_sequence": (on_cuda(serialize.cut_sequence),),
+    "fill_nonzero": (on_cuda(flatnonzero.fill_nonzero),),
+    "from_dense": (on_cuda(dense.from_dense),),
     "gather_rows": (on_cuda(gather_rows.gather_rows),),
-    "inverse_map": (on_cuda(kernel_map.inverse_map, map_layout=TABLE),),
+    "group_rows": (on_cuda(windows.group_rows),),
+    "interpolate": (on_cuda(interpolate.interpolate),),
+    "inverse_map": (on_cuda(kernel_map.inverse_map, map_layout=NEIGHBOURS),),
     "lookup": (on_cuda(coordinate_index.lookup),),
     "plan_index": (on_cuda(coordinate_index.plan_index),),
-    "probe_map": (on_cuda(kernel_map.probe_map, map_layout=TABLE),),
-    "submanifold_map": (on_cuda(kernel_map.submanifold_map, map_layout=TABLE),),
+    "pool": (on_cuda(pool.pool, map_layout=NEIGHBOURS),),
+    "probe_map": (on_cuda(kernel_map.probe_map, map_layout=NEIGHBOURS),),
+    "quantize": (on_cuda(quantize.quantize),),
+    "segment_pool": (on_cuda(segment_pool.segment_pool),),
+    "serial_keys": (on_cuda(serialize.serial_keys),),
+    "serialize": (on_cuda(serialize.serialize),),
+    "set_rows": (on_cuda(union.set_rows),),
+    "subdivide": (on_cuda(subdivide.subdivide),),
+    "submanifold_map": (on_cuda(kernel_map.submanifold_map, map_layout=NEIGHBOURS),),
+    "to_dense": (on_cuda(dense.to_dense),),
+    "trilinear": (on_cuda(trilinear.trilinear),),
+    "window_coords": (on_cuda(windows.window_coords),),
 }

@@ -98,7 +98,7 @@ def test_chosen_outputs_far_away():
 
 def test_groups_of_taps(monkeypatch):
     layout = NeighbourTable(3)
-    monkeypatch.setattr(kernels, "TABLE", layout)
+    monkeypatch.setattr(kernels, "NEIGHBOURS", layout)
     of_inverse = kernels.inverse_map.__wrapped__(InverseMap(), GPU)
     for kernel in ((1, 1, 1), (1, 1, 2), (3, 3, 3)):
         geometry = Geometry(kernel, padding=tuple(k // 2 for k in kernel))
