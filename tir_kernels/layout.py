@@ -49,6 +49,7 @@ class MapLayout(ABC):
     NAMES: tuple[str, ...]
     DTYPES = ("int32", "int32", "int32", "int64")
     RANKS = (2, 2, 2, 1)
+    DIMS: tuple[tuple[str | int, ...], ...]  # names of the dimensions of each array; equal names are equal sizes
     MOST_TAPS = 1 << 20  # of a map; its int32 count the pairs of blocks
 
     @abstractmethod
@@ -58,6 +59,10 @@ class MapLayout(ABC):
     @abstractmethod
     def problem(self, *arrays: np.ndarray) -> str:
         """What keeps arrays, of this layout's dtypes and ranks, from being a map that kernels may trust; empty if nothing."""
+
+    @abstractmethod
+    def pairs(self, *arrays: np.ndarray) -> int:
+        """Pairs (input row, output row) over all taps."""
 
     @abstractmethod
     def unpack(self, *arrays: np.ndarray) -> np.ndarray:
@@ -76,6 +81,7 @@ class PairsByBlock(MapLayout):
     """
 
     NAMES = ("pair_in", "pair_out", "segment", "rows")
+    DIMS = (("blocks", "slots"), ("blocks", "slots"), ("blocks", "columns"), (2,))
 
     @staticmethod
     def block_rows(rows):
@@ -123,6 +129,9 @@ class PairsByBlock(MapLayout):
         segment = np.zeros((blocks, 2), "int32")
         segment[:, 1] = np.minimum(size, rows - size * np.arange(blocks))
         return slots, slots % np.int32(size), segment, np.array([rows, rows], "int64")
+
+    def pairs(self, pair_in, pair_out, segment, rows) -> int:
+        return int(segment[:, -1].sum(dtype=np.int64))
 
     def unpack(self, pair_in, pair_out, segment, rows) -> np.ndarray:
         blocks, taps = len(segment), segment.shape[1] - 1

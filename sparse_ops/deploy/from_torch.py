@@ -84,7 +84,7 @@ def port_component(
     parameters = [TensorSpec(key, "float32", tuple(value.shape)) for key, value in state.items()]
     arrays = {key: value.detach().numpy() for key, value in state.items()}
     component = component_from_relax(name, imported, functions, parameters, arrays, precision, target)
-    if check and not component.manifest.lacking():
+    if check and component.manifest.problem_here() is None:
         precision = precision if is_integer(component) else features_of(precision, target)
         for method, (program, arguments) in exported.items():
             outputs = [spec.name for spec in functions[method].outputs]
