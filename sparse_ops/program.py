@@ -137,7 +137,7 @@ class _Machine(dict):
 
     def __init__(self, code: tvm.runtime.Module, device: tvm.runtime.Device, observer: Observer | None):
         super().__init__()
-        memory = {HOST: "naive", device: "naive" if device == HOST else "pooled"}
+        memory = "naive" if device == HOST else "pooled"
         self.machine, self.device, self.observer = relax.VirtualMachine(code, device, memory_cfg=memory), device, observer
         if observer is not None:
             self.machine.set_instrument(partial(_tell, observer))

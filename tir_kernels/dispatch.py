@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from .cpu import table as cpu
 from .cpu.isa import Isa, forced, host_target
+from .cpu.table import PAIRS as PAIRS  # the layout of maps on CPUs
 from .cpu.threads import note_use
 from .cuda import table as cuda
 from .cuda.gpu import Gpu
