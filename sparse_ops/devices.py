@@ -55,8 +55,8 @@ def cuda_device(number: int | None = None) -> tvm.runtime.Device:
     device = tvm.cuda(number)
     if not device.exist:
         count = next(n for n in range(number + 1) if not tvm.cuda(n).exist)
-        found = f"devices 0 to {count - 1}" if count else "no device"
-        raise ValueError(f"device: expected the number of a CUDA device, given {number} where there is {found}")
+        expected = f"the number of a CUDA device, below {count}" if count else "a CUDA device, of which the driver finds none"
+        raise ValueError(f"device: expected {expected}, given {number}")
     return device
 
 
@@ -70,10 +70,9 @@ def cuda_target_of(arch: str) -> tvm.target.Target:
 
     Code is compiled for it on any machine. ValueError for another form, and for one that is too old.
     """
-    target = tvm.target.Target({"kind": CUDA, "arch": arch, "host": host_target().export()})
-    if problem := Gpu.of(target).problem():
+    if problem := Gpu.named(arch).problem():
         raise ValueError(f"target: {problem}")
-    return target
+    return tvm.target.Target({"kind": CUDA, "arch": arch, "host": host_target().export()})
 
 
 def parse_target(text: str) -> tvm.target.Target:

@@ -25,8 +25,12 @@ class Gpu:
 
     @classmethod
     def of(cls, target: tvm.target.Target) -> "Gpu":
-        """What a target of kind 'cuda' names as its `arch`, "sm_90" for example. ValueError for another form."""
-        arch = str(target.attrs.get("arch", ""))
+        """That of a target of kind 'cuda'. ValueError as `named`."""
+        return cls.named(str(target.attrs.get("arch", "")))
+
+    @classmethod
+    def named(cls, arch: str) -> "Gpu":
+        """The device of an architecture, "sm_90" for example. ValueError for another form."""
         digits = arch.removeprefix("sm_").rstrip("af")
         if not arch.startswith("sm_") or not digits.isdecimal() or len(digits) < 2:
             raise ValueError(f"target: expected an arch such as 'sm_90', given {arch!r}")
