@@ -142,3 +142,95 @@ class PairsByBlock(MapLayout):
                 pairs = slice(segment[block, tap], segment[block, tap + 1])
                 table[tap, block * block_rows + pair_out[block, pairs]] = pair_in[block, pairs]
         return table
+
+
+TAP_GROUPS = 1  # of a map that is a neighbour table, see `NeighbourTable.tap_groups`
+MASK_TAPS = 63  # the most taps of a group whose rows are ordered by what they meet
+
+
+@dataclass(frozen=True)
+class NeighbourTable(MapLayout):
+    """The input row of every (tap, output row), with the output rows in tiles of TILE_ROWS that meet much the same taps.
+
+        neighbours  int32 [taps, slots]              input row that a slot meets at a tap, or -1
+        order       int32 [groups, slots]            output row of every slot, -1 behind the last
+        tiles       int32 [groups * tiles, taps + 1] how many taps any slot of a tile meets, then these, ascending; the rest is
+                                                     undefined
+        rows        int64 [2]                        input and output rows
+
+    Taps are cut into groups (see `group_taps`), each with an order of its own, in which `neighbours` of its taps are. The fewer
+    taps a group has, the more alike are the rows of a tile, and the fewer taps are multiplied in vain; but every group visits
+    all output rows. In an order rows ascend by the Gray code of the taps they meet, a bit a tap, and where that is equal, or a
+    group has more than MASK_TAPS taps, by their number.
+    """
+
+    groups: int = TAP_GROUPS  # the most that taps are cut into
+
+    NAMES = ("neighbours", "order", "tiles", "rows")
+    TILE_ROWS = 128
+
+    def tap_groups(self, taps):
+        """Groups of a map of `taps` taps, an int or a TIR expression: no more than taps."""
+        if isinstance(taps, int):
+            return min(self.groups, taps)
+        return tvm.tirx.min(taps, tvm.tirx.IntImm("int64", self.groups)) if self.groups > 1 else 1
+
+    @staticmethod
+    def group_taps(group, groups, taps):
+        """(first, end) of the taps of a group: ints or TIR expressions. Tap k is in group k * groups // taps."""
+        return (group * taps + groups - 1) // groups, ((group + 1) * taps + groups - 1) // groups
+
+    def tile_count(self, rows):
+        """Tiles of a group for `rows` output rows, an int or a TIR expression: at least one."""
+        tiles = (rows + self.TILE_ROWS - 1) // self.TILE_ROWS
+        return max(tiles, 1) if isinstance(rows, int) else tvm.tirx.max(tiles, tvm.tirx.IntImm("int64", 1))
+
+    def arrays(self, taps, rows) -> tuple[Array, ...]:
+        groups, tiles = self.tap_groups(taps), self.tile_count(rows)
+        slots = tiles * self.TILE_ROWS
+        shapes = ((taps, slots), (groups, slots), (groups * tiles, taps + 1), (2,))
+        return tuple(Array(*of_one) for of_one in zip(self.NAMES, shapes, self.DTYPES, strict=True))
+
+    def problem(self, *arrays: np.ndarray) -> str:
+        neighbours, order, tiles, rows = arrays
+        if rows.shape != (2,) or (rows < 0).any():
+            return f"rows: expected two numbers of rows, given {rows.tolist()[:4]}"
+        taps, count = len(neighbours), int(rows[1])
+        if not taps:
+            return "neighbours: expected at least one tap, given none"
+        for array, expected in zip(arrays, self.arrays(taps, count), strict=True):
+            if array.shape != expected.shape:
+                return f"{expected.name}: expected {list(expected.shape)} for {count} output rows, given {list(array.shape)}"
+        if (neighbours < -1).any() or (neighbours >= rows[0]).any() or (neighbours[:, count:] != -1).any():
+            return "neighbours: expected rows that there are, or -1"
+        if (np.sort(order[:, :count]) != np.arange(count)).any() or (order[:, count:] != -1).any():
+            return "order: expected every output row once, and -1 behind them"
+        if any(given[: len(live)].tolist() != live for given, live in zip(tiles, self._live_taps(neighbours), strict=True)):
+            return "tiles: expected the number of taps that each tile meets, and these taps"
+        return ""
+
+    def _live_taps(self, neighbours: np.ndarray) -> list[list[int]]:
+        """For every tile of every group, how many of its taps it meets, and these."""
+        taps, slots = neighbours.shape
+        met = (neighbours.reshape(taps, slots // self.TILE_ROWS, self.TILE_ROWS) >= 0).any(2)
+        groups, live = self.tap_groups(taps), []
+        for group in range(groups):
+            first, end = self.group_taps(group, groups, taps)
+            of_tiles = [(first + np.flatnonzero(tile)).tolist() for tile in met[first:end].T]
+            live += [[len(of_tile), *of_tile] for of_tile in of_tiles]
+        return live
+
+    def identity(self, rows: int) -> tuple[np.ndarray, ...]:
+        """The arrays of the map of one tap under which every row meets itself."""
+        slots = np.arange(self.tile_count(rows) * self.TILE_ROWS, dtype="int32")
+        slots[rows:] = -1
+        tiles = np.zeros((self.tile_count(rows), 2), "int32")
+        tiles[:, 0] = slots[:: self.TILE_ROWS] >= 0
+        return slots[None], slots[None].copy(), tiles, np.array([rows, rows], "int64")
+
+    def unpack(self, neighbours, order, tiles, rows) -> np.ndarray:
+        taps, count = len(neighbours), int(rows[1])
+        table = np.full((taps, count), -1, "int32")
+        for tap in range(taps):
+            table[tap, order[tap * len(order) // taps, :count]] = neighbours[tap, :count]
+        return table

@@ -25,6 +25,11 @@ from ..spec.geometry import Geometry
 MOST = 2**31 - 1  # of an int32
 
 
+def refuse(refusal: str, *arguments) -> None:
+    """Emit: raise what `refusal`, the name of a packed function, makes of the arguments."""
+    T.evaluate(T.call_packed(refusal, *arguments))
+
+
 @inline
 def extremes(coords, rows, lowest, highest):
     """lowest, highest [4]: over all rows of coords [rows, 4]; of no rows, 0 and -1."""

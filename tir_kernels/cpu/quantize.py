@@ -7,6 +7,7 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..coordinates import divide
 from ..guards import RAISE_GRID_NUMBER, RAISE_POINT
 from ..script import drop_parameters, inline
 from ..spec.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
@@ -14,7 +15,6 @@ from ..spec.quantize import Quantize
 from ..vector_math import bind
 from .guards import check_batch_index
 from .isa import Isa
-from .unique import divide
 
 CHUNK = 1024  # points of one task
 BEYOND = 40000.0  # what no coordinate reaches, and is an int32 and has a key in an index

@@ -8,7 +8,7 @@ import tvm
 from ..implementation import Implementation, Kernel, Target
 from ..layout import MapLayout, WeightLayout
 from ..spec import Spec
-from . import elementwise, gather_rows
+from . import coordinate_index, elementwise, gather_rows
 from .gpu import Gpu, on_device
 
 
@@ -42,5 +42,8 @@ def on_cuda(
 
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
+    "build_index": (on_cuda(coordinate_index.build_index),),
     "gather_rows": (on_cuda(gather_rows.gather_rows),),
+    "lookup": (on_cuda(coordinate_index.lookup),),
+    "plan_index": (on_cuda(coordinate_index.plan_index),),
 }
