@@ -42,13 +42,6 @@ BUCKET = 1 << BUCKET_BITS
 HASH_FACTOR = 0x27BB2EE687B0B0FD  # odd, about 2^62 / golden ratio (Knuth, TAOCP 6.4); TIR constants end at 2^63
 
 
-def divide(value, factor: int):
-    """floor(value / factor) of a TIR expression; factors that are powers of two become shifts."""
-    if factor & (factor - 1) == 0:
-        return value >> (factor.bit_length() - 1)
-    return T.floordiv(value, T.int32(factor))
-
-
 def coordinate(coords, row):
     """(batch, x, y, z) of a row of coords [N, 4], as TIR expressions."""
     return tuple(coords[row, axis] for axis in range(4))

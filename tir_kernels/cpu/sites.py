@@ -10,8 +10,9 @@ from tvm.script import tirx as T
 from .. import script
 from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
-from ..coordinates import choose, divide, index_bounds, key_of, match_plan
+from ..coordinates import choose, index_bounds, key_of, match_plan
 from ..guards import RAISE_SITE_COUNT, RAISE_SITES
+from ..integers import MOST, divide, last_of
 from ..script import inline
 from ..spec.coordinate_index import (
     BATCH_LIMIT,
@@ -26,7 +27,7 @@ from ..spec.coordinate_index import (
 from ..spec.geometry import Geometry
 from ..spec.sites import CopySites, FindSites, PlanSites, extent_along
 from .coordinate_index import SPARE, begin_plan, fill, match_index
-from .guards import MOST, check_memory, last_of, refuse
+from .guards import check_memory, refuse
 from .isa import Isa
 from .unique import counts_to_starts
 

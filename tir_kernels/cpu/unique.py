@@ -12,7 +12,8 @@ from tvm.script import tirx as T
 from .. import script
 from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
-from ..coordinates import GRID_CELLS_MOST, check_grid, count_cells, divide, grid_bound, grid_limit, match_plan
+from ..coordinates import GRID_CELLS_MOST, check_grid, count_cells, grid_bound, grid_limit, match_plan
+from ..integers import divide
 from ..script import inline
 from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_ORIGIN
 from ..spec.unique import FillUnique, PlanUnique, RankUnique

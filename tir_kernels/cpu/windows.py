@@ -7,7 +7,7 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..coordinates import divide
+from ..integers import divide
 from ..spec.coordinate_index import DEFAULT_HIGH, DEFAULT_LOW
 from ..spec.windows import GroupRows, WindowCoords
 from .coordinate_index import ROW_CHUNK

@@ -1,14 +1,16 @@
-"""A stable sort of integer keys with the numbers of rows, as launches of a kernel: `sort_pairs`.
+"""Sorting by integer keys as launches of a kernel: `sort_pairs`, and where each value begins in what is sorted: `find_starts`.
 
-A radix sort, from the lowest digit on. For each digit a block counts its tile of keys by digit, the counts are summed, and the
-block places its keys: keys of one digit keep the order of warps, of rounds within a warp, and of lanes.
+The sort is a radix sort, from the lowest digit on, and stable. For each digit a block counts its tile of keys by digit, the
+counts are summed, and the block places its keys: keys of one digit keep the order of warps, of rounds within a warp, and of
+lanes. The host runs the same three launches for every digit.
 """
 
+import tvm
 from tvm.script import tirx as T
 
-from ..buffers import named
 from ..script import inline
 from .gpu import WARP
+from .launch import THREADS as SEARCHERS
 from .launch import blocks_for
 from .warp import add_lower_lanes, from_lane, rank_in_warp
 
@@ -21,18 +23,30 @@ PART = ROUNDS * WARP  # keys of a warp
 TILE = WARPS * PART  # keys of a block
 
 
-def sort_pairs(keys, rows, sorted_keys, sorted_rows, count, bits: int) -> None:
+def bits_below(limit):
+    """An int64 expression: bits that hold the numbers from 0 to limit - 1, as a multiple of those of a digit, up to 40."""
+    bits = T.int64(DIGIT_BITS)
+    for digits in range(1, 5):
+        bits = bits + T.Select(limit > 1 << digits * DIGIT_BITS, T.int64(DIGIT_BITS), T.int64(0))
+    return bits
+
+
+def sort_pairs(keys, rows, sorted_keys, sorted_rows, count, bits) -> None:
     """Emit launches: `count` keys in ascending order of their lowest `bits` bits, with their rows; equal keys keep their order.
 
     keys, sorted_keys: buffers [count] of int32 or int64; rows, sorted_rows: int32 [count]; `rows` None for 0 to count - 1.
-    `count` is an int64 expression from 0 to 2^31 - 1. `keys` and `rows` are kept: the sorted ones are other buffers. `bits`: 1
-    or more. Bits are compared as those of unsigned numbers, so a key that may be negative needs its sign bit flipped.
+    `count` is an int64 expression from 0 to 2^31 - 1, `bits` an int or int64 expression of 1 or more. `keys` and `rows` are
+    kept: the sorted ones are other buffers. Bits are compared as those of unsigned numbers, so a key that may be negative needs
+    its sign bit flipped.
     """
     dtype = keys.dtype
-    digits = -(-bits // DIGIT_BITS)
 
-    def digit_of(key, low: int, width: int):
-        return T.Cast("int32", T.bitwise_and(T.shift_right(key, T.Cast(dtype, low)), T.Cast(dtype, (1 << width) - 1)))
+    def digit_of(key, step):
+        """The digit of a pass, without the bits above `bits`."""
+        low = T.Cast(dtype, step * DIGIT_BITS)
+        width = T.min(T.int64(DIGIT_BITS), bits - step * DIGIT_BITS)
+        mask = T.shift_left(T.int32(1), T.Cast("int32", width)) - 1
+        return T.bitwise_and(T.Cast("int32", T.shift_right(key, low)), mask)
 
     @inline
     def clear(counters, thread):
@@ -40,23 +54,34 @@ def sort_pairs(keys, rows, sorted_keys, sorted_rows, count, bits: int) -> None:
             counters[warp * DIGITS + thread] = 0
 
     @inline
-    def count_digits(keys, counts, count, tiles, low, width):
+    def load(key, keys, other_keys, first, count, step, side):
+        """the keys of a thread: in the first pass those given, later those of one side of `other_keys` [2, count]"""
+        for i in T.unroll(ROUNDS):
+            key[i] = T.Cast(dtype, 0)
+            if first + i * WARP < count:
+                if step == 0:
+                    key[i] = keys[first + i * WARP]
+                else:
+                    key[i] = other_keys[side, first + i * WARP]
+
+    @inline
+    def count_digits(keys, other_keys, counts, count, tiles, step, side):
         """counts[digit, tile]"""
         with T.launch_thread("blockIdx.x", tiles) as tile:
             thread = T.launch_thread("threadIdx.x", THREADS)
             T.attr(T.int32(0), "pragma_unroll_explicit", 0)
             counters = T.alloc_shared((WARPS * DIGITS,), "int32")
             total = T.alloc_local((1,), "int32")
-            digit = T.alloc_local((1,), "int32")
+            key = T.alloc_local((ROUNDS,), dtype)
             warp: T.let = thread // WARP
             first: T.let = T.Cast("int64", tile) * TILE + T.Cast("int64", warp * PART + thread % WARP)
             clear(counters, thread)
+            load(key, keys, other_keys, first, count, step, side)
             T.tvm_storage_sync("shared")
             for i in T.unroll(ROUNDS):
-                digit[0] = 0
-                if first + i * WARP < count:
-                    digit[0] = digit_of(keys[first + i * WARP], low, width)
-                T.evaluate(rank_in_warp(counters, [warp * DIGITS], digit[0], width, first + i * WARP < count))
+                T.evaluate(
+                    rank_in_warp(counters, [warp * DIGITS], digit_of(key[i], step), DIGIT_BITS, first + i * WARP < count)
+                )
             T.tvm_storage_sync("shared")
             total[0] = 0
             for other in T.unroll(WARPS):
@@ -75,8 +100,8 @@ def sort_pairs(keys, rows, sorted_keys, sorted_rows, count, bits: int) -> None:
             digit: T.let = T.Cast("int64", block * WARPS + thread // WARP)
             lane: T.let = thread % WARP
             before[0] = 0
-            for step in range((tiles + WARP - 1) // WARP):
-                tile: T.let = step * WARP + T.Cast("int64", lane)
+            for part in range((tiles + WARP - 1) // WARP):
+                tile: T.let = part * WARP + T.Cast("int64", lane)
                 own[0] = 0
                 if tile < tiles:
                     own[0] = counts[digit, tile]
@@ -89,7 +114,9 @@ def sort_pairs(keys, rows, sorted_keys, sorted_rows, count, bits: int) -> None:
                 totals[digit] = before[0]
 
     @inline
-    def place_keys(keys, row_at, out_keys, out_rows, counts, totals, count, tiles, low, width):
+    def place_keys(
+        keys, row_at, other_keys, other_rows, sorted_keys, sorted_rows, counts, totals, count, tiles, step, side, last
+    ):
         with T.launch_thread("blockIdx.x", tiles) as tile:
             thread = T.launch_thread("threadIdx.x", THREADS)
             T.attr(T.int32(0), "pragma_unroll_explicit", 0)
@@ -97,6 +124,7 @@ def sort_pairs(keys, rows, sorted_keys, sorted_rows, count, bits: int) -> None:
             sums = T.alloc_shared((WARPS,), "int32")
             key = T.alloc_local((ROUNDS,), dtype)
             rank = T.alloc_local((ROUNDS,), "int32")
+            row = T.alloc_local((1,), "int32")
             sum_ = T.alloc_local((1,), "int32")
             own = T.alloc_local((1,), "int32")
             begin = T.alloc_local((WARPS,), "int32")
@@ -104,13 +132,10 @@ def sort_pairs(keys, rows, sorted_keys, sorted_rows, count, bits: int) -> None:
             lane: T.let = thread % WARP
             first: T.let = T.Cast("int64", tile) * TILE + T.Cast("int64", warp * PART + lane)
             clear(counters, thread)
+            load(key, keys, other_keys, first, count, step, side)
             T.tvm_storage_sync("shared")
             for i in T.unroll(ROUNDS):
-                key[i] = T.Cast(dtype, 0)
-                if first + i * WARP < count:
-                    key[i] = keys[first + i * WARP]
-            for i in T.unroll(ROUNDS):
-                rank[i] = rank_in_warp(counters, [warp * DIGITS], digit_of(key[i], low, width), width, first + i * WARP < count)
+                rank[i] = rank_in_warp(counters, [warp * DIGITS], digit_of(key[i], step), DIGIT_BITS, first + i * WARP < count)
             # Where the keys of each digit begin: behind those of lower digits, of tiles before, and of warps before.
             own[0] = totals[T.Cast("int64", thread)]
             sum_[0] = own[0]
@@ -131,24 +156,69 @@ def sort_pairs(keys, rows, sorted_keys, sorted_rows, count, bits: int) -> None:
             T.tvm_storage_sync("shared")
             for i in T.unroll(ROUNDS):
                 if first + i * WARP < count:
-                    place: T.let = T.Cast("int64", counters[warp * DIGITS + digit_of(key[i], low, width)] + rank[i])
-                    out_keys[place] = key[i]
-                    out_rows[place] = row_at(first + i * WARP)
+                    place: T.let = T.Cast("int64", counters[warp * DIGITS + digit_of(key[i], step)] + rank[i])
+                    if step == 0:
+                        row[0] = row_at(first + i * WARP)
+                    else:
+                        row[0] = other_rows[side, first + i * WARP]
+                    if last:
+                        sorted_keys[place] = key[i]
+                        sorted_rows[place] = row[0]
+                    else:
+                        other_keys[1 - side, place] = key[i]
+                        other_rows[1 - side, place] = row[0]
 
-    tiles = blocks_for(count, TILE)
-    counts = _scratch("counts", (DIGITS, tiles), "int32")
-    totals = _scratch("totals", (DIGITS,), "int32")
-    others = (_scratch("other_keys", (count,), dtype), _scratch("other_rows", (count,), "int32")) if digits > 1 else None
-    source = keys, (lambda place: T.Cast("int32", place)) if rows is None else (lambda place: rows[place])
-    for i in range(digits):
-        low, width = i * DIGIT_BITS, min(DIGIT_BITS, bits - i * DIGIT_BITS)
-        target = (sorted_keys, sorted_rows) if (digits - i) % 2 else others
-        count_digits(source[0], counts, count, tiles, low, width)
-        sum_counts(counts, totals, tiles)
-        place_keys(*source, *target, counts, totals, count, tiles, low, width)
-        source = target[0], lambda place, rows=target[1]: rows[place]
+    def row_at(place):
+        return T.Cast("int32", place) if rows is None else rows[place]
+
+    @inline
+    def sort(keys, sorted_keys, sorted_rows, count):
+        tiles: T.let = blocks_for(count, TILE)
+        digits: T.let = (bits + DIGIT_BITS - 1) // DIGIT_BITS
+        counts = T.alloc_buffer((DIGITS, blocks_for(count, TILE)), "int32")
+        totals = T.alloc_buffer((DIGITS,), "int32")
+        other_keys = T.alloc_buffer((2, count), dtype)
+        other_rows = T.alloc_buffer((2, count), "int32")
+        for step in range(digits):
+            side: T.let = step % 2
+            count_digits(keys, other_keys, counts, count, tiles, step, side)
+            sum_counts(counts, totals, tiles)
+            place_keys(
+                *(keys, row_at, other_keys, other_rows, sorted_keys, sorted_rows, counts, totals),
+                *(count, tiles, step, side, step == digits - 1),
+            )
+
+    sort(keys, sorted_keys, sorted_rows, count)
 
 
-def _scratch(name: str, shape, dtype: str):
-    """A buffer in the device's memory, named as an assignment in a script names it."""
-    return named(name, T.alloc_buffer(shape, dtype))
+def find_starts(values, count, starts, entries) -> None:
+    """Emit a launch: starts[e] = how many of the `count` values, which ascend, are below e, for e from 0 to entries - 1.
+
+    `values`: a buffer, or a function of an int64 place; `starts`: int32 [entries]; `count` and `entries` are int64 expressions.
+    """
+    value_at = (lambda place: values[place]) if isinstance(values, tvm.tirx.Buffer) else values
+
+    @inline
+    def emit(starts, count, entries):
+        with T.launch_thread("blockIdx.x", blocks_for(entries, SEARCHERS)) as block:
+            thread = T.launch_thread("threadIdx.x", SEARCHERS)
+            found = T.alloc_local((2,), "int64")
+            entry: T.let = T.Cast("int64", block) * SEARCHERS + T.Cast("int64", thread)
+            if entry < entries:
+                search(found, count, lambda place: T.Cast("int64", value_at(place)) < entry)
+                starts[entry] = T.Cast("int32", found[0])
+
+    emit(starts, count, entries)
+
+
+@inline
+def search(found, count, is_before):
+    """found[0] = how many of `count` places come before something: all those before it, and none behind; found [2] is int64."""
+    found[0] = T.int64(0)
+    found[1] = count
+    while found[0] < found[1]:
+        middle: T.let = (found[0] + found[1]) // 2
+        if is_before(middle):
+            found[0] = middle + 1
+        else:
+            found[1] = middle

@@ -6,9 +6,25 @@ from dataclasses import replace
 import tvm
 
 from ..implementation import Implementation, Kernel, Target
-from ..layout import MapLayout, WeightLayout
+from ..layout import MapLayout, NeighbourTable, WeightLayout
 from ..spec import Spec
-from . import coordinate_index, elementwise, gather_rows
+from . import (
+    batch_offsets,
+    coordinate_index,
+    dense,
+    elementwise,
+    flatnonzero,
+    gather_rows,
+    interpolate,
+    pool,
+    quantize,
+    segment_pool,
+    serialize,
+    subdivide,
+    trilinear,
+    union,
+    windows,
+)
 from .gpu import Gpu, on_device
 
 
@@ -40,10 +56,30 @@ def on_cuda(
     return Implementation(name, accepts, make)
 
 
+NEIGHBOURS = NeighbourTable()
+
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
+    "batch_offsets": (on_cuda(batch_offsets.batch_offsets),),
     "build_index": (on_cuda(coordinate_index.build_index),),
+    "count_cuts": (on_cuda(serialize.count_cuts),),
+    "count_nonzero": (on_cuda(flatnonzero.count_nonzero),),
+    "cut_sequence": (on_cuda(serialize.cut_sequence),),
+    "fill_nonzero": (on_cuda(flatnonzero.fill_nonzero),),
+    "from_dense": (on_cuda(dense.from_dense),),
     "gather_rows": (on_cuda(gather_rows.gather_rows),),
+    "group_rows": (on_cuda(windows.group_rows),),
+    "interpolate": (on_cuda(interpolate.interpolate),),
     "lookup": (on_cuda(coordinate_index.lookup),),
     "plan_index": (on_cuda(coordinate_index.plan_index),),
+    "pool": (on_cuda(pool.pool, map_layout=NEIGHBOURS),),
+    "quantize": (on_cuda(quantize.quantize),),
+    "segment_pool": (on_cuda(segment_pool.segment_pool),),
+    "serial_keys": (on_cuda(serialize.serial_keys),),
+    "serialize": (on_cuda(serialize.serialize),),
+    "set_rows": (on_cuda(union.set_rows),),
+    "subdivide": (on_cuda(subdivide.subdivide),),
+    "to_dense": (on_cuda(dense.to_dense),),
+    "trilinear": (on_cuda(trilinear.trilinear),),
+    "window_coords": (on_cuda(windows.window_coords),),
 }

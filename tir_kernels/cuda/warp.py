@@ -85,3 +85,24 @@ def largest_of_warp(value):
 def ballot(taken):
     """An int32 whose bits are `taken` of every lane."""
     return T.cuda.func_call("tir_ballot", taken, source_code=_BALLOT, return_type="int32")
+
+
+_COUNT = """
+__forceinline__ __device__ int tir_count_in_warp(void* p, int place, bool taken) {
+  unsigned left = __ballot_sync(0xFFFFFFFF, taken);
+  while (left) {
+    int lane = __ffs(left) - 1;
+    int other = __shfl_sync(0xFFFFFFFF, place, lane);
+    unsigned equal = __ballot_sync(0xFFFFFFFF, taken && place == other);
+    if ((threadIdx.x & 31) == lane) atomicAdd((unsigned long long*)p + other, (unsigned long long)__popc(equal));
+    left &= ~equal;
+  }
+  return 0;
+}
+"""
+
+
+def count_in_warp(counts, place, taken):
+    """The int64 counts[place] go up by the number of lanes that name this place, of those for which `taken` is true."""
+    args = counts.ptr_to([0]), place, taken
+    return T.cuda.func_call("tir_count_in_warp", *args, source_code=_COUNT, return_type="int32")
