@@ -68,7 +68,7 @@ def linear(spec: Linear, gpu: Gpu) -> tvm.tirx.PrimFunc:
                             epilogue.finish(values, row, first_column + column, columns - column, fast)
 
             gemm.finish(shared, sums, thread, lambda *at: gemm.again(steps, of_x, of_weight, *at), store, columns)
-        add_parts(sums_of_parts, parts, n, cout, lambda values, row, column: epilogue.finish(values, row, column, cout))
+        add_parts(sums_of_parts, parts, n, cout, epilogue)
 
     def gate_row(batch_index, batch):
         """The row of the gate for a row; of an index that was refused the first, if there is any."""

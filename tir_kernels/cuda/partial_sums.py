@@ -3,11 +3,9 @@
 Into how many parts a sum is cut is a function of sizes alone, so no bit depends on the device.
 """
 
-from collections.abc import Callable
-
-import tvm
 from tvm.script import tirx as T
 
+from .epilogue import Epilogue
 from .launch import THREADS, blocks_for
 
 BLOCKS = 256  # as many as are wanted: about two for each processor of a large device
@@ -32,16 +30,19 @@ def allocate_parts(parts, rows, columns: int):
     return T.alloc_buffer((parts, kept, columns), "float32")
 
 
-def add_parts(sums, parts, rows, columns: int, finish: Callable) -> None:
-    """Emit a launch, where there are several parts, that adds them: `finish(values, row, column)`, values float32 [1], local."""
+def add_parts(sums, parts, rows, columns: int, epilogue: Epilogue, written=True) -> None:
+    """Emit a launch, where there are several parts, that adds them and finishes the result.
+
+    `written`: whether the parts were written at all; if not, the result is left as it is.
+    """
     with T.If(parts > 1), T.Then():
         count = rows * columns
         with T.launch_thread("blockIdx.x", blocks_for(count)) as block, T.launch_thread("threadIdx.x", THREADS) as thread:
             place = T.bind(T.Cast("int64", block) * THREADS + T.Cast("int64", thread))
             values = T.alloc_buffer((1,), "float32", scope="local")
-            with T.If(place < count), T.Then():
+            with T.If(T.And(place < count, written)), T.Then():
                 row, column = T.bind(place // columns), T.bind(T.Cast("int32", place % columns))
                 T.buffer_store(values, sums[0, row, column], [0])
                 with T.serial(1, T.Cast("int32", parts)) as part:
                     T.buffer_store(values, values[0] + sums[part, row, column], [0])
-                finish(values, row, column)
+                epilogue.finish(values, row, column, columns - column)

@@ -6,12 +6,15 @@ branches. What goes by address it leaves alone.
 
 from tvm.script import tirx as T
 
-_STORE_CHUNK = """
-__forceinline__ __device__ void tir_store_chunk(void* target, void* local) {
+_COPY_ELEMENTS = """
+__forceinline__ __device__ void tir_copy_elements_{size}(void* target, void* source, int count) {{
+  unsigned {kind} elements[{vector}];
+  #pragma unroll
+  for (int e = 0; e < {vector}; ++e) elements[e] = e < count ? ((unsigned {kind}*)source)[e] : 0;
   uint4 chunk;
-  memcpy(&chunk, local, 16);
+  memcpy(&chunk, elements, 16);
   *(uint4*)target = chunk;
-}
+}}
 """
 
 _STORE_PAIR = """
@@ -40,10 +43,11 @@ __forceinline__ __device__ void tir_store_f32(void* base, int place, float value
 """
 
 
-def store_chunk(target, local) -> None:
-    """Emit: 16 bytes of a local buffer to an address."""
-    call = T.cuda.func_call("tir_store_chunk", target, local.ptr_to([0]), source_code=_STORE_CHUNK)
-    T.evaluate(call)
+def copy_elements(target, source, size: int, count) -> None:
+    """Emit: `count` elements of `size` bytes, and zeros behind them, to the 16 bytes at `target`; the source is as it comes."""
+    kind = {2: "short", 4: "int"}[size]
+    code = _COPY_ELEMENTS.format(size=size, kind=kind, vector=16 // size)
+    T.evaluate(T.cuda.func_call(f"tir_copy_elements_{size}", target, source, count, source_code=code))
 
 
 def store_pair(base, place, first, second) -> None:

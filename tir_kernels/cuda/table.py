@@ -8,7 +8,7 @@ import tvm
 from ..implementation import Implementation, Kernel, Target
 from ..layout import MapLayout, WeightLayout
 from ..spec import Spec
-from . import elementwise, gather_rows
+from . import elementwise, gather_rows, linear
 from .gpu import Gpu, on_device
 
 
@@ -43,4 +43,5 @@ def on_cuda(
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
     "gather_rows": (on_cuda(gather_rows.gather_rows),),
+    "linear": (on_cuda(linear.linear, shared=linear.shared),),
 }

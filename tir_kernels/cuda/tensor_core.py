@@ -22,7 +22,7 @@ import tvm
 from tvm.script import tirx as T
 
 from .gpu import WARP
-from .shared_memory import load, load_vector, store_chunk, store_pair
+from .shared_memory import copy_elements, load, load_vector, store_pair
 from .shared_memory import store as store_one
 
 CHUNK = 16  # bytes that a thread copies at once
@@ -193,18 +193,17 @@ class Gemm:
             T.buffer_store(sums, T.float32(0), [i, j, k])
         with T.If(steps.begin < steps.end), T.Then():
             look(steps.begin // of_tap)
-        for stage in range(tile.stages - 1):
-            with T.If(steps.begin + stage < steps.end), T.Then():
-                load(steps.begin + stage, stage)
-            T.evaluate(T.ptx.cp.async_.commit_group())
-        with T.serial(0, steps.end - steps.begin) as i:
-            T.evaluate(T.ptx.cp.async_.wait_group(tile.stages - 2))
+        # One loop fills the stages, and then multiplies as many steps behind: its body stands once.
+        behind = tile.stages - 1
+        with T.serial(0, steps.end - steps.begin + behind) as i:
+            T.evaluate(T.ptx.cp.async_.wait_group(behind - 1))
             T.evaluate(T.cuda.cta_sync())
-            coming = T.bind(i + (tile.stages - 1))
-            with T.If(steps.begin + coming < steps.end), T.Then():
-                load(steps.begin + coming, coming % tile.stages)
+            it = T.bind(steps.begin + i)
+            with T.If(it < steps.end), T.Then():
+                load(it, i % tile.stages)
             T.evaluate(T.ptx.cp.async_.commit_group())
-            self._multiply_stage(shared, i % tile.stages, sums, thread)
+            with T.If(i >= behind), T.Then():
+                self._multiply_stage(shared, (i + 1) % tile.stages, sums, thread)  # `behind` steps back
         T.evaluate(T.ptx.cp.async_.wait_group(0))
 
     def _swizzled(self, chunk, row):
@@ -214,21 +213,18 @@ class Gemm:
     def _copy(self, shared, stage, target, place, operand: Operand, row, present, channel, fast) -> None:
         """Emit: one chunk of a row into shared memory, zeros where it is not there."""
 
+        exact = self.channels % self.depth == 0
+        first = channel if exact else T.min(channel, self.channels - 1)
+        source = operand.buffer.ptr_to(operand.at(T.max(row, 0), first))
+        to = shared.ptr_to([stage, target, place])
+
         def whole():
-            exact = self.channels % self.depth == 0
             there = present if exact else T.And(present, channel < self.channels)
-            first = channel if exact else T.min(channel, self.channels - self.vector)
-            source = operand.buffer.ptr_to(operand.at(T.max(row, 0), first))
-            size = T.if_then_else(there, T.uint32(CHUNK), T.uint32(0))
-            T.evaluate(T.ptx[COPY](shared.ptr_to([stage, target, place]), source, CHUNK, size))
+            T.evaluate(T.ptx[COPY](to, source, CHUNK, T.if_then_else(there, T.uint32(CHUNK), T.uint32(0))))
 
         def one_by_one():
-            chunk = T.alloc_buffer((self.vector,), self.dtype, scope="local")
-            for e in range(self.vector):
-                value = operand.buffer[tuple(operand.at(row, channel + e))]
-                there = T.And(present, channel + e < self.channels)
-                T.buffer_store(chunk, T.if_then_else(there, value, T.Cast(self.dtype, T.float32(0))), [e])
-            store_chunk(shared.ptr_to([stage, target, place]), chunk)
+            size = tvm.DataType(self.dtype).itemsize
+            copy_elements(to, source, size, T.if_then_else(present, self.channels - channel, 0))
 
         if not self.in_chunks:
             one_by_one()
