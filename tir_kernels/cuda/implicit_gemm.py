@@ -19,7 +19,7 @@ from .gpu import Gpu, kernel_name
 from .guards import match_status, reporting
 from .map_sums import Fit, TileOfSlots, fill_unfit
 from .neighbour_table import TILE_ROWS, Table, match_table
-from .partial_sums import add_parts, allocate_parts, part_of, parts_for
+from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
 from .tensor_core import VECTOR, Gemm, Operand, Steps, aligned, tile_for
 
 NARROW = 16  # channels of a group: what has fewer fills no step
@@ -78,13 +78,7 @@ def implicit_gemm(spec: SparseConv, gpu: Gpu) -> tvm.tirx.PrimFunc:
                 row = T.bind(T.Cast("int64", slots.row(r)))
                 at = group * width + first + column
                 with T.If(T.And(row >= 0, fits)), T.Then():
-                    with T.If(parts > 1):
-                        with T.Then():
-                            for e in range(VECTOR):
-                                with T.If(column + e < columns), T.Then():
-                                    T.buffer_store(sums_of_parts, values[e], [part, row, at + e])
-                        with T.Else():
-                            epilogue.finish(values, row, at, columns - column, fast)
+                    finish_part(sums_of_parts, part, parts, epilogue, values, row, at, columns - column, fast)
 
             gemm.finish(shared, sums, thread, lambda *at: gemm.again(steps, of_x, of_weight, *at), store, columns)
             fill_unfit(epilogue.out, block, tiles * across, thread, tile.threads, fits)

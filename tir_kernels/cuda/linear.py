@@ -13,7 +13,7 @@ from ..spec.linear import Linear
 from .epilogue import Epilogue
 from .gpu import Gpu, kernel_name
 from .guards import check_batch_index, match_status, reporting
-from .partial_sums import add_parts, allocate_parts, part_of, parts_for
+from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
 from .tensor_core import VECTOR, Gemm, Operand, Steps, aligned, tile_for
 
 
@@ -59,13 +59,8 @@ def linear(spec: Linear, gpu: Gpu) -> tvm.tirx.PrimFunc:
             def store(r, column, values):
                 row = T.bind(first_row + T.Cast("int64", r))
                 with T.If(row < n), T.Then():
-                    with T.If(parts > 1):
-                        with T.Then():
-                            for e in range(VECTOR):
-                                with T.If(column + e < columns), T.Then():
-                                    T.buffer_store(sums_of_parts, values[e], [part, row, first_column + column + e])
-                        with T.Else():
-                            epilogue.finish(values, row, first_column + column, columns - column, fast)
+                    at = first_column + column
+                    finish_part(sums_of_parts, part, parts, epilogue, values, row, at, columns - column, fast)
 
             gemm.finish(shared, sums, thread, lambda *at: gemm.again(steps, of_x, of_weight, *at), store, columns)
         add_parts(sums_of_parts, parts, n, cout, epilogue)

@@ -4,13 +4,18 @@ Each group of taps has an order of rows of its own, so that a row's sums are in 
 that are added in order, see `partial_sums`, as are the steps of a tile where there are few tiles.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import tvm
 from tvm.script import tirx as T
 
+from .epilogue import Epilogue
 from .guards import check_map
+from .launch import THREADS
 from .neighbour_table import TILE_ROWS, Table
+from .partial_sums import add_parts, allocate_parts, finish_part
+from .tensor_core import VECTOR, aligned
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,47 @@ class TileOfSlots:
     def row(self, r):
         """The output row of row `r` of the tile, or -1."""
         return self.table.order[self.group, self.first + r]
+
+
+def vector_of(columns: int) -> int:
+    """How many columns a thread sums in `sum_slots`."""
+    return VECTOR if columns % VECTOR == 0 else 1
+
+
+def sum_slots(table: Table, fit: Fit, status, epilogue: Epilogue, add: Callable, read=()) -> None:
+    """Emit the launches of sums that are no products of matrices: a thread for a few columns of a slot.
+
+    add(values, tap, source, column, fast) adds what a pair gives to a vector of sums, float32 [`vector_of`], local; `fast`:
+    whether the buffers of the epilogue, and those that `read` names, are aligned.
+    """
+    columns = int(epilogue.out.shape[1])
+    vector = vector_of(columns)
+    across = columns // vector
+    of_tile = -(-TILE_ROWS * across // THREADS)  # blocks
+    blocks = table.groups * table.tiles_of_group * of_tile
+    parts = table.groups
+    sums = allocate_parts(parts, fit.rows_out, columns)
+    with T.launch_thread("blockIdx.x", blocks) as block, T.launch_thread("threadIdx.x", THREADS) as thread:
+        fits = T.bind(fit.holds(table))
+        fit.check(status, table, T.And(block == 0, thread == 0))
+        slots = TileOfSlots.of(table, T.Cast("int32", block // of_tile), fits)
+        place = T.bind(T.Cast("int32", block % of_tile) * THREADS + thread)
+        fast = T.bind(aligned(*epilogue.buffers, *read))
+        values = T.alloc_buffer((vector,), "float32", scope="local")
+        with T.If(T.And(place < TILE_ROWS * across, fits)), T.Then():
+            r, column = T.bind(place // across), T.bind(place % across * vector)
+            row = T.bind(T.Cast("int64", slots.row(r)))
+            with T.If(row >= 0), T.Then():
+                for e in range(vector):
+                    T.buffer_store(values, T.float32(0), [e])
+                with T.serial(0, slots.live) as i:
+                    tap = T.bind(slots.tap(i))
+                    source = T.bind(T.Cast("int64", slots.source(tap, r)))
+                    with T.If(source >= 0), T.Then():
+                        add(values, tap, source, column, fast)
+                finish_part(sums, slots.group, parts, epilogue, values, row, column, columns - column, fast)
+        fill_unfit(epilogue.out, block, blocks, thread, THREADS, fits)
+    add_parts(sums, parts, fit.rows_out, columns, epilogue, fit.holds(table))
 
 
 def fill_unfit(out, block, blocks, thread, threads: int, fits) -> None:

@@ -30,6 +30,17 @@ def allocate_parts(parts, rows, columns: int):
     return T.alloc_buffer((parts, kept, columns), "float32")
 
 
+def finish_part(sums, part, parts, epilogue: Epilogue, values, row, column, columns, fast) -> None:
+    """Emit: the elements of a row from `column` on, as many as `values` has, go to their part, or are finished if it is all."""
+    with T.If(parts > 1):
+        with T.Then():
+            for e in range(int(values.shape[0])):
+                with T.If(e < columns), T.Then():
+                    T.buffer_store(sums, values[e], [part, row, column + e])
+        with T.Else():
+            epilogue.finish(values, row, column, columns, fast)
+
+
 def add_parts(sums, parts, rows, columns: int, epilogue: Epilogue, written=True) -> None:
     """Emit a launch, where there are several parts, that adds them and finishes the result.
 
