@@ -63,7 +63,7 @@ def on_device(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
         return rewrite
 
     rules = (tvm.tirx.Max, spelled_out(lambda a, b: a > b)), (tvm.tirx.Min, spelled_out(lambda a, b: a < b))
-    return kernel.with_body(structural_map(kernel.body, *rules)).with_attr(ON_DEVICE, "cuda")
+    return kernel.with_body(structural_map(kernel.body, rules)).with_attr(ON_DEVICE, "cuda")
 
 
 def kernel_name(op: str, dtype: str = "", tile: str = "") -> str:
