@@ -8,7 +8,18 @@ import tvm
 from ..implementation import Implementation, Kernel, Target
 from ..layout import MapLayout, WeightLayout
 from ..spec import Spec
-from . import elementwise, gather_rows
+from . import (
+    channel_affine,
+    channel_layer_norm,
+    dense_group_norm,
+    elementwise,
+    gather_rows,
+    group_norm,
+    layer_norm,
+    modulated_add,
+    rms_norm_heads,
+    softmax,
+)
 from .gpu import Gpu, on_device
 
 
@@ -42,5 +53,13 @@ def on_cuda(
 
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
+    "channel_affine": (on_cuda(channel_affine.channel_affine),),
+    "channel_layer_norm": (on_cuda(channel_layer_norm.channel_layer_norm),),
+    "dense_group_norm": (on_cuda(dense_group_norm.dense_group_norm),),
     "gather_rows": (on_cuda(gather_rows.gather_rows),),
+    "group_norm": (on_cuda(group_norm.group_norm),),
+    "layer_norm": (on_cuda(layer_norm.layer_norm),),
+    "modulated_add": (on_cuda(modulated_add.modulated_add),),
+    "rms_norm_heads": (on_cuda(rms_norm_heads.rms_norm_heads),),
+    "softmax": (on_cuda(softmax.softmax),),
 }
