@@ -42,7 +42,7 @@ def dense_group_norm(spec: DenseGroupNorm, gpu: Gpu) -> tvm.tirx.PrimFunc:
         middle[0, 0] = T.float32(0)
         off[0, 0] = T.float32(0)
         square[0, 0] = T.float32(0)
-        for k in range(chunks):
+        for k in range((sites * width + CHUNK - 1) // CHUNK):
             at: T.let = group * chunks + k
             count: T.let = T.min(T.int64(CHUNK), sites * width - k * CHUNK)
             merge_part(middle, off, square, 0, 0, k * CHUNK, centers[at], means[at], squares[at], count)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tvm.script import tirx as T
 
+from ..script import inline
 from .gpu import WARP
 from .launch import THREADS
 
@@ -19,17 +20,13 @@ def add(a, b):
     return a + b
 
 
-def exchange(value, distance: int):
-    """What the lane that is `distance` away has, both ways."""
-    return T.tvm_warp_shuffle_xor(T.uint32(ALL_LANES), value, distance, WARP, WARP)
-
-
-def over_lanes(cell, place: int, combine: Callable, lanes: int = WARP) -> None:
-    """Emit: cell[place] = those of all `lanes` neighbouring lanes combined, a power of two, in every one of them."""
-    distance = lanes // 2
-    while distance:
-        T.buffer_store(cell, combine(cell[place], exchange(cell[place], distance)), [place])
-        distance //= 2
+@inline
+def over_lanes(cell, place, combine, lanes=WARP):
+    """cell[place] = those of all `lanes` neighbouring lanes combined, a power of two, in every one of them."""
+    other = T.alloc_local((1,), "float32")  # a combination may evaluate its arguments twice, or one in a branch
+    for step in T.unroll(lanes.bit_length() - 1):
+        other[0] = T.tvm_warp_shuffle_xor(T.uint32(ALL_LANES), cell[place], T.shift_right(lanes // 2, step), WARP, WARP)
+        cell[place] = combine(cell[place], other[0])
 
 
 def over_block(cell, place: int, combine: Callable, shared, thread) -> None:
