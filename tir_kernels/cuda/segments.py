@@ -15,7 +15,7 @@ from .gpu import WARP
 from .guards import report
 from .reductions import ALL_LANES
 
-PLANNERS = 1024  # threads of the block
+PLANNERS = 512  # threads of the block
 WARPS = PLANNERS // WARP
 
 

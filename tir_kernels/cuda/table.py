@@ -9,6 +9,7 @@ from ..implementation import Implementation, Kernel, Target
 from ..layout import MapLayout, WeightLayout
 from ..spec import Spec
 from . import (
+    attention,
     channel_affine,
     channel_layer_norm,
     dense_group_norm,
@@ -53,6 +54,7 @@ def on_cuda(
 
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
+    "attention": (on_cuda(attention.attention, refuses=attention.refuses),),
     "channel_affine": (on_cuda(channel_affine.channel_affine),),
     "channel_layer_norm": (on_cuda(channel_layer_norm.channel_layer_norm),),
     "dense_group_norm": (on_cuda(dense_group_norm.dense_group_norm),),
