@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from tvm import relax
 from tvm.script import tirx as T
 
 from tests import cuda_emulator
-from tests.cuda_emulator.translate import kernel_names, translate
 from tests.tolerance import assert_close
 
 if reason := cuda_emulator.missing():
@@ -80,7 +78,9 @@ def shifted(offset: int, rows: int | None = None):
 def test_a_read_out_of_bounds_is_found():
     a = numbers(100)
     np.testing.assert_array_equal(run(shifted(0), (100,), "float32", a), a)
-    with pytest.raises(RuntimeError, match=r"kernel kernel_kernel, block \(1, 0, 0\), thread \(35, 0, 0\): out-of-bounds read.*0 byte"):
+    with pytest.raises(
+        RuntimeError, match=r"kernel kernel_kernel, block \(1, 0, 0\), thread \(35, 0, 0\): out-of-bounds read.*0 byte"
+    ):
         run(shifted(1), (100,), "float32", a)
     with pytest.raises(RuntimeError, match=r"4 bytes before the beginning of an allocation of 400 bytes"):
         run(shifted(-1), (100,), "float32", a)
@@ -177,7 +177,10 @@ def test_a_missing_barrier_is_found():
     with source_changed("__syncthreads();", ""):
         wrong = compiled(reversed_by_block)
     for seed in range(4):
-        with cuda_emulator.schedule(seed), pytest.raises(RuntimeError, match=r"(missing barrier|unwritten).*shared array of 512"):
+        with (
+            cuda_emulator.schedule(seed),
+            pytest.raises(RuntimeError, match=r"(missing barrier|unwritten).*shared array of 512"),
+        ):
             run(wrong, (256,), "float32", a)
 
 
