@@ -81,7 +81,7 @@ def _compile(path: Path, arguments: list[str]) -> Path:
 def runtime_library() -> Path:
     """The emulator's runtime, as a shared library against TVM's."""
     lib, ffi = Path(tvm.__file__).parent, Path(tvm_ffi.__file__).parent
-    arguments = ["-O2", *_machine_flags(), *map(str, sorted(RUNTIME.glob("*.cc")))]
+    arguments = ["-O3", *_machine_flags(), *map(str, sorted(RUNTIME.glob("*.cc")))]
     for root in (lib, ffi):
         arguments += [f"-I{root / 'include'}", f"-L{root / 'lib'}"]
     return _compile(

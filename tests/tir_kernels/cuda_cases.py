@@ -15,7 +15,9 @@ from tir_kernels.layout import NeighbourTable
 def compiled(kernel: tvm.tirx.PrimFunc):
     """A kernel as a function of tensors on the device."""
     device()
-    return tvm.compile(tvm.IRModule({"main": on_device(kernel).with_attr("global_symbol", "main")}), target=cuda_target())["main"]
+    return tvm.compile(tvm.IRModule({"main": on_device(kernel).with_attr("global_symbol", "main")}), target=cuda_target())[
+        "main"
+    ]
 
 
 def tensor(array: np.ndarray):

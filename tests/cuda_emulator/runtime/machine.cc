@@ -267,8 +267,7 @@ void start_block(int slot, int64_t linear) {
     // Stacks begin at different places of a page, or all of them would share a few lines of the cache.
     char* top = stacks + (size_t(slot) * MAX_THREADS + t + 1) * STACK - t % 61 * 64;
     void** s = reinterpret_cast<void**>(top);
-    *--s = nullptr;
-    *--s = nullptr;
+    *--s = nullptr;  // in the place of a return address, by which a function finds its stack aligned
     *--s = reinterpret_cast<void*>(fiber_main);
     for (int k = 0; k < 6; k++) *--s = nullptr;
     f.stack_pointer = s;
@@ -815,9 +814,10 @@ void emulator_mma(int type, int k, uint32_t* d, const uint32_t* a, const uint32_
   collective(Collective::MMA, ~0u, &mine, [type, k](Warp& w) {
     // Fragments of m16n8: a lane's registers hold `pack` neighbours along k each, of rows lane / 4 and 8 more.
     int pack = type == MMA_TF32 ? 1 : type == MMA_S8 ? 4 : 2, step = 4 * pack;
-    static float ma[16][32], mb[32][8];
+    static float ma[16][32];
+    static double mb[32][8];  // products are added as doubles, and rounded once
     auto lane_of = [&](int l) -> Lane& { return *static_cast<Lane*>(w.lanes[l]->arguments); };
-    auto value = [&](uint32_t reg, int i) -> float {
+    auto value = [type](uint32_t reg, int i) -> float {
       switch (type) {
         case MMA_F16: return half_to_float(uint16_t(reg >> 16 * i));
         case MMA_BF16: return bits_to_float(reg >> 16 * i << 16);
@@ -833,23 +833,23 @@ void emulator_mma(int type, int k, uint32_t* d, const uint32_t* a, const uint32_
       for (int r = 0; r < k / step; r++)
         for (int i = 0; i < pack; i++) mb[l % 4 * pack + i + step * r][l / 4] = value(lane.b[r], i);
     }
-    for (int l = 0; l < 32; l++) {
-      Lane& lane = lane_of(l);
-      uint32_t out[4];
-      for (int i = 0; i < 4; i++) {
-        int row = l / 4 + 8 * (i / 2), column = l % 4 * 2 + i % 2;
-        if (type == MMA_S8) {
-          int32_t sum = int32_t(lane.c[i]);
-          for (int j = 0; j < k; j++) sum += int32_t(ma[row][j]) * int32_t(mb[j][column]);
-          out[i] = uint32_t(sum);
-        } else {
-          double sum = bits_to_float(lane.c[i]);
-          for (int j = 0; j < k; j++) sum += double(ma[row][j]) * double(mb[j][column]);
-          float rounded = float(sum);
-          memcpy(&out[i], &rounded, 4);
-        }
+    for (int row = 0; row < 16; row++) {
+      // Of the lanes that hold this row: two columns each, in two registers.
+      int first = row % 8 * 4, reg = row / 8 * 2;
+      double sums[8];
+      for (int c = 0; c < 8; c++) {
+        uint32_t bits = lane_of(first + c / 2).c[reg + c % 2];
+        sums[c] = type == MMA_S8 ? double(int32_t(bits)) : double(bits_to_float(bits));
       }
-      memcpy(lane.d, out, sizeof out);
+      for (int j = 0; j < k; j++) {
+        double a = ma[row][j];
+        for (int c = 0; c < 8; c++) sums[c] += a * mb[j][c];
+      }
+      for (int c = 0; c < 8; c++) {
+        float rounded = float(sums[c]);
+        int32_t whole = int32_t(int64_t(sums[c]));
+        memcpy(&lane_of(first + c / 2).d[reg + c % 2], type == MMA_S8 ? static_cast<void*>(&whole) : &rounded, 4);
+      }
     }
     figures->mma++;
   }, PC);
