@@ -167,6 +167,7 @@ class NeighbourTable(MapLayout):
     groups: int = TAP_GROUPS  # the most that taps are cut into
 
     NAMES = ("neighbours", "order", "tiles", "rows")
+    DIMS = (("taps", "slots"), ("groups", "slots"), ("tiles", "columns"), (2,))
     TILE_ROWS = 128
 
     def tap_groups(self, taps):
@@ -227,6 +228,9 @@ class NeighbourTable(MapLayout):
         tiles = np.zeros((self.tile_count(rows), 2), "int32")
         tiles[:, 0] = slots[:: self.TILE_ROWS] >= 0
         return slots[None], slots[None].copy(), tiles, np.array([rows, rows], "int64")
+
+    def pairs(self, neighbours, order, tiles, rows) -> int:
+        return int((neighbours >= 0).sum(dtype=np.int64))
 
     def unpack(self, neighbours, order, tiles, rows) -> np.ndarray:
         taps, count = len(neighbours), int(rows[1])
