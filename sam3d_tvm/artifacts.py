@@ -40,7 +40,7 @@ from sparse_ops.deploy.reading import JSON_BYTES, brief, read_bytes, read_json
 from sparse_ops.deploy.weights import State
 from sparse_ops.eager.cache import cache_folder, source_digest
 from sparse_ops.transform.precision import PRECISIONS
-from tir_kernels.dispatch import host_target
+from tir_kernels.dispatch import current_target
 
 PIPELINE, MADE_FROM, LOCK = "pipeline.json", "made_from.json", ".lock"
 FORMAT = 1
@@ -272,7 +272,7 @@ def _described(source: Source, folder: str | os.PathLike, precision: str, target
     value = {
         "format": FORMAT,
         "precision": precision,
-        "target": json.loads(str(target or host_target())),
+        "target": json.loads(str(current_target(target))),
         "random_weights": isinstance(source, SeededSource),
         "config": source.config.to_json(),
         "offset_perturbation": offsets,
@@ -426,7 +426,7 @@ def _calibration_of(made: Mapping[str, Any] | None) -> dict[str, str]:
 
 def _key(source: Source, name: str, precision: str, target: tvm.target.Target | None) -> dict[str, str]:
     """What changes with the code of a model, and with its weights."""
-    code = _code_key(source.config, name, precision, target or host_target())
+    code = _code_key(source.config, name, precision, current_target(target))
     return {"code": code, "weights": source.identity(name)}
 
 

@@ -7,6 +7,7 @@ from tvm.script import tirx as T
 from tvm_ffi.structural import structural_map
 
 ON_DEVICE = "tir_kernels.on_device"  # attribute of kernels that run on a device
+REGISTERS = "tir_kernels.registers"  # attribute: the most registers that a thread of the kernel takes, as nvcc reports them
 
 WARP = 32  # threads that run together
 LEAST = (8, 0)  # cp.async and tensor cores for bfloat16 and TF32
