@@ -220,7 +220,7 @@ def test_the_transpose_of_ldmatrix():
 
 def test_a_copy_that_is_not_waited_for_is_found():
     with pytest.raises(
-        RuntimeError, match="whose cp.async has not been waited for, at shared memory, byte 0 of a shared array of 1024"
+        RuntimeError, match="whose cp.async has not been waited for, at shared memory, byte [0-9]+ of a shared array of 1024 bytes, number 1"
     ):
         run(product(waits=1), (16, 8), "float32", A, B)
 

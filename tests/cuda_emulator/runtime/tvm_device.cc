@@ -105,6 +105,7 @@ class EmulatedDevice final : public DeviceAPI {
     const char* f = static_cast<const char*>(from) + from_offset;
     char* t = static_cast<char*>(to) + to_offset;
     if (!size) return;
+    emulator::Opened opened;
     bool from_device = dev_from.device_type == kDLCUDA, to_device = dev_to.device_type == kDLCUDA;
     if (from_device && !emulator::is_live(f, size))
       TVM_FFI_THROW(RuntimeError) << "CUDA emulator: a copy of " << size << " bytes from the device leaves its allocation: it begins "
