@@ -1,4 +1,8 @@
-"""Whole modules on the emulated device: several launches, scratch, Relax, files, views, and what is left of TVM's own schedules."""
+"""Whole modules on the emulated device: several launches, scratch, Relax, files, views, and TVM's own schedules."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +16,26 @@ from tests.cuda_emulator.test_emulator import DEVICE, TARGET, numbers, on_device
 from tests.cuda_emulator.translate import kernel_names, translate
 from tests.tolerance import assert_close
 
+ROOT = Path(__file__).parent.parent.parent
+
 
 def test_the_device_is_there():
     assert DEVICE.exist and not tvm.cuda(1).exist
     assert (DEVICE.compute_version, DEVICE.warp_size, DEVICE.max_threads_per_block) == ("9.0", 32, 1024)
     cuda_emulator.install()  # a second time changes nothing
+
+
+def test_host_code_may_not_touch_the_device():
+    code = (
+        "import ctypes, tvm\n"
+        "from tests import cuda_emulator\n"
+        "cuda_emulator.install()\n"
+        "a = tvm.runtime.empty((4,), 'float32', tvm.cuda(0))\n"
+        "a.numpy()\n"
+        "ctypes.string_at(a.data_ptr(), 4)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode and "host code reads or writes memory of the device" in done.stderr, done.stderr
 
 
 def test_tensors_go_there_and_back():
@@ -118,7 +137,9 @@ extern "C" __global__ void __launch_bounds__(32) first(float* __restrict__ a, in
   __shared__ alignas(16) half tile[64];
   if (n) { a[0] = helper(1); }
 }
-extern "C" __global__ void second(int x) { asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p cp.async.wait_all; }" : : "r"(x)); }
+extern "C" __global__ void second(int x) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p cp.async.wait_all; }" : : "r"(x));
+}
 """
 
 

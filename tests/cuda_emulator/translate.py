@@ -1,8 +1,8 @@
 """CUDA C++ as TVM generates it, rewritten for the host's compiler: one kernel a file.
 
 What CUDA's headers have stands in runtime/device.h and its neighbours. Rewritten are declarations of shared memory, inline
-assembly (instruction by instruction, `INSTRUCTIONS`), and the beginning of the kernel. Assembly that is not known becomes a call
-that ends the launch by NotImplementedError, as a helper may stand in the source and never be called.
+assembly (instruction by instruction, `INSTRUCTIONS`), and the beginning of the kernel. Assembly that is not known becomes a
+call that ends the launch by NotImplementedError, as a helper may stand in the source and never be called.
 """
 
 import re
