@@ -156,3 +156,35 @@ def test_translation_takes_one_kernel_with_all_helpers():
         translate(SOURCE, "third")
     with pytest.raises(NotImplementedError, match="wmma"):
         translate(SOURCE.replace("helper(1)", "nvcuda::wmma::x"), "first")
+
+
+def steps_of_a_sampler() -> tvm.IRModule:
+    """Ten kernels one after another on a shape that is known, which RewriteCUDAGraph captures."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType([16, 16], "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = x
+            for _ in range(5):
+                y = builder.emit(relax.op.nn.softmax(builder.emit(relax.op.matmul(y, y))))
+            y = builder.emit_output(y)
+        builder.emit_func_output(y)
+    return builder.get()
+
+
+def test_graphs_are_captured_and_played():
+    with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
+        executable = tvm.compile(steps_of_a_sampler(), target=TARGET)
+    assert "vm.builtin.cuda_graph.run_or_capture" in executable.as_text()
+    machine = relax.VirtualMachine(executable, DEVICE)
+    for seed in range(3):
+        cuda_emulator.clear_statistics()
+        x = numbers(16, 16, seed=seed)
+        y = x.astype(np.float64)
+        for _ in range(5):
+            y = np.exp(y @ y)
+            y /= y.sum(1, keepdims=True)
+        assert_close(machine["main"](on_device(x)).numpy(), y.astype(np.float32), depth=5 * 16, scale=np.abs(x @ x).max())
+        launches = sum(figures["launches"] for figures in cuda_emulator.statistics().values())
+        # The first time what is captured runs twice: once to get ready, and once as the graph.
+        assert launches > 10 if seed == 0 else launches == 10
