@@ -6,7 +6,7 @@ from dataclasses import replace
 import tvm
 
 from ..implementation import Implementation, Kernel, Target
-from ..layout import MapLayout, NeighbourTable, WeightLayout
+from ..layout import MapLayout, WeightLayout
 from ..spec import Spec
 from . import (
     attention,
@@ -21,6 +21,7 @@ from . import (
     gather_rows,
     group_norm,
     interpolate,
+    kernel_map,
     layer_norm,
     linear,
     modulated_add,
@@ -33,9 +34,11 @@ from . import (
     subdivide,
     trilinear,
     union,
+    unique,
     windows,
 )
 from .gpu import Gpu, on_device
+from .neighbour_table import NEIGHBOURS
 
 
 def on_cuda(
@@ -66,8 +69,6 @@ def on_cuda(
     return Implementation(name, accepts, make)
 
 
-NEIGHBOURS = NeighbourTable()
-
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
     "attention": (on_cuda(attention.attention, refuses=attention.refuses),),
@@ -80,18 +81,23 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "cut_sequence": (on_cuda(serialize.cut_sequence),),
     "dense_group_norm": (on_cuda(dense_group_norm.dense_group_norm),),
     "fill_nonzero": (on_cuda(flatnonzero.fill_nonzero),),
+    "fill_unique": (on_cuda(unique.fill_unique),),
     "from_dense": (on_cuda(dense.from_dense),),
     "gather_rows": (on_cuda(gather_rows.gather_rows),),
     "group_norm": (on_cuda(group_norm.group_norm),),
     "group_rows": (on_cuda(windows.group_rows),),
     "interpolate": (on_cuda(interpolate.interpolate),),
+    "inverse_map": (on_cuda(kernel_map.inverse_map, map_layout=NEIGHBOURS),),
     "layer_norm": (on_cuda(layer_norm.layer_norm),),
     "linear": (on_cuda(linear.linear, shared=linear.shared),),
     "lookup": (on_cuda(coordinate_index.lookup),),
     "modulated_add": (on_cuda(modulated_add.modulated_add),),
     "plan_index": (on_cuda(coordinate_index.plan_index),),
+    "plan_unique": (on_cuda(unique.plan_unique),),
     "pool": (on_cuda(pool.pool, map_layout=NEIGHBOURS),),
+    "probe_map": (on_cuda(kernel_map.probe_map, map_layout=NEIGHBOURS),),
     "quantize": (on_cuda(quantize.quantize),),
+    "rank_unique": (on_cuda(unique.rank_unique),),
     "rms_norm_heads": (on_cuda(rms_norm_heads.rms_norm_heads),),
     "segment_pool": (on_cuda(segment_pool.segment_pool),),
     "serial_keys": (on_cuda(serialize.serial_keys),),
@@ -99,6 +105,7 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "set_rows": (on_cuda(union.set_rows),),
     "softmax": (on_cuda(softmax.softmax),),
     "subdivide": (on_cuda(subdivide.subdivide),),
+    "submanifold_map": (on_cuda(kernel_map.submanifold_map, map_layout=NEIGHBOURS),),
     "to_dense": (on_cuda(dense.to_dense),),
     "trilinear": (on_cuda(trilinear.trilinear),),
     "window_coords": (on_cuda(windows.window_coords),),
