@@ -6,7 +6,7 @@ from dataclasses import replace
 import tvm
 
 from ..implementation import Implementation, Kernel, Target
-from ..layout import MapLayout, NeighbourTable, WeightLayout
+from ..layout import MapLayout, WeightLayout
 from ..spec import Spec
 from . import (
     batch_offsets,
@@ -16,6 +16,7 @@ from . import (
     flatnonzero,
     gather_rows,
     interpolate,
+    kernel_map,
     pool,
     quantize,
     segment_pool,
@@ -26,6 +27,7 @@ from . import (
     windows,
 )
 from .gpu import Gpu, on_device
+from .neighbour_table import NEIGHBOURS
 
 
 def on_cuda(
@@ -56,8 +58,6 @@ def on_cuda(
     return Implementation(name, accepts, make)
 
 
-NEIGHBOURS = NeighbourTable()
-
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
     "batch_offsets": (on_cuda(batch_offsets.batch_offsets),),
@@ -70,15 +70,18 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "gather_rows": (on_cuda(gather_rows.gather_rows),),
     "group_rows": (on_cuda(windows.group_rows),),
     "interpolate": (on_cuda(interpolate.interpolate),),
+    "inverse_map": (on_cuda(kernel_map.inverse_map, map_layout=NEIGHBOURS),),
     "lookup": (on_cuda(coordinate_index.lookup),),
     "plan_index": (on_cuda(coordinate_index.plan_index),),
     "pool": (on_cuda(pool.pool, map_layout=NEIGHBOURS),),
+    "probe_map": (on_cuda(kernel_map.probe_map, map_layout=NEIGHBOURS),),
     "quantize": (on_cuda(quantize.quantize),),
     "segment_pool": (on_cuda(segment_pool.segment_pool),),
     "serial_keys": (on_cuda(serialize.serial_keys),),
     "serialize": (on_cuda(serialize.serialize),),
     "set_rows": (on_cuda(union.set_rows),),
     "subdivide": (on_cuda(subdivide.subdivide),),
+    "submanifold_map": (on_cuda(kernel_map.submanifold_map, map_layout=NEIGHBOURS),),
     "to_dense": (on_cuda(dense.to_dense),),
     "trilinear": (on_cuda(trilinear.trilinear),),
     "window_coords": (on_cuda(windows.window_coords),),

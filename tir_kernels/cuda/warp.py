@@ -87,6 +87,11 @@ def ballot(taken):
     return T.cuda.func_call("tir_ballot", taken, source_code=_BALLOT, return_type="int32")
 
 
+_COUNT_BITS = """
+__forceinline__ __device__ int tir_count_bits(int word) {
+  return __popc(word);
+}
+"""
 _COUNT = """
 __forceinline__ __device__ int tir_count_in_warp(void* p, int place, bool taken) {
   unsigned left = __ballot_sync(0xFFFFFFFF, taken);
@@ -100,6 +105,11 @@ __forceinline__ __device__ int tir_count_in_warp(void* p, int place, bool taken)
   return 0;
 }
 """
+
+
+def count_bits(word):
+    """How many bits of an int32 are set; TVM has no name for it on a device."""
+    return T.cuda.func_call("tir_count_bits", word, source_code=_COUNT_BITS, return_type="int32")
 
 
 def count_in_warp(counts, place, taken):
