@@ -5,7 +5,6 @@ whole chunks, which makes every copy an aligned one.
 """
 
 from functools import cache
-from math import prod
 
 import tvm
 from tvm.script import tirx as T
@@ -154,8 +153,11 @@ def conv3d(spec: Conv3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
         flat_weight = T.decl_buffer((T.int64(cout), T.int64(cin), T.int64(taps)), dtype, data=weight.data)
         flat_out = T.decl_buffer((batch, cout, voxels), dtype, data=out.data)
         flat_residual = T.decl_buffer((batch, cout, voxels), dtype, data=(residual if has_residual else out).data)
-        own = T.alloc_buffer((T.max(batch, T.int64(1)), T.max(voxels_in, T.int64(1)), channels), dtype)
-        own_weight = T.alloc_buffer((cout, taps, channels), dtype)
+        # as flat scratch under another shape: TVM takes very long to find which part of a shape is touched
+        flat_own = T.alloc_buffer((T.max(batch * voxels_in, T.int64(1)) * channels,), dtype)
+        own = T.decl_buffer((batch, voxels_in, channels), dtype, data=flat_own.data)
+        flat_own_weight = T.alloc_buffer((cout * taps * channels,), dtype)
+        own_weight = T.decl_buffer((cout, taps, channels), dtype, data=flat_own_weight.data)
         channels_last(flat, own)
         channels_last(flat_weight, own_weight)
         at = T.meta_var(lambda row, column: [row // voxels, column, row % voxels])

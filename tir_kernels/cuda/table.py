@@ -8,8 +8,9 @@ import tvm
 from ..implementation import Implementation, Kernel, Target
 from ..layout import MapLayout, WeightLayout
 from ..spec import Spec
-from . import elementwise, gather_rows, linear
+from . import conv, elementwise, gather_rows, implicit_gemm, linear, narrow_conv, upsampled_conv, weight_gradient
 from .gpu import Gpu, on_device
+from .neighbour_table import TABLE
 
 
 def on_cuda(
@@ -42,6 +43,13 @@ def on_cuda(
 
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
+    "add_taps": (on_cuda(upsampled_conv.add_taps, map_layout=TABLE),),
+    "conv3d": (on_cuda(conv.conv3d),),
     "gather_rows": (on_cuda(gather_rows.gather_rows),),
     "linear": (on_cuda(linear.linear, shared=linear.shared),),
+    "sparse_conv": (
+        on_cuda(narrow_conv.narrow_conv, refuses=narrow_conv.refuses, map_layout=TABLE, shared=narrow_conv.shared),
+        on_cuda(implicit_gemm.implicit_gemm, map_layout=TABLE, shared=implicit_gemm.shared),
+    ),
+    "sparse_conv_weight_gradient": (on_cuda(weight_gradient.weight_gradient, map_layout=TABLE),),
 }

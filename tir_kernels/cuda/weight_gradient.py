@@ -1,8 +1,8 @@
 """The gradient of a sparse convolution's weight: for every tap, the product of two matrices whose rows the map pairs.
 
-The slots of a tap's group are cut into parts, by their number alone. Of each part a block of threads sums one tap and a panel of
-output and input channels, in the order of the slots: `PAIRS` slots at a time, whose rows lie in shared memory meanwhile; a slot
-without a neighbour has rows of zeros there. A second launch adds the parts in order.
+The slots of a tap's group are cut into parts, by their number alone. Of each part a block of threads sums one tap and a panel
+of output and input channels, in the order of the slots: `PAIRS` slots at a time, whose rows lie in shared memory meanwhile; a
+slot without a neighbour has rows of zeros there. A second launch adds the parts in order.
 
 Where groups of channels are narrow there is no panel: a thread has one element, and reads both rows itself.
 """
@@ -113,9 +113,7 @@ def weight_gradient(spec: SparseConvWeightGradient, gpu: Gpu) -> tvm.tirx.PrimFu
             fits = T.bind(fit.holds(table))
             fit.check(status, table, T.And(T.And(block == 0, part == 0), thread == 0))
             tap, panel = T.bind(T.Cast("int32", block // panels)), T.bind(T.Cast("int32", block % panels))
-            first, end = (
-                T.bind(T.Cast("int32", table.tiles_of_group * (part + i) // parts) * TILE_ROWS) for i in range(2)
-            )
+            first, end = (T.bind(T.Cast("int32", table.tiles_of_group * (part + i) // parts) * TILE_ROWS) for i in range(2))
             end = T.bind(T.if_then_else(fits, end, first))
             (sum_panel if in_panels else sum_element)(x, gradient, table, sums, tap, part, first, end, fits, panel, thread)
         count = cout * fit.taps * depth
