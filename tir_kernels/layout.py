@@ -151,8 +151,8 @@ class NeighbourTable(MapLayout):
 
     Taps are cut into groups (see `group_taps`), each with an order of its own, in which `neighbours` of its taps are. The fewer
     taps a group has, the more alike are the rows of a tile, and the fewer taps are multiplied in vain; but every group visits
-    all output rows. In an order rows ascend by their place in the Gray code of the taps they meet, and where that is equal, or
-    a group has more than MASK_TAPS taps, by their number.
+    all output rows. In an order rows ascend by the Gray code of the taps they meet, a bit a tap, and where that is equal, or a
+    group has more than MASK_TAPS taps, by their number.
     """
 
     groups: int = TAP_GROUPS  # the most that taps are cut into

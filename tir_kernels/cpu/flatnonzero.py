@@ -8,13 +8,9 @@ from tvm.script import tirx as T
 from .. import script
 from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
+from ..integers import is_kept
 from ..spec.flatnonzero import CHUNK, CountNonzero, FillNonzero
 from .isa import Isa
-
-
-def keeps(entry, dtype: str):
-    """Whether an entry of a mask keeps its row, a TIR expression."""
-    return entry if dtype == "bool" else entry != T.Cast(dtype, 0)
 
 
 @cache
@@ -33,7 +29,7 @@ def count_nonzero(spec: CountNonzero, isa: Isa) -> tvm.tirx.PrimFunc:
             here = T.alloc_buffer((1,), "int32")
             here[0] = T.int32(0)
             for i in range(T.min(T.int64(CHUNK), rows - chunk * CHUNK)):
-                here[0] = here[0] + T.Cast("int32", keeps(mask[chunk * CHUNK + i], dtype))
+                here[0] = here[0] + T.Cast("int32", is_kept(mask[chunk * CHUNK + i], dtype))
             before[chunk] = T.Cast("int64", here[0])
         count[0] = T.int64(0)
         for chunk in range(chunks):
@@ -60,7 +56,7 @@ def fill_nonzero(spec: FillNonzero, isa: Isa) -> tvm.tirx.PrimFunc:
             place = T.alloc_buffer((1,), "int64")
             place[0] = before[chunk]
             for i in range(T.min(T.int64(CHUNK), rows - chunk * CHUNK)):
-                if keeps(mask[chunk * CHUNK + i], dtype):
+                if is_kept(mask[chunk * CHUNK + i], dtype):
                     index[place[0]] = T.Cast("int32", chunk * CHUNK + i)
                     place[0] = place[0] + 1
 

@@ -17,12 +17,16 @@ from ..guards import (
     RAISE_ROW,
     RAISE_TAPS,
 )
+from ..integers import last_of_all
 from ..memory import ASK_BYTES, CHECK_MEMORY
 from ..script import inline
 from ..spec.conv3d import reach
 from ..spec.geometry import Geometry
 
-MOST = 2**31 - 1  # of an int32
+
+def refuse(refusal: str, *arguments) -> None:
+    """Emit: raise what `refusal`, the name of a packed function, makes of the arguments."""
+    T.evaluate(T.call_packed(refusal, *arguments))
 
 
 @inline
@@ -67,16 +71,6 @@ def check_range(coords, rows, lowest, highest, low, high, argument: str = "coord
 
     for column in range(4):
         check_column(column, int32(low[column]), int32(high[column]))
-
-
-def last_of(extent, most: int):
-    """The largest coordinate within an int64 extent, an int32 expression: no more than `most`."""
-    return T.Cast("int32", T.min(extent - 1, T.int64(most)))
-
-
-def last_of_all(extents):
-    """The largest coordinates within int64 extents."""
-    return [last_of(extent, MOST) for extent in extents]
 
 
 @inline

@@ -14,11 +14,12 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..coordinates import BUCKET, BUCKET_BITS, KEY_BITS, key_of
 from ..script import inline
 from ..spec.coordinate_index import COORDINATE_LIMIT, GRID
 from ..spec.geometry import Geometry
 from ..spec.kernel_map import InverseMap, ProbeMap, SubmanifoldMap
-from .coordinate_index import BUCKET, BUCKET_BITS, KEY_BITS, LINE_PAD, MARGIN, SPARE, Index, key_of, match_index
+from .coordinate_index import LINE_PAD, MARGIN, SPARE, Index, match_index
 from .guards import check_map
 from .isa import Isa
 from .pairs import Packer, Pairs, match_pairs

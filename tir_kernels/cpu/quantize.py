@@ -1,4 +1,4 @@
-"""Voxels of points, and what `trilinear` shares with it: positions in units of voxels, and the points that have no voxel."""
+"""Voxels of points, and what `trilinear` shares with it: what it refuses, and the points that have no voxel."""
 
 from functools import cache
 
@@ -8,53 +8,23 @@ from tvm.script import tirx as T
 from .. import script
 from ..buffers import match_buffer
 from ..guards import RAISE_GRID_NUMBER, RAISE_POINT
+from ..integers import divide
+from ..points import floor, grid_numbers, is_beyond, position
 from ..script import drop_parameters, inline
-from ..spec.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
+from ..spec.coordinate_index import BATCH_LIMIT
 from ..spec.quantize import Quantize
 from ..vector_math import bind
 from .guards import check_batch_index
 from .isa import Isa
-from .unique import divide
 
 CHUNK = 1024  # points of one task
-BEYOND = 40000.0  # what no coordinate reaches, and is an int32 and has a key in an index
-INFINITY = 0x7F800000  # the bits of infinity; those of NaN are larger
-
-
-def position(points, row, axis: int, voxel_size, origin):
-    """The float32 position of a point along an axis, in units of voxels."""
-    return (points[row, axis] - origin[axis]) / voxel_size[axis]
-
-
-def floor(value):
-    """floor of a bound float32 as int32; what is NaN or out of the range of coordinates stays out of that range.
-
-    A cast, and one less where it rounded up: not every CPU has an instruction for the floor.
-    """
-    near = bind(T.max(T.min(value, T.float32(BEYOND)), T.float32(-BEYOND)))  # of NaN, either
-    whole = bind(T.Cast("int32", near))
-    return whole - T.Cast("int32", T.Cast("float32", whole) > near)
-
-
-def is_beyond(cell):
-    """Whether a voxel is out of the range of coordinates along an axis."""
-    return T.Or(cell < -COORDINATE_LIMIT, cell >= COORDINATE_LIMIT)
 
 
 def check_grid_numbers(voxel_size, origin):
-    """Emit: raise unless the voxel size is above 0 and finite, and the origin finite.
-
-    Told from the bits: TVM turns `not a < b` into `a >= b`, which NaN passes.
-    """
-    for axis in range(3):
-        for argument, value in (("voxel_size", voxel_size[axis]), ("origin", origin[axis])):
-            bits = T.reinterpret("int32", value)
-            if argument == "voxel_size":
-                bad = T.Or(bits <= 0, bits >= INFINITY)
-            else:
-                bad = T.bitwise_and(bits, T.int32(0x7FFFFFFF)) >= INFINITY
-            with T.If(bad), T.Then():
-                T.evaluate(T.call_packed(RAISE_GRID_NUMBER, argument, axis, T.Cast("float64", value)))
+    """Emit: raise unless the voxel size is above 0 and finite, and the origin finite."""
+    for argument, axis, value, bad in grid_numbers(voxel_size, origin):
+        with T.If(bad), T.Then():
+            T.evaluate(T.call_packed(RAISE_GRID_NUMBER, argument, axis, T.Cast("float64", value)))
 
 
 def report_strays(strays, points, rows, voxel_size, origin):

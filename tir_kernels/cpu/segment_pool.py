@@ -12,11 +12,11 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..reduction import add, finish, initial
 from ..script import inline
 from ..spec.segment_pool import SegmentPool
 from .guards import check_index
 from .isa import Isa
-from .pool import add, finish, initial
 
 PANEL = 64  # channels, and
 ROWS = 64  # output rows of one task

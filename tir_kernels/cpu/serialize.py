@@ -7,45 +7,16 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..curves import code_range, cuts, first_key, hilbert_axes, interleave, key_column, wrapped
+from ..integers import nearest_int32
 from ..script import inline
 from ..spec.coordinate_index import BATCH_LIMIT
 from ..spec.serialize import CountCuts, CutSequence, Serialize, SerialKeys, axes, code_dtype
 from .coordinate_index import ROW_CHUNK
-from .guards import MOST, check_range, extremes
+from .guards import check_range, extremes
 from .isa import Isa
 
 LANES = 16  # rows at once
-KEY_BITS = 16  # of a code that go into one column of a key, less 2^15: the range of coordinates
-
-
-@inline
-def unturn(axes, level, axis):
-    """Skilling's step for a level and an axis of axes [3, LANES]: mirror the octants below, or exchange two axes in them."""
-    for lane in T.vectorized(LANES):
-        low: T.let = (T.int32(1) << level) - 1
-        upper: T.let = 0 - (axes[axis, lane] >> level & 1)  # a mask
-        exchanged: T.let = (axes[0, lane] ^ axes[axis, lane]) & low & ~upper
-        axes[0, lane] = axes[0, lane] ^ (upper & low) ^ exchanged
-        axes[axis, lane] = axes[axis, lane] ^ exchanged
-
-
-@inline
-def hilbert_axes(axes, bits):
-    """Replace the coordinates axes [3, LANES] of `bits` bits by those whose Z-order is their place along the Hilbert curve."""
-    for i in range(bits - 1):
-        unturn(axes, bits - 1 - i, 0)
-        unturn(axes, bits - 1 - i, 1)
-        unturn(axes, bits - 1 - i, 2)
-    for lane in T.vectorized(LANES):  # what is left is a Gray code
-        second: T.let = axes[1, lane] ^ axes[0, lane]
-        third: T.let = axes[2, lane] ^ second
-        pairs: T.let = third >> 1 ^ third >> 2
-        fours: T.let = pairs ^ pairs >> 2
-        eights: T.let = fours ^ fours >> 4
-        flips: T.let = eights ^ eights >> 8  # every bit: the parity of the sixteen above it
-        axes[0, lane] = axes[0, lane] ^ flips
-        axes[1, lane] = second ^ flips
-        axes[2, lane] = third ^ flips
 
 
 @cache
@@ -53,14 +24,6 @@ def serialize(spec: Serialize, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `Serialize`."""
     mode, bits, dtype = spec.mode, spec.bits, code_dtype(spec.bits)
     x, y, z = axes(mode)
-
-    def int32(value):
-        """The nearest int32: what lies beyond is out of range all the same."""
-        return T.Cast("int32", T.max(T.min(value, T.int64(MOST)), T.int64(-MOST - 1)))
-
-    def limits(most, least_batch, shifts):
-        """Of batch, x, y, z, where those after the shift are `most`."""
-        return (least_batch, *(int32(most - shift) for shift in shifts))
 
     @inline
     def encode(coords, shift, first, count, code):
@@ -76,13 +39,8 @@ def serialize(spec: Serialize, isa: Isa) -> tvm.tirx.PrimFunc:
             for lane in T.vectorized(LANES):
                 axes[axis, lane] = axes[axis, lane] + shift[axis]
         if mode.startswith("hilbert"):
-            hilbert_axes(axes, bits)
-        for lane in T.vectorized(LANES):
-            codes[lane] = T.Cast(dtype, 0)
-        for i in T.unroll(bits):
-            for axis in T.unroll(3):
-                for lane in T.vectorized(LANES):
-                    codes[lane] = codes[lane] << 1 | T.Cast(dtype, axes[axis, lane] >> (bits - 1 - i) & 1)
+            hilbert_axes(axes, bits, LANES)
+        interleave(axes, codes, bits, LANES)
         for lane in range(T.min(count, T.int64(LANES))):
             code[first + lane] = codes[lane]
 
@@ -97,12 +55,11 @@ def serialize(spec: Serialize, isa: Isa) -> tvm.tirx.PrimFunc:
         moved = T.alloc_buffer((3,), "int32")
         extremes(coords, rows, lowest, highest)
         shifts = T.meta_var((shift_x, shift_y, shift_z))
-        low = T.meta_var(limits(0, 0, shifts))
-        high = T.meta_var(limits((1 << bits) - 1, BATCH_LIMIT - 1, shifts))
+        low, high = T.meta_var(code_range(bits, shifts))
         check_range(coords, rows, lowest, highest, low, high)
-        moved[0] = int32(shifts[x])
-        moved[1] = int32(shifts[y])
-        moved[2] = int32(shifts[z])
+        moved[0] = nearest_int32(shifts[x])
+        moved[1] = nearest_int32(shifts[y])
+        moved[2] = nearest_int32(shifts[z])
         for chunk in T.parallel((rows + ROW_CHUNK - 1) // ROW_CHUNK):
             for i in range((T.min(T.int64(ROW_CHUNK), rows - chunk * ROW_CHUNK) + LANES - 1) // LANES):
                 first: T.let = chunk * ROW_CHUNK + i * LANES
@@ -116,10 +73,6 @@ def serial_keys(spec: SerialKeys, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `SerialKeys`."""
     dtype = code_dtype(spec.bits)
 
-    def column(code, place):
-        """A column of a key; the first has the highest bits."""
-        return T.Cast("int32", code >> (KEY_BITS * (2 - place)) & ((1 << KEY_BITS) - 1)) - (1 << KEY_BITS - 1)
-
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, code_: T.handle, keys_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": "serial_keys"})
@@ -132,16 +85,11 @@ def serial_keys(spec: SerialKeys, isa: Isa) -> tvm.tirx.PrimFunc:
                 row: T.let = chunk * ROW_CHUNK + i
                 keys[row, 0] = coords[row, 0]
                 wide: T.let = T.Cast("int64", code[row])
-                keys[row, 1] = column(wide, 0)
-                keys[row, 2] = column(wide, 1)
-                keys[row, 3] = column(wide, 2)
+                keys[row, 1] = key_column(wide, 0)
+                keys[row, 2] = key_column(wide, 1)
+                keys[row, 3] = key_column(wide, 2)
 
     return kernel
-
-
-def cuts(length, size):
-    """Windows of `size` rows, at least 1, that `length` rows are cut into; no sum of the two, as a size may be any int64."""
-    return T.Select(length > 0, T.truncdiv(length - 1, size) + 1, T.int64(0))
 
 
 @cache
@@ -173,9 +121,6 @@ def count_cuts(spec: CountCuts, isa: Isa) -> tvm.tirx.PrimFunc:
 def cut_sequence(spec: CutSequence, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `CutSequence`."""
 
-    def wrapped(place, length):
-        return T.Select(place < length, place, place - length)
-
     @inline
     def cut(order, size, shift_sequence, first, length, q_order, q_offsets, k_order, k_offsets, window, key):
         """the windows of one batch element, whose rows are order[first : first + length]; `window` and `key` move on"""
@@ -185,7 +130,7 @@ def cut_sequence(spec: CutSequence, isa: Isa) -> tvm.tirx.PrimFunc:
         for i in range(length):
             q_order[first + i] = order[first + wrapped(move + i, length)]
         for i in range(count):
-            start: T.let = T.floormod(move + T.floordiv((2 * i + 1) * length - count * reach, 2 * count), length)
+            start: T.let = first_key(i, length, count, reach, move)
             for j in range(reach):
                 k_order[key[0] + i * reach + j] = order[first + wrapped(start + j, length)]
             q_offsets[window[0] + i + 1] = T.Cast("int32", first + (i + 1) * length // count)

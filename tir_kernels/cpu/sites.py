@@ -10,7 +10,9 @@ from tvm.script import tirx as T
 from .. import script
 from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
+from ..coordinates import choose, index_bounds, key_of, match_plan
 from ..guards import RAISE_SITE_COUNT, RAISE_SITES
+from ..integers import MOST, divide, last_of
 from ..script import inline
 from ..spec.coordinate_index import (
     BATCH_LIMIT,
@@ -24,21 +26,12 @@ from ..spec.coordinate_index import (
 )
 from ..spec.geometry import Geometry
 from ..spec.sites import CopySites, FindSites, PlanSites, extent_along
-from .coordinate_index import (
-    GRID_CELLS_PER_SITE,
-    SPARE,
-    begin_plan,
-    choose,
-    fill,
-    index_bounds,
-    key_of,
-    match_index,
-    match_plan,
-)
-from .guards import MOST, check_memory, last_of
+from .coordinate_index import SPARE, begin_plan, fill, match_index
+from .guards import check_memory, refuse
 from .isa import Isa
-from .unique import counts_to_starts, divide
+from .unique import counts_to_starts
 
+GRID_CELLS_PER_SITE = 24  # of output sites that may be: at most twice the bytes of a hash, which has room for all of them
 CLASSES_MOST = 64  # residue classes by which rows are sorted
 
 
@@ -120,13 +113,14 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
         size = match_buffer(size_, (3,), "int64")
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
+        cells = T.alloc_buffer((1,), "int64")
         begin_plan(plan, coords, rows, lowest, highest, low, high((size_x, size_y, size_z)))
         plan.entries[PLAN_ORIGIN] = T.Cast("int64", lowest[0])
         plan.entries[PLAN_EXTENT] = T.Cast("int64", highest[0] - lowest[0] + 1)
         if rows > 0:
             all_axes(plan, lowest, highest, (size_x, size_y, size_z))
         size[2] = rows * most_sites(geometry)
-        choose(method, size[2], GRID_CELLS_PER_SITE, plan, size)
+        choose(method, size[2], GRID_CELLS_PER_SITE, plan, size, cells, refuse, SPARE)
         if plan.method == GRID:
             size[2] = T.min(size[2], size[0] - SPARE)
         if T.bool(touched_once(geometry)):  # nothing is looked up
@@ -141,7 +135,7 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
         kernel = script.drop_parameters(kernel, "size_x", "size_y", "size_z")
     most = most_sites(geometry)
     one = [LinearBound(0, 1)]
-    index = [one, one] if touched_once(geometry) else index_bounds(method, most, GRID_CELLS_PER_SITE)
+    index = [one, one] if touched_once(geometry) else index_bounds(method, most, GRID_CELLS_PER_SITE, spare=SPARE)
     return with_bounds(kernel, size=[*index, [LinearBound(most), *one]])
 
 

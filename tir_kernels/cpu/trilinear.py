@@ -7,6 +7,8 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..integers import divide
+from ..points import floor, is_beyond, position
 from ..script import drop_parameters, inline
 from ..spec.coordinate_index import BATCH_LIMIT
 from ..spec.trilinear import CORNERS, SUM_BIAS, Trilinear
@@ -14,8 +16,7 @@ from ..vector_math import bind
 from .coordinate_index import match_index
 from .guards import check_batch_index
 from .isa import Isa
-from .quantize import CHUNK, check_grid_numbers, floor, is_beyond, position, report_strays
-from .unique import divide
+from .quantize import CHUNK, check_grid_numbers, report_strays
 
 
 @cache

@@ -12,39 +12,20 @@ from tvm.script import tirx as T
 from .. import script
 from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
+from ..coordinates import GRID_CELLS_MOST, check_grid, count_cells, grid_bound, grid_limit, match_plan
+from ..integers import divide
 from ..script import inline
 from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_ORIGIN
 from ..spec.unique import FillUnique, PlanUnique, RankUnique
 from .caches import L1
-from .coordinate_index import (
-    GRID_CELLS_MOST,
-    OWN_CHUNK,
-    PARTS_MOST,
-    ROW_CHUNK,
-    SPARE,
-    Parts,
-    RowCells,
-    begin_plan,
-    check_grid,
-    count_cells,
-    grid_bound,
-    grid_limit,
-    match_plan,
-)
-from .guards import check_memory
+from .coordinate_index import OWN_CHUNK, PARTS_MOST, ROW_CHUNK, SPARE, Parts, RowCells, begin_plan
+from .guards import check_memory, refuse
 from .isa import Isa
 
 SORT = HASH  # the method where no grid fits
 DIGIT_BITS = 11  # of the radix sort
 DIGITS = 1 << DIGIT_BITS
 assert 2 * 8 * DIGITS <= L1, "counters stay in the L1 cache"
-
-
-def divide(value, factor: int):
-    """floor(value / factor) of a TIR expression; factors that are powers of two become shifts."""
-    if factor & (factor - 1) == 0:
-        return value >> (factor.bit_length() - 1)
-    return T.floordiv(value, T.int32(factor))
 
 
 @inline
@@ -88,7 +69,7 @@ def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
         begin_plan(plan, coords, rows, lowest, highest, low, high)
         all_axes(plan, lowest, highest)
         count_cells(plan, cells, grid_limit(rows) if method == "auto" else T.int64(GRID_CELLS_MOST))
-        check_grid(method, plan, cells)
+        check_grid(method, plan, cells, refuse)
         if T.And(T.bool(method != "sort"), cells[0] >= 0):
             plan.entries[PLAN_METHOD] = T.int64(GRID)
             size[0] = cells[0] + SPARE
@@ -100,7 +81,7 @@ def plan_unique(spec: PlanUnique, isa: Isa) -> tvm.tirx.PrimFunc:
         check_memory("unique", (("int32", (size[0],)), ("int64", (size[1],))))
 
     one, entries = LinearBound(0, 1), LinearBound(4)
-    cells = [one] if method == "sort" else [one, grid_bound(method)]
+    cells = [one] if method == "sort" else [one, grid_bound(method, spare=SPARE)]
     return with_bounds(kernel, size=[cells, [one] if method == "grid" else [one, entries]])
 
 

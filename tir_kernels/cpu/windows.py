@@ -7,12 +7,12 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..integers import divide
 from ..spec.coordinate_index import DEFAULT_HIGH, DEFAULT_LOW
 from ..spec.windows import GroupRows, WindowCoords
 from .coordinate_index import ROW_CHUNK
 from .guards import check_range, extremes
 from .isa import Isa
-from .unique import divide
 
 
 @cache

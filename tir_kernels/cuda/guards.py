@@ -20,6 +20,8 @@ from ..guards import (
     RAISE_BATCH_INDEX,
     RAISE_INDEX,
     RAISE_MAP,
+    RAISE_OFFSETS,
+    RAISE_RANGE,
     RAISE_ROW,
     RAISE_TAPS,
     REFUSALS,
@@ -29,6 +31,7 @@ from ..guards import (
     STATUS_FIRST,
     STATUS_SIZE,
 )
+from ..integers import last_of_all
 from ..script import inline
 from .atomics import atomic_min
 from .launch import THREADS, blocks_for
@@ -65,10 +68,10 @@ def report(status, refusal: str, *arguments) -> None:
         T.buffer_store(status, T.int64(CODES[refusal]), [STATUS_CODE])
 
 
-def refuse_first(status, count, violates: Callable, refusal: str, arguments: Callable[..., Sequence]) -> None:
-    """Emit launches that report the first of `count` places, an int64 expression, for which `violates(place)` holds.
+def find_first(status, count, violates: Callable, found: Callable) -> None:
+    """Emit launches: `found(place)`, by one thread, for the first of `count` places for which `violates(place)` holds.
 
-    `arguments(place)`: those of the refusal's words. Both are evaluated on the device.
+    `count` is an int64 expression. What `found` emits calls `report`; both are evaluated on the device.
     """
 
     @inline
@@ -83,9 +86,48 @@ def refuse_first(status, count, violates: Callable, refusal: str, arguments: Cal
             T.launch_thread("threadIdx.x", 1)
             first: T.let = status[STATUS_FIRST]
             if first != T.int64(NOWHERE):
-                report(status, refusal, *arguments(first))
+                found(first)
 
     emit(status, count)
+
+
+def refuse_first(status, count, violates: Callable, refusal: str, arguments: Callable[..., Sequence]) -> None:
+    """Emit: report the first of `count` places for which `violates(place)` holds, see `find_first`.
+
+    `arguments(place)`: those of the refusal's words.
+    """
+    find_first(status, count, violates, lambda first: report(status, refusal, *arguments(first)))
+
+
+def check_range(status, coords, rows, low: Sequence, high: Sequence, argument: str = "coords") -> None:
+    """Emit: report the first row of `coords` [rows, 4] outside of [low, high], of the first column that has one.
+
+    `low`, `high`: four Python ints or int32 expressions each. `argument` names the coordinates in the message.
+    """
+
+    def limit(limits, column):
+        """The limit of a column that is known on the device only."""
+        ints = [T.int32(bound) if isinstance(bound, int) else bound for bound in limits]
+        pairs = T.Select(column < 2, T.Select(column == 0, ints[0], ints[1]), T.Select(column == 2, ints[2], ints[3]))
+        return pairs if len({str(bound) for bound in ints}) > 1 else ints[0]
+
+    def place_of(place):
+        return place % rows, T.Cast("int32", place // rows)
+
+    def violates(place):
+        row, column = place_of(place)
+        return T.Or(coords[row, column] < limit(low, column), coords[row, column] > limit(high, column))
+
+    def arguments(place):
+        row, column = place_of(place)
+        return row, column, coords[row, column], limit(low, column), limit(high, column), argument
+
+    refuse_first(status, rows * 4, violates, RAISE_RANGE, arguments)
+
+
+def check_inside(status, coords, rows, batch, shape: Sequence) -> None:
+    """Emit: report the first row of `coords` outside of the grid; `batch` and `shape` are int64 expressions."""
+    check_range(status, coords, rows, (0, 0, 0, 0), last_of_all((batch, *shape)))
 
 
 def check_entries(status, values, count, least: int, rows, refusal: str, arguments: Callable[..., Sequence]) -> None:
@@ -110,6 +152,24 @@ def check_batch_index(status, batch_index, count, batch) -> None:
 def check_rows(status, argument: str, order, count, rows) -> None:
     """Emit: report the first of the `count` entries of `order` that is not in 0 .. rows - 1."""
     check_entries(status, order, count, 0, rows, RAISE_ROW, lambda i: (argument, i, order[i], rows))
+
+
+def check_offsets(status, argument: str, offsets, batch, rows) -> None:
+    """Emit: report offsets [batch + 1] that do not ascend from 0 to `rows`; `argument` names them in the message."""
+
+    def ends(place):
+        return T.And(place == 0, T.Or(offsets[0] != 0, T.Cast("int64", offsets[batch]) != rows))
+
+    def falls(place):
+        return T.And(place > 0, offsets[place] < offsets[T.max(place, T.int64(1)) - 1])
+
+    def found(place):
+        with T.If(place == 0), T.Then():
+            report(status, RAISE_OFFSETS, argument, 0, offsets[0], offsets[batch], rows)
+        with T.If(place > 0), T.Then():
+            report(status, RAISE_OFFSETS, argument, place, offsets[place - 1], offsets[place], rows)
+
+    find_first(status, batch + 1, lambda place: T.Or(ends(place), falls(place)), found)
 
 
 def check_map(status, map_rows, rows_in, rows_out, map_taps, taps) -> None:

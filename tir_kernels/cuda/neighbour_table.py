@@ -7,8 +7,8 @@ import tvm
 from ..buffers import match_buffer, named
 from ..layout import NeighbourTable
 
-TABLE = NeighbourTable()
-TILE_ROWS = TABLE.TILE_ROWS
+NEIGHBOURS = NeighbourTable()
+TILE_ROWS = NEIGHBOURS.TILE_ROWS
 
 
 @dataclass(frozen=True, eq=False)

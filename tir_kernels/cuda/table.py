@@ -8,9 +8,33 @@ import tvm
 from ..implementation import Implementation, Kernel, Target
 from ..layout import MapLayout, WeightLayout
 from ..spec import Spec
-from . import conv, elementwise, gather_rows, implicit_gemm, linear, narrow_conv, upsampled_conv, weight_gradient
+from . import (
+    batch_offsets,
+    conv,
+    coordinate_index,
+    dense,
+    elementwise,
+    flatnonzero,
+    gather_rows,
+    implicit_gemm,
+    interpolate,
+    kernel_map,
+    linear,
+    narrow_conv,
+    pool,
+    quantize,
+    segment_pool,
+    serialize,
+    subdivide,
+    trilinear,
+    union,
+    unique,
+    upsampled_conv,
+    weight_gradient,
+    windows,
+)
 from .gpu import Gpu, on_device
-from .neighbour_table import TABLE
+from .neighbour_table import NEIGHBOURS
 
 
 def on_cuda(
@@ -43,13 +67,40 @@ def on_cuda(
 
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
-    "add_taps": (on_cuda(upsampled_conv.add_taps, map_layout=TABLE),),
+    "add_taps": (on_cuda(upsampled_conv.add_taps, map_layout=NEIGHBOURS),),
+    "batch_offsets": (on_cuda(batch_offsets.batch_offsets),),
+    "build_index": (on_cuda(coordinate_index.build_index),),
     "conv3d": (on_cuda(conv.conv3d),),
+    "count_cuts": (on_cuda(serialize.count_cuts),),
+    "count_nonzero": (on_cuda(flatnonzero.count_nonzero),),
+    "cut_sequence": (on_cuda(serialize.cut_sequence),),
+    "fill_nonzero": (on_cuda(flatnonzero.fill_nonzero),),
+    "fill_unique": (on_cuda(unique.fill_unique),),
+    "from_dense": (on_cuda(dense.from_dense),),
     "gather_rows": (on_cuda(gather_rows.gather_rows),),
+    "group_rows": (on_cuda(windows.group_rows),),
+    "interpolate": (on_cuda(interpolate.interpolate),),
+    "inverse_map": (on_cuda(kernel_map.inverse_map, map_layout=NEIGHBOURS),),
     "linear": (on_cuda(linear.linear, shared=linear.shared),),
+    "lookup": (on_cuda(coordinate_index.lookup),),
+    "plan_index": (on_cuda(coordinate_index.plan_index),),
+    "plan_unique": (on_cuda(unique.plan_unique),),
+    "pool": (on_cuda(pool.pool, map_layout=NEIGHBOURS),),
+    "probe_map": (on_cuda(kernel_map.probe_map, map_layout=NEIGHBOURS),),
+    "quantize": (on_cuda(quantize.quantize),),
+    "rank_unique": (on_cuda(unique.rank_unique),),
+    "segment_pool": (on_cuda(segment_pool.segment_pool),),
+    "serial_keys": (on_cuda(serialize.serial_keys),),
+    "serialize": (on_cuda(serialize.serialize),),
+    "set_rows": (on_cuda(union.set_rows),),
     "sparse_conv": (
-        on_cuda(narrow_conv.narrow_conv, refuses=narrow_conv.refuses, map_layout=TABLE, shared=narrow_conv.shared),
-        on_cuda(implicit_gemm.implicit_gemm, map_layout=TABLE, shared=implicit_gemm.shared),
+        on_cuda(narrow_conv.narrow_conv, refuses=narrow_conv.refuses, map_layout=NEIGHBOURS, shared=narrow_conv.shared),
+        on_cuda(implicit_gemm.implicit_gemm, map_layout=NEIGHBOURS, shared=implicit_gemm.shared),
     ),
-    "sparse_conv_weight_gradient": (on_cuda(weight_gradient.weight_gradient, map_layout=TABLE),),
+    "sparse_conv_weight_gradient": (on_cuda(weight_gradient.weight_gradient, map_layout=NEIGHBOURS),),
+    "subdivide": (on_cuda(subdivide.subdivide),),
+    "submanifold_map": (on_cuda(kernel_map.submanifold_map, map_layout=NEIGHBOURS),),
+    "to_dense": (on_cuda(dense.to_dense),),
+    "trilinear": (on_cuda(trilinear.trilinear),),
+    "window_coords": (on_cuda(windows.window_coords),),
 }

@@ -1,0 +1,96 @@
+"""Pooling over an index and through kernel maps on the emulated device."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.cuda_device import device
+from tests.cuda_emulator import same_bits
+from tests.tir_kernels.cuda.on_device import run
+from tests.tolerance import assert_close
+from tir_kernels.cuda.segment_pool import LANES, LONG
+from tir_kernels.layout import NeighbourTable
+from tir_kernels.spec import pool, segment_pool
+from tir_kernels.spec.pool import Pool, Reduction
+from tir_kernels.spec.segment_pool import SegmentPool
+
+REDUCTIONS = [Reduction("sum"), Reduction("mean", 1), Reduction("max"), Reduction("max", max_from_zero=True)]
+
+
+def features(rows: int, channels: int, dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(rows).standard_normal((rows, channels)).astype(dtype)
+
+
+@pytest.mark.parametrize("reduction", [*REDUCTIONS, Reduction("first")], ids=str)
+def test_segments(reduction):
+    """Few rows to a segment and many, with empty segments and rows that go nowhere, around the warps of a block."""
+    channels = 35
+    device()
+    for rows, segments in ((0, 0), (0, 3), (1, 1), (200, 300), (3 * LONG, 3), (LANES * 4 + 1, 1)):
+        x = features(rows, channels)
+        index = np.random.default_rng(rows).integers(-1, max(segments - 1, 1), rows).astype("int32")
+        made = same_bits(lambda: run(SegmentPool(channels, reduction), [x, index], [((segments, channels), "float32")]))  # noqa: B023
+        assert_close(made[0], segment_pool.naive(x, index, segments, reduction), depth=max(rows, 1), dtype="float32")
+
+
+def test_segments_of_nan():
+    x = features(2 * LONG, 3)
+    x[5, 0] = x[100, 1] = np.nan
+    x[7, 2] = -np.inf
+    for segments in (1, 40):  # together and alone
+        index = (np.arange(len(x)) % segments).astype("int32")
+        for reduction in REDUCTIONS:
+            (out,) = run(SegmentPool(3, reduction), [x, index], [((segments, 3), "float32")])
+            expected = segment_pool.naive(x, index, segments, reduction)
+            np.testing.assert_array_equal(np.isnan(out), np.isnan(expected))
+            assert_close(out, expected, depth=len(x), dtype="float32")
+
+
+@pytest.mark.parametrize("value", [-2, 4])
+def test_index_that_is_no_row(value):
+    index = np.array([0, 3, value, 1, value], "int32")
+    words = f"index: entry 2 is {value}, expected a row from 0 to 3, or -1"
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        run(SegmentPool(2, Reduction("sum")), [features(5, 2), index], [((4, 2), "float32")])
+
+
+def neighbour_table(table: np.ndarray, rows_in: int, groups: int, seed: int = 0) -> list[np.ndarray]:
+    """The arrays of a map with a table [taps, M], whose groups have any order."""
+    taps, rows = table.shape
+    layout = NeighbourTable(groups)
+    rng = np.random.default_rng(seed)
+    neighbours, order, tiles, rows_array = (np.full(a.shape, -1, a.dtype) for a in layout.arrays(taps, rows))
+    per_group = len(tiles) // groups
+    for group in range(groups):
+        order[group, :rows] = rng.permutation(rows)
+        first, end = layout.group_taps(group, groups, taps)
+        for tap in range(first, end):
+            neighbours[tap, :rows] = table[tap, order[group, :rows]]
+        for tile in range(per_group):
+            block = neighbours[first:end, tile * layout.TILE_ROWS : (tile + 1) * layout.TILE_ROWS]
+            live = first + np.flatnonzero((block >= 0).any(1))
+            tiles[group * per_group + tile, : len(live) + 1] = [len(live), *live]
+    rows_array[:] = rows_in, rows
+    return [neighbours, order, tiles, rows_array]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("reduction", REDUCTIONS, ids=str)
+def test_maps(reduction, groups):
+    channels, taps = 5, 8
+    device()
+    for rows_in, rows in ((0, 0), (4, 1), (90, 127), (90, 129)):
+        rng = np.random.default_rng(rows)
+        x = features(rows_in, channels)
+        table = rng.integers(-1, max(rows_in, 1), (taps, rows)).astype("int32")
+        table[rng.random(table.shape) < 0.7] = -1
+        arrays = neighbour_table(table, rows_in, groups)
+        made = same_bits(lambda: run(Pool(channels, reduction), [x, *arrays], [((rows, channels), "float32")]))  # noqa: B023
+        assert_close(made[0], pool.naive(x, table, reduction), depth=taps, dtype="float32")
+
+
+def test_map_of_other_rows():
+    arrays = neighbour_table(np.zeros((3, 4), "int32"), 6, 1)
+    with pytest.raises(ValueError, match=r"^kernel_map: expected a map from 5 input rows to 4 output rows"):
+        run(Pool(2, Reduction("max")), [features(5, 2), *arrays], [((4, 2), "float32")])

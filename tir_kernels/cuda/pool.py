@@ -1,0 +1,95 @@
+"""Pooling through a kernel map: a thread an element of the result, which takes the live taps of its tile in order.
+
+Where taps are cut into groups, one launch follows another, and reduced values go on in a float32 scratch.
+"""
+
+from functools import cache
+
+import tvm
+from tvm.script import tirx as T
+
+from .. import script
+from ..buffers import match_buffer
+from ..layout import NeighbourTable
+from ..reduction import add, finish, initial
+from ..script import inline
+from ..spec.pool import Pool
+from .gpu import Gpu, kernel_name
+from .guards import check_map, match_status, reporting
+from .launch import THREADS, blocks_for
+
+
+@cache
+def pool(spec: Pool, gpu: Gpu) -> tvm.tirx.PrimFunc:
+    """See `Pool`."""
+    channels, reduction, dtype = spec.channels, spec.reduction, spec.dtype
+    tile_rows = NeighbourTable.TILE_ROWS
+
+    @inline
+    def check(status, map_rows, n, m, taps):
+        with T.launch_thread("blockIdx.x", 1):
+            T.launch_thread("threadIdx.x", 1)
+            check_map(status, map_rows, n, m, taps, taps)
+
+    @inline
+    def add_taps(x, neighbours, tiles, value, count, n, tile, slot, c):
+        for i in range(tiles[tile, 0]):
+            source: T.let = T.Cast("int64", neighbours[T.Cast("int64", tiles[tile, i + 1]), slot])
+            if T.And(source >= 0, source < n):
+                value[0] = add(reduction, value[0], T.Cast("float32", x[source, c]))
+                count[0] = count[0] + 1
+
+    @inline
+    def reduce_group(x, neighbours, order, tiles, out, sums, counts, group, groups, slots, n, m):
+        with T.launch_thread("blockIdx.x", blocks_for(slots * channels)) as block:
+            thread = T.launch_thread("threadIdx.x", THREADS)
+            value = T.alloc_local((1,), "float32")
+            count = T.alloc_local((1,), "int32")
+            place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
+            slot: T.let = place // channels
+            c: T.let = place % channels
+            if slot < slots:
+                row: T.let = T.Cast("int64", order[group, slot])
+                if T.And(row >= 0, row < m):
+                    value[0] = initial(reduction)
+                    count[0] = 0
+                    if group > 0:
+                        value[0] = sums[row, c]
+                        count[0] = counts[row, c]
+                    add_taps(
+                        *(x, neighbours, tiles, value, count, n, group * (slots // tile_rows) + slot // tile_rows, slot, c)
+                    )
+                    if group == groups - 1:
+                        out[row, c] = T.Cast(dtype, finish(reduction, value[0], count[0]))
+                    else:
+                        sums[row, c] = value[0]
+                        counts[row, c] = count[0]
+
+    @script.prim_func(s_tir=True)
+    def kernel(
+        x_: T.handle,
+        neighbours_: T.handle,
+        order_: T.handle,
+        tiles_: T.handle,
+        map_rows_: T.handle,
+        status_: T.handle,
+        out_: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name(f"pool_{reduction.mode}", dtype)})
+        n, m, taps, slots, groups = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+        lists, columns = T.int64(), T.int64()
+        x = match_buffer(x_, (n, channels), dtype)
+        neighbours = match_buffer(neighbours_, (taps, slots), "int32")
+        order = match_buffer(order_, (groups, slots), "int32")
+        tiles = match_buffer(tiles_, (lists, columns), "int32")
+        map_rows = match_buffer(map_rows_, (2,), "int64")
+        status = T.meta_var(match_status(status_))
+        out = match_buffer(out_, (m, channels), dtype)
+        # Of each element, as its threads count on their own.
+        sums = T.alloc_buffer((T.Select(groups > 1, m, T.int64(0)), channels), "float32")
+        counts = T.alloc_buffer((T.Select(groups > 1, m, T.int64(0)), channels), "int32")
+        check(status, map_rows, n, m, taps)
+        for group in range(groups):
+            reduce_group(x, neighbours, order, tiles, out, sums, counts, group, groups, slots, n, m)
+
+    return reporting(kernel)
