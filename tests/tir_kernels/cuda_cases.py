@@ -32,7 +32,7 @@ def empty_status():
 
 
 def call(kernel: tvm.tirx.PrimFunc, inputs, *outputs: tuple) -> list[np.ndarray]:
-    """The results of a kernel; `outputs`: shape and dtype of each. Memory of the emulated device is poisoned where unwritten."""
+    """The results of a kernel; `outputs`: shape and dtype of each. The emulated device poisons what is not written."""
     results = [tvm.runtime.empty(shape, dtype, device()) for shape, dtype in outputs]
     compiled(kernel)(*(tensor(x) if isinstance(x, np.ndarray) else x for x in inputs), *results)
     return [result.numpy() for result in results]

@@ -18,8 +18,8 @@ def rows_and_columns(row, column):
 class Epilogue:
     """The buffers of an epilogue; None where there is none.
 
-    `at(row, column)`: the indices of an element in `out` and `residual`. `gate_row(row)`: the row of the gate, and whether it has
-    it. `in_vectors`: whether elements of columns side by side lie side by side, and rows are whole vectors.
+    `at(row, column)`: the indices of an element in `out` and `residual`. `gate_row(row)`: the row of the gate for a row.
+    `in_vectors`: whether columns side by side lie side by side in memory, and rows are whole vectors.
     """
 
     out: tvm.tirx.Buffer

@@ -22,15 +22,6 @@ from .neighbour_table import TILE_ROWS, Table, match_table
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
 from .tensor_core import VECTOR, Gemm, Operand, Steps, aligned, tile_for
 
-NARROW = 16  # channels of a group: what has fewer fills no step
-
-
-def refuses(spec: SparseConv, gpu: Gpu) -> str | None:
-    """Why it does not serve."""
-    if spec.groups > 1 and min(spec.group_cin, spec.group_cout) < NARROW:
-        return f"groups: expected groups of at least {NARROW} channels, given {spec.group_cin} to {spec.group_cout}"
-    return None
-
 
 def shared(spec: SparseConv, gpu: Gpu) -> SparseConv:
     """One kernel serves kernels of all sizes."""

@@ -1,7 +1,7 @@
 """Sums over a kernel map: which tiles there are, which rows a slot stands for, and how the sums of a row come together.
 
-Each group of taps has an order of rows of its own, so that a row's sums are in as many places as there are groups. They are parts
-that are added in order, see `partial_sums`, as are the steps of a tile where there are few tiles.
+Each group of taps has an order of rows of its own, so a row has sums in as many tiles as there are groups. They are parts that
+are added in order, see `partial_sums`, as are the steps of a tile where there are few tiles.
 """
 
 from collections.abc import Callable

@@ -26,7 +26,8 @@ WIDE = 16  # channels of a group from which on tensor cores serve better
 def refuses(spec: SparseConv, gpu: Gpu) -> str | None:
     """Why tensor cores serve better."""
     if spec.groups == 1 or min(spec.group_cin, spec.group_cout) >= WIDE:
-        return f"groups: expected several of fewer than {WIDE} channels, given {spec.groups} of {spec.group_cin} to {spec.group_cout}"
+        given = f"{spec.groups} of {spec.group_cin} to {spec.group_cout}"
+        return f"groups: expected several of fewer than {WIDE} channels, given {given}"
     return None
 
 

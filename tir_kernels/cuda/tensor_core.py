@@ -7,9 +7,9 @@ weight into shared memory, which both keep their channels side by side, and mult
 A chunk is 16 bytes. Chunks of a row lie in an order that depends on the row (`swizzle`), so that the eight rows that one
 `ldmatrix` reads, and the lines that threads write, fall in different banks.
 
-Sums are float32. float32 itself is multiplied as three products of TF32: each factor is a number of 11 bits and a rest, and only
-the product of the rests is dropped. Tensor cores cut off where they add, so each product of a step begins at zero and is added
-to the sums by an addition that rounds.
+Sums are float32. float32 itself is multiplied as three products of TF32: each factor is a number of 11 bits and a rest, and
+only the product of the rests is dropped. Tensor cores cut off where they add, so what eight channels give begins at zero and is
+added to the sums by an addition that rounds.
 
 Zeros that stand for nothing, and rests of infinite numbers, make NaN of infinities. So sums that are NaN are made again, one
 product at a time.

@@ -1,8 +1,8 @@
 """The gradient of a sparse convolution's weight: for every tap, the product of two matrices whose rows the map pairs.
 
-The slots of a tap's group are cut into parts, by their number alone. Of each part a block of threads sums one tap and a panel of
-output and input channels, in the order of the slots: `PAIRS` slots at a time, whose rows lie in shared memory meanwhile; a slot
-without a neighbour has rows of zeros there. A second launch adds the parts in order.
+The slots of a tap's group are cut into parts, by their number alone. Of each part a block of threads sums one tap and a panel
+of output and input channels, in the order of the slots: `PAIRS` slots at a time, whose rows lie in shared memory meanwhile; a
+slot without a neighbour has rows of zeros there. A second launch adds the parts in order.
 
 Where groups of channels are narrow there is no panel: a thread has one element, and reads both rows itself.
 """
