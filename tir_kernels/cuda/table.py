@@ -54,7 +54,7 @@ def on_cuda(
 
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
-    "attention": (on_cuda(attention.attention, refuses=attention.refuses),),
+    "attention": (on_cuda(attention.attention),),
     "channel_affine": (on_cuda(channel_affine.channel_affine),),
     "channel_layer_norm": (on_cuda(channel_layer_norm.channel_layer_norm),),
     "dense_group_norm": (on_cuda(dense_group_norm.dense_group_norm),),
