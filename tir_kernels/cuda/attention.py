@@ -25,14 +25,14 @@ from ..guards import NOWHERE, RAISE_REPEATED_ROW
 from ..script import drop_parameters, inline
 from ..spec.attention import Attention
 from ..vector_math import LOG2_E
+from .gpu import MOST_STATIC, WARP, Gpu, kernel_name
 from .atomics import atomic_min
-from .gpu import WARP, Gpu, kernel_name
 from .guards import check_rows, match_status, refuse_first, reporting
 from .launch import THREADS, blocks_for
 from .reductions import add, over_lanes
 from .segments import cut_segments
 
-MOST_DEPTH = 128
+MOST_DEPTH = 128  # of tiles in shared memory; deeper heads are read again and again from cache
 PART = 512  # keys of a part, at least
 FEW = 256  # blocks of a segment, from which on its keys are not cut
 LEAST = float(np.finfo("float32").min)
@@ -46,8 +46,8 @@ __forceinline__ __device__ float tir_exp2(float x) {
 }
 """
 _ALIGNED = """
-__forceinline__ __device__ int tir_is_aligned(void* a, void* b, void* c, void* d) {
-  return (((uint64_t)a | (uint64_t)b | (uint64_t)c | (uint64_t)d) & 15) == 0;
+__forceinline__ __device__ int tir_are_aligned(void* a, void* b) {
+  return (((uint64_t)a | (uint64_t)b) & 15) == 0;
 }
 """
 _PACK = {
@@ -75,6 +75,12 @@ def exp2(x):
 def pack(low, high, dtype: str):
     """Two float32 rounded to a 16-bit type, in one uint32."""
     return T.cuda.func_call(f"tir_pack_{_SHORT[dtype]}", low, high, source_code=_PACK[dtype], return_type="uint32")
+
+
+def aligned(k, v):
+    """Whether k and v begin at multiples of 16 bytes, as an int32."""
+    args = k.ptr_to([0, 0, 0]), v.ptr_to([0, 0, 0])
+    return T.cuda.func_call("tir_are_aligned", *args, source_code=_ALIGNED, return_type="int32")
 
 
 def larger(a, b):
@@ -110,8 +116,11 @@ class Tile:
 
 def tile_for(depth: int, dtype: str) -> Tile:
     """Registers as nvcc reports them for sm_80, sm_90 and sm_120; see `tests/tir_kernels/cuda/test_attention.py`."""
+    if depth > MOST_DEPTH:
+        return Tile(16, 32, 128, depth, dtype)
     if dtype == "float32":
-        return Tile(64, 32, 128, -(-depth // 32) * 32, dtype)
+        channels = -(-depth // 32) * 32
+        return Tile(64, 32, 128, channels, dtype) if channels <= 64 else Tile(32, 16, 64, channels, dtype)
     channels = -(-depth // 16) * 16
     return Tile(128, 64, 128, channels, dtype) if channels <= 64 else Tile(128, 32, 256, channels, dtype)
 
@@ -149,7 +158,10 @@ def attention(spec: Attention, gpu: Gpu) -> tvm.tirx.PrimFunc:
     is_empty = heads * depth == 0
     tile = tile_for(max(depth, 1), dtype)
     factor = LOG2_E * (max(depth, 1) ** -0.5 if spec.scale is None else spec.scale)  # softmax in powers of two
-    walk = _with_tensor_cores(spec, tile, factor) if dtype in _SHORT else _with_products(spec, tile, factor)
+    if depth > MOST_DEPTH:
+        walk = _of_any_depth(spec, tile, factor)
+    else:
+        walk = (_with_tensor_cores if dtype in _SHORT else _with_products)(spec, tile, factor)
 
     def tiles_of(q_offsets, b):
         return (q_offsets[b + 1] - q_offsets[b] + (tile.queries - 1)) // tile.queries
@@ -170,8 +182,9 @@ def attention(spec: Attention, gpu: Gpu) -> tvm.tirx.PrimFunc:
         first: T.let = i // parts * tile.queries
         keys: T.let = k_offsets[b + 1] - k_offsets[b]
         key_tiles: T.let = (keys + (tile.keys - 1)) // tile.keys
-        first_key: T.let = T.Cast("int32", T.Cast("int64", part) * key_tiles // parts) * tile.keys
-        end: T.let = T.Cast("int32", T.Cast("int64", part + 1) * key_tiles // parts) * tile.keys
+        # The first parts have a tile more where they cannot all have as many.
+        first_key: T.let = (key_tiles // parts * part + T.min(part, key_tiles % parts)) * tile.keys
+        end: T.let = (key_tiles // parts * (part + 1) + T.min(part + 1, key_tiles % parts)) * tile.keys
         items[item, 0] = q_offsets[b] + first
         items[item, 1] = T.min(q_offsets[b + 1] - q_offsets[b] - first, tile.queries)
         items[item, 2] = k_offsets[b] + first_key
@@ -247,7 +260,9 @@ def attention(spec: Attention, gpu: Gpu) -> tvm.tirx.PrimFunc:
         # Segments whose keys are cut have twice as many as a part, and get FEW / heads more items each, at most.
         more: T.let = T.min(batch - 1, picked // (2 * PART)) * (FEW // max(heads, 1) + 1)
         most: T.let = nq // tile.queries + batch + more
-        is_cut: T.let = T.And(picked >= 2 * PART, T.Or(batch > 2, (nq + (tile.queries - 1)) // tile.queries * heads < FEW))
+        is_cut: T.let = T.And(
+            picked >= 2 * PART, T.Or(batch > 2, (nq + (tile.queries - 1)) // tile.queries * heads < FEW)
+        )
         states: T.let = T.if_then_else(is_cut, most * heads, T.int64(1))
         first_item = T.alloc_buffer((batch,), "int32")
         items = T.alloc_buffer((most, ITEM), "int32")
@@ -283,11 +298,6 @@ def attention(spec: Attention, gpu: Gpu) -> tvm.tirx.PrimFunc:
 
     given = {"q_order": has_q_order, "k_order": has_k_order}
     return reporting(drop_parameters(kernel, *(name for name, present in given.items() if not present)))
-
-
-def refuses(spec: Attention, gpu: Gpu) -> str | None:
-    """Why these heads are too deep for tiles in registers."""
-    return f"depth: expected at most {MOST_DEPTH}, given {spec.depth}" if spec.depth > MOST_DEPTH else None
 
 
 @dataclass(frozen=True)
@@ -506,9 +516,7 @@ def _with_tensor_cores(spec: Attention, tile: Tile, factor: float) -> Callable:
                         )
 
     @inline
-    def store_row(
-        q_order, out, kept_sums, kept_level, kept_total, sums, level, total, m, lower, i, item, h, of, lane, is_aligned
-    ):
+    def store_row(q_order, out, kept_sums, kept_level, kept_total, sums, level, total, m, lower, i, item, h, of, lane):
         if of[5] > 1:
             state: T.let = T.Cast("int64", item) * spec.heads + h
             if lane % 4 == 0:
@@ -544,12 +552,7 @@ def _with_tensor_cores(spec: Attention, tile: Tile, factor: float) -> Callable:
         warp: T.let = thread // WARP
         lane: T.let = thread % WARP
         tiles: T.let = (of[3] + (tile.keys - 1)) // tile.keys
-        is_aligned[0] = T.cuda.func_call(
-            "tir_is_aligned",
-            *(q.ptr_to([0, 0, 0]), k.ptr_to([0, 0, 0]), v.ptr_to([0, 0, 0]), out.ptr_to([0, 0, 0])),
-            source_code=_ALIGNED,
-            return_type="int32",
-        )
+        is_aligned[0] = aligned(k, v)
         copies.find_rows(rows, k_order, of, 0, thread)
         if tiles > 0:
             copies.copy(k, keys, 0, rows, k_order, of, h, 0, thread, is_aligned[0])
@@ -584,12 +587,260 @@ def _with_tensor_cores(spec: Attention, tile: Tile, factor: float) -> Callable:
                 if i < of[1]:
                     store_row(
                         *(q_order, out, kept_sums, kept_level, kept_total, sums, level, totals),
-                        *(m, lower, i, item, h, of, lane, is_aligned[0]),
+                        *(m, lower, i, item, h, of, lane),
                     )
 
     return walk
 
 
 def _with_products(spec: Attention, tile: Tile, factor: float) -> Callable:
-    """The walk of a block along the keys, for float32: a thread has 4 queries, and of each 4 keys or every eighth of 4 channels."""
-    raise NotImplementedError
+    """The walk of a block along the keys, for float32: eight threads side by side share 4 queries.
+
+    A thread has every eighth key of a tile, and of channels 4 together, then 4 of the next 32.
+    """
+    depth, dtype, has_q_order = spec.depth, spec.dtype, spec.has_q_order
+    copies = _Copies(tile, depth, spec.has_k_order)
+    SIDE, HIGH, QUAD = 8, 4, 4  # threads that share queries, queries of each, numbers that are loaded together
+    step_rows = tile.threads // SIDE  # from a query of a thread to its next
+    assert tile.queries == HIGH * step_rows and tile.keys % SIDE == 0 and tile.channels % (SIDE * QUAD) == 0
+    own_keys, own_groups = tile.keys // SIDE, tile.channels // (SIDE * QUAD)
+    weight_pitch = tile.keys + QUAD
+    sizes = tile.queries * tile.pitch, tile.keys * tile.pitch, tile.keys * tile.pitch, tile.queries * weight_pitch
+    assert 4 * sum(sizes) <= MOST_STATIC
+
+    def q_row(q_order, position):
+        return T.Cast("int64", q_order[position]) if has_q_order else T.Cast("int64", position)
+
+    @inline
+    def load_queries(q, q_order, of, queries, thread, h):
+        """queries [tile.queries, pitch] = those of the tile; zeros past the last row and channel."""
+        for turn in range(tile.queries * tile.channels // tile.threads):
+            index: T.let = turn * tile.threads + thread
+            i: T.let = index // tile.channels
+            c: T.let = index % tile.channels
+            queries[i * tile.pitch + c] = T.float32(0)
+            if T.And(i < of[1], c < depth):
+                queries[i * tile.pitch + c] = q[q_row(q_order, of[0] + i), h, c]
+
+    @inline
+    def find_logits(queries, keys, logits, group, side):
+        mine = T.alloc_local((HIGH * QUAD,), "float32")
+        other = T.alloc_local((QUAD,), "float32")
+        for i, j in T.grid(HIGH, own_keys):
+            logits[i, j] = T.float32(0)
+        for quad in range(tile.channels // QUAD):
+            for i in T.unroll(HIGH):
+                mine[T.Ramp(i * QUAD, 1, QUAD)] = queries[T.Ramp((i * step_rows + group) * tile.pitch + quad * QUAD, 1, QUAD)]
+            for j in T.unroll(own_keys):
+                other[T.Ramp(0, 1, QUAD)] = keys[T.Ramp((j * SIDE + side) * tile.pitch + quad * QUAD, 1, QUAD)]
+                for i in T.unroll(HIGH):
+                    for c in T.unroll(QUAD):
+                        logits[i, j] = logits[i, j] + mine[i * QUAD + c] * other[c]
+
+    @inline
+    def find_weights(logits, weights, level, total, sums, left, group, side):
+        """Logits of `left` keys become weights, in shared memory; the level of a row rises to the largest one."""
+        most = T.alloc_local((1,), "float32")
+        decay = T.alloc_local((1,), "float32")
+        for i in T.unroll(HIGH):
+            most[0] = level[i]
+            for j in T.unroll(own_keys):
+                if j * SIDE + side >= left:
+                    logits[i, j] = T.float32("-inf")
+                most[0] = larger(most[0], logits[i, j])
+            over_lanes(most, 0, larger, SIDE)
+            if most[0] > level[i]:
+                decay[0] = exp2((level[i] - most[0]) * T.float32(factor))
+                level[i] = most[0]
+                total[i] = total[i] * decay[0]
+                for d in T.unroll(own_groups * QUAD):
+                    sums[i, d] = sums[i, d] * decay[0]
+            for j in T.unroll(own_keys):
+                logits[i, j] = exp2((logits[i, j] - level[i]) * T.float32(factor))
+                total[i] = total[i] + logits[i, j]
+                weights[(i * step_rows + group) * weight_pitch + j * SIDE + side] = logits[i, j]
+
+    @inline
+    def add_values(weights, values, sums, group, side):
+        mine = T.alloc_local((HIGH * QUAD,), "float32")
+        other = T.alloc_local((QUAD,), "float32")
+        for quad in range(tile.keys // QUAD):
+            for i in T.unroll(HIGH):
+                mine[T.Ramp(i * QUAD, 1, QUAD)] = weights[T.Ramp((i * step_rows + group) * weight_pitch + quad * QUAD, 1, QUAD)]
+            for key in T.unroll(QUAD):
+                for d in T.unroll(own_groups):
+                    other[T.Ramp(0, 1, QUAD)] = values[
+                        T.Ramp((quad * QUAD + key) * tile.pitch + (d * SIDE + side) * QUAD, 1, QUAD)
+                    ]
+                    for i in T.unroll(HIGH):
+                        for c in T.unroll(QUAD):
+                            sums[i, d * QUAD + c] = sums[i, d * QUAD + c] + mine[i * QUAD + key] * other[c]
+
+    @inline
+    def store_row(q_order, out, kept_sums, kept_level, kept_total, sums, level, total, i, row_of_tile, item, h, of, side):
+        if of[5] > 1:
+            state: T.let = T.Cast("int64", item) * spec.heads + h
+            if side == 0:
+                kept_level[state, row_of_tile] = level[i]
+                kept_total[state, row_of_tile] = total[i]
+            for d in T.unroll(own_groups):
+                for c in T.unroll(QUAD):
+                    if (d * SIDE + side) * QUAD + c < depth:
+                        kept_sums[state, row_of_tile, (d * SIDE + side) * QUAD + c] = sums[i, d * QUAD + c]
+        else:
+            row: T.let = q_row(q_order, of[0] + row_of_tile)
+            share = T.alloc_local((1,), "float32")
+            share[0] = T.float32(0)
+            if of[3] > 0:
+                share[0] = T.float32(1) / total[i]  # without a logit above minus infinity 1 / 0, and 0 / 0 is NaN
+            for d in T.unroll(own_groups):
+                for c in T.unroll(QUAD):
+                    if (d * SIDE + side) * QUAD + c < depth:
+                        out[row, h, (d * SIDE + side) * QUAD + c] = T.Cast(dtype, sums[i, d * QUAD + c] * share[0])
+
+    @inline
+    def walk(q, k, v, q_order, k_order, out, kept_sums, kept_level, kept_total, item, h, thread, of):
+        queries = T.alloc_shared((sizes[0],), dtype)
+        keys = T.alloc_shared((sizes[1],), dtype)
+        values = T.alloc_shared((sizes[2],), dtype)
+        weights = T.alloc_shared((sizes[3],), dtype)
+        rows = T.alloc_local((tile.turns,), "int32")
+        logits = T.alloc_local((HIGH, own_keys), "float32")
+        sums = T.alloc_local((HIGH, own_groups * QUAD), "float32")
+        level = T.alloc_local((HIGH,), "float32")
+        total = T.alloc_local((HIGH,), "float32")
+        is_aligned = T.alloc_local((1,), "int32")
+        group: T.let = thread // SIDE
+        side: T.let = thread % SIDE
+        tiles: T.let = (of[3] + (tile.keys - 1)) // tile.keys
+        is_aligned[0] = aligned(k, v)
+        copies.find_rows(rows, k_order, of, 0, thread)
+        if tiles > 0:
+            copies.copy(k, keys, 0, rows, k_order, of, h, 0, thread, is_aligned[0])
+        commit()
+        load_queries(q, q_order, of, queries, thread, h)
+        for i in T.unroll(HIGH):
+            level[i] = T.float32(LEAST)
+            total[i] = T.float32(0)
+            for d in T.unroll(own_groups * QUAD):
+                sums[i, d] = T.float32(0)
+        for t in range(tiles):
+            wait()  # for keys; all threads are done with the values before
+            copies.copy(v, values, 0, rows, k_order, of, h, t, thread, is_aligned[0])
+            commit()
+            copies.find_rows(rows, k_order, of, t + 1, thread)
+            find_logits(queries, keys, logits, group, side)
+            find_weights(logits, weights, level, total, sums, of[3] - t * tile.keys, group, side)
+            wait()  # for values, and weights; all threads are done with the keys
+            if t + 1 < tiles:
+                copies.copy(k, keys, 0, rows, k_order, of, h, t + 1, thread, is_aligned[0])
+            commit()
+            add_values(weights, values, sums, group, side)
+        for i in T.unroll(HIGH):
+            over_lanes(total, i, add, SIDE)
+            if i * step_rows + group < of[1]:
+                store_row(
+                    *(q_order, out, kept_sums, kept_level, kept_total, sums, level, total),
+                    *(i, i * step_rows + group, item, h, of, side),
+                )
+
+    return walk
+
+
+def _of_any_depth(spec: Attention, tile: Tile, factor: float) -> Callable:
+    """The walk of a block along the keys for deep heads of any type: eight threads side by side share a query.
+
+    A thread has every eighth key and every eighth channel. Only weights are in shared memory.
+    """
+    depth, dtype, has_q_order, has_k_order = spec.depth, spec.dtype, spec.has_q_order, spec.has_k_order
+    SIDE = 8
+    assert tile.threads == SIDE * tile.queries and tile.keys % SIDE == 0
+    own_keys, own_channels, pitch = tile.keys // SIDE, -(-depth // SIDE), tile.keys + 1
+
+    def q_row(q_order, position):
+        return T.Cast("int64", q_order[position]) if has_q_order else T.Cast("int64", position)
+
+    def k_row(k_order, position):
+        return T.Cast("int64", k_order[position]) if has_k_order else T.Cast("int64", position)
+
+    @inline
+    def find_logits(q, k, q_order, k_order, of, logits, first_key, i, side, h):
+        for j in T.unroll(own_keys):
+            logits[j] = T.float32("-inf")
+            if T.And(i < of[1], first_key + j * SIDE + side < of[3]):
+                row: T.let = q_row(q_order, of[0] + i)
+                key: T.let = k_row(k_order, of[2] + first_key + j * SIDE + side)
+                logits[j] = T.float32(0)
+                for c in range(depth):
+                    logits[j] = logits[j] + T.Cast("float32", q[row, h, c]) * T.Cast("float32", k[key, h, c])
+
+    @inline
+    def find_weights(logits, weights, level, total, sums, i, side):
+        most = T.alloc_local((1,), "float32")
+        decay = T.alloc_local((1,), "float32")
+        most[0] = level[0]
+        for j in T.unroll(own_keys):
+            most[0] = larger(most[0], logits[j])
+        over_lanes(most, 0, larger, SIDE)
+        if most[0] > level[0]:
+            decay[0] = exp2((level[0] - most[0]) * T.float32(factor))
+            level[0] = most[0]
+            total[0] = total[0] * decay[0]
+            for d in range(own_channels):
+                sums[d] = sums[d] * decay[0]
+        for j in T.unroll(own_keys):
+            logits[j] = exp2((logits[j] - level[0]) * T.float32(factor))
+            total[0] = total[0] + logits[j]
+            weights[i * pitch + j * SIDE + side] = logits[j]
+
+    @inline
+    def add_values(v, k_order, of, weights, sums, first_key, i, side, h):
+        for key in range(T.min(of[3] - first_key, tile.keys)):
+            row: T.let = k_row(k_order, of[2] + first_key + key)
+            for d in range(own_channels):
+                if d * SIDE + side < depth:
+                    sums[d] = sums[d] + weights[i * pitch + key] * T.Cast("float32", v[row, h, d * SIDE + side])
+
+    @inline
+    def store_row(q_order, out, kept_sums, kept_level, kept_total, sums, level, total, i, item, h, of, side):
+        if of[5] > 1:
+            state: T.let = T.Cast("int64", item) * spec.heads + h
+            if side == 0:
+                kept_level[state, i] = level[0]
+                kept_total[state, i] = total[0]
+            for d in range(own_channels):
+                if d * SIDE + side < depth:
+                    kept_sums[state, i, d * SIDE + side] = sums[d]
+        else:
+            share = T.alloc_local((1,), "float32")
+            share[0] = T.float32(0)
+            if of[3] > 0:
+                share[0] = T.float32(1) / total[0]  # without a logit above minus infinity 1 / 0, and 0 / 0 is NaN
+            for d in range(own_channels):
+                if d * SIDE + side < depth:
+                    out[q_row(q_order, of[0] + i), h, d * SIDE + side] = T.Cast(dtype, sums[d] * share[0])
+
+    @inline
+    def walk(q, k, v, q_order, k_order, out, kept_sums, kept_level, kept_total, item, h, thread, of):
+        weights = T.alloc_shared((tile.queries * pitch,), "float32")
+        logits = T.alloc_local((own_keys,), "float32")
+        sums = T.alloc_local((own_channels,), "float32")
+        level = T.alloc_local((1,), "float32")
+        total = T.alloc_local((1,), "float32")
+        i: T.let = thread // SIDE
+        side: T.let = thread % SIDE
+        level[0] = T.float32(LEAST)
+        total[0] = T.float32(0)
+        for d in range(own_channels):
+            sums[d] = T.float32(0)
+        for t in range((of[3] + (tile.keys - 1)) // tile.keys):
+            find_logits(q, k, q_order, k_order, of, logits, t * tile.keys, i, side, h)
+            T.tvm_storage_sync("shared")  # all are done with the weights before
+            find_weights(logits, weights, level, total, sums, i, side)
+            T.tvm_storage_sync("shared")
+            add_values(v, k_order, of, weights, sums, t * tile.keys, i, side, h)
+        over_lanes(total, 0, add, SIDE)
+        if i < of[1]:
+            store_row(q_order, out, kept_sums, kept_level, kept_total, sums, level, total, i, item, h, of, side)
+
+    return walk
