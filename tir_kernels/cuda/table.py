@@ -77,7 +77,7 @@ def on_cuda(
 KERNELS: dict[str, tuple[Implementation, ...]] = {
     "activation": (on_cuda(elementwise.elementwise),),
     "add_taps": (on_cuda(upsampled_conv.add_taps, map_layout=NEIGHBOURS),),
-    "attention": (on_cuda(attention.attention, refuses=attention.refuses),),
+    "attention": (on_cuda(attention.attention),),
     "batch_offsets": (on_cuda(batch_offsets.batch_offsets),),
     "build_index": (on_cuda(coordinate_index.build_index),),
     "channel_affine": (on_cuda(channel_affine.channel_affine),),
