@@ -10,6 +10,7 @@ from .. import script
 from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
 from ..coordinates import choose, index_bounds, key_of, match_plan
+from ..granting import check_memory
 from ..guards import RAISE_SITE_COUNT
 from ..integers import MOST, divide
 from ..script import inline
@@ -17,7 +18,7 @@ from ..site_box import range_of, site_box
 from ..spec.coordinate_index import BATCH_LIMIT, GRID, PLAN_SIZE
 from ..spec.sites import CopySites, FindSites, PlanSites, most_sites, touched_once
 from .coordinate_index import SPARE, begin_plan, fill, match_index
-from .guards import check_memory, refuse
+from .guards import refuse
 from .isa import Isa
 from .unique import counts_to_starts
 
