@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..bounds import LinearBound, with_bounds
-from ..buffers import match_buffer
+from ..buffers import match_buffer, named
 from ..coordinates import Plan, choose, grid_bound, key_of, match_plan
 from ..guards import RAISE_SITE_COUNT, RAISE_SITE_MEMORY, STATUS_CODE
 from ..integers import MOST, divide
@@ -250,7 +250,7 @@ def find_sites(spec: FindSites, gpu: Gpu) -> tvm.tirx.PrimFunc:
         coords = match_buffer(coords_, (rows, 4), "int32")
         plan = T.meta_var(match_plan(plan_))
         match_buffer(slots_, (num_slots,), "int32")
-        touches = T.meta_var(Touches(plan, match_buffer(keys_, (num_keys,), "int64")))
+        touches = T.meta_var(Touches(plan, named("keys", match_buffer(keys_, (num_keys,), "int64"))))
         sites = match_buffer(list_, (most, 4), "int32")
         count = match_buffer(count_, (1,), "int64")
         row_words = T.meta_var(blocks_for(rows, WARP))  # of bits, for each tap
