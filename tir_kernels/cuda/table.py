@@ -24,6 +24,7 @@ from . import (
     subdivide,
     trilinear,
     union,
+    unique,
     windows,
 )
 from .gpu import Gpu, on_device
@@ -66,6 +67,7 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "count_nonzero": (on_cuda(flatnonzero.count_nonzero),),
     "cut_sequence": (on_cuda(serialize.cut_sequence),),
     "fill_nonzero": (on_cuda(flatnonzero.fill_nonzero),),
+    "fill_unique": (on_cuda(unique.fill_unique),),
     "from_dense": (on_cuda(dense.from_dense),),
     "gather_rows": (on_cuda(gather_rows.gather_rows),),
     "group_rows": (on_cuda(windows.group_rows),),
@@ -73,9 +75,11 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "inverse_map": (on_cuda(kernel_map.inverse_map, map_layout=NEIGHBOURS),),
     "lookup": (on_cuda(coordinate_index.lookup),),
     "plan_index": (on_cuda(coordinate_index.plan_index),),
+    "plan_unique": (on_cuda(unique.plan_unique),),
     "pool": (on_cuda(pool.pool, map_layout=NEIGHBOURS),),
     "probe_map": (on_cuda(kernel_map.probe_map, map_layout=NEIGHBOURS),),
     "quantize": (on_cuda(quantize.quantize),),
+    "rank_unique": (on_cuda(unique.rank_unique),),
     "segment_pool": (on_cuda(segment_pool.segment_pool),),
     "serial_keys": (on_cuda(serialize.serial_keys),),
     "serialize": (on_cuda(serialize.serialize),),
