@@ -22,7 +22,7 @@ POSTPROCESS = "tvm_callback_cuda_postproc"
 
 @contextlib.contextmanager
 def source_changed(old: str, new: str, nth: int = 0):
-    """The CUDA source of what is compiled inside, with the `nth` `old` of its kernel replaced: for mistakes that TIR cannot make."""
+    """What is compiled inside has the `nth` `old` of its kernel's CUDA source replaced: for mistakes that TIR cannot make."""
 
     def change(code, target):
         begin = code.index("__launch_bounds__", code.index("__launch_bounds__") + 1)  # kernels are declared, then defined
@@ -204,7 +204,7 @@ def test_a_write_before_all_have_read_is_found():
     with source_changed("__syncthreads();", "", nth=1):  # the one between the reads and the writes
         wrong = compiled(overwritten)
     for seed in range(4):
-        with cuda_emulator.schedule(seed), pytest.raises(RuntimeError, match="missing barrier: a (write|read)"):
+        with cuda_emulator.schedule(seed), pytest.raises(RuntimeError, match=r"missing barrier: a (write|read)"):
             run(wrong, (64,), "float32", a)
 
 
@@ -230,7 +230,7 @@ def test_a_warp_is_ordered_by_syncwarp_and_by_nothing_less():
         run(wrong, (64,), "float32", a)
     with source_changed("__syncthreads();", "__syncwarp();"):
         across = compiled(reversed_by_block)
-    with pytest.raises(RuntimeError, match="missing barrier|unwritten"):
+    with pytest.raises(RuntimeError, match=r"missing barrier|unwritten"):
         run(across, (256,), "float32", numbers(256))
 
 
@@ -276,7 +276,7 @@ def two_blocks_write_one_cell(out_h: T.handle):
 
 
 def test_blocks_are_never_ordered():
-    with pytest.raises(RuntimeError, match="missing barrier: a write to what is written by .*another block"):
+    with pytest.raises(RuntimeError, match=r"missing barrier: a write to what is written by .*another block"):
         run(two_blocks_write_one_cell, (1,), "int32")
 
 
@@ -367,7 +367,7 @@ def test_a_hash_table_reads_its_keys_by_volatile_loads():
             np.testing.assert_array_equal(table.numpy()[slots], keys)
             assert len(set(slots.tolist())) == 30
     plain = claim("((int*)keys)[slot]")
-    with pytest.raises(RuntimeError, match="missing barrier.*atomic"):
+    with pytest.raises(RuntimeError, match=r"missing barrier.*atomic"):
         run(plain, (60,), "int32", keys, on_device(np.full(64, -1, np.int32)))
     with cuda_emulator.strict(plain_reads_of_atomics=False):
         run(plain, (60,), "int32", keys, on_device(np.full(64, -1, np.int32)))

@@ -1,4 +1,8 @@
-"""Whole modules on the emulated device: several launches, scratch, Relax, files, views, and what is left of TVM's own schedules."""
+"""Whole modules on the emulated device: several launches, scratch, Relax, files, views, and TVM's own schedules."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +16,26 @@ from tests.cuda_emulator.test_emulator import DEVICE, TARGET, numbers, on_device
 from tests.cuda_emulator.translate import kernel_names, translate
 from tests.tolerance import assert_close
 
+ROOT = Path(__file__).parent.parent.parent
+
 
 def test_the_device_is_there():
     assert DEVICE.exist and not tvm.cuda(1).exist
     assert (DEVICE.compute_version, DEVICE.warp_size, DEVICE.max_threads_per_block) == ("9.0", 32, 1024)
     cuda_emulator.install()  # a second time changes nothing
+
+
+def test_host_code_may_not_touch_the_device():
+    code = (
+        "import ctypes, tvm\n"
+        "from tests import cuda_emulator\n"
+        "cuda_emulator.install()\n"
+        "a = tvm.runtime.empty((4,), 'float32', tvm.cuda(0))\n"
+        "a.numpy()\n"
+        "ctypes.string_at(a.data_ptr(), 4)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode and "host code reads or writes memory of the device" in done.stderr, done.stderr
 
 
 def test_tensors_go_there_and_back():
@@ -118,7 +137,9 @@ extern "C" __global__ void __launch_bounds__(32) first(float* __restrict__ a, in
   __shared__ alignas(16) half tile[64];
   if (n) { a[0] = helper(1); }
 }
-extern "C" __global__ void second(int x) { asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p cp.async.wait_all; }" : : "r"(x)); }
+extern "C" __global__ void second(int x) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p cp.async.wait_all; }" : : "r"(x));
+}
 """
 
 
@@ -135,3 +156,35 @@ def test_translation_takes_one_kernel_with_all_helpers():
         translate(SOURCE, "third")
     with pytest.raises(NotImplementedError, match="wmma"):
         translate(SOURCE.replace("helper(1)", "nvcuda::wmma::x"), "first")
+
+
+def steps_of_a_sampler() -> tvm.IRModule:
+    """Ten kernels one after another on a shape that is known, which RewriteCUDAGraph captures."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType([16, 16], "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = x
+            for _ in range(5):
+                y = builder.emit(relax.op.nn.softmax(builder.emit(relax.op.matmul(y, y))))
+            y = builder.emit_output(y)
+        builder.emit_func_output(y)
+    return builder.get()
+
+
+def test_graphs_are_captured_and_played():
+    with tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
+        executable = tvm.compile(steps_of_a_sampler(), target=TARGET)
+    assert "vm.builtin.cuda_graph.run_or_capture" in executable.as_text()
+    machine = relax.VirtualMachine(executable, DEVICE)
+    for seed in range(3):
+        cuda_emulator.clear_statistics()
+        x = numbers(16, 16, seed=seed)
+        y = x.astype(np.float64)
+        for _ in range(5):
+            y = np.exp(y @ y)
+            y /= y.sum(1, keepdims=True)
+        assert_close(machine["main"](on_device(x)).numpy(), y.astype(np.float32), depth=5 * 16, scale=np.abs(x @ x).max())
+        launches = sum(figures["launches"] for figures in cuda_emulator.statistics().values())
+        # The first time what is captured runs twice: once to get ready, and once as the graph.
+        assert launches > 10 if seed == 0 else launches == 10
