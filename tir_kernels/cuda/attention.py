@@ -21,13 +21,13 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..guards import NOWHERE, RAISE_REPEATED_ROW
+from ..guards import NOWHERE, RAISE_REPEATED_ROW, RAISE_ROW
 from ..script import drop_parameters, inline
 from ..spec.attention import Attention
 from ..vector_math import LOG2_E
-from .atomics import atomic_min
 from .gpu import MOST_STATIC, WARP, Gpu, kernel_name
-from .guards import check_rows, match_status, refuse_first, reporting
+from .atomics import atomic_min
+from .guards import match_status, report, reporting
 from .launch import THREADS, blocks_for
 from .reductions import add, over_lanes
 from .segments import cut_segments
@@ -83,6 +83,11 @@ def aligned(k, v):
     return T.cuda.func_call("tir_are_aligned", *args, source_code=_ALIGNED, return_type="int32")
 
 
+def is_row(entry, rows):
+    """Whether an entry of an order is one of `rows` rows."""
+    return T.And(entry >= 0, T.Cast("int64", entry) < rows)
+
+
 def larger(a, b):
     """The larger of two numbers; of a number and NaN, the number."""
     return T.call_pure_extern("float32", "fmaxf", a, b)
@@ -126,29 +131,53 @@ def tile_for(depth: int, dtype: str) -> Tile:
 
 
 @inline
-def check_repeats(status, argument, order, rows):
-    """Report the first of the `rows` entries of `order` that repeats an earlier one."""
-    first = T.alloc_buffer((rows,), "int64")  # the first place of each row
-    with T.launch_thread("blockIdx.x", blocks_for(rows)) as block:
-        thread = T.launch_thread("threadIdx.x", THREADS)
-        row: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-        if row < rows:
-            first[row] = T.int64(NOWHERE)
-    with T.launch_thread("blockIdx.x", blocks_for(rows)) as block:
+def find_wrong_rows(has_q_order, has_k_order, q_order, k_order, nq, mk, nk, first, wrong):
+    """wrong[0 .. 2] = the first place in q_order of no row, or of a row that stands there before, and in k_order of no row.
+
+    NOWHERE where all is well. `first` [nq]: the first place of each row of q.
+    """
+    with T.launch_thread("blockIdx.x", blocks_for(nq)) as block:
         thread = T.launch_thread("threadIdx.x", THREADS)
         place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-        if place < rows:
-            if T.And(order[place] >= 0, T.Cast("int64", order[place]) < rows):
-                T.evaluate(atomic_min(first, T.Cast("int64", order[place]), place))
-    refuse_first(
-        status,
-        rows,
-        lambda i: T.if_then_else(
-            T.And(order[i] >= 0, T.Cast("int64", order[i]) < rows), first[T.Cast("int64", order[i])] != i, False
-        ),
-        RAISE_REPEATED_ROW,
-        lambda i: (argument, i, order[i]),
-    )
+        if place < 3:
+            wrong[place] = T.int64(NOWHERE)
+        if has_q_order:
+            if place < nq:
+                first[place] = T.int64(NOWHERE)
+    with T.launch_thread("blockIdx.x", blocks_for(T.max(nq, mk))) as block:
+        thread = T.launch_thread("threadIdx.x", THREADS)
+        place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
+        if has_q_order:
+            if place < nq:
+                if is_row(q_order[place], nq):
+                    T.evaluate(atomic_min(first, T.Cast("int64", q_order[place]), place))
+                else:
+                    T.evaluate(atomic_min(wrong, 0, place))
+        if has_k_order:
+            if place < mk:
+                if T.Not(is_row(k_order[place], nk)):
+                    T.evaluate(atomic_min(wrong, 2, place))
+    if has_q_order:
+        with T.launch_thread("blockIdx.x", blocks_for(nq)) as block:
+            thread = T.launch_thread("threadIdx.x", THREADS)
+            place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
+            if place < nq:
+                if is_row(q_order[place], nq):
+                    if first[T.Cast("int64", q_order[place])] != place:
+                        T.evaluate(atomic_min(wrong, 1, place))
+
+
+@inline
+def refuse_wrong_rows(status, has_q_order, has_k_order, q_order, k_order, nq, nk, wrong):
+    """Report, by one thread, what `find_wrong_rows` found."""
+    if has_q_order:
+        if wrong[0] != T.int64(NOWHERE):
+            report(status, RAISE_ROW, "q_order", wrong[0], q_order[wrong[0]], nq)
+        if wrong[1] != T.int64(NOWHERE):
+            report(status, RAISE_REPEATED_ROW, "q_order", wrong[1], q_order[wrong[1]])
+    if has_k_order:
+        if wrong[2] != T.int64(NOWHERE):
+            report(status, RAISE_ROW, "k_order", wrong[2], k_order[wrong[2]], nk)
 
 
 @cache
@@ -251,16 +280,18 @@ def attention(spec: Attention, gpu: Gpu) -> tvm.tirx.PrimFunc:
         k_order = match_buffer(k_order_, (mk,), "int32")
         status = T.meta_var(match_status(status_))
         out = match_buffer(out_, (nq, heads, depth), dtype)
-        if has_q_order:
-            check_rows(status, "q_order", q_order, nq, nq)
-            check_repeats(status, "q_order", q_order, nq)
-        if has_k_order:
-            check_rows(status, "k_order", k_order, mk, nk)
+        first = T.alloc_buffer((nq if has_q_order else 1,), "int64")
+        wrong = T.alloc_buffer((3,), "int64")
+        orders = T.meta_var((has_q_order, has_k_order, q_order, k_order))
+        if has_q_order or has_k_order:
+            find_wrong_rows(*orders, nq, mk if has_k_order else T.int64(0), nk, first, wrong)
         picked: T.let = mk if has_k_order else nk
         # Segments whose keys are cut have twice as many as a part, and get FEW / heads more items each, at most.
         more: T.let = T.min(batch - 1, picked // (2 * PART)) * (FEW // max(heads, 1) + 1)
         most: T.let = nq // tile.queries + batch + more
-        is_cut: T.let = T.And(picked >= 2 * PART, T.Or(batch > 2, (nq + (tile.queries - 1)) // tile.queries * heads < FEW))
+        is_cut: T.let = T.And(
+            picked >= 2 * PART, T.Or(batch > 2, (nq + (tile.queries - 1)) // tile.queries * heads < FEW)
+        )
         states: T.let = T.if_then_else(is_cut, most * heads, T.int64(1))
         first_item = T.alloc_buffer((batch,), "int32")
         items = T.alloc_buffer((most, ITEM), "int32")
@@ -275,6 +306,7 @@ def attention(spec: Attention, gpu: Gpu) -> tvm.tirx.PrimFunc:
             lambda b: tiles_of(q_offsets, b) * parts_of(q_offsets, k_offsets, b),
             first_item,
             lambda item, b, i: list_item(q_offsets, k_offsets, items, item, b, i),
+            lambda: refuse_wrong_rows(status, *orders, nq, nk, wrong),
         )
         if not is_empty:
             with T.launch_thread("blockIdx.x", most) as block:
