@@ -53,8 +53,8 @@ def on_device(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
     Of a number and NaN, CUDA's `min` and `max` return the number; elsewhere in this package they return their second argument
     where a comparison is false, so that NaN gives NaN. Here they are spelled out so.
 
-    TVM puts the value of a variable in wherever it stands, which made a third of a megabyte of source of a GELU, and compiling it
-    took half a minute: floats that are bound (`vector_math.bind`) become registers of their own.
+    TVM puts the value of a variable in wherever it stands: of a GELU, that makes 300 KB of source, which take 24 seconds to
+    compile. So floats that are bound (`vector_math.bind`) become registers of their own.
     """
     registers: dict[tvm.tirx.Var, tvm.tirx.Buffer] = {}
 

@@ -84,7 +84,9 @@ def layer_norm(spec: LayerNorm, gpu: Gpu) -> tvm.tirx.PrimFunc:
                 over_lanes(total, 0, add)
                 mean[0] = total[0] / T.float32(count)
                 total[0] = T.float32(0)
-                each_of_lane(channels, thread % WARP, lambda step, c: add_square(x, kept, total, mean[0], row, step, c), is_kept)
+                each_of_lane(
+                    channels, thread % WARP, lambda step, c: add_square(x, kept, total, mean[0], row, step, c), is_kept
+                )
                 over_lanes(total, 0, add)
                 total[0] = T.float32(1) / T.sqrt(total[0] / T.float32(count) + T.float32(eps))
                 each_of_lane(

@@ -56,8 +56,6 @@ def rms_norm_heads(spec: RmsNormHeads, gpu: Gpu) -> tvm.tirx.PrimFunc:
                 each_of_lane(depth, thread % WARP, lambda step, c: add_square(x, kept, total, row, step, c), is_kept)
                 over_lanes(total, 0, add)
                 total[0] = T.float32(np.sqrt(depth)) / T.max(T.sqrt(total[0]), T.float32(SMALLEST_NORM))
-                each_of_lane(
-                    depth, thread % WARP, lambda step, c: store(x, kept, total[0], gamma, out, row, step, c), is_kept
-                )
+                each_of_lane(depth, thread % WARP, lambda step, c: store(x, kept, total[0], gamma, out, row, step, c), is_kept)
 
     return kernel
