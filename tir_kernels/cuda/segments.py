@@ -73,9 +73,9 @@ def cut_segments(
 ) -> None:
     """Emit a launch that refuses wrong offsets, counts the tiles of all segments and lists them.
 
-    `checked`: name, buffer int32 [segments + 1] and rows of each offsets; `segments` an int32 expression. `tiles_of(b)`: tiles of
-    segment b, int32. `first_tile` int32 [segments + 1] gets the tiles before each segment and, at its end, their number: 0 when
-    something was refused, here or before. `list_tile(tile, b, i)` is a macro for the i-th tile of segment b; all are int32.
+    `checked`: name, buffer int32 [segments + 1] and rows of each offsets; `segments` an int32 expression. `tiles_of(b)`: tiles
+    of segment b, int32. `first_tile` int32 [segments + 1] gets the tiles before each segment and, at its end, their number: 0
+    when something was refused, here or before. `list_tile(tile, b, i)` is a macro for the i-th tile of segment b, all int32.
     `refuse_before()` emits what one thread refuses before the offsets.
     """
 
