@@ -2,12 +2,18 @@
 #pragma once
 
 #define HALF_TYPE(T, FROM_FLOAT, TO_FLOAT)                                                              \
+  struct T##_raw { uint16_t bits; }; /* what a volatile one is read by */                               \
   struct alignas(2) T {                                                                                 \
     uint16_t bits;                                                                                      \
     T() = default;                                                                                      \
     template <class V, class = std::enable_if_t<std::is_arithmetic<V>::value>>                          \
     T(V v) : bits(FROM_FLOAT(float(v))) {}                                                              \
-    operator float() const { return TO_FLOAT(bits); }                                                   \
+    T(T##_raw v) : bits(v.bits) {}                                                                      \
+    operator T##_raw() const volatile { return {bits}; }                                                \
+    operator float() const volatile { return TO_FLOAT(bits); }                                          \
+    void operator=(const T& o) volatile { bits = o.bits; }                                              \
+    T& operator=(const T& o) = default;                                                                 \
+    T(const T& o) = default;                                                                            \
     T& operator+=(T o) { return *this = T(float(*this) + float(o)); }                                   \
     T& operator-=(T o) { return *this = T(float(*this) - float(o)); }                                   \
     T& operator*=(T o) { return *this = T(float(*this) * float(o)); }                                   \

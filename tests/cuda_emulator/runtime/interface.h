@@ -35,10 +35,14 @@ uint32_t emulator_vote(int kind, uint32_t mask, int predicate);
 uint32_t emulator_match_any(uint32_t mask, uint64_t bits);
 uint32_t emulator_reduce(int kind, uint32_t mask, uint32_t value);
 
-// Tensor cores. `type`: of the operands; registers as PTX lists them.
+// Tensor cores. `type`: of the operands; registers as PTX lists them, two to a number. All are passed by value, so that the
+// compiler may keep a thread's fragments in registers: what has an address costs a check at every access.
+struct emulator_registers {
+  uint64_t low, high;
+};
 enum emulator_mma_type { MMA_F16, MMA_BF16, MMA_TF32, MMA_S8 };
-void emulator_mma(int type, int k, uint32_t* d, const uint32_t* a, const uint32_t* b, const uint32_t* c);
-void emulator_ldmatrix(int count, int transposed, uint32_t* registers, uint32_t address);
+emulator_registers emulator_mma(int type_and_k, uint64_t a_low, uint64_t a_high, uint64_t b, uint64_t c_low, uint64_t c_high);
+emulator_registers emulator_ldmatrix(int count, int transposed, uint32_t address);
 
 // Copies that land at their wait.
 void emulator_cp_async(uint32_t destination, const void* source, int bytes, int source_bytes);

@@ -267,8 +267,7 @@ void start_block(int slot, int64_t linear) {
     // Stacks begin at different places of a page, or all of them would share a few lines of the cache.
     char* top = stacks + (size_t(slot) * MAX_THREADS + t + 1) * STACK - t % 61 * 64;
     void** s = reinterpret_cast<void**>(top);
-    *--s = nullptr;
-    *--s = nullptr;
+    *--s = nullptr;  // in the place of a return address, by which a function finds its stack aligned
     *--s = reinterpret_cast<void*>(fiber_main);
     for (int k = 0; k < 6; k++) *--s = nullptr;
     f.stack_pointer = s;
@@ -435,10 +434,10 @@ void check_alignment(const void* p, size_t alignment, const char* what, const vo
   if (reinterpret_cast<uintptr_t>(p) % alignment) fail("misaligned " + std::string(what) + ": expected a multiple of " + std::to_string(alignment) + " bytes, given " + std::to_string(reinterpret_cast<uintptr_t>(p) % alignment) + " more, at " + place(p), pc);
 }
 
-// Called for every load and store of translated code.
-inline void instrumented(const void* p, size_t n, size_t alignment, Access access, const void* pc) {
-  if (static_cast<const char*>(p) - stacks < ptrdiff_t(STACK * MAX_THREADS * SLOTS) && p >= stacks) return;
-  if (!current) return;
+inline bool on_stack(const void* p) { return size_t(static_cast<const char*>(p) - stacks) < STACK * MAX_THREADS * SLOTS; }
+
+// Called for every load and store of translated code that is not on a stack.
+void instrumented(const void* p, size_t n, size_t alignment, Access access, const void* pc) {
   if (size_t(static_cast<const char*>(p) - base) >= total_bytes) {
     // Constants of the kernel itself, which lie in its library.
     const char* library = static_cast<const char*>(now->library);
@@ -533,34 +532,32 @@ void clear_statistics() {
 
 namespace {
 
-// The line of the translated source that a return address belongs to.
-std::string source_line(const Launch& what, const void* pc) {
+// The lines of the translated source that a return address belongs to, the innermost call first.
+std::string source_lines(const Launch& what, const void* pc) {
   if (!pc) return "";
+  std::string path = what.library_path.substr(0, what.library_path.rfind('.')) + ".cc", text;
   size_t offset = static_cast<const char*>(pc) - static_cast<const char*>(what.library) - 1;
-  char command[4096];
+  char command[4096], line[65536];
   snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%zx 2>/dev/null", what.library_path.c_str(), offset);
   FILE* pipe = popen(command, "r");
   if (!pipe) return "";
-  std::string text, found;
-  char line[4096];
+  std::vector<long> numbers;
   while (fgets(line, sizeof line, pipe)) {
     std::string where(line);
-    where = where.substr(0, where.find_first_of(" \n"));
-    // The last line that is not of the emulator's headers is the kernel's own.
-    size_t colon = where.rfind(':');
-    if (colon == std::string::npos || where.find("device.h") != std::string::npos || where[0] == '?') continue;
-    FILE* source = fopen((what.library_path.substr(0, what.library_path.rfind('.')) + ".cc").c_str(), "r");
-    long number = strtol(where.c_str() + colon + 1, nullptr, 10);
-    char content[65536];
-    if (!source) continue;
-    while (number-- > 0 && fgets(content, sizeof content, source)) {
-    }
-    fclose(source);
-    found = content;
-    text += "\n  " + where.substr(where.rfind('/') + 1) + ": " + found.substr(found.find_first_not_of(" "), 400);
-    while (!text.empty() && text.back() == '\n') text.pop_back();
+    size_t colon = where.find(".cc:");
+    if (colon != std::string::npos) numbers.push_back(strtol(where.c_str() + colon + 4, nullptr, 10));
   }
   pclose(pipe);
+  for (long number : numbers) {
+    FILE* source = fopen(path.c_str(), "r");
+    if (!source) break;
+    for (long i = 0; i < number && fgets(line, sizeof line, source); i++) {
+    }
+    fclose(source);
+    std::string content(line);
+    size_t begin = std::min(content.find_first_not_of(" "), content.size());
+    text += "\n  " + path + ":" + std::to_string(number) + ": " + content.substr(begin, content.find_last_not_of("\n") + 1 - begin).substr(0, 400);
+  }
   return text;
 }
 
@@ -568,6 +565,7 @@ std::string source_line(const Launch& what, const void* pc) {
 
 void launch(const Launch& what) {
   std::lock_guard<std::mutex> lock(launching);
+  Opened opened;
   auto refuse = [&](const std::string& why) {
     throw LaunchError("RuntimeError", "kernel " + what.kernel + " cannot be launched (CUDA_ERROR_INVALID_VALUE): " + why);
   };
@@ -601,8 +599,11 @@ void launch(const Launch& what) {
   steps = 0;
   error.clear();
   error_pc = nullptr;
-  random_numbers.seed(seed * 0x9e3779b97f4a7c15ull + launch_number);
-  reverse_lanes = (seed + launch_number) % 2;
+  // The schedule follows from the seed and the kernel's name alone, so that a failure comes again.
+  uint64_t hash = 0xcbf29ce484222325ull ^ seed;
+  for (char c : what.kernel) hash = (hash ^ uint8_t(c)) * 0x100000001b3ull;
+  random_numbers.seed(hash);
+  reverse_lanes = random_numbers() % 2;
 
   int64_t total = what.grid[0] * what.grid[1] * what.grid[2];
   int64_t threads = what.block[0] * what.block[1] * what.block[2];
@@ -640,7 +641,7 @@ void launch(const Launch& what) {
   }
   current = nullptr;
   if (!error.empty()) {
-    std::string text = error + source_line(what, error_pc);
+    std::string text = error + source_lines(what, error_pc);
     error.clear();
     throw LaunchError(error_kind, text);
   }
@@ -806,62 +807,68 @@ uint32_t emulator_reduce(int kind, uint32_t mask, uint32_t value) {
   return mine.result;
 }
 
-void emulator_mma(int type, int k, uint32_t* d, const uint32_t* a, const uint32_t* b, const uint32_t* c) {
+emulator_registers emulator_mma(int type_and_k, uint64_t a_low, uint64_t a_high, uint64_t b, uint64_t c_low, uint64_t c_high) {
   struct Lane {
-    int type, k;
-    uint32_t* d;
-    const uint32_t *a, *b, *c;
-  } mine{type, k, d, a, b, c};
-  collective(Collective::MMA, ~0u, &mine, [type, k](Warp& w) {
+    int type_and_k;
+    uint64_t a[2], b[1], c[2];
+    emulator_registers d;
+  } mine{type_and_k, {a_low, a_high}, {b}, {c_low, c_high}, {}};
+  collective(Collective::MMA, ~0u, &mine, [type_and_k](Warp& w) {
+    const int type = type_and_k >> 8, k = type_and_k & 0xff;
+    auto reg = [](const uint64_t* registers, int i) { return uint32_t(registers[i / 2] >> 32 * (i % 2)); };
     // Fragments of m16n8: a lane's registers hold `pack` neighbours along k each, of rows lane / 4 and 8 more.
     int pack = type == MMA_TF32 ? 1 : type == MMA_S8 ? 4 : 2, step = 4 * pack;
-    static float ma[16][32], mb[32][8];
+    static float ma[16][32];
+    static double mb[32][8];  // products are added as doubles, and rounded once
     auto lane_of = [&](int l) -> Lane& { return *static_cast<Lane*>(w.lanes[l]->arguments); };
-    auto value = [&](uint32_t reg, int i) -> float {
+    auto value = [type](uint32_t bits, int i) -> float {
       switch (type) {
-        case MMA_F16: return half_to_float(uint16_t(reg >> 16 * i));
-        case MMA_BF16: return bits_to_float(reg >> 16 * i << 16);
-        case MMA_TF32: return bits_to_float(reg & ~0x1fffu);
-        default: return float(int8_t(reg >> 8 * i));
+        case MMA_F16: return half_to_float(uint16_t(bits >> 16 * i));
+        case MMA_BF16: return bits_to_float(bits >> 16 * i << 16);
+        case MMA_TF32: return bits_to_float(bits & ~0x1fffu);
+        default: return float(int8_t(bits >> 8 * i));
       }
     };
     for (int l = 0; l < 32; l++) {
       Lane& lane = lane_of(l);
-      if (lane.type != type || lane.k != k) fail("partial-warp collective: lanes of a warp at different mma.sync");
+      if (lane.type_and_k != type_and_k) fail("partial-warp collective: lanes of a warp at different mma.sync");
       for (int r = 0; r < 2 * k / step; r++)
-        for (int i = 0; i < pack; i++) ma[l / 4 + 8 * (r % 2)][l % 4 * pack + i + step * (r / 2)] = value(lane.a[r], i);
+        for (int i = 0; i < pack; i++) ma[l / 4 + 8 * (r % 2)][l % 4 * pack + i + step * (r / 2)] = value(reg(lane.a, r), i);
       for (int r = 0; r < k / step; r++)
-        for (int i = 0; i < pack; i++) mb[l % 4 * pack + i + step * r][l / 4] = value(lane.b[r], i);
+        for (int i = 0; i < pack; i++) mb[l % 4 * pack + i + step * r][l / 4] = value(reg(lane.b, r), i);
     }
-    for (int l = 0; l < 32; l++) {
-      Lane& lane = lane_of(l);
-      uint32_t out[4];
-      for (int i = 0; i < 4; i++) {
-        int row = l / 4 + 8 * (i / 2), column = l % 4 * 2 + i % 2;
-        if (type == MMA_S8) {
-          int32_t sum = int32_t(lane.c[i]);
-          for (int j = 0; j < k; j++) sum += int32_t(ma[row][j]) * int32_t(mb[j][column]);
-          out[i] = uint32_t(sum);
-        } else {
-          double sum = bits_to_float(lane.c[i]);
-          for (int j = 0; j < k; j++) sum += double(ma[row][j]) * double(mb[j][column]);
-          float rounded = float(sum);
-          memcpy(&out[i], &rounded, 4);
-        }
+    for (int row = 0; row < 16; row++) {
+      // Of the lanes that hold this row: two columns each, in two registers.
+      int first = row % 8 * 4, half = row / 8;
+      double sums[8];
+      for (int c = 0; c < 8; c++) {
+        uint32_t bits = reg(lane_of(first + c / 2).c, half * 2 + c % 2);
+        sums[c] = type == MMA_S8 ? double(int32_t(bits)) : double(bits_to_float(bits));
       }
-      memcpy(lane.d, out, sizeof out);
+      for (int j = 0; j < k; j++) {
+        double a = ma[row][j];
+        for (int c = 0; c < 8; c++) sums[c] += a * mb[j][c];
+      }
+      for (int c = 0; c < 8; c++) {
+        float rounded = float(sums[c]);
+        int32_t whole = int32_t(int64_t(sums[c]));
+        uint32_t bits;
+        memcpy(&bits, type == MMA_S8 ? static_cast<void*>(&whole) : &rounded, 4);
+        emulator_registers& d = lane_of(first + c / 2).d;
+        (half ? d.high : d.low) |= uint64_t(bits) << 32 * (c % 2);
+      }
     }
     figures->mma++;
   }, PC);
+  return mine.d;
 }
 
-void emulator_ldmatrix(int count, int transposed, uint32_t* registers, uint32_t address) {
+emulator_registers emulator_ldmatrix(int count, int transposed, uint32_t address) {
   struct Lane {
     int count, transposed;
-    uint32_t* registers;
     uint32_t address;
-    const void* pc;
-  } mine{count, transposed, registers, address, PC};
+    emulator_registers registers;
+  } mine{count, transposed, address, {}};
   // The lanes that give addresses read them on their own account.
   if (current->lane < 8 * count) {
     const char* p = slot_base(current->block->slot) + address;
@@ -887,11 +894,12 @@ void emulator_ldmatrix(int count, int transposed, uint32_t* registers, uint32_t 
         if (lane.count != count || lane.transposed != transposed) fail("partial-warp collective: lanes of a warp at different ldmatrix");
         int i = l / 4, j = l % 4 * 2;
         uint32_t low = transposed ? rows[j][i] : rows[i][j], high = transposed ? rows[j + 1][i] : rows[i][j + 1];
-        lane.registers[m] = low | high << 16;
+        (m / 2 ? lane.registers.high : lane.registers.low) |= uint64_t(low | high << 16) << 32 * (m % 2);
       }
     }
     figures->ldmatrix++;
   }, PC);
+  return mine.registers;
 }
 
 void emulator_cp_async(uint32_t destination, const void* source, int bytes, int source_bytes) {
@@ -992,22 +1000,30 @@ void emulator_not_implemented(const char* instruction) { fail(std::string("the C
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
-#define ACCESS(n)                                                                                        \
-  void __tsan_read##n(void* p) { instrumented(p, n, n, Access::READ, PC); }                               \
-  void __tsan_write##n(void* p) { instrumented(p, n, n, Access::WRITE, PC); }                             \
-  void __tsan_volatile_read##n(void* p) { instrumented(p, n, n, Access::ATOMIC_READ, PC); }               \
-  void __tsan_volatile_write##n(void* p) { instrumented(p, n, n, Access::ATOMIC_WRITE, PC); }             \
-  void __tsan_unaligned_read##n(void* p) { instrumented(p, n, 1, Access::READ, PC); }                     \
-  void __tsan_unaligned_write##n(void* p) { instrumented(p, n, 1, Access::WRITE, PC); }                   \
-  void __tsan_unaligned_volatile_read##n(void* p) { instrumented(p, n, 1, Access::ATOMIC_READ, PC); }     \
-  void __tsan_unaligned_volatile_write##n(void* p) { instrumented(p, n, 1, Access::ATOMIC_WRITE, PC); }
+#define HOOK(name, n, alignment, access) \
+  void __tsan_##name(void* p) {          \
+    if (!on_stack(p)) instrumented(p, n, alignment, access, PC); \
+  }
+#define ACCESS(n)                                                        \
+  HOOK(read##n, n, n, Access::READ)                                      \
+  HOOK(write##n, n, n, Access::WRITE)                                    \
+  HOOK(volatile_read##n, n, n, Access::ATOMIC_READ)                      \
+  HOOK(volatile_write##n, n, n, Access::ATOMIC_WRITE)                    \
+  HOOK(unaligned_read##n, n, 1, Access::READ)                            \
+  HOOK(unaligned_write##n, n, 1, Access::WRITE)                          \
+  HOOK(unaligned_volatile_read##n, n, 1, Access::ATOMIC_READ)            \
+  HOOK(unaligned_volatile_write##n, n, 1, Access::ATOMIC_WRITE)
 ACCESS(1)
 ACCESS(2)
 ACCESS(4)
 ACCESS(8)
 ACCESS(16)
-void __tsan_read_range(void* p, size_t n) { instrumented(p, n, 1, Access::READ, PC); }
-void __tsan_write_range(void* p, size_t n) { instrumented(p, n, 1, Access::WRITE, PC); }
+void __tsan_read_range(void* p, size_t n) {
+  if (!on_stack(p)) instrumented(p, n, 1, Access::READ, PC);
+}
+void __tsan_write_range(void* p, size_t n) {
+  if (!on_stack(p)) instrumented(p, n, 1, Access::WRITE, PC);
+}
 void __tsan_vptr_update(void*, void*) {}
 
 // What -fsanitize=bounds and integer-divide-by-zero call.

@@ -43,6 +43,13 @@ extern uint32_t* split;      // [total_bytes / 4] the launch in which the word's
 inline char* slot_base(int slot) { return base + slot * SHARED_SLOT; }
 inline bool is_shared(size_t offset) { return offset < SLOTS * SHARED_SLOT; }
 
+// While one of these lives, code of this process may touch memory of the device. Outside, host code that does is ended by a
+// signal, as it would be by a GPU.
+struct Opened {
+  Opened();
+  ~Opened();
+};
+
 void initialize();
 void* allocate(size_t bytes);
 void release(void* pointer);

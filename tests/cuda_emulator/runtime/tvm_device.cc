@@ -16,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "graphs.h"
 #include "machine.h"
 #include "memory.h"
 
@@ -73,6 +74,7 @@ class EmulatedDevice final : public DeviceAPI {
   }
 
   void* AllocDataSpace(Device dev, size_t bytes, size_t alignment, DLDataType) final {
+    emulator::refuse_in_capture("memory is allocated");
     try {
       return emulator::allocate(bytes);
     } catch (const std::runtime_error& e) {
@@ -93,7 +95,7 @@ class EmulatedDevice final : public DeviceAPI {
   void* AllocWorkspace(Device dev, size_t bytes, DLDataType type) final { return AllocDataSpace(dev, bytes, kTempAllocaAlignment, type); }
   void FreeWorkspace(Device dev, void* pointer) final { FreeDataSpace(dev, pointer); }
 
-  void StreamSync(Device dev, TVMStreamHandle stream) final {}
+  void StreamSync(Device dev, TVMStreamHandle stream) final { emulator::refuse_in_capture("the stream is waited for"); }
   TVMStreamHandle CreateStream(Device dev) final { return reinterpret_cast<TVMStreamHandle>(new char); }
   void FreeStream(Device dev, TVMStreamHandle stream) final { delete static_cast<char*>(stream); }
   void SyncStreamFromTo(Device dev, TVMStreamHandle, TVMStreamHandle) final {}
@@ -104,8 +106,15 @@ class EmulatedDevice final : public DeviceAPI {
                       DLDataType, TVMStreamHandle) final {
     const char* f = static_cast<const char*>(from) + from_offset;
     char* t = static_cast<char*>(to) + to_offset;
-    if (!size) return;
     bool from_device = dev_from.device_type == kDLCUDA, to_device = dev_to.device_type == kDLCUDA;
+    if (!size) return;
+    if (!from_device || !to_device) emulator::refuse_in_capture("a copy from or to the host");
+    if (!emulator::captured([=] { Copy(f, t, size, from_device, to_device); })) Copy(f, t, size, from_device, to_device);
+  }
+
+ private:
+  static void Copy(const char* f, char* t, size_t size, bool from_device, bool to_device) {
+    emulator::Opened opened;
     if (from_device && !emulator::is_live(f, size))
       TVM_FFI_THROW(RuntimeError) << "CUDA emulator: a copy of " << size << " bytes from the device leaves its allocation: it begins "
                                   << emulator::describe(f);
@@ -233,7 +242,6 @@ class EmulatedModule : public ffi::ModuleObj {
     const TVMFFIAny* raw = reinterpret_cast<const TVMFFIAny*>(args.data());
     size_t count = info->arg_types.size();
     std::vector<uint64_t> values(count);
-    std::vector<void*> addresses(count);
     for (size_t i = 0; i < count; i++) {
       DLDataType t = info->arg_types[i];
       if (t.code == kDLFloat && t.bits == 32) {
@@ -242,9 +250,8 @@ class EmulatedModule : public ffi::ModuleObj {
       } else {
         values[i] = uint64_t(raw[i].v_int64);  // a narrow integer is its first bytes
       }
-      addresses[i] = &values[i];
     }
-    emulator::Launch what{kernel, compiled.entry, compiled.library, compiled.path, {1, 1, 1}, {1, 1, 1}, 0, addresses.data()};
+    emulator::Launch what{kernel, compiled.entry, compiled.library, compiled.path, {1, 1, 1}, {1, 1, 1}, 0, nullptr};
     size_t at = count;
     for (const ffi::String& tag : info->launch_param_tags) {
       std::string t = tag;
@@ -255,6 +262,13 @@ class EmulatedModule : public ffi::ModuleObj {
       else if (t.rfind("threadIdx.", 0) == 0) what.block[t[10] - 'x'] = size ? size : 1;
       else TVM_FFI_THROW(NotImplementedError) << "the CUDA emulator does not know the launch parameter " << t;
     }
+    if (!emulator::captured([what, values] { Run(what, values); })) Run(what, values);
+  }
+
+  static void Run(emulator::Launch what, std::vector<uint64_t> values) {
+    std::vector<void*> addresses;
+    for (uint64_t& value : values) addresses.push_back(&value);
+    what.arguments = addresses.data();
     try {
       emulator::launch(what);
     } catch (const emulator::LaunchError& e) {
@@ -309,11 +323,7 @@ EmulatedDevice* Device() {
   return device;
 }
 
-void Register(const char* name, ffi::Function function) {
-  ffi::String text(name);
-  TVMFFIByteArray bytes{text.data(), text.size()};
-  TVMFFIFunctionSetGlobal(&bytes, const_cast<TVMFFIObject*>(ffi::details::ObjectUnsafe::TVMFFIObjectPtrFromObjectRef(function)), 1);
-}
+void Register(const char* name, ffi::Function function) { ffi::Function::SetGlobal(name, function, true); }
 
 }  // namespace
 }  // namespace runtime
@@ -324,6 +334,7 @@ extern "C" void cuda_emulator_register() {
   using namespace tvm;
   using namespace tvm::runtime;
   emulator::initialize();
+  emulator::register_graphs();
   Register("device_api.cuda", ffi::Function::FromPacked([](ffi::PackedArgs, ffi::Any* rv) { *rv = static_cast<void*>(static_cast<DeviceAPI*>(runtime::Device())); }));
   Register("ffi.Module.create.cuda",
            ffi::Function::FromTyped([](ffi::Bytes code, ffi::String fmt, ffi::Map<ffi::String, FunctionInfo> fmap, ffi::Map<ffi::String, ffi::String> source) {
