@@ -1,5 +1,4 @@
-"""Pooling through a kernel map: a thread has a vector of channels of an output row, and takes the live taps of its tile
-in order.
+"""Pooling through a kernel map: a thread has some channels of an output row, and takes the live taps of its tile in order.
 
 Where taps are cut into groups, one launch follows another, and reduced values go on in a float32 scratch.
 """
