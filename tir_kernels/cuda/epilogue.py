@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import tvm
 from tvm.script import tirx as T
 
-from ..vector_math import EMIT
+from ..vector_math import EMIT, in_registers
 
 
 def rows_and_columns(row, column):
@@ -49,7 +49,7 @@ class Epilogue:
             loaded.append(own)
 
             def one_by_one():
-                for e in range(count):
+                with T.unroll(count) as e:
                     zero = T.Cast(buffer.dtype, T.float32(0))
                     T.buffer_store(own, T.if_then_else(e < columns, buffer[tuple(at(e))], zero), [e])
 
@@ -65,16 +65,18 @@ class Epilogue:
             residual = load(self.residual, lambda e: self.at(row, column + e))
         result = T.alloc_buffer((count,), self.out.dtype, scope="local")
         act = EMIT[self.activation]
-        for e in range(count):
+        with T.unroll(count) as e:
             value = values[e] + bias[e]
             if gate is not None:
                 value = value * gate[e]
             if residual is not None:
                 value = value + T.Cast("float32", residual[e])
-            T.buffer_store(result, T.Cast(self.out.dtype, act(value)), [e])
+            with in_registers():
+                finished = act(value)
+            T.buffer_store(result, T.Cast(self.out.dtype, finished), [e])
 
         def store_one_by_one():
-            for e in range(count):
+            with T.unroll(count) as e:
                 with T.If(e < columns), T.Then():
                     T.buffer_store(self.out, result[e], self.at(row, column + e))
 

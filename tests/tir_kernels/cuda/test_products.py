@@ -302,7 +302,5 @@ def test_dense_convolution(cin, cout, dtype, size, geometry):
         expected = conv3d.naive(x, weight, bias, residual, activation="relu", **options).astype(dtype)
         assert_close(out, expected, depth_of(cin * geometry.taps, dtype), dtype=expected.dtype)
     small = array(rng, (1, cin, 0, 6, 7), dtype)
-    with pytest.raises(
-        ValueError, match="expected a padded size of at least 3 of the kernel|expected a padded size of at least"
-    ):
+    with pytest.raises(ValueError, match="of at least the 3 of the kernel along axis 2, given 2"):
         run(spec, [small, weight, bias, array(rng, (1, cout, 0, 6, 7), dtype)], [((1, cout, 0, 6, 7), dtype)])
