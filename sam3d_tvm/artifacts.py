@@ -40,7 +40,7 @@ from sparse_ops.deploy.reading import JSON_BYTES, brief, read_bytes, read_json
 from sparse_ops.deploy.weights import State
 from sparse_ops.eager.cache import cache_folder, source_digest
 from sparse_ops.transform.precision import PRECISIONS
-from tir_kernels.dispatch import host_target
+from tir_kernels.dispatch import current_target
 
 PIPELINE, MADE_FROM, LOCK = "pipeline.json", "made_from.json", ".lock"
 FORMAT = 1
@@ -65,7 +65,7 @@ class Source(Protocol):
     def identity(self, name: str) -> str:
         """What changes when the weights of a model do."""
 
-    def label(self, precision: str) -> str:
+    def label(self, precision: str, target: tvm.target.Target | None = None) -> str:
         """A name for its artifacts."""
 
 
@@ -83,11 +83,16 @@ class CheckpointSource(Checkpoint):
                 digest.update(opened.read(SAMPLE))
         return digest.hexdigest()
 
-    def label(self, precision: str) -> str:
+    def label(self, precision: str, target: tvm.target.Target | None = None) -> str:
         """Of the folder, by whichever of its paths it was given."""
         folder, file = self.folder.resolve(), self.pipeline_file.name
         place = os.fsencode(folder if file == CHECKPOINT else folder / file)
-        return f"{folder.name}-{hashlib.sha256(place).hexdigest()[:12]}-{precision}"
+        return f"{folder.name}-{hashlib.sha256(place).hexdigest()[:12]}-{precision}{_suffix(target)}"
+
+
+def _suffix(target: tvm.target.Target | None) -> str:
+    """What tells artifacts for a device from those for CPUs."""
+    return "" if target is None or target.kind.name == "llvm" else f"-{target.kind.name}-{target.attrs['arch']}"
 
 
 class SeededSource:
@@ -106,14 +111,15 @@ class SeededSource:
     def identity(self, name: str) -> str:
         return f"seed {self._seed} of preset {self._name}, {_source_of(name)}"
 
-    def label(self, precision: str) -> str:
-        return f"preset-{self._name}-{self._seed}-{precision}"
+    def label(self, precision: str, target: tvm.target.Target | None = None) -> str:
+        return f"preset-{self._name}-{self._seed}-{precision}{_suffix(target)}"
 
 
 class Artifacts:
     """An artifact folder that is complete, for this machine.
 
-    `offset_perturbation`: float32 [num_gaussians, 3] by the name of each Gaussian decoder. `random_weights`: whether these
+    `precision`, `target`: what they were compiled for, the target as a dict. `offset_perturbation`: float32 [num_gaussians, 3]
+    by the name of each Gaussian decoder. `random_weights`: whether these
     are a preset's. `keys`: what changes with all that a model computes, by name. While another process compiles into the folder
     and has not done so yet, it is waited for, which is said after a second. Raises ValueError for a folder that is none, one
     whose config cannot be read, and one in which files are missing or of another size, with all of them.
@@ -136,6 +142,7 @@ class Artifacts:
         try:
             self.config = PipelineConfig.from_json(value["config"])
             self.precision = str(value["precision"])
+            self.target = {**value.get("target", {"kind": "llvm"})}  # those made before there were others are for CPUs
             self.random_weights = value.get("random_weights") is True
             self.offset_perturbation = {
                 name: _offsets(value["offset_perturbation"][name], getattr(self.config, name), name)
@@ -265,6 +272,7 @@ def _described(source: Source, folder: str | os.PathLike, precision: str, target
     value = {
         "format": FORMAT,
         "precision": precision,
+        "target": json.loads(str(current_target(target))),
         "random_weights": isinstance(source, SeededSource),
         "config": source.config.to_json(),
         "offset_perturbation": offsets,
@@ -418,7 +426,7 @@ def _calibration_of(made: Mapping[str, Any] | None) -> dict[str, str]:
 
 def _key(source: Source, name: str, precision: str, target: tvm.target.Target | None) -> dict[str, str]:
     """What changes with the code of a model, and with its weights."""
-    code = _code_key(source.config, name, precision, target or host_target())
+    code = _code_key(source.config, name, precision, current_target(target))
     return {"code": code, "weights": source.identity(name)}
 
 

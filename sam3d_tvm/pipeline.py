@@ -129,7 +129,7 @@ class Pipeline:
         source = CheckpointSource(folder, None if formats is None else check_formats(formats))
         for note in source.notes:
             say(note)
-        place = artifacts or default_folder(source.label(precision))
+        place = artifacts or default_folder(source.label(precision, target))
         return cls(compile_artifacts(source, place, precision, target, on_model))
 
     @classmethod
@@ -148,7 +148,7 @@ class Pipeline:
         Options as of `from_checkpoint`. ValueError for another preset, a negative seed, another precision.
         """
         source = SeededSource(name, seed)
-        place = artifacts or default_folder(source.label(precision))
+        place = artifacts or default_folder(source.label(precision, target))
         return cls(compile_artifacts(source, place, precision, target, on_model))
 
     @classmethod

@@ -1,8 +1,8 @@
-"""Compile a Relax module that uses our ops, for a CPU target, and pack its weights."""
+"""Compile a Relax module that uses our ops, and pack its weights."""
 
 import tvm
 
-from tir_kernels.dispatch import host_target
+from tir_kernels.dispatch import current_target
 
 from .program import Program, pack_params
 from .transform import pipeline_for
@@ -16,7 +16,7 @@ def build(
     lift_params: bool = False,
     precision: str = "float32",
 ) -> Program:
-    """Compile `mod` for `target` (default: the host CPU with all of its instructions) by `transform.pipeline_for`.
+    """Compile `mod` for `target`, by default that in scope, else the host CPU with all of its instructions, by `pipeline_for`.
 
     `lift_params=True`: a function with the attribute `num_input`, as `export_tvm` makes them, takes what `pack_params`
     returns in place of its parameters, so that weights are packed once and are not part of what is compiled.
@@ -24,9 +24,9 @@ def build(
     at every call. `precision`: one of `transform.precision.PRECISIONS` inside of the module.
     What is returned may be called from any number of threads, see `Program`.
 
-    Raises ValueError for another precision or a target that is no CPU.
+    Raises ValueError for another precision, or a kind of target that has no kernels.
     """
-    target = target or host_target()
+    target = current_target(target)
     return Program(tvm.compile(mod, target=target, relax_pipeline=pipeline_for(target, precision, lift_params)))
 
 

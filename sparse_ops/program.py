@@ -1,8 +1,11 @@
 """A compiled module that any number of threads may call at once.
 
+Code for a CUDA device runs there: arguments that lie elsewhere are copied to it, and results lie in its memory.
+
 A `relax.VirtualMachine` keeps the state of a call in itself: entered by two threads it ends the process. One costs 40 us and
 2 KB beside the code that all of them share, so a call takes one that is idle, or makes one. Results go back to the system when
-they are dropped ("naive"): TVM's pool would keep a buffer of every size that was ever asked for.
+they are dropped ("naive"): TVM's pool would keep a buffer of every size that was ever asked for. On a device, where to ask
+for memory waits for all kernels, the pool is used; it gives everything back when memory runs out.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,8 +19,10 @@ from tvm.relax.vm_build import VMExecutable
 
 from tir_kernels.cpu.threads import note_use
 
+from .devices import device_for, placed
 from .transform.lift_params import TRANSFORM_PARAMS
 
+HOST = tvm.cpu()
 IDLE = 8  # machines that are kept, each with the last result that it returned; more calls than that at once make theirs anew
 
 Packed = list[tvm.runtime.Tensor]  # parameters in the layout of this machine's kernels
@@ -34,10 +39,19 @@ class Program(VMExecutable):
     makes packed copies of them, which do not follow what is written into the originals afterwards.
     """
 
-    def __init__(self, code: tvm.runtime.Module | tvm.runtime.Executable):
-        """`code`: what `tvm.compile` returned for a Relax module, or what was loaded from a library made of it."""
+    def __init__(self, code: tvm.runtime.Module | tvm.runtime.Executable, device: tvm.runtime.Device | None = None):
+        """`code`: what `tvm.compile` returned for a Relax module, or what was loaded from a library made of it. `device`: where
+        it runs, by default the CUDA device in use, if it is code for one."""
         super().__init__(code.mod if isinstance(code, tvm.runtime.Executable) else code)
-        self._machines = _Machines(tvm.runtime.Executable(self.mod).jit)
+        self._device = device
+        self._machines = _Machines(tvm.runtime.Executable(self.mod).jit, lambda: self.device)
+
+    @property
+    def device(self) -> tvm.runtime.Device:
+        """Where it runs. ValueError for code for a CUDA device where there is none."""
+        if self._device is None:
+            self._device = device_for(self.mod)
+        return self._device
 
     def __getitem__(self, name: str) -> "Function":
         """The function of that name. Raises ValueError if there is none."""
@@ -88,7 +102,10 @@ def tensors_of(result) -> list[tvm.runtime.Tensor]:
 
 
 class Function:
-    """A function of a program. It takes and returns TVM tensors, or tuples of them, and may be called from any thread."""
+    """A function of a program. It takes and returns TVM tensors, or tuples of them, and may be called from any thread.
+
+    Tensors that do not lie on the program's device are copied there.
+    """
 
     def __init__(self, machines: "_Machines", name: str):
         self.name = name
@@ -100,6 +117,8 @@ class Function:
             machine = idle.pop()
         except IndexError:
             machine = self._machines.another()
+        if machine.device != HOST:
+            args = placed(args, machine.device)
         result = machine[self.name](*args)  # a machine whose call fails is dropped
         if len(idle) < IDLE and machine.observer is self._machines.observer:
             idle.append(machine)
@@ -116,9 +135,10 @@ class Function:
 class _Machine(dict):
     """Functions of one virtual machine by name, for one call at a time."""
 
-    def __init__(self, code: tvm.runtime.Module, observer: Observer | None):
+    def __init__(self, code: tvm.runtime.Module, device: tvm.runtime.Device, observer: Observer | None):
         super().__init__()
-        self.machine, self.observer = relax.VirtualMachine(code, tvm.cpu(), memory_cfg="naive"), observer
+        memory = "naive" if device == HOST else "pooled"
+        self.machine, self.device, self.observer = relax.VirtualMachine(code, device, memory_cfg=memory), device, observer
         if observer is not None:
             self.machine.set_instrument(partial(_tell, observer))
 
@@ -137,14 +157,18 @@ def _tell(observer: Observer, function: tvm_ffi.Function, name: str, before: boo
 class _Machines:
     """The virtual machines of one module, those that are idle, and the functions that they all have."""
 
-    def __init__(self, load: Callable[[], tvm.runtime.Module]):
-        self.load, self.idle = load, []
+    def __init__(self, load: Callable[[], tvm.runtime.Module], device: Callable[[], tvm.runtime.Device]):
+        self.load, self._device, self.idle = load, device, []
         self.functions: dict[str, Function] = {}
         self.observer: Observer | None = None
 
+    @property
+    def device(self) -> tvm.runtime.Device:
+        return self._device()
+
     def another(self) -> _Machine:
         note_use()
-        return _Machine(self.load(), self.observer)
+        return _Machine(self.load(), self.device, self.observer)
 
     def watch(self, observer: Observer | None) -> None:
         """Machines that are made from now on tell `observer`; those that do not are given up."""
@@ -176,7 +200,23 @@ def pack_params(
     packed = {}
 
     def store(index: int, value: tvm.runtime.Tensor) -> None:
-        packed[index] = value.copyto(tvm.cpu())  # its memory is used again by the next ones
+        packed[index] = value
 
-    program[name + TRANSFORM_PARAMS](tvm_ffi.convert(read), tvm_ffi.convert(store))
+    pack_each(program, name, read, store)
     return [packed[i] for i in range(len(packed))]
+
+
+def pack_each(
+    program: Program | _Machines | relax.VirtualMachine,
+    name: str,
+    read: Callable[[int], tvm.runtime.Tensor],
+    store: Callable[[int, tvm.runtime.Tensor], None],
+) -> None:
+    """As `pack_params`: calls `store(i, value)` with the packed parameters, one at a time, each in memory of its own."""
+    device = getattr(program, "device", HOST)
+
+    def keep(index: int, value: tvm.runtime.Tensor) -> None:
+        store(index, value.copyto(device))  # its memory is used again by the next ones
+
+    convert = tvm_ffi.convert
+    program[name + TRANSFORM_PARAMS](convert(lambda index: placed(read(index), device)), convert(keep))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from .cpu import table as cpu
 from .cpu.isa import Isa, forced, host_target
+from .cpu.table import PAIRS as PAIRS  # the layout of maps on CPUs
 from .cpu.threads import note_use
 from .cuda import table as cuda
 from .cuda.gpu import Gpu
@@ -26,11 +27,13 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class TargetKind:
-    """A kind of targets that has kernels: its name; what decides compiled code besides descriptions; see `fastest_features`."""
+    """A kind of targets that has kernels: its name; what decides compiled code besides descriptions; see `fastest_features`;
+    and why there are none for a target of the kind, if so."""
 
     name: str
     fingerprint: Callable[[Target], str]
     fastest_features: Callable[[Target], str]
+    problem: Callable[[Target], str | None] = lambda target: None
 
 
 KINDS: dict[str, TargetKind] = {
@@ -39,7 +42,12 @@ KINDS: dict[str, TargetKind] = {
         fingerprint=lambda target: str(Isa.of(target)),
         fastest_features=lambda target: "bfloat16" if Isa.of(target).bf16_dot else "float32",
     ),
-    "cuda": TargetKind("CUDA", fingerprint=lambda target: str(Gpu.of(target)), fastest_features=lambda target: "float16"),
+    "cuda": TargetKind(
+        "CUDA",
+        fingerprint=lambda target: str(Gpu.of(target)),
+        fastest_features=lambda target: "float16",
+        problem=lambda target: Gpu.of(target).problem(),
+    ),
 }
 
 
@@ -86,10 +94,12 @@ def map_layout(target: Target | None = None) -> MapLayout:
 
 
 def check_target(target: Target) -> None:
-    """ValueError unless there are kernels for targets of the kind of `target`."""
+    """ValueError unless there are kernels for `target`."""
     if target.kind.name not in KINDS:
         expected = " or ".join(f"a {known.name} target of kind {kind!r}" for kind, known in KINDS.items())
         raise ValueError(f"target: expected {expected}, given kind {target.kind.name!r}")
+    if problem := KINDS[target.kind.name].problem(target):
+        raise ValueError(f"target: {problem}")
 
 
 def fingerprint(target: Target | None = None) -> str:

@@ -49,6 +49,7 @@ class MapLayout(ABC):
     NAMES: tuple[str, ...]
     DTYPES = ("int32", "int32", "int32", "int64")
     RANKS = (2, 2, 2, 1)
+    DIMS: tuple[tuple[str | int, ...], ...]  # names of the dimensions of each array; equal names are equal sizes
     MOST_TAPS = 1 << 20  # of a map; its int32 count the pairs of blocks
 
     @abstractmethod
@@ -58,6 +59,10 @@ class MapLayout(ABC):
     @abstractmethod
     def problem(self, *arrays: np.ndarray) -> str:
         """What keeps arrays, of this layout's dtypes and ranks, from being a map that kernels may trust; empty if nothing."""
+
+    @abstractmethod
+    def pairs(self, *arrays: np.ndarray) -> int:
+        """Pairs (input row, output row) over all taps."""
 
     @abstractmethod
     def unpack(self, *arrays: np.ndarray) -> np.ndarray:
@@ -76,6 +81,7 @@ class PairsByBlock(MapLayout):
     """
 
     NAMES = ("pair_in", "pair_out", "segment", "rows")
+    DIMS = (("blocks", "slots"), ("blocks", "slots"), ("blocks", "columns"), (2,))
 
     @staticmethod
     def block_rows(rows):
@@ -124,6 +130,9 @@ class PairsByBlock(MapLayout):
         segment[:, 1] = np.minimum(size, rows - size * np.arange(blocks))
         return slots, slots % np.int32(size), segment, np.array([rows, rows], "int64")
 
+    def pairs(self, pair_in, pair_out, segment, rows) -> int:
+        return int(segment[:, -1].sum(dtype=np.int64))
+
     def unpack(self, pair_in, pair_out, segment, rows) -> np.ndarray:
         blocks, taps = len(segment), segment.shape[1] - 1
         block_rows = pair_in.shape[1] // taps
@@ -158,6 +167,7 @@ class NeighbourTable(MapLayout):
     groups: int = TAP_GROUPS  # the most that taps are cut into
 
     NAMES = ("neighbours", "order", "tiles", "rows")
+    DIMS = (("taps", "slots"), ("groups", "slots"), ("tiles", "columns"), (2,))
     TILE_ROWS = 128
 
     def tap_groups(self, taps):
@@ -218,6 +228,9 @@ class NeighbourTable(MapLayout):
         tiles = np.zeros((self.tile_count(rows), 2), "int32")
         tiles[:, 0] = slots[:: self.TILE_ROWS] >= 0
         return slots[None], slots[None].copy(), tiles, np.array([rows, rows], "int64")
+
+    def pairs(self, neighbours, order, tiles, rows) -> int:
+        return int((neighbours >= 0).sum(dtype=np.int64))
 
     def unpack(self, neighbours, order, tiles, rows) -> np.ndarray:
         taps, count = len(neighbours), int(rows[1])

@@ -4,13 +4,15 @@ Extents and sizes are data, and a grid of any extent is legal. An allocation tha
 system grants but cannot back does so later, so a kernel that runs before the allocation asks here first.
 
 The limit is what the machine has left: its available memory and swap, or what is left of the control groups (version 2) of the
-process, whichever is less. TIR_KERNELS_MEMORY, in bytes, takes its place. Where the system does not tell there is none.
+process, whichever is less; for a CUDA device what is left of its memory. TIR_KERNELS_MEMORY, in bytes, takes the place of both.
+Where the system does not tell there is none.
 
-A kernel calls `CHECK_MEMORY` for more than `ASK_BYTES` only, so that smaller calls cost nothing. It is registered when
+The host calls `CHECK_MEMORY`, or for what lies on a device `CHECK_DEVICE_MEMORY`, for more than `ASK_BYTES` only, so that smaller calls cost nothing. It is registered when
 `tir_kernels` (or anything above it) is imported, as the refusals of `guards` are.
 """
 
 import os
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from .guards import memory_words
 
 VARIABLE = "TIR_KERNELS_MEMORY"
 CHECK_MEMORY = "tir_kernels.check_memory"
+CHECK_DEVICE_MEMORY = "tir_kernels.check_device_memory"
 ASK_BYTES = 1 << 30
 MEMORY_INFO = Path("/proc/meminfo")
 
@@ -32,10 +35,9 @@ def available_bytes(
     `information`: what Linux tells of its memory; `membership` and `mount`: the control group of the process, and where groups
     lie. Raises ValueError where TIR_KERNELS_MEMORY is no number.
     """
-    if chosen := os.environ.get(VARIABLE):
-        if not chosen.isdecimal():
-            raise ValueError(f"{VARIABLE}: expected a number of bytes, given {chosen!r}")
-        return int(chosen)
+    chosen = _chosen_bytes()
+    if chosen is not None:
+        return chosen
     try:
         lines = dict(line.split(":", 1) for line in information.read_text().splitlines() if ":" in line)
         left = [sum(int(lines[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))]
@@ -43,6 +45,25 @@ def available_bytes(
         names = getattr(os, "sysconf_names", {})
         left = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if "SC_PHYS_PAGES" in names else []
     return min(left + _left_of_groups(membership, mount), default=None)
+
+
+def available_device_bytes() -> int | None:
+    """Bytes that may still be allocated on the CUDA device that is current here; None where nobody knows.
+
+    Raises ValueError as `available_bytes`.
+    """
+    chosen = _chosen_bytes()
+    return tvm.cuda().available_global_memory if chosen is None else chosen  # asks the current device, whatever its number
+
+
+def _chosen_bytes() -> int | None:
+    """What TIR_KERNELS_MEMORY says."""
+    chosen = os.environ.get(VARIABLE)
+    if not chosen:
+        return None
+    if not chosen.isdecimal():
+        raise ValueError(f"{VARIABLE}: expected a number of bytes, given {chosen!r}")
+    return int(chosen)
 
 
 def _left_of_groups(membership: Path, mount: Path) -> list[int]:
@@ -69,14 +90,24 @@ def check_memory(what: str, kinds: str, *dims: int) -> None:
 
     `kinds`: dtype and number of dimensions of each, "float32 5 int32 1"; `dims`: the dimensions of all, one after the other.
     """
+    _check(what, kinds, dims, available_bytes)
+
+
+def check_device_memory(what: str, kinds: str, *dims: int) -> None:
+    """As `check_memory`, for tensors on the current CUDA device."""
+    _check(what, kinds, dims, available_device_bytes)
+
+
+def _check(what: str, kinds: str, dims: Sequence[int], available: Callable[[], int | None]) -> None:
     words, sizes, shapes = kinds.split(), list(dims), []
     for dtype, rank in zip(words[::2], words[1::2], strict=True):
         shapes.append((dtype, sizes[: int(rank)]))
         del sizes[: int(rank)]
     size = sum(prod(shape) * tvm.DataType(dtype).itemsize for dtype, shape in shapes)
-    left = available_bytes()
+    left = available()
     if left is not None and size > left:
         raise ValueError(memory_words(what, *shapes[0], size, left))
 
 
 tvm.register_global_func(CHECK_MEMORY, check_memory)
+tvm.register_global_func(CHECK_DEVICE_MEMORY, check_device_memory)

@@ -10,6 +10,7 @@ from sam3d_tvm.cli.options import (
     FAILED,
     Artifacts,
     Checkpoint,
+    Device,
     Formats,
     Guidance,
     MaskUpright,
@@ -24,6 +25,7 @@ from sam3d_tvm.cli.options import (
     SlatSteps,
     StageOneOnly,
     Steps,
+    Target,
     TextureSize,
     Threads,
     Triangles,
@@ -65,6 +67,8 @@ def batch(
     texture_size: TextureSize = None,
     stage1_only: StageOneOnly = False,
     precision: Precision = None,
+    target: Target = None,
+    device: Device = None,
     threads: Threads = None,
     max_memory: MaxMemory = None,
     ray: Annotated[
@@ -78,7 +82,7 @@ def batch(
     Goes on after a photo that fails, and exits with 1 then. Run again with the same options, it keeps what is done. Each model
     is opened once for as many objects as --max-memory leaves room for.
     """
-    begin(threads)
+    begin(threads, device)
     limit, names = as_bytes(max_memory), as_names(formats)
     if (photos is None) == (csv is None):
         raise ValueError(f"photos: expected a folder, or --csv FILE, given {'neither' if csv is None else 'both'}")
@@ -103,7 +107,7 @@ def batch(
             from sam3d_tvm.batch.cluster import on_ray
 
             runner = on_ray(ray, threads)
-        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, () if stage1_only else names)
+        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, () if stage1_only else names, target=target)
 
         def show(row: Row) -> None:
             shown.print_line(console, _line(row))

@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from sam3d_tvm import console as shown
-from sam3d_tvm.cli.options import Artifacts, Checkpoint, Json, Precision, Preset, Threads, Verbose, begin, open_pipeline
+from sam3d_tvm.cli.options import (
+    Artifacts,
+    Checkpoint,
+    Device,
+    Json,
+    Precision,
+    Preset,
+    Target,
+    Threads,
+    Verbose,
+    begin,
+    open_pipeline,
+)
 
 
 def bench(
@@ -17,11 +29,13 @@ def bench(
         bool, typer.Option("--own-voxels", help="Voxels that the structure comes to, in place of a nut of 19,072.")
     ] = False,
     json: Json = False,
+    target: Target = None,
+    device: Device = None,
     threads: Threads = None,
     verbose: Verbose = False,
 ) -> None:
     """Time and peak memory of every stage: three steps of each generator are measured, all are counted."""
-    begin(threads)
+    begin(threads, device)
     from dataclasses import asdict
     from json import dumps
 
@@ -30,7 +44,7 @@ def bench(
         from sam3d_tvm.occupancy import demo_occupancy
 
         with shown.bars() as tell:
-            pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell)
+            pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, target=target)
             tell("measuring", 0, 1)
             costs = measure(pipeline.artifacts, None if own_voxels else demo_occupancy())
             tell("measuring", 1, 1)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sam3d_tvm import console as shown
-from sam3d_tvm.cli.options import Precision, Preset, Threads, Verbose, begin, open_pipeline
+from sam3d_tvm.cli.options import Device, Precision, Preset, Target, Threads, Verbose, begin, open_pipeline
 
 
 def compile_(
@@ -17,11 +17,13 @@ def compile_(
     ] = None,
     preset: Preset = None,
     precision: Precision = None,
+    target: Target = None,
+    device: Device = None,
     threads: Threads = None,
     verbose: Verbose = False,
 ) -> None:
     """Compiles the models of a checkpoint for this CPU, once. Needs torch; generating does not."""
-    begin(threads)
+    begin(threads, device)
     if output is not None:
         from sam3d_tvm.run_folder import missing_folders
 
@@ -30,7 +32,7 @@ def compile_(
     with shown.without_warnings(verbose), shown.bars() as tell:
         if checkpoint is None and preset is None:
             raise ValueError("checkpoint: expected a checkpoint folder, or --preset, given neither")
-        pipeline = open_pipeline(checkpoint, output, preset, precision, tell)
+        pipeline = open_pipeline(checkpoint, output, preset, precision, tell, target=target)
     rows = {name: f"{pipeline.artifacts.weight_bytes(name) / 2**20:,.1f} MiB" for name in pipeline.config.models}
     console.print(shown.pairs_table(rows), highlight=False)
     shown.print_line(console, f"compiled into {pipeline.artifacts.folder}")

@@ -9,6 +9,7 @@ from sam3d_tvm import console as shown
 from sam3d_tvm.cli.options import (
     Artifacts,
     Checkpoint,
+    Device,
     Formats,
     Guidance,
     MaskUpright,
@@ -24,6 +25,7 @@ from sam3d_tvm.cli.options import (
     SlatSteps,
     StageOneOnly,
     Steps,
+    Target,
     TextureSize,
     Threads,
     Triangles,
@@ -90,6 +92,8 @@ def generate(
     texture_size: TextureSize = None,
     stage1_only: StageOneOnly = False,
     precision: Precision = None,
+    target: Target = None,
+    device: Device = None,
     threads: Threads = None,
     max_memory: MaxMemory = None,
     resume: Annotated[
@@ -111,7 +115,7 @@ def generate(
 
     Writes splat.ply, mesh.glb, structure.safetensors, pose.json and views.png. Equal options give equal bytes.
     """
-    begin(threads)
+    begin(threads, device)
     limit, names = as_bytes(max_memory), as_names(formats)
     output = _folder(output, resume)
     console = shown.output()
@@ -142,7 +146,7 @@ def generate(
         check_folder(output, max(1, len(given)), names, resume is not None, from_structure)
         if resume is not None and not is_begun(resume):
             say(f"resume: nothing in {str(resume)!r} to go on with, the run begins anew")
-        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, () if stage1_only else names)
+        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, () if stage1_only else names, target=target)
         try:
             results, written = generate_into(
                 pipeline,

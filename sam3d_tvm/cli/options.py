@@ -1,5 +1,6 @@
 """Options that several commands share, and what commands do before they begin."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -48,6 +49,15 @@ Precision = Annotated[
         show_default="float32, or that of --artifacts",
     ),
 ]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="What the models are compiled for: cpu; cuda, the GPU of --device; cuda:sm_90, GPUs of an architecture that this "
+        "machine may not have, for which it can compile alone.",
+        show_default="cpu, or that of --artifacts",
+    ),
+]
+Device = Annotated[int | None, typer.Option(help="Number of the GPU, from 0, for --target cuda.", show_default="0")]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads, at least 1.", show_default="all cores that the process may use")
 ]
@@ -114,27 +124,38 @@ MaxMemory = Annotated[
 
 
 def open_pipeline(
-    checkpoint: Path | None, artifacts: Path | None, preset: str | None, precision: str | None, tell, formats=None
+    checkpoint: Path | None,
+    artifacts: Path | None,
+    preset: str | None,
+    precision: str | None,
+    tell,
+    formats=None,
+    target: str | None = None,
 ):
     """The pipeline that the options name, with the decoders that `formats` need, if given. ValueError if they name none, or
-    two, or artifacts of another precision."""
+    two, or artifacts of another precision or kind of target."""
     from sam3d_tvm.pipeline import Pipeline
+    from sparse_ops.devices import parse_target
 
     def on_model(name: str, done: int, total: int) -> None:
         if total:
             tell("compile", done, total)
 
+    compiled_for = None if target is None else parse_target(target)
+    options = {"precision": precision or "float32", "target": compiled_for, "on_model": on_model}
     if checkpoint is not None and preset is not None:
         raise ValueError(f"preset: expected no --checkpoint beside it, given {str(checkpoint)!r}")
     if checkpoint is not None:
-        options = {"formats": formats, "precision": precision or "float32", "on_model": on_model}
-        pipeline = Pipeline.from_checkpoint(checkpoint, artifacts, **options)
+        pipeline = Pipeline.from_checkpoint(checkpoint, artifacts, formats=formats, **options)
     elif preset is not None:
-        pipeline = Pipeline.from_preset(preset, artifacts, precision=precision or "float32", on_model=on_model)
+        pipeline = Pipeline.from_preset(preset, artifacts, **options)
     elif artifacts is not None:
         pipeline = Pipeline.from_artifacts(artifacts)
         if precision not in (None, pipeline.artifacts.precision):
             raise ValueError(f"precision: expected that of the artifacts, {pipeline.artifacts.precision}, given {precision!r}")
+        if compiled_for is not None and compiled_for.kind.name != pipeline.artifacts.target["kind"]:
+            made_for = json.dumps(pipeline.artifacts.target)
+            raise ValueError(f"target: expected that of the artifacts, {made_for}, given {target!r}")
     else:
         raise ValueError("checkpoint: expected --checkpoint FOLDER, --artifacts FOLDER of compiled models, or --preset tiny")
     say_integers(pipeline.artifacts)
@@ -164,13 +185,17 @@ def as_bytes(text: str | None) -> int | None:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def begin(threads: int | None) -> None:
-    """Threads are set before TVM starts its pool; then TVM is imported. ValueError below 1."""
+def begin(threads: int | None, device: int | None = None) -> None:
+    """Threads are set before TVM starts its pool; then TVM is imported. ValueError below 1, and for a GPU that is not there."""
     if threads is not None:
         if threads < 1:
             raise ValueError(f"threads: expected an integer of at least 1, given {threads}")
         os.environ["TVM_NUM_THREADS"] = str(threads)
     import_tvm()
+    if device is not None:
+        from sparse_ops.devices import use_device
+
+        use_device(device)
 
 
 def as_names(formats: str) -> list[str]:

@@ -23,16 +23,15 @@ from typing import Any
 
 import numpy as np
 import tvm
-import tvm_ffi
 
 from sparse_ops.build import unchecked
 from sparse_ops.deploy.files import DTYPES, save_safetensors, write_bytes
 from sparse_ops.deploy.manifest import MANIFEST, FunctionSpec, Manifest, PackedSpec, TensorSpec, build, leaves
 from sparse_ops.deploy.reading import JSON_BYTES, brief, digest, read_bytes, safetensors_header
 from sparse_ops.deploy.weights import LISTED, State, check_arrays
+from sparse_ops.devices import placed
 from sparse_ops.eager.arrays import as_kind, as_tensor, kind_of
-from sparse_ops.program import Program, tensors_of
-from sparse_ops.transform.lift_params import TRANSFORM_PARAMS
+from sparse_ops.program import Program, pack_each, tensors_of
 
 LIBRARY, MODULE, PARAMETERS = "library.so", "module.json", "parameters.safetensors"
 FORMS = {"library": LIBRARY, "module": MODULE}
@@ -47,8 +46,8 @@ class Component:
         code = component["encode"](image)      # another one
 
     Arguments are numpy, torch or TVM tensors, named or by position, in lists and dicts where the module took such. Results are
-    built as the module built them, of tensors of the kind of the first argument, without copies. Threads may share it. Its
-    parameters are packed copies: what is written into the originals afterwards does not count.
+    built as the module built them, of tensors of the kind of the first argument, without copies on a CPU. Threads may share it.
+    Its parameters are packed copies: what is written into the originals afterwards does not count.
     """
 
     def __init__(
@@ -61,8 +60,9 @@ class Component:
         """`code`: None if this CPU cannot run it. `packed`: as `manifest.packed`. `write(folder, form)`: writes the code and
         returns the name of its file."""
         self.manifest = manifest
-        self._code, self._packed, self._write = code, packed, write
+        self._code, self._write = code, write
         self._program = code and Program(code)
+        self._packed = placed(list(packed), self._program.device) if code else packed
         self._functions = {name: Function(self, name) for name in manifest.functions} if code else {}
 
     @property
@@ -228,8 +228,7 @@ def pack(program: Program, manifest: Manifest, state: State) -> list[tvm.runtime
             continue
 
         def store(index: int, value: tvm.runtime.Tensor, function: FunctionSpec = function) -> None:
-            if function.packed[index] not in packed:
-                packed[function.packed[index]] = value.copyto(tvm.cpu())  # its memory is used again by the next ones
+            packed.setdefault(function.packed[index], value)
 
         pack_function(program, manifest, state, name, store)
     return [packed[i] for i in range(len(manifest.packed))]
@@ -246,7 +245,7 @@ def pack_function(
         spec = manifest.parameters[function.parameters[index]]
         return tvm.runtime.tensor(np.ascontiguousarray(np.asarray(state[spec.name]), np.dtype(spec.dtype)))
 
-    program[(function.code or name) + TRANSFORM_PARAMS](tvm_ffi.convert(read), tvm_ffi.convert(store))
+    pack_each(program, function.code or name, read, store)
 
 
 def compile_lowered(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Executable:

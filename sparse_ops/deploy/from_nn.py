@@ -12,7 +12,7 @@ from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, name
 from sparse_ops.deploy.weights import State, check_arrays
 from sparse_ops.nn import Module
 from sparse_ops.op.register import flat_types
-from tir_kernels.dispatch import check_target, host_target
+from tir_kernels.dispatch import check_target, current_target
 
 
 def component_from_nn(
@@ -34,7 +34,7 @@ def component_from_nn(
     Raises ValueError for a state that lacks a parameter, has one that is not known, or of another shape or dtype, for another
     precision, and for a target that is no CPU.
     """
-    target = target or host_target()
+    target = current_target(target)
     check_target(target)
     copies = copies or {}
     with target:

@@ -23,7 +23,7 @@ from sparse_ops.deploy.reading import brief
 from sparse_ops.deploy.weights import State
 from sparse_ops.op.register import RUNS_IN
 from sparse_ops.program import Program
-from sparse_ops.transform import pipeline_for
+from sparse_ops.transform import packing_pipeline_for, pipeline_for
 from sparse_ops.transform.lift_params import PACKED_NAMES, TRANSFORM_PARAMS
 from sparse_ops.transform.precision import QUANTIZED, features_of, gains
 from tir_kernels.dispatch import host_target
@@ -52,7 +52,7 @@ def component_from_relax(
         reason = "has no layers that gain by it" if gains(precision, target) else f"gains nothing by it on {cpu}"
         warnings.warn(f"precision: {name} {reason}: {precision} is {features_of(precision, target)} {there}", stacklevel=3)
     executable = compile_lowered(lowered, target)
-    runs_here = not manifest.lacking()
+    runs_here = manifest.problem_here() is None
     library = _linked(executable) if runs_here and _can_link() else None
 
     def write(folder: Path, form: str | None) -> str:
@@ -68,7 +68,7 @@ def component_from_relax(
         return MODULE
 
     code = (library.load() if library else executable) if runs_here else None
-    packing = code or compile_lowered(_packing_alone(lowered), host_target())
+    packing = code or _packing_here(module, target, precision)
     return Component(manifest, code, pack(Program(packing), manifest, state), write)
 
 
@@ -141,10 +141,12 @@ def _number_packed(
     return tuple(packed.values()), numbered
 
 
-def _packing_alone(lowered: tvm.IRModule) -> tvm.IRModule:
-    """Without what this CPU may not have the instructions for."""
+def _packing_here(module: tvm.IRModule, target: tvm.target.Target, precision: str) -> tvm.runtime.Executable:
+    """What packs the parameters, for this CPU: without what it may not have the instructions for."""
+    with target:
+        lowered = packing_pipeline_for(target, precision)(module)
     transforms = {gv: f for gv, f in lowered.functions_items() if gv.name_hint.endswith(TRANSFORM_PARAMS)}
     called: list[tvm.ir.GlobalVar] = []
     for function in transforms.values():
         tvm_ffi.structural_walk(function, (tvm.ir.GlobalVar, called.append))
-    return tvm.IRModule(transforms | {gv: lowered[gv] for gv in called})
+    return compile_lowered(tvm.IRModule(transforms | {gv: lowered[gv] for gv in called}), host_target())

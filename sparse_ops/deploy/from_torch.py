@@ -22,7 +22,7 @@ from sparse_ops.op.register import check_choice, flat_types
 from sparse_ops.torch.spconv.core import is_sparse
 from sparse_ops.transform.lift_params import PARAMETER_NAMES
 from sparse_ops.transform.precision import PRECISIONS, features_of
-from tir_kernels.dispatch import check_target, host_target
+from tir_kernels.dispatch import check_target, current_target
 
 
 def port_component(
@@ -67,7 +67,7 @@ def port_component(
     if strange := set(dynamic or ()) - set(methods):
         raise ValueError(f"dynamic: expected methods of inputs, given {', '.join(map(repr, sorted(strange)))}")
     check_flag("deploy.port_component", "check", check)
-    target, converters = target or host_target(), check_converters(converters)
+    target, converters = current_target(target), check_converters(converters)
     check_target(target)
     check_choice("deploy.port_component", "precision", precision, PRECISIONS)
     module = _with_named_buffers(module)
@@ -84,7 +84,7 @@ def port_component(
     parameters = [TensorSpec(key, "float32", tuple(value.shape)) for key, value in state.items()]
     arrays = {key: value.detach().numpy() for key, value in state.items()}
     component = component_from_relax(name, imported, functions, parameters, arrays, precision, target)
-    if check and not component.manifest.lacking():
+    if check and component.manifest.problem_here() is None:
         precision = precision if is_integer(component) else features_of(precision, target)
         for method, (program, arguments) in exported.items():
             outputs = [spec.name for spec in functions[method].outputs]

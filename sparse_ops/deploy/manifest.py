@@ -28,7 +28,9 @@ import tvm
 
 from sparse_ops.deploy.files import DTYPES
 from sparse_ops.deploy.reading import brief, parse_json, shown
+from sparse_ops.devices import CUDA, cuda_target
 from sparse_ops.transform.precision import PRECISIONS, QUANTIZED
+from tir_kernels.cuda.gpu import Gpu
 from tir_kernels.dispatch import host_target
 
 MANIFEST = "manifest.json"
@@ -121,7 +123,7 @@ class Manifest:
     @classmethod
     def of(cls, name: str, precision: str, target: tvm.target.Target, **rest) -> "Manifest":
         """One that is made here and now."""
-        features = tuple(sorted(str(feature) for feature in tvm.target.codegen.llvm_get_cpu_features(target)))
+        features = tuple(sorted(_cpu_features(target.host or target)))
         return cls(name, precision, versions(), json.loads(str(target)), system(), features, **rest)
 
     def to_json(self, code: Mapping[str, str]) -> str:
@@ -166,15 +168,27 @@ class Manifest:
                 raise ValueError(f"made by {package} {made}, this is {here}: port the component again")
         if self.system != system():
             raise ValueError(f"made for {self.system}, this is {system()}: port the component again, here or for this target")
-        if lacking := self.lacking():
-            raise ValueError(
-                f"made for the target {json.dumps(self.target)}, this CPU lacks {', '.join(lacking)}: "
-                "port the component again, for a target of instructions that it has"
-            )
+        if problem := self.problem_here():
+            raise ValueError(f"made for the target {json.dumps(self.target)}, {problem}")
 
-    def lacking(self) -> list[str]:
-        """The features of the CPU that it was made for which this one does not have."""
-        return sorted(set(self.cpu_features) - {str(name) for name in tvm.target.codegen.llvm_get_cpu_features(host_target())})
+    def problem_here(self) -> str | None:
+        """Why this machine cannot run the code: instructions of the CPU, or a device, that it lacks. None if it can."""
+        if lacking := set(self.cpu_features) - _cpu_features(host_target()):
+            found = f"this CPU lacks {', '.join(sorted(lacking))}"
+            return f"{found}: port the component again, for a target of instructions that it has"
+        if self.target.get("kind") == CUDA:
+            try:
+                here = Gpu.of(cuda_target())
+            except ValueError as error:
+                return f"and this machine has no such device: {error}"
+            made = Gpu.of(tvm.target.Target(dict(self.target)))
+            if here.capability < made.capability:
+                return f"this device has compute capability {here}: port the component again, for the target 'cuda'"
+        return None
+
+
+def _cpu_features(target: tvm.target.Target) -> set[str]:
+    return {str(feature) for feature in tvm.target.codegen.llvm_get_cpu_features(target)}
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,8 @@ import tvm
 import tvm_ffi
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+HOST = tvm.cpu()
+TORCH = ("torch", "torch_cuda")  # kinds of torch's tensors
 TRACED = ("FakeTensor", "FunctionalTensor")  # classes of torch's tensors that have a size and no memory
 _names: dict = {}  # of dtypes of all kinds
 
@@ -25,13 +27,21 @@ class Checked(NamedTuple):
 
 
 def kind_of(array) -> str:
-    """One of "numpy", "tvm", "torch" and, for anything else, "other", which `as_tensor` refuses."""
+    """One of "numpy", "tvm", "torch", "torch_cuda" of what lies on a device, and, for anything else, "other"."""
     if isinstance(array, np.ndarray):
         return "numpy"
     if isinstance(array, tvm.runtime.Tensor):
         return "tvm"
     torch = sys.modules.get("torch")  # a torch tensor can only exist where torch was imported
-    return "torch" if torch is not None and isinstance(array, torch.Tensor) else "other"
+    if torch is None or not isinstance(array, torch.Tensor):
+        return "other"  # which `as_tensor` refuses
+    return "torch_cuda" if array.is_cuda else "torch"
+
+
+def device_of(array) -> tvm.runtime.Device:
+    """Where an array that `as_tensor` takes lies."""
+    kind = kind_of(array)
+    return array.device if kind == "tvm" else tvm.cuda(array.device.index) if kind == "torch_cuda" else HOST
 
 
 def describe(array) -> str:
@@ -55,7 +65,7 @@ def cast_hint(array, dtypes: tuple[str, ...], name: str = "") -> str:
     if given in dtypes or not any(given.startswith(kind) for kind in ("float", "bfloat", "int", "uint")):
         return ""
     kind = kind_of(array)
-    if kind == "torch":
+    if kind in TORCH:
         return f": pass {name or 'tensor'}{'.float()' if wanted == 'float32' else f'.to(torch.{wanted})'}"
     return f": pass {name or 'array'}{f'.astype({wanted!r})' if kind == 'numpy' else f' as {wanted}'}"
 
@@ -65,8 +75,8 @@ def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tv
 
     `dtypes`: those allowed; `shape`: an int for a dimension that must be that long, None or a name for any length. Only a
     read-only numpy array is copied, as DLPack cannot say that it must not be written. Raises ValueError naming the argument,
-    what was given and what was expected: another kind, dtype, rank or length, memory that is not contiguous or not on a
-    CPU, a torch tensor that records gradients.
+    what was given and what was expected: another kind, dtype, rank or length, memory that is not contiguous or neither on a
+    CPU nor on a CUDA device, a torch tensor that records gradients.
     """
     kind = kind_of(array)
 
@@ -83,7 +93,7 @@ def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tv
         if isinstance(want, int) and have != want:
             refuse()
     if 0 in given:  # numpy gives such arrays strides that TVM does not take for compact
-        return tvm.runtime.empty(given, dtype_of(array))
+        return tvm.runtime.empty(given, dtype_of(array), device_of(array))
     if kind == "numpy":
         if not array.flags.c_contiguous:
             refuse(", not contiguous: pass np.ascontiguousarray(...)")
@@ -92,11 +102,11 @@ def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tv
         if array.dtype == BFLOAT16:  # numpy's DLPack does not know bfloat16
             return tvm_ffi.from_dlpack(array.view(np.uint16))._create_view(array.shape, "bfloat16")
         return tvm_ffi.from_dlpack(array)
-    if kind == "torch":
+    if kind in TORCH:
         if type(array).__name__ in TRACED:
             refuse(" without numbers, as torch.export traces: call torch.ops.sparse_ops, see sparse_ops.torch.ops")
-        if array.device.type != "cpu":
-            refuse(f" on {array.device}, not on a CPU")
+        if array.device.type not in ("cpu", "cuda"):
+            refuse(f" on {array.device}, neither on a CPU nor on a CUDA device")
         if not array.is_contiguous():
             refuse(", not contiguous: pass tensor.contiguous()")
         if array.requires_grad:
@@ -106,14 +116,22 @@ def as_tensor(array, argument: str, dtypes: tuple[str, ...], shape: tuple) -> tv
         return tvm_ffi.from_dlpack(array)
     if not array.is_contiguous():
         refuse(", not contiguous")
+    if array.device != HOST:
+        return array
     # Kernels do not look whether a tensor begins inside of another one's memory; the view that numpy takes begins at its own.
     return as_tensor(as_kind(array, "numpy"), argument, dtypes, shape)
 
 
 def as_kind(tensor: tvm.runtime.Tensor, kind: str):
-    """`tensor` as an array of the given kind, over the same memory."""
+    """`tensor` as an array of the given kind: over the same memory, or, where that is not where the kind lies, a copy."""
     if kind == "tvm":
         return tensor
+    if kind == "torch_cuda":
+        import torch
+
+        return torch.from_dlpack(tensor) if tensor.device != HOST else torch.from_dlpack(tensor).cuda()
+    if tensor.device != HOST:
+        tensor = tensor.copyto(HOST)
     if kind == "torch":
         import torch
 

@@ -30,6 +30,7 @@ from tir_kernels.dispatch import choice, current_target, fingerprint, kernel_for
 from tir_kernels.spec import Spec
 
 from ..build import build, unchecked
+from ..devices import device_in_use
 from ..program import Program
 
 TEMPORARY = "tmp"  # names of files that are being written begin so; all others are hashes, of hexadecimal digits
@@ -104,7 +105,7 @@ def kernel(spec: Spec) -> Callable:
 def scope() -> tuple:
     """What a function is compiled for here and now, besides its identity: the target in scope, and what decides on kernels."""
     target = tvm.target.Target.current(allow_none=True)
-    return (None if target is None else str(target), choice())
+    return (None, choice()) if target is None else (str(target), choice(), device_in_use())
 
 
 def _kept(identity: tuple, form: str, make: Callable[[tvm.target.Target], Any]):

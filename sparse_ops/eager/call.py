@@ -4,28 +4,29 @@ What is fixed are dtypes, the dimensions that the signature calls known, which a
 rows are not. A function is compiled at the first call of its kind and kept, see `cache`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-import numpy as np
 import tvm
 from tvm import relax
 
+from tir_kernels.dispatch import map_layout
 from tir_kernels.layout import MapLayout
 from tir_kernels.spec.geometry import Geometry
 
+from ..devices import using
 from ..op.numbers import shown
 from ..op.register import OPS, op_of
 from ..op.signature import INDEX, MAP_DTYPES, RETURNS_INDEX, Kind, Signature, Table
 from ..program import Function
-from .arrays import Checked, Portable, Travelling, as_kind, as_tensor, describe, dtype_of
-from .cache import compiled
+from .arrays import HOST, Checked, Portable, Travelling, as_kind, as_tensor, describe, dtype_of
+from .cache import compiled, scope
 from .checksum import checksum
 
-MAP_DIMS = (("blocks", "slots"), ("blocks", "slots"), ("blocks", "columns"), (2,))  # of a kernel map's arrays
 KERNEL = ("kx", "ky", "kz")  # a kernel's size in signatures
 PACKED = ("weight", "bias")  # what `Weights` holds
 
@@ -50,7 +51,8 @@ class KernelMap(Portable):
     @property
     def num_pairs(self) -> int:
         """Pairs (input row, output row) over all taps: 2 * pairs * Cin * Cout is the work of a convolution."""
-        return int(self.arrays[2].numpy()[:, -1].sum(dtype=np.int64))
+        with on_device_of(self.arrays):
+            return map_layout().pairs(*(array.numpy() for array in self.arrays))
 
 
 class MapArrays(NamedTuple):
@@ -82,8 +84,11 @@ class Packing:
     ) -> list[tvm.runtime.Tensor]:
         """What a compiled function takes in place of the parameters, made anew when they hold something else.
 
-        `fixed`: the first of them is not looked at again.
+        `fixed`: the first of them is not looked at again. Kernels on a device read parameters as they are: those that lie
+        there are taken so, and what is written into them counts.
         """
+        if all(tensor.device != HOST for tensor in parameters):
+            return parameters
         looked_at = range(fixed, len(parameters))
         sums = [checksum(parameters[i], dtypes[i]) for i in looked_at]
         of, kept = self._packed
@@ -132,7 +137,7 @@ class CoordinateIndex:
     """
 
     def __init__(self):
-        self._built: dict[str, list[Checked]] = {}  # by method: plan, slots, keys
+        self._built: dict[tuple, list[Checked]] = {}  # by method and `scope`: plan, slots, keys
         self._rows: int | None = None
 
     def __reduce__(self):
@@ -141,7 +146,7 @@ class CoordinateIndex:
 
     def arrays(self, method: str) -> dict[str, Checked]:
         """Arguments of a call that takes the index; none if it is not built."""
-        built = self._built.get(method, ())
+        built = self._built.get((method, scope()), ())
         return {argument.name: array for argument, array in zip(INDEX, built, strict=False)}
 
     def call(self, function: Function, inputs: list, method: str, built: bool):
@@ -156,7 +161,9 @@ class CoordinateIndex:
             return function(*inputs)
         result, *arrays = function(*inputs)
         self._rows = rows
-        self._built[method] = [Checked(array, argument.dtype[0]) for array, argument in zip(arrays, INDEX, strict=True)]
+        self._built[method, scope()] = [
+            Checked(array, argument.dtype[0]) for array, argument in zip(arrays, INDEX, strict=True)
+        ]
         return result
 
 
@@ -218,7 +225,8 @@ def prepared(
         tuple([(argument, fixed) for argument, (_, fixed) in given.items()]),
         tuple([(key, type(value).__name__, value) for key, value in options.items()]),
     )
-    function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))["main"]
+    with on_device_of([tensor for tensors, _ in given.values() for tensor in tensors]):
+        function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))["main"]
     inputs = []
     for argument, (tensors, _) in given.items():
         if weights is None or argument not in PACKED:
@@ -228,6 +236,14 @@ def prepared(
         tensors, dtypes = [tensors[0] for tensors, _ in parameters], [fixed[0] for _, fixed in parameters]
         inputs += weights.packing.packed(function, tensors, dtypes, weights.fixed)
     return function, inputs
+
+
+def on_device_of(tensors: Sequence) -> AbstractContextManager:
+    """A scope in which code is compiled for the CUDA device that one of the tensors lies on; as it is outside if none does."""
+    for tensor in tensors:
+        if isinstance(tensor, tvm.runtime.Tensor) and tensor.device != HOST:
+            return using(tensor.device)
+    return nullcontext()
 
 
 def _option(signature: Signature, name: str, value):
@@ -346,7 +362,7 @@ def module(
         if argument.kind is Kind.MAP:
             variables[name] = [
                 relax.Var(array, relax.TensorType([size(dim) for dim in dims], dtype))
-                for (array, dtype), dims in zip(MAP_DTYPES.items(), MAP_DIMS, strict=True)
+                for (array, dtype), dims in zip(MAP_DTYPES.items(), map_layout().DIMS, strict=True)
             ]
             continue
         if argument.kind is Kind.SHAPE:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Portable, as_kind, as_tensor, cast_hint, describe, dtype_of, kind_of
+from .arrays import TORCH, Portable, as_kind, as_tensor, cast_hint, describe, dtype_of, kind_of
 
 WIDENED = ("bfloat16", "float16")  # what float32 holds exactly
 
@@ -149,7 +149,7 @@ def _place_in_torch(module, key: str, held) -> Place:
         value = np.asarray(value) if isinstance(value, np.generic) else value
         if kind_of(value) == "other" or tuple(value.shape) != tuple(held.shape):
             raise ValueError(f"expected shape {list(held.shape)}, given {describe(value)}")
-        if kind_of(value) == "torch":
+        if kind_of(value) in TORCH:
             return value
         value = np.asarray(value, order="C") if kind_of(value) == "numpy" else value
         return as_kind(as_tensor(value, key, (dtype_of(value),), value.shape), "torch")
@@ -165,7 +165,7 @@ def _fitting(entry: Entry, value):
     if tuple(value.shape) != entry.shape:
         raise ValueError(f"expected {wanted}, given {describe(value)}")
     kind, dtype = kind_of(value), dtype_of(value)
-    if kind == "torch":
+    if kind in TORCH:
         if value.device.type != "cpu":
             raise ValueError(f"expected {wanted}, given {describe(value)} on {value.device}: pass tensor.cpu()")
         value = value.detach().contiguous()
@@ -174,5 +174,5 @@ def _fitting(entry: Entry, value):
     if dtype in entry.dtypes:
         return value
     if "float32" in entry.dtypes and dtype in WIDENED and kind != "tvm":
-        return value.float() if kind == "torch" else value.astype("float32")
+        return value.float() if kind in TORCH else value.astype("float32")
     raise ValueError(f"expected {wanted}, given {describe(value)}{cast_hint(value, entry.dtypes)}")

@@ -12,7 +12,7 @@ import numpy as np
 from ..op.numbers import as_int, check_positive, shown
 from ..op.signature import FLOATS
 from . import functional
-from .arrays import as_kind, as_tensor, dtype_of, kind_of
+from .arrays import TORCH, as_kind, as_tensor, dtype_of, kind_of
 from .checksum import checksum
 from .layers import _Convolution
 from .module import Entry, SparseModule
@@ -142,7 +142,7 @@ def _folds(norm, convolution: _Convolution, x: SparseTensor) -> bool:
         if any(str(array.dtype) != "torch.float32" or array.device.type != "cpu" for array in arrays):
             return False
         records = torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
-        if records and kind_of(x.feats) == "torch":
+        if records and kind_of(x.feats) in TORCH:
             return False
     return norm.num_features == convolution.out_channels
 
@@ -168,7 +168,7 @@ def has_hooks(module) -> bool:
 
 
 def _detached(array):
-    return array.detach() if kind_of(array) == "torch" else array
+    return array.detach() if kind_of(array) in TORCH else array
 
 
 def _checksum(name: str, array, dtypes: tuple[str, ...], shape: tuple[int, ...]):

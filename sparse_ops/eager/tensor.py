@@ -17,7 +17,7 @@ from tir_kernels.spec.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
 from ..op.numbers import as_axes, as_int, shown
 from ..op.signature import FLOATS
 from . import functional
-from .arrays import Checked, Portable, as_kind, as_tensor, describe, dtype_of, kind_of, reshape
+from .arrays import TORCH, Checked, Portable, as_kind, as_tensor, describe, dtype_of, kind_of, reshape
 from .call import CoordinateIndex, KernelMap
 
 MAX_DIMENSIONS = 3
@@ -57,7 +57,7 @@ class CoordinateSet(Portable):
         if self.spatial_shape is not None:
             return self.spatial_shape
         if "extent" not in self.maps:
-            axes = np.from_dlpack(self.coords)[:, 4 - self.dimensions :]
+            axes = as_kind(self.coords, "numpy")[:, 4 - self.dimensions :]
             self.maps["extent"] = tuple(int(n) for n in axes.max(axis=0, initial=-1) + 1)
         return self.maps["extent"]
 
@@ -75,14 +75,14 @@ class CoordinateSet(Portable):
     def batch_index(self) -> np.ndarray:
         """The batch element of every row, int32 [N]."""
         if "batch_index" not in self.maps:
-            self.maps["batch_index"] = np.ascontiguousarray(np.from_dlpack(self.coords)[:, 0])
+            self.maps["batch_index"] = np.ascontiguousarray(as_kind(self.coords, "numpy")[:, 0])
         return self.maps["batch_index"]
 
     def same_voxels(self, other: "CoordinateSet") -> bool:
         """Whether rows lie at the same places of the same grid."""
         return self is other or (
             (self.dimensions, self.batch_size, self.lattice()) == (other.dimensions, other.batch_size, other.lattice())
-            and np.array_equal(np.from_dlpack(self.coords), np.from_dlpack(other.coords))
+            and np.array_equal(as_kind(self.coords, "numpy"), as_kind(other.coords, "numpy"))
         )
 
 
@@ -145,7 +145,7 @@ class SparseTensor(Portable):
         coords, d = self.coordinates.coords, self.coordinates.dimensions
         if d == MAX_DIMENSIONS:
             return as_kind(coords, self._kind)
-        narrow = np.ascontiguousarray(np.from_dlpack(coords)[:, [0, *range(4 - d, 4)]])
+        narrow = np.ascontiguousarray(as_kind(coords, "numpy")[:, [0, *range(4 - d, 4)]])
         return as_kind(as_tensor(narrow, "coords", ("int32",), (None, None)), self._kind)
 
     @property
@@ -284,7 +284,7 @@ def sparse_cat(*tensors: SparseTensor) -> SparseTensor:
         ):
             if mine != theirs:
                 raise ValueError(f"tensors: expected equal {name}, given {mine} and {theirs}")
-    sets = [np.from_dlpack(tensor.coordinates.coords) for tensor in tensors]
+    sets = [as_kind(tensor.coordinates.coords, "numpy") for tensor in tensors]
     coords, _, rows = functional.union(np.concatenate(sets), np.cumsum([0, *map(len, sets)]).astype("int32"))
     parts = [_to_kind(functional.gather_rows(x.feats, own), "numpy") for x, own in zip(tensors, rows, strict=True)]
     coordinates = CoordinateSet(
@@ -332,9 +332,9 @@ def _check_alike(argument: str, tensors: Sequence[SparseTensor]) -> None:
 
 def _combine(kind: str, tensors: Sequence[SparseTensor], how):
     """`how(library, arrays)` of the features of tensors, as arrays of one kind; library: numpy, or torch for torch's."""
-    used = "torch" if kind == "torch" else "numpy"
+    used = kind if kind in TORCH else "numpy"
     arrays = [t.feats if t._kind == used else _to_kind(t.feats, used) for t in tensors]
-    if used == "torch":
+    if used in TORCH:
         import torch
 
         return how(torch, arrays)
@@ -358,7 +358,7 @@ def _as_coords(coords) -> tuple[tvm.runtime.Tensor, int]:
     """coords [N, 1 + d] as a tensor [N, 4] with leading unit axes, and d."""
     width = coords.shape[1] if hasattr(coords, "shape") and len(coords.shape) == 2 else None
     if width is not None and 2 <= width <= MAX_DIMENSIONS:
-        narrow = np.from_dlpack(as_tensor(coords, "coords", ("int32",), (None, width)))
+        narrow = as_kind(as_tensor(coords, "coords", ("int32",), (None, width)), "numpy")
         wide = np.zeros((len(narrow), 4), "int32")
         wide[:, 0], wide[:, 5 - width :] = narrow[:, 0], narrow[:, 1:]
         return as_tensor(wide, "coords", ("int32",), (None, 4)), width - 1
@@ -370,7 +370,7 @@ def _as_coords(coords) -> tuple[tvm.runtime.Tensor, int]:
 def _coordinate_set(coords, spatial_shape, batch_size: int | None) -> CoordinateSet:
     """Coordinates checked against the extents, which are inferred where they are not given."""
     points, dimensions = _as_coords(coords)
-    rows, shape, elements = np.from_dlpack(points), None, None
+    rows, shape, elements = as_kind(points, "numpy"), None, None
     if spatial_shape is not None:
         shape = as_axes(spatial_shape, dimensions)
         if shape is None or not all(1 <= n <= COORDINATE_LIMIT for n in shape):

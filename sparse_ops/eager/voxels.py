@@ -1,11 +1,9 @@
 """Fewer voxels: pruning by a mask, and intersection."""
 
-import numpy as np
-
 from tir_kernels.spec.flatnonzero import DTYPES
 
 from . import functional
-from .arrays import Checked, as_tensor, describe
+from .arrays import Checked, as_kind, as_tensor, describe
 from .tensor import CoordinateSet, SparseTensor
 
 
@@ -35,7 +33,7 @@ def intersection(x: SparseTensor, coordinates: SparseTensor | CoordinateSet) -> 
     if other.dimensions != x.coordinates.dimensions:
         raise ValueError(f"coordinates: expected {x.coordinates.dimensions} axes, given {other.dimensions}")
     found = functional.lookup(other.coords, x.coordinates.coords, index=other.index)
-    return prune(x, np.from_dlpack(found) >= 0)
+    return prune(x, as_kind(found, "numpy") >= 0)
 
 
 def _check(x, argument: str) -> None:

@@ -20,13 +20,13 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from tir_kernels.dispatch import map_layout
+from tir_kernels.dispatch import PAIRS, map_layout
 from tir_kernels.layout import MapLayout
 
 from .. import op
 from ..eager.arrays import Checked, describe, dtype_of
 from ..eager.cache import scope
-from ..eager.call import MAP_DIMS, PACKED, CoordinateIndex, MapArrays, Packing, Weights, indexed, prepared
+from ..eager.call import PACKED, CoordinateIndex, MapArrays, Packing, Weights, indexed, prepared
 from ..op.register import OPS, flat_types
 from ..op.signature import MAP_DTYPES, RETURNS_INDEX, Argument, Kind, Signature
 from ..program import Function, tensors_of
@@ -75,7 +75,7 @@ class TorchOp:
         """Sizes of every tensor that torch sees; `...` where type inference knows them."""
         if self.results is None:
             return ((...,),)
-        return tuple(dims for result in self.results for dims in (MAP_DIMS if result == MAP else (result,)))
+        return tuple(dims for result in self.results for dims in (PAIRS.DIMS if result == MAP else (result,)))
 
     @cached_property
     def schema(self) -> str:

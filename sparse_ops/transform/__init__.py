@@ -13,7 +13,7 @@ from .layer_norm import RecognizeLayerNorm
 from .layout import SimplifyLayout
 from .lift_params import LiftParams
 from .linear import RecognizeLinear
-from .pipelines import PIPELINES, pipeline_for
+from .pipelines import PIPELINES, packing_pipeline_for, pipeline_for
 from .precision import to_precision
 from .recognize import recognize
 from .rms_norm_heads import RecognizeRmsNormHeads
@@ -41,6 +41,7 @@ __all__ = [
     "SimplifyLayout",
     "SplitLinear",
     "cpu_pipeline",
+    "packing_pipeline_for",
     "pipeline_for",
     "recognize",
     "to_precision",

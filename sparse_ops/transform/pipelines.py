@@ -5,7 +5,7 @@ from collections.abc import Callable
 import tvm
 
 from .cpu.pipeline import cpu_pipeline
-from .cuda.pipeline import cuda_pipeline
+from .cuda.pipeline import cuda_packing_pipeline, cuda_pipeline
 
 PIPELINES: dict[str, Callable[..., tvm.transform.Pass]] = {"llvm": cpu_pipeline, "cuda": cuda_pipeline}
 
@@ -16,3 +16,8 @@ def pipeline_for(target: tvm.target.Target, precision: str = "float32", lift_par
     if kind not in PIPELINES:
         raise ValueError(f"target: expected one of kind {', '.join(map(repr, PIPELINES))}, given kind {kind!r}")
     return PIPELINES[kind](precision, lift_params)
+
+
+def packing_pipeline_for(target: tvm.target.Target, precision: str = "float32") -> tvm.transform.Pass:
+    """The passes after which functions that pack parameters for `target` run on this CPU, if it has the instructions."""
+    return cuda_packing_pipeline(precision) if target.kind.name == "cuda" else pipeline_for(target, precision, lift_params=True)

@@ -4,23 +4,24 @@
     cuda_emulator.install()
     device = tvm.cuda(0)  # everything that targets CUDA now runs in this process
 
-It takes the CUDA source out of a compiled module, rewrites it for the host (translate.py), compiles it by g++ and runs it with a
-fiber for each thread (runtime/machine.cc). A launch that does something wrong ends in a RuntimeError that names kernel, block,
-thread, line and place.
+It takes the CUDA source out of a compiled module, rewrites it for the host (translate.py), compiles it by g++ and runs it,
+a fiber to each thread (runtime/machine.cc). A launch that does something wrong ends in a RuntimeError that names kernel, block,
+thread, place and line; the translated source stays beside the compiled kernel.
 
-Found exactly: reads and writes out of the bounds of an allocation or a shared array, of freed memory, misaligned; reads of memory
-that nothing has written; a cp.async that is not waited for; accesses of two threads without a barrier between them, in shared and
-global memory; barriers that not all threads of a block reach, collectives that not all lanes of their mask reach; launches that a
-GPU refuses; division by zero; an index beyond a local array. Waiting for ever is found by a limit of steps.
+Found exactly: reads and writes out of the bounds of an allocation or a shared array, of freed memory, misaligned; reads of
+memory that nothing has written; a cp.async that is not waited for; accesses of two threads without a barrier between them, in
+shared and global memory; barriers that not all threads of a block reach, collectives that not all lanes of their mask reach;
+launches that a GPU refuses; division by zero; an index beyond a local array; host code that touches memory of the device, which
+ends the process as a GPU does. Waiting for ever is found by a limit of steps.
 Found by numbers: registers that nothing was written to hold garbage; what depends on the order of threads differs between two
 schedules (`same_bits`); bank conflicts of ldmatrix are counted (`statistics`).
-Not emulated: wgmma, TMA, mbarrier, wmma, clusters, cooperative launches, textures, time. Approximate functions are exact ones, and sums
-of mma are rounded once, so last bits differ from a GPU's. Threads of different blocks are never ordered, also not by
+Not emulated: wgmma, TMA, mbarrier, wmma, clusters, cooperative launches, textures, time. Approximate functions are exact ones,
+and sums of mma are rounded once, so last bits differ from a GPU's. Threads of different blocks are never ordered, also not by
 __threadfence and flags: what communicates so is reported.
 Memory that a virtual machine keeps and hands out again counts as written.
 
-CUDA_EMULATOR_CACHE: where compiled kernels are kept. CUDA_EMULATOR_SEED: the schedule, 1 unless given. CUDA_EMULATOR_MEMORY: bytes
-of the device, 2 GiB unless given.
+CUDA_EMULATOR_CACHE: where compiled kernels are kept. CUDA_EMULATOR_SEED: the schedule, 1 unless given. A schedule follows from
+the seed and the kernel's name alone. CUDA_EMULATOR_MEMORY: bytes of the device, 2 GiB unless given.
 """
 
 import ctypes
@@ -88,7 +89,7 @@ def schedule(seed: int) -> Iterator[None]:
 
 
 def same_bits(run: Callable[[], object], seeds: tuple[int, ...] = (1, 2, 7)) -> object:
-    """The result of `run()`, an array or tensor or a sequence of them; AssertionError unless all schedules give the same bits."""
+    """The result of `run()`, an array, tensor or sequence of them; AssertionError unless all schedules give the same bits."""
     first = None
     for seed in seeds:
         with schedule(seed):

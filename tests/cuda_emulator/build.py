@@ -1,5 +1,6 @@
 """Builds the emulator's runtime and translated kernels by g++, and keeps them under a hash of all that they are made of."""
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -30,7 +31,7 @@ KERNEL_FLAGS = (
     # The runtime has what the sanitizer calls; its own library stays out.
     "-nodefaultlibs",
 )
-RUNTIME_FILES = ("interface.h", "memory.h", "memory.cc", "machine.h", "machine.cc", "tvm_device.cc")
+RUNTIME_FILES = ("interface.h", "memory.h", "memory.cc", "machine.h", "machine.cc", "graphs.h", "graphs.cc", "tvm_device.cc")
 KERNEL_HEADERS = ("interface.h", "device.h", "half.h", "ptx.h")
 KERNEL_LIBRARIES = ("-lm", "-lc", "-lgcc")
 
@@ -63,16 +64,20 @@ def _machine_flags() -> tuple[str, ...]:
 
 
 def _compile(path: Path, arguments: list[str]) -> Path:
-    """Runs the compiler unless `path` is there; workers that do so at once each move a whole file into place."""
+    """Runs the compiler unless `path` is there. Of processes that want it at once, one works and the others wait."""
     if path.exists():
         return path
     handle, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(handle)
     try:
-        done = subprocess.run([*COMPILER, *arguments, "-o", temporary], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"g++ failed on {path.stem}:\n{done.stderr[:4000]}")
-        os.replace(temporary, path)
+        with open(path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
+            if path.exists():
+                return path
+            done = subprocess.run([*COMPILER, *arguments, "-o", temporary], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"g++ failed on {path.stem}:\n{done.stderr[:4000]}")
+            os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
     return path
@@ -81,7 +86,8 @@ def _compile(path: Path, arguments: list[str]) -> Path:
 def runtime_library() -> Path:
     """The emulator's runtime, as a shared library against TVM's."""
     lib, ffi = Path(tvm.__file__).parent, Path(tvm_ffi.__file__).parent
-    arguments = ["-O2", *_machine_flags(), *map(str, sorted(RUNTIME.glob("*.cc")))]
+    arguments = ["-O3", *_machine_flags(), *map(str, sorted(RUNTIME.glob("*.cc")))]
+    arguments.append(f"-idirafter{RUNTIME / 'stand_ins'}")  # for headers that the wheel lacks
     for root in (lib, ffi):
         arguments += [f"-I{root / 'include'}", f"-L{root / 'lib'}"]
     return _compile(

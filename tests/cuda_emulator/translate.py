@@ -1,8 +1,8 @@
 """CUDA C++ as TVM generates it, rewritten for the host's compiler: one kernel a file.
 
 What CUDA's headers have stands in runtime/device.h and its neighbours. Rewritten are declarations of shared memory, inline
-assembly (instruction by instruction, `INSTRUCTIONS`), and the beginning of the kernel. Assembly that is not known becomes a call
-that ends the launch by NotImplementedError, as a helper may stand in the source and never be called.
+assembly (instruction by instruction, `INSTRUCTIONS`), and the beginning of the kernel. Assembly that is not known becomes a
+call that ends the launch by NotImplementedError, as a helper may stand in the source and never be called.
 """
 
 import re
@@ -192,13 +192,12 @@ def _mma(match: re.Match, arguments: list[str]) -> str | None:
         return None
     kind, pack = MMA_TYPES[a]
     count_a, count_b = int(k) // (2 * pack), int(k) // (4 * pack)
-    registers = [f"emulated_register({v})" for v in arguments[4 : 4 + count_a + count_b]]
-    if len(arguments) != 8 + count_a + count_b:
+    if len(arguments) != 8 + count_a + count_b or count_a > 4:
         return None
-    return (
-        f"const uint32_t emulated_a[] = {{{', '.join(registers[:count_a])}}}, emulated_b[] = {{{', '.join(registers[count_a:])}}};"
-        f" ptx_mma<{kind}, {k}>({', '.join(arguments[:4])}, emulated_a, emulated_b, {', '.join(arguments[4 + count_a + count_b :])});"
-    )
+    d, registers, c = arguments[:4], arguments[4:-4], arguments[-4:]
+    registers = [f"emulated_register({value})" for value in registers]
+    a, b = registers[:count_a] + ["0"] * (4 - count_a), registers[count_a:] + ["0"] * (2 - count_b)
+    return f"ptx_mma<{kind}, {k}>({', '.join([*d, *a, *b, *c])});"
 
 
 def _cp_async(match: re.Match, arguments: list[str]) -> str | None:

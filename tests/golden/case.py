@@ -1,12 +1,24 @@
 """What a golden case is."""
 
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
+import tvm
+
+from sparse_ops.build import Program, build
 
 Tensors = dict[str, np.ndarray]
 FEW = (0, 1, 2, 17)  # rows that a network compiled for any number of them is tried at, beside all
+
+
+precision: ContextVar[str] = ContextVar("precision", default="float32")  # of what cases compile
+
+
+def compiled(mod: tvm.IRModule) -> Program:
+    """A module for the target in scope, in the `precision` that is asked for, its parameters behind its inputs."""
+    return build(mod, lift_params=True, precision=precision.get())
 
 
 def _one(name: str, tensors: Tensors, config: dict) -> float:

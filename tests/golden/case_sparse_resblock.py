@@ -9,14 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import tvm
-from tvm import relax
 from tvm.relax.frontend.nn import spec
 
 from sam3d_tvm.models.sparse_blocks import SparseResBlock3d
 from sparse_ops import nn
-from sparse_ops.build import build, pack_params
+from sparse_ops.build import pack_params
 from tests.golden import depths
-from tests.golden.case import Case, Tensors
+from tests.golden.case import Case, Tensors, compiled
 from tir_kernels.spec import unique
 
 
@@ -62,10 +61,10 @@ def run(tensors: Tensors, config: dict) -> Tensors:
         "emb": spec.Tensor(["batch", tensors["in.emb"].shape[1]], "float32"),
     }
     mod, params = chain.export_tvm({"forward": inputs})
-    vm = relax.VirtualMachine(build(mod, lift_params=True), tvm.cpu())
+    program = compiled(mod)
     weights = [tvm.runtime.tensor(tensors[f"state.{name}"]) for name, _ in params]
     arrays = [tvm.runtime.tensor(tensors[f"in.{name}"]) for name in ("x", "coords", "emb")]
-    results = vm["forward"](*arrays, *pack_params(vm, "forward", weights.__getitem__))
+    results = program["forward"](*arrays, *pack_params(program, "forward", weights.__getitem__))
     return {name: value.numpy() for name, value in zip(chain.outputs, results, strict=True)}
 
 

@@ -7,14 +7,13 @@ and `mid.<name>.bwd` where each row stands that is a query; `mid.<name>.code` is
 
 import numpy as np
 import tvm
-from tvm import relax
 from tvm.relax.frontend.nn import spec
 
 from sparse_ops import nn
-from sparse_ops.build import build, pack_params
+from sparse_ops.build import pack_params
 from sparse_ops.eager import functional as F
 from tests.golden import depths
-from tests.golden.case import Case, Tensors
+from tests.golden.case import Case, Tensors, compiled
 from tir_kernels.spec import windows
 
 
@@ -62,11 +61,11 @@ def run(tensors: Tensors, config: dict) -> Tensors:
         "context_offsets": spec.Tensor([len(context) + 1], "int32"),
     }
     mod, params = layers.export_tvm({"forward": inputs})
-    vm = relax.VirtualMachine(build(mod, lift_params=True), tvm.cpu())
+    program = compiled(mod)
     weights = [tvm.runtime.tensor(tensors[f"state.{name}"]) for name, _ in params]
     offsets = np.arange(len(context) + 1, dtype="int32") * context.shape[1]
     arrays = tensors["in.x"], tensors["in.coords"], context.reshape(-1, context.shape[2]), offsets
-    results = vm["forward"](*map(tvm.runtime.tensor, arrays), *pack_params(vm, "forward", weights.__getitem__))
+    results = program["forward"](*map(tvm.runtime.tensor, arrays), *pack_params(program, "forward", weights.__getitem__))
     out = {f"out.{name}": value.numpy() for name, value in zip(layers.names, results, strict=True)}
     for op in config["ops"]:
         if op["attn_mode"] == "windowed":

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
 from tests.golden import CASES
-from tests.golden.case import Case, Tensors
+from tests.golden.case import Case, Tensors, precision
 from tests.tolerance import Comparison, compare
+
+NARROW = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,9 @@ def _row(case: Case, name: str, actual: Tensors, tensors: Tensors, config: dict)
     if isinstance(actual[name], ValueError):  # what the library documents that it does not do
         return Comparison(name, tensors[name].shape, np.nan, np.nan, np.nan, note=f"refused: {actual[name]}")
     depth, scale = case.depth(name, tensors, config), case.scale(name, tensors, config)
-    return compare(actual[name], tensors[name], depth, scale=scale, name=name)
+    narrow = precision.get() != "float32" and tensors[name].dtype.kind == "f"
+    dtype = NARROW[precision.get()] if narrow else None
+    return compare(actual[name], tensors[name], depth, dtype=dtype, scale=scale, name=name)
 
 
 def _missing(name: str, expected: np.ndarray) -> Comparison:

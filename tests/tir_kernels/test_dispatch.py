@@ -12,7 +12,7 @@ from sparse_ops.eager import functional as F
 from sparse_ops.testing.examples import features, voxels
 from tir_kernels import dispatch
 from tir_kernels.cpu.isa import AVX2, AVX512, AVX512_BF16, PORTABLE, forced_isa, host_target
-from tir_kernels.dispatch import KERNELS, PAIRS, Implementation, Kernel, fingerprint, kernel_for, map_layout
+from tir_kernels.dispatch import KERNELS, PAIRS, Implementation, Kernel, check_target, fingerprint, kernel_for, map_layout
 from tir_kernels.layout import MapLayout
 from tir_kernels.spec import Spec
 from tir_kernels.spec.attention import Attention
@@ -25,6 +25,7 @@ from tir_kernels.spec.sparse_conv import SparseConv
 from tir_kernels.spec.upsampled_conv import AddTaps
 
 CUDA = tvm.target.Target({"kind": "cuda", "arch": "sm_90", "host": {"kind": "llvm"}})
+OTHER = tvm.target.Target({"kind": "vulkan", "host": {"kind": "llvm"}})
 SAME = Geometry((3, 3, 3), padding=(1, 1, 1))
 FLAT = Geometry((1, 3, 3), padding=(0, 1, 1))
 EMULATED = replace(AVX512_BF16, emulate_dot=True)
@@ -83,11 +84,14 @@ def test_what_a_choice_does_not_use_is_no_part_of_the_kernel():
 
 def test_none_accepts():
     with pytest.raises(ValueError, match="conv3d: no kernel for Conv3d") as error:
-        kernel_for(Conv3d(32, 32, SAME), CUDA)
+        kernel_for(Conv3d(32, 32, SAME), OTHER)
     for name in ("winograd", "conv3d_dot", "conv3d"):
-        assert f"{name}: expected a CPU target of kind 'llvm', given kind 'cuda'" in str(error.value)
-    with pytest.raises(ValueError, match="target: expected a CPU target of kind 'llvm', given kind 'cuda'"):
-        fingerprint(CUDA)
+        assert f"{name}: expected a CPU target of kind 'llvm', given kind 'vulkan'" in str(error.value)
+    expected = "a CPU target of kind 'llvm' or a CUDA target of kind 'cuda', given kind 'vulkan'"
+    with pytest.raises(ValueError, match=f"target: expected {expected}"):
+        fingerprint(OTHER)
+    with pytest.raises(ValueError, match=r"target: expected a compute capability of at least 8\.0, given 7\.5"):
+        check_target(tvm.target.Target({"kind": "cuda", "arch": "sm_75"}))
 
 
 def test_a_refusal_tells_why():
@@ -112,6 +116,9 @@ def test_an_implementation_joins_as_one_row(monkeypatch):
 
         def unpack(self, table, masks, order, rows):
             return table
+
+        def pairs(self, table, masks, order, rows):
+            return int((table >= 0).sum())
 
         def problem(self, *arrays):
             return ""

@@ -29,6 +29,7 @@ from ..coordinates import (
     key_of,
     match_plan,
 )
+from ..granting import check_memory
 from ..guards import RAISE_DUPLICATE
 from ..script import inline
 from ..sharing import shared
@@ -44,7 +45,7 @@ from ..spec.coordinate_index import (
     Lookup,
     PlanIndex,
 )
-from .guards import check_memory, check_range, extremes, refuse
+from .guards import check_range, extremes, refuse
 from .isa import Isa
 
 # Empty cells behind the box: so far outside of it taps find nothing without a check, those of kernels of 3^3 and 5^3 and of

@@ -11,10 +11,10 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..moments import merge_part
 from ..script import inline
 from ..spec.dense_group_norm import DenseGroupNorm
 from ..vector_math import EMIT
-from .group_norm import merge_part
 from .isa import Isa
 from .rows import row_sum
 

@@ -13,6 +13,7 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..moments import merge_part
 from ..script import inline
 from ..spec.group_norm import GroupNorm
 from ..vector_math import EMIT
@@ -22,22 +23,6 @@ from .isa import Isa
 from .rows import each_channel
 
 CHUNK = 256  # rows of one task
-
-
-@inline
-def merge_part(center, mean, square, b, g, before, part_center, part_mean, part_square, count):
-    """Merge the moments of a part of `count` elements into those of the `before` elements of group g of batch element b.
-
-    Moments are a center, the mean less the center, and the sum of squared deviations from the mean.
-    """
-    if before == 0:
-        center[b, g] = part_center
-        mean[b, g] = T.float32(0)
-        square[b, g] = T.float32(0)
-    share: T.let = T.Cast("float32", count) / T.Cast("float32", before + count)
-    step: T.let = (part_center - center[b, g]) + part_mean - mean[b, g]
-    mean[b, g] += step * share
-    square[b, g] += part_square + step * step * share * T.Cast("float32", before)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import tvm
 from tvm.script import tirx as T
 
 from ..guards import (
@@ -18,7 +17,6 @@ from ..guards import (
     RAISE_TAPS,
 )
 from ..integers import last_of_all
-from ..memory import ASK_BYTES, CHECK_MEMORY
 from ..script import inline
 from ..spec.conv3d import reach
 from ..spec.geometry import Geometry
@@ -80,19 +78,6 @@ def check_inside(coords, rows, batch, shape):
     highest = T.alloc_buffer((4,), "int32")
     extremes(coords, rows, lowest, highest)
     check_range(coords, rows, lowest, highest, (0, 0, 0, 0), last_of_all((batch, *shape)))
-
-
-def check_memory(what: str, tensors):
-    """Emit: raise unless tensors of these dtypes and dimensions, int64 expressions, fit into memory together, see `memory`."""
-    size = T.float64(0)  # products of int64 would wrap
-    for dtype, dims in tensors:
-        bytes_of_one = T.float64(tvm.DataType(dtype).itemsize)
-        for dim in dims:
-            bytes_of_one = bytes_of_one * T.Cast("float64", dim)
-        size = size + bytes_of_one
-    kinds = " ".join(f"{dtype} {len(dims)}" for dtype, dims in tensors)
-    with T.If(size > T.float64(ASK_BYTES)), T.Then():
-        T.evaluate(T.call_packed(CHECK_MEMORY, what, kinds, *(dim for _, dims in tensors for dim in dims)))
 
 
 @inline

@@ -6,9 +6,9 @@ import tvm
 from tvm.script import tirx as T
 
 from .. import script
-from ..buffers import match_buffer, named
+from ..buffers import match_buffer
+from ..granting import asked, check_memory, match_sized
 from ..spec.memory import MOST_NUMBERS, MOST_SIZED, GrantMemory
-from .guards import check_memory
 from .isa import Isa
 
 
@@ -16,33 +16,14 @@ from .isa import Isa
 def grant_memory(spec: GrantMemory, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `GrantMemory`."""
 
-    def match_sized(*handles) -> list[list]:
-        """The dimensions of the arguments that are tensors."""
-        shapes = []
-        for place, (handle, (dtype, rank)) in enumerate(zip(handles, spec.sized, strict=False)):
-            shape = [tvm.tirx.Var(f"d{place}_{axis}", "int64") for axis in range(rank)]
-            named(f"x{place}", match_buffer(handle, shape, dtype))
-            shapes.append(shape)
-        return shapes
-
-    def asked(shapes, numbers) -> list[tuple]:
-        """dtype and dimensions, as expressions, of what will be allocated."""
-
-        def size(dim):
-            if isinstance(dim, int):
-                return T.int64(dim)
-            return numbers[dim.place] if dim.axis is None else shapes[dim.place][dim.axis]
-
-        return [(dtype, [size(dim) for dim in dims]) for dtype, dims in spec.tensors]
-
     @script.prim_func(s_tir=True)
     def kernel(
         x0_: T.handle, x1_: T.handle, n0: T.int64, n1: T.int64, n2: T.int64, n3: T.int64, n4: T.int64, granted_: T.handle
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": "grant_memory"})
-        shapes = T.meta_var(match_sized(x0_, x1_))
+        shapes = T.meta_var(match_sized(spec, x0_, x1_))
         granted = match_buffer(granted_, (1,), "int64")
-        check_memory(spec.what, asked(shapes, (n0, n1, n2, n3, n4)))
+        check_memory(spec.what, asked(spec, shapes, (n0, n1, n2, n3, n4)))
         granted[0] = T.int64(1)
 
     unused = [f"x{place}_" for place in range(len(spec.sized), MOST_SIZED)]

@@ -1,6 +1,5 @@
 """Output sites of strided and transposed sparse convolutions: plan, find, copy."""
 
-from collections import Counter
 from functools import cache
 from math import prod
 
@@ -11,23 +10,15 @@ from .. import script
 from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
 from ..coordinates import choose, index_bounds, key_of, match_plan
-from ..guards import RAISE_SITE_COUNT, RAISE_SITES
-from ..integers import MOST, divide, last_of
+from ..granting import check_memory
+from ..guards import RAISE_SITE_COUNT
+from ..integers import MOST, divide
 from ..script import inline
-from ..spec.coordinate_index import (
-    BATCH_LIMIT,
-    COORDINATE_LIMIT,
-    DEFAULT_HIGH,
-    DEFAULT_LOW,
-    GRID,
-    PLAN_EXTENT,
-    PLAN_ORIGIN,
-    PLAN_SIZE,
-)
-from ..spec.geometry import Geometry
-from ..spec.sites import CopySites, FindSites, PlanSites, extent_along
+from ..site_box import range_of, site_box
+from ..spec.coordinate_index import BATCH_LIMIT, GRID, PLAN_SIZE
+from ..spec.sites import CopySites, FindSites, PlanSites, most_sites, touched_once
 from .coordinate_index import SPARE, begin_plan, fill, match_index
-from .guards import check_memory, refuse
+from .guards import refuse
 from .isa import Isa
 from .unique import counts_to_starts
 
@@ -35,74 +26,10 @@ GRID_CELLS_PER_SITE = 24  # of output sites that may be: at most twice the bytes
 CLASSES_MOST = 64  # residue classes by which rows are sorted
 
 
-def most_sites(geometry: Geometry) -> int:
-    """The largest number of sites that one input can touch."""
-    if geometry.transposed:
-        return geometry.taps
-    most = 1
-    for k, s, d in zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True):
-        most *= max(Counter(d * tap % s for tap in range(k)).values())
-    return most
-
-
-def touched_once(geometry: Geometry) -> bool:
-    """Whether no two inputs touch one site: those of a transposed convolution whose taps all fall between two inputs."""
-    axes = zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True)
-    return geometry.transposed and all(len({d * tap % s for tap in range(k)}) == k for k, s, d in axes)
-
-
 @cache
 def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
     """See `PlanSites`."""
     geometry, shape, method = spec.geometry, spec.shape, spec.method
-    low = DEFAULT_LOW if shape is None else (0, 0, 0, 0)
-
-    def high(extents):
-        """Largest batch, x, y, z."""
-        if shape != "given":
-            return DEFAULT_HIGH
-        return (BATCH_LIMIT - 1, *(last_of(n, COORDINATE_LIMIT - 1) for n in extents))
-
-    def last_site(axis, highest, extents):
-        """Last site of a bounded grid along an axis."""
-        n = extents[axis] if shape == "given" else T.Cast("int64", highest[axis + 1]) + 1
-        return extent_along(T.min(n, T.int64(MOST)), geometry, axis, T.min) - 1  # so that no product wraps
-
-    @inline
-    def set_range(axis, first, last, plan, highest, extents):
-        if shape is None:
-            plan.entries[PLAN_ORIGIN + axis + 1] = first
-            plan.entries[PLAN_EXTENT + axis + 1] = T.max(last - first + 1, T.int64(0))
-        else:
-            plan.entries[PLAN_ORIGIN + axis + 1] = T.max(first, T.int64(0))
-            plan.entries[PLAN_EXTENT + axis + 1] = T.max(
-                T.min(last, last_site(axis, highest, extents)) - plan.origin(axis + 1) + 1, T.int64(0)
-            )
-        if T.Or(
-            plan.origin(axis + 1) < -COORDINATE_LIMIT,
-            plan.origin(axis + 1) + plan.extent(axis + 1) > COORDINATE_LIMIT,
-        ):
-            T.evaluate(T.call_packed(RAISE_SITES, T.int32(axis + 1), first, last))
-
-    @inline
-    def site_range(axis, first_tap, last_tap, stride, plan, lowest, highest, extents):
-        low_input: T.let = T.Cast("int64", lowest[axis + 1])
-        high_input: T.let = T.Cast("int64", highest[axis + 1])
-        if geometry.transposed:
-            set_range(axis, low_input * stride + first_tap, high_input * stride + last_tap, plan, highest, extents)
-        else:
-            set_range(
-                axis,
-                T.floordiv(low_input - last_tap + (stride - 1), T.int64(stride)),
-                T.floordiv(high_input - first_tap, T.int64(stride)),
-                plan,
-                highest,
-                extents,
-            )
-
-    def all_axes(plan, lowest, highest, extents):
-        for axis, (k, d, p) in enumerate(zip(geometry.kernel, geometry.dilation, geometry.padding, strict=True)):
-            site_range(axis, -p, d * (k - 1) - p, geometry.stride[axis], plan, lowest, highest, extents)
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, size_x: T.int64, size_y: T.int64, size_z: T.int64, plan_: T.handle, size_: T.handle):
@@ -114,11 +41,8 @@ def plan_sites(spec: PlanSites, isa: Isa) -> tvm.tirx.PrimFunc:
         lowest = T.alloc_buffer((4,), "int32")
         highest = T.alloc_buffer((4,), "int32")
         cells = T.alloc_buffer((1,), "int64")
-        begin_plan(plan, coords, rows, lowest, highest, low, high((size_x, size_y, size_z)))
-        plan.entries[PLAN_ORIGIN] = T.Cast("int64", lowest[0])
-        plan.entries[PLAN_EXTENT] = T.Cast("int64", highest[0] - lowest[0] + 1)
-        if rows > 0:
-            all_axes(plan, lowest, highest, (size_x, size_y, size_z))
+        begin_plan(plan, coords, rows, lowest, highest, *range_of(shape, (size_x, size_y, size_z)))
+        site_box(spec, rows, plan, lambda axis: lowest[axis], lambda axis: highest[axis], (size_x, size_y, size_z), refuse)
         size[2] = rows * most_sites(geometry)
         choose(method, size[2], GRID_CELLS_PER_SITE, plan, size, cells, refuse, SPARE)
         if plan.method == GRID:

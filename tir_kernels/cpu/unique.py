@@ -13,13 +13,14 @@ from .. import script
 from ..bounds import LinearBound, with_bounds
 from ..buffers import match_buffer
 from ..coordinates import GRID_CELLS_MOST, check_grid, count_cells, grid_bound, grid_limit, match_plan
+from ..granting import check_memory
 from ..integers import divide
 from ..script import inline
 from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_ORIGIN
 from ..spec.unique import FillUnique, PlanUnique, RankUnique
 from .caches import L1
 from .coordinate_index import OWN_CHUNK, PARTS_MOST, ROW_CHUNK, SPARE, Parts, RowCells, begin_plan
-from .guards import check_memory, refuse
+from .guards import refuse
 from .isa import Isa
 
 SORT = HASH  # the method where no grid fits

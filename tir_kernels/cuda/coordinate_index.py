@@ -57,7 +57,8 @@ FREE = -1  # a key that no coordinate has
 def take_bucket(keys, buckets, bucket_key, bucket):
     """bucket[0] = where `bucket_key` lies in the first `buckets` of `keys`, int64 [1] of a thread; its own from now on."""
     held = T.alloc_local((1,), "int64")
-    bucket[0] = home_bucket(bucket_key, buckets)
+    held[0] = buckets  # else TVM takes an expression out of the kernel, as an unsigned argument, which no launch may have
+    bucket[0] = home_bucket(bucket_key, held[0])
     held[0] = atomic_cas(keys, bucket[0], T.int64(FREE), bucket_key)
     while T.And(held[0] != FREE, held[0] != bucket_key):
         bucket[0] = T.if_then_else(bucket[0] + 1 == buckets, T.int64(0), bucket[0] + 1)
@@ -68,7 +69,8 @@ def take_bucket(keys, buckets, bucket_key, bucket):
 def find_bucket(keys, buckets, bucket_key, bucket):
     """As `take_bucket`, in a launch that takes none: the bucket of `bucket_key`, or the free one where it belongs."""
     held = T.alloc_local((1,), "int64")
-    bucket[0] = home_bucket(bucket_key, buckets)
+    held[0] = buckets  # as above
+    bucket[0] = home_bucket(bucket_key, held[0])
     held[0] = keys[bucket[0]]
     while T.And(held[0] != FREE, held[0] != bucket_key):
         bucket[0] = T.if_then_else(bucket[0] + 1 == buckets, T.int64(0), bucket[0] + 1)

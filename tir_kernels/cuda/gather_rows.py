@@ -1,4 +1,4 @@
-"""Row selection: a thread an element, so that the threads of a warp read and write side by side."""
+"""Row selection: a thread copies a vector of a row, or an element where rows are no whole number of vectors."""
 
 from functools import cache
 
@@ -7,16 +7,37 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..script import inline
 from ..spec.gather_rows import GatherRows
 from .gpu import Gpu, kernel_name
 from .guards import check_index, match_status, reporting
-from .launch import THREADS, blocks_for
+from .launch import for_each
+from .vectors import aligned, width
 
 
 @cache
 def gather_rows(spec: GatherRows, gpu: Gpu) -> tvm.tirx.PrimFunc:
     """See `GatherRows`."""
     channels, dtype = spec.channels, spec.dtype
+    lanes = width(dtype, channels)
+    pieces = channels // lanes  # of a row
+
+    @inline
+    def copy(x, out, source, n, row, first):
+        if T.And(source >= 0, source < n):
+            if aligned(x, out):
+                for lane in T.vectorized(lanes):
+                    out[row, first + lane] = x[source, first + lane]
+            else:
+                for lane in range(lanes):
+                    out[row, first + lane] = x[source, first + lane]
+        else:
+            for lane in range(lanes):
+                out[row, first + lane] = T.Cast(dtype, 0)
+
+    @inline
+    def copy_piece(x, index, out, n, place):
+        copy(x, out, T.Cast("int64", index[place // pieces]), n, place // pieces, place % pieces * lanes)
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, index_: T.handle, status_: T.handle, out_: T.handle):
@@ -27,14 +48,6 @@ def gather_rows(spec: GatherRows, gpu: Gpu) -> tvm.tirx.PrimFunc:
         status = T.meta_var(match_status(status_))
         out = match_buffer(out_, (m, channels), dtype)
         check_index(status, index, m, n)
-        with T.launch_thread("blockIdx.x", blocks_for(m * channels)) as block:
-            thread = T.launch_thread("threadIdx.x", THREADS)
-            place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-            if place < m * channels:
-                source: T.let = T.Cast("int64", index[place // channels])
-                if T.And(source >= 0, source < n):
-                    out[place // channels, place % channels] = x[source, place % channels]
-                else:
-                    out[place // channels, place % channels] = T.Cast(dtype, 0)
+        for_each(m * pieces, lambda place: copy_piece(x, index, out, n, place))
 
     return reporting(kernel)

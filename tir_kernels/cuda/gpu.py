@@ -7,6 +7,7 @@ from tvm.script import tirx as T
 from tvm_ffi.structural import structural_map
 
 ON_DEVICE = "tir_kernels.on_device"  # attribute of kernels that run on a device
+REGISTERS = "tir_kernels.registers"  # attribute: the most registers that a thread of the kernel takes, as nvcc reports them
 
 WARP = 32  # threads that run together
 LEAST = (8, 0)  # cp.async and tensor cores for bfloat16 and TF32
@@ -25,8 +26,12 @@ class Gpu:
 
     @classmethod
     def of(cls, target: tvm.target.Target) -> "Gpu":
-        """What a target of kind 'cuda' names as its `arch`, "sm_90" for example. ValueError for another form."""
-        arch = str(target.attrs.get("arch", ""))
+        """That of a target of kind 'cuda'. ValueError as `named`."""
+        return cls.named(str(target.attrs.get("arch", "")))
+
+    @classmethod
+    def named(cls, arch: str) -> "Gpu":
+        """The device of an architecture, "sm_90" for example. ValueError for another form."""
         digits = arch.removeprefix("sm_").rstrip("af")
         if not arch.startswith("sm_") or not digits.isdecimal() or len(digits) < 2:
             raise ValueError(f"target: expected an arch such as 'sm_90', given {arch!r}")

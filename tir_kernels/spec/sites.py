@@ -5,6 +5,7 @@ grouped by batch element, ascending; within one they come in order of first touc
 input rows inside. That is the order of spconv's CPU code, which golden data of one batch element records.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,6 +32,22 @@ def extent_along(n, geometry: Geometry, axis: int, least: Callable = min):
         return (n - 1) * s + (k - 2 * p + geometry.output_padding[axis])
     last = n + (2 * p - d * (k - 1) - 1)  # where the window starts that ends at the end of the padded input
     return (least(last + (s - 1), n + (p - 1)) if geometry.ceil_mode else last) // s + 1
+
+
+def most_sites(geometry: Geometry) -> int:
+    """The largest number of sites that one input can touch."""
+    if geometry.transposed:
+        return geometry.taps
+    most = 1
+    for k, s, d in zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True):
+        most *= max(Counter(d * tap % s for tap in range(k)).values())
+    return most
+
+
+def touched_once(geometry: Geometry) -> bool:
+    """Whether no two inputs touch one site: those of a transposed convolution whose taps all fall between two inputs."""
+    axes = zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True)
+    return geometry.transposed and all(len({d * tap % s for tap in range(k)}) == k for k, s, d in axes)
 
 
 def naive(coords, geometry: Geometry, extent=None):

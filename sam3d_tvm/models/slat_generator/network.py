@@ -56,7 +56,7 @@ from sparse_ops.nn.carrier import emit
 from sparse_ops.op.signature import FLOATS
 from sparse_ops.program import Program
 from sparse_ops.transform.precision import PRECISIONS, features_of
-from tir_kernels.dispatch import host_target
+from tir_kernels.dispatch import current_target
 
 FINAL_NORM_EPS = 1e-5
 BLOCK = "block_"  # how the parts of a transformer block are called
@@ -85,7 +85,7 @@ def compile_model(
     options = {"sparse_backend": sparse_backend, "parent_convolution": savings.parent_convolution}
     model = SlatFlow(one_block, features_of(precision, target), **options)
     configuration = {"slat": dataclasses.asdict(one_block), **options, "source": fingerprint(__package__)}
-    with target or host_target():
+    with current_target(target):
         identity = json.dumps(configuration, sort_keys=True)
         return compiled(("slat", identity), lambda: model.export_tvm(model.specs())[0], precision)
 

@@ -4,8 +4,8 @@ from functools import partial
 
 from tvm import relax
 
-from sparse_ops.eager.call import MAP_DIMS
 from sparse_ops.torch.ops import NAMESPACE, TORCH_OPS, TorchOp
+from tir_kernels.dispatch import PAIRS
 
 from .context import Context
 from .registry import converts
@@ -26,7 +26,7 @@ def _convert(made: TorchOp, context: Context) -> list[relax.Expr]:
         if tensor.ty.shape is not None:
             known = zip(dims, tensor.ty.shape.values, strict=False)
             sizes = {dim: size for dim, size in known if isinstance(dim, str)} | sizes
-        elif dims not in MAP_DIMS:  # nobody asks how long the arrays of a map are
+        elif dims not in PAIRS.DIMS:  # nobody asks how long the arrays of a map are
             shape = [dim if isinstance(dim, int) else sizes.setdefault(dim, context.size(dim)) for dim in dims]
             tensor = context.named(tensor, shape)
         found.append(tensor)

@@ -3,7 +3,10 @@
 import tvm
 from tvm import relax
 
+from tir_kernels.dispatch import host_target
+
 from ..check_sizes import CheckSizes
+from ..cpu.schedule_rest import ScheduleRest as ScheduleRestOfCpu
 from ..fold_constants import FoldConstants
 from ..keep import KeepKernels
 from ..lift_params import LiftParams
@@ -24,6 +27,18 @@ def cuda_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.
 
     Raises ValueError for another precision, and when run for a target of another kind.
     """
+    return _pipeline(precision, lift_params, ScheduleRest())
+
+
+def cuda_packing_pipeline(precision: str = "float32") -> tvm.transform.Pass:
+    """As `cuda_pipeline` with `lift_params`, but what packs parameters is scheduled for this CPU, and nothing else of use.
+
+    With it weights are packed for a device that this machine does not have.
+    """
+    return _pipeline(precision, True, ScheduleRestHere())
+
+
+def _pipeline(precision: str, lift_params: bool, schedule_rest: tvm.transform.Pass) -> tvm.transform.Pass:
     narrow = to_precision(precision)
 
     @tvm.transform.module_pass(opt_level=0, name="CudaPipeline")
@@ -48,7 +63,7 @@ def cuda_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.
             relax.transform.FuseTIR(),
             SizesFirst(),
             relax.transform.RewriteDataflowReshape(),
-            ScheduleRest(),
+            schedule_rest,
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             ReadStatus(),
@@ -66,3 +81,12 @@ def cuda_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.
             return tvm.transform.Sequential(passes)(mod)
 
     return pipeline
+
+
+@tvm.transform.module_pass(opt_level=0, name="ScheduleRestHere")
+class ScheduleRestHere:
+    """Module pass: `cpu.schedule_rest.ScheduleRest` for this CPU, whatever the target in scope."""
+
+    def transform_module(self, mod: tvm.IRModule, context: tvm.transform.PassContext) -> tvm.IRModule:
+        with host_target():
+            return ScheduleRestOfCpu()(mod)

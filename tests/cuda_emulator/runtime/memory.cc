@@ -1,10 +1,13 @@
 // Allocations of the emulated device: red zones around them, and freed memory set aside before it is used again.
 #include "memory.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -23,11 +26,25 @@ namespace {
 
 constexpr size_t ALIGNMENT = 256, RED_ZONE = 256, QUARANTINE = 64 << 20;
 std::mutex mutex;
-std::map<size_t, size_t> live;                  // offset -> bytes
-std::map<size_t, size_t> freed;                 // those in the quarantine
-std::deque<size_t> order;                       // of the quarantine, the oldest first
-std::map<size_t, size_t> holes;                 // offset -> length, whole slices that may be used again
+std::map<size_t, size_t> live;   // offset -> bytes
+std::map<size_t, size_t> freed;  // those in the quarantine
+std::deque<size_t> order;        // of the quarantine, the oldest first
+std::map<size_t, size_t> holes;  // offset -> length, whole slices that may be used again
 size_t top, live_bytes, quarantined;
+
+std::mutex opening;
+int opened;
+size_t closed_bytes;  // from the beginning: what may have been touched
+struct sigaction earlier;
+
+void on_fault(int number, siginfo_t* info, void* context) {
+  if (size_t(static_cast<char*>(info->si_addr) - base) < total_bytes) {
+    const char text[] = "CUDA emulator: host code reads or writes memory of the device, which a GPU does not let it\n";
+    if (write(2, text, sizeof text - 1) < 0) return;
+  }
+  // As before: another handler, or the end.
+  sigaction(number, &earlier, nullptr);
+}
 
 size_t slice(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + RED_ZONE; }
 
@@ -56,6 +73,18 @@ void add_hole(size_t offset, size_t length) {
 
 }  // namespace
 
+Opened::Opened() {
+  std::lock_guard<std::mutex> lock(opening);
+  if (opened++ == 0 && closed_bytes) mprotect(base, closed_bytes, PROT_READ | PROT_WRITE);
+}
+
+Opened::~Opened() {
+  std::lock_guard<std::mutex> lock(opening);
+  if (--opened) return;
+  closed_bytes = (std::max(closed_bytes, top) + 4095) / 4096 * 4096;
+  mprotect(base, closed_bytes, PROT_NONE);
+}
+
 void initialize() {
   std::lock_guard<std::mutex> lock(mutex);
   if (base) return;
@@ -67,14 +96,21 @@ void initialize() {
   split = static_cast<uint32_t*>(reserve(total_bytes));
   top = SLOTS * SHARED_SLOT + RED_ZONE;
   base = static_cast<char*>(reserve(total_bytes));
+  struct sigaction action = {};
+  action.sa_sigaction = on_fault;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGSEGV, &action, &earlier);
 }
 
 void poison(void* pointer, size_t bytes) {
   char* p = static_cast<char*>(pointer);
-  for (size_t i = 0; i < bytes; i++) p[i] = i % 2 ? char(POISON >> 8) : char(POISON & 0xff);
+  constexpr uint64_t pattern = POISON * 0x0001000100010001ull;
+  for (; bytes >= 8; bytes -= 8, p += 8) memcpy(p, &pattern, 8);
+  memcpy(p, &pattern, bytes);
 }
 
 void* allocate(size_t bytes) {
+  Opened writable;
   std::lock_guard<std::mutex> lock(mutex);
   size_t need = slice(bytes), offset = 0;
   for (auto& [start, length] : holes) {
@@ -102,6 +138,7 @@ void* allocate(size_t bytes) {
 }
 
 void release(void* pointer) {
+  Opened writable;
   std::lock_guard<std::mutex> lock(mutex);
   size_t offset = static_cast<char*>(pointer) - base;
   auto found = live.find(offset);
@@ -149,9 +186,12 @@ std::string describe(const void* pointer) {
     if (distance >= nearest) return;
     nearest = distance;
     std::string of = "of " + std::string(kind) + " of " + std::to_string(bytes) + " bytes";
-    if (offset < start) text = std::to_string(start - offset) + " bytes before the beginning " + of;
-    else if (distance || offset == start + bytes) text = std::to_string(offset - start - bytes) + " bytes after the end " + of;
-    else text = "at byte " + std::to_string(offset - start) + " " + of;
+    if (offset < start)
+      text = std::to_string(start - offset) + " bytes before the beginning " + of;
+    else if (distance || offset == start + bytes)
+      text = std::to_string(offset - start - bytes) + " bytes after the end " + of;
+    else
+      text = "at byte " + std::to_string(offset - start) + " " + of;
   };
   for (auto* map : {&live, &freed}) {
     const char* kind = map == &live ? "an allocation" : "a freed allocation";

@@ -11,38 +11,39 @@ static inline void emulated_assign(T& to, uint32_t v) {
   to = emulated_bits<T>(v);
 }
 
-template <int TYPE, int K, class D, class A, class B, class C>
-static inline void ptx_mma(D& d0, D& d1, D& d2, D& d3, const A (&a)[TYPE == MMA_F16 || TYPE == MMA_BF16 ? K / 4 : TYPE == MMA_TF32 ? K / 2 : K / 8],
-                           const B (&b)[TYPE == MMA_F16 || TYPE == MMA_BF16 ? K / 8 : TYPE == MMA_TF32 ? K / 4 : K / 16], C c0, C c1, C c2, C c3) {
-  uint32_t d[4], c[4] = {emulated_register(c0), emulated_register(c1), emulated_register(c2), emulated_register(c3)};
-  emulator_mma(TYPE, K, d, a, b, c);
-  emulated_assign(d0, d[0]);
-  emulated_assign(d1, d[1]);
-  emulated_assign(d2, d[2]);
-  emulated_assign(d3, d[3]);
+static inline uint64_t emulated_pair(uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; }
+
+// a0 to a3 and b0, b1: 0 where an instruction has fewer.
+template <int TYPE, int K, class D, class C>
+static inline void ptx_mma(D& d0, D& d1, D& d2, D& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                           uint32_t b1, C c0, C c1, C c2, C c3) {
+  const emulator_registers d = emulator_mma(TYPE << 8 | K, emulated_pair(a0, a1), emulated_pair(a2, a3), emulated_pair(b0, b1),
+                                            emulated_pair(emulated_register(c0), emulated_register(c1)),
+                                            emulated_pair(emulated_register(c2), emulated_register(c3)));
+  emulated_assign(d0, uint32_t(d.low));
+  emulated_assign(d1, uint32_t(d.low >> 32));
+  emulated_assign(d2, uint32_t(d.high));
+  emulated_assign(d3, uint32_t(d.high >> 32));
 }
 
 template <bool TRANSPOSED, class R, class P>
 static inline void ptx_ldmatrix(R& r0, P address) {
-  uint32_t r[4];
-  emulator_ldmatrix(1, TRANSPOSED, r, uint32_t(address));
-  emulated_assign(r0, r[0]);
+  const emulator_registers r = emulator_ldmatrix(1, TRANSPOSED, uint32_t(address));
+  emulated_assign(r0, uint32_t(r.low));
 }
 template <bool TRANSPOSED, class R, class P>
 static inline void ptx_ldmatrix(R& r0, R& r1, P address) {
-  uint32_t r[4];
-  emulator_ldmatrix(2, TRANSPOSED, r, uint32_t(address));
-  emulated_assign(r0, r[0]);
-  emulated_assign(r1, r[1]);
+  const emulator_registers r = emulator_ldmatrix(2, TRANSPOSED, uint32_t(address));
+  emulated_assign(r0, uint32_t(r.low));
+  emulated_assign(r1, uint32_t(r.low >> 32));
 }
 template <bool TRANSPOSED, class R, class P>
 static inline void ptx_ldmatrix(R& r0, R& r1, R& r2, R& r3, P address) {
-  uint32_t r[4];
-  emulator_ldmatrix(4, TRANSPOSED, r, uint32_t(address));
-  emulated_assign(r0, r[0]);
-  emulated_assign(r1, r[1]);
-  emulated_assign(r2, r[2]);
-  emulated_assign(r3, r[3]);
+  const emulator_registers r = emulator_ldmatrix(4, TRANSPOSED, uint32_t(address));
+  emulated_assign(r0, uint32_t(r.low));
+  emulated_assign(r1, uint32_t(r.low >> 32));
+  emulated_assign(r2, uint32_t(r.high));
+  emulated_assign(r3, uint32_t(r.high >> 32));
 }
 
 // To the nearest of 10 bits, ties away from zero.

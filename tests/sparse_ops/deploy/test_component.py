@@ -360,7 +360,7 @@ class Strange(nn.Linear):
         (Strange(2, 2), (torch.ones(1, 2),), {"precision": "int4"}, "precision: expected"),
         (Strange(2, 2), (torch.ones(1, 2),), {"name": ""}, "name: expected a name, given ''"),
         (Strange(2, 2), {"forward": (torch.ones(1, 2),)}, {"dynamic": {"x": None}}, "dynamic: expected methods of inputs"),
-        (Strange(2, 2), (torch.ones(1, 2),), {"target": tvm.target.Target("cuda")}, "target: expected a CPU target"),
+        (Strange(2, 2), (torch.ones(1, 2),), {"target": tvm.target.Target("vulkan")}, "target: expected a CPU target"),
     ],
 )
 def test_what_cannot_be_ported(module, inputs, options, message):

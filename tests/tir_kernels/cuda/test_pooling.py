@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pytest
 
-from tests.cuda_device import device
 from tests.cuda_emulator import same_bits
 from tests.tir_kernels.cuda.maps import neighbour_table
 from tests.tir_kernels.cuda.on_device import run
@@ -26,12 +25,12 @@ def features(rows: int, channels: int, dtype: str = "float32") -> np.ndarray:
 def test_segments(reduction):
     """Few rows to a segment and many, with empty segments and rows that go nowhere, around the warps of a block."""
     channels = 35
-    device()
     for rows, segments in ((0, 0), (0, 3), (1, 1), (200, 300), (3 * LONG, 3), (LANES * 4 + 1, 1)):
         x = features(rows, channels)
         index = np.random.default_rng(rows).integers(-1, max(segments - 1, 1), rows).astype("int32")
-        made = same_bits(lambda: run(SegmentPool(channels, reduction), [x, index], [((segments, channels), "float32")]))  # noqa: B023
-        assert_close(made[0], segment_pool.naive(x, index, segments, reduction), depth=max(rows, 1), dtype="float32")
+        (out,) = run(SegmentPool(channels, reduction), [x, index], [((segments, channels), "float32")])
+        assert_close(out, segment_pool.naive(x, index, segments, reduction), depth=max(rows, 1), dtype="float32")
+    same_bits(lambda: run(SegmentPool(channels, reduction), [x, index], [((segments, channels), "float32")]))
 
 
 def test_segments_of_nan():
@@ -59,15 +58,14 @@ def test_index_that_is_no_row(value):
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=str)
 def test_maps(reduction, groups):
     channels, taps = 5, 8
-    device()
     for rows_in, rows in ((0, 0), (4, 1), (90, 127), (90, 129)):
         rng = np.random.default_rng(rows)
         x = features(rows_in, channels)
         table = rng.integers(-1, max(rows_in, 1), (taps, rows)).astype("int32")
         table[rng.random(table.shape) < 0.7] = -1
         arrays = neighbour_table(table, rows_in, groups)
-        made = same_bits(lambda: run(Pool(channels, reduction), [x, *arrays], [((rows, channels), "float32")]))  # noqa: B023
-        assert_close(made[0], pool.naive(x, table, reduction), depth=taps, dtype="float32")
+        (out,) = run(Pool(channels, reduction), [x, *arrays], [((rows, channels), "float32")])
+        assert_close(out, pool.naive(x, table, reduction), depth=taps, dtype="float32")
 
 
 def test_map_of_other_rows():

@@ -1,0 +1,112 @@
+"""Programs, eager calls and components on the emulated CUDA device: where tensors lie, what is refused, what artifacts say."""
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from torch import nn
+
+from sparse_ops import devices, op
+from sparse_ops.build import build
+from sparse_ops.deploy.component import Component
+from sparse_ops.deploy.from_torch import port_component
+from sparse_ops.eager import functional as F
+from tests.cuda_device import cuda_target, device
+from tests.sparse_ops.walk import module_of
+from tests.tolerance import assert_close
+
+rng = np.random.default_rng(3)
+X = rng.standard_normal((70, 8)).astype("float32")
+INDEX = rng.integers(-1, 70, 33).astype("int32")
+SELECTED = np.where(INDEX[:, None] < 0, 0, X[INDEX]).astype("float32")
+
+
+@pytest.fixture(autouse=True)
+def emulated():
+    device()
+
+
+def selection():
+    return build(module_of(op.gather_rows, (X, INDEX), [("n", 8), ("m",)]), cuda_target())
+
+
+def test_arguments_are_copied_to_the_device():
+    program = selection()
+    for x in (tvm.runtime.tensor(X), tvm.runtime.tensor(X, device())):
+        out = program["main"](x, tvm.runtime.tensor(INDEX))
+        assert out.device == program.device == device()
+        np.testing.assert_array_equal(out.numpy(), SELECTED)
+
+
+def test_errors_of_a_call_are_those_of_a_cpu_and_the_next_call_is_right():
+    program, bad = selection(), INDEX.copy()
+    bad[[20, 5, 30]] = 99, 70, -2
+    with pytest.raises(ValueError) as expected:
+        F.gather_rows(X, bad)
+    with pytest.raises(ValueError) as error:
+        program["main"](tvm.runtime.tensor(X), tvm.runtime.tensor(bad))
+    assert str(error.value) == str(expected.value)
+    assert "entry 5 is 70" in str(error.value)
+    np.testing.assert_array_equal(program["main"](tvm.runtime.tensor(X), tvm.runtime.tensor(INDEX)).numpy(), SELECTED)
+
+
+def test_eager_calls_run_for_the_target_in_scope_or_where_arrays_lie():
+    with cuda_target():
+        out = F.gather_rows(X, INDEX)
+        assert isinstance(out, np.ndarray)
+        np.testing.assert_array_equal(out, SELECTED)
+        there = F.gather_rows(tvm.runtime.tensor(X), tvm.runtime.tensor(INDEX))
+        assert there.device == device()
+    on_device = F.gather_rows(tvm.runtime.tensor(X, device()), tvm.runtime.tensor(INDEX))
+    assert on_device.device == device()
+    np.testing.assert_array_equal(on_device.numpy(), SELECTED)
+    np.testing.assert_array_equal(F.gather_rows(X, INDEX), SELECTED)  # the CPU's function is another one
+
+
+class Network(nn.Module):
+    """Dense layers, some of which no kernel of ours computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 24), nn.Linear(24, 5)
+
+    def forward(self, x):
+        x = torch.softmax(self.second(nn.functional.silu(self.first(x))), -1)
+        return x / (x.amax(0) + x.sum(0)).exp()
+
+
+def ported(**options):
+    torch.manual_seed(0)
+    return port_component(Network(), (torch.tensor(X),), "network", dynamic={"x": {0: torch.export.Dim("n")}}, **options)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_components_are_saved_for_a_device_and_loaded(precision, tmp_path):
+    component = ported(target=devices.cuda_target(), precision=precision)  # compared with torch as it is made
+    expected = ported()(X)
+    folder = component.save(tmp_path / "network")
+    loaded = Component.load(folder)
+    assert loaded.manifest.target["kind"] == "cuda" and loaded.manifest.target["arch"] == "sm_90"
+    out = loaded(X)
+    assert isinstance(out, np.ndarray)
+    np.testing.assert_array_equal(out, component(X))
+    assert_close(out, expected, 24 + 70, dtype=precision)
+    assert isinstance(loaded(torch.tensor(X)), torch.Tensor)
+    assert loaded(tvm.runtime.tensor(X, device())).device == device()
+
+
+def test_parsing_targets():
+    assert devices.parse_target("cpu").kind.name == "llvm"
+    assert devices.parse_target("cuda").attrs["arch"] == "sm_90"
+    assert devices.parse_target("cuda:sm_80").attrs["arch"] == "sm_80"
+    for text, words in (
+        ("gpu", "target: expected 'cpu', 'cuda', or 'cuda:' and an architecture such as sm_90, given 'gpu'"),
+        ("cuda:90", "target: expected an arch such as 'sm_90', given '90'"),
+        ("cuda:sm_70", "target: expected a compute capability of at least 8.0, given 7.0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            devices.parse_target(text)
+    with pytest.raises(ValueError, match="device: expected the number of a CUDA device, below 1, given 7"):
+        devices.cuda_device(7)
+    with pytest.raises(ValueError, match="device: expected the number of a CUDA device, 0 or more, given -1"):
+        devices.use_device(-1)
