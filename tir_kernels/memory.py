@@ -7,8 +7,8 @@ The limit is what the machine has left: its available memory and swap, or what i
 process, whichever is less; for a CUDA device what is left of its memory. TIR_KERNELS_MEMORY, in bytes, takes the place of both.
 Where the system does not tell there is none.
 
-The host calls `CHECK_MEMORY`, or for what lies on a device `CHECK_DEVICE_MEMORY`, for more than `ASK_BYTES` only, so that smaller calls cost nothing. It is registered when
-`tir_kernels` (or anything above it) is imported, as the refusals of `guards` are.
+The host calls `CHECK_MEMORY`, or `CHECK_DEVICE_MEMORY` for what lies on a device, for more than `ASK_BYTES` only, so that smaller
+calls cost nothing. Both are registered when `tir_kernels` (or anything above it) is imported, as the refusals of `guards` are.
 """
 
 import os
