@@ -8,9 +8,7 @@ all exponents, with fused multiply-add and without; `tests/test_activation_accur
 NaN gives NaN: a comparison with NaN is false, and `T.min` and `T.max` then return their second argument.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from math import pi, sqrt
 
 import tvm
@@ -38,22 +36,6 @@ LOG_ERFC = (
 )
 
 
-_in_registers: ContextVar[bool] = ContextVar("_in_registers", default=False)
-
-
-@contextmanager
-def in_registers() -> Iterator[None]:
-    """Within, `bind` keeps values in buffers of one element, for devices, whose compiler makes registers of them.
-
-    TVM puts the value of a variable in wherever it is used, whenever it simplifies: a gelu takes a minute so.
-    """
-    token = _in_registers.set(True)
-    try:
-        yield
-    finally:
-        _in_registers.reset(token)
-
-
 def bind(value):
     """A variable that holds `value`: computed once, however often it is used. It stands before the statement being written.
 
@@ -65,12 +47,7 @@ def bind(value):
             return cast
         return T.reinterpret("float32", T.Cast("uint32", T.reinterpret("uint16", cast.value)) << T.uint32(16))
 
-    value = structural_map(value, (tvm.tirx.Cast, widen))
-    if not _in_registers.get():
-        return T.bind(value)
-    kept = T.alloc_buffer((1,), str(value.ty.dtype), scope="local")
-    T.buffer_store(kept, value, [0])
-    return kept[0]
+    return T.bind(structural_map(value, (tvm.tirx.Cast, widen)))
 
 
 def polynomial(x, coefficients):

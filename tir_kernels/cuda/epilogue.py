@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import tvm
 from tvm.script import tirx as T
 
-from ..vector_math import EMIT, in_registers
+from ..vector_math import EMIT
 
 
 def rows_and_columns(row, column):
@@ -71,9 +71,7 @@ class Epilogue:
                 value = value * gate[e]
             if residual is not None:
                 value = value + T.Cast("float32", residual[e])
-            with in_registers():
-                finished = act(value)
-            T.buffer_store(result, T.Cast(self.out.dtype, finished), [e])
+            T.buffer_store(result, T.Cast(self.out.dtype, act(value)), [e])
 
         def store_one_by_one():
             with T.unroll(count) as e:
