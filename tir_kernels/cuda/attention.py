@@ -289,9 +289,7 @@ def attention(spec: Attention, gpu: Gpu) -> tvm.tirx.PrimFunc:
         # Segments whose keys are cut have twice as many as a part, and get FEW / heads more items each, at most.
         more: T.let = T.min(batch - 1, picked // (2 * PART)) * (FEW // max(heads, 1) + 1)
         most: T.let = nq // tile.queries + batch + more
-        is_cut: T.let = T.And(
-            picked >= 2 * PART, T.Or(batch > 2, (nq + (tile.queries - 1)) // tile.queries * heads < FEW)
-        )
+        is_cut: T.let = T.And(picked >= 2 * PART, T.Or(batch > 2, (nq + (tile.queries - 1)) // tile.queries * heads < FEW))
         states: T.let = T.if_then_else(is_cut, most * heads, T.int64(1))
         first_item = T.alloc_buffer((batch,), "int32")
         items = T.alloc_buffer((most, ITEM), "int32")
