@@ -83,7 +83,7 @@ def test_convolution_without_inputs():
 
 
 def test_order_of_rows_does_not_matter():
-    """Maps that hold the same pairs in another order give the same bits."""
+    """Maps that hold the same pairs in another order give the same result, up to rounding."""
     rng = np.random.default_rng(1)
     spec = CONVOLUTIONS[1]
     table = random_table(rng, TAPS, 90, 260)
