@@ -7,6 +7,7 @@ from tvm.script import tirx as T
 from .integers import nearest_int32
 from .script import inline
 from .spec.coordinate_index import BATCH_LIMIT
+from .vector_math import bind
 
 KEY_BITS = 16  # of a code that go into one column of a key, less 2^15: the range of coordinates
 
@@ -74,5 +75,9 @@ def wrapped(place, length):
 
 
 def first_key(i, length, count, reach, move):
-    """The place of the first key of window i of `count`, each of which reaches over `reach` of `length` rows."""
-    return T.floormod(move + T.floordiv((2 * i + 1) * length - count * reach, 2 * count), length)
+    """The place of the first key of window i of `count`, each of which reaches over `reach` of `length` rows.
+
+    What is divided lies above -length / 2 and below length, so with `move`, a place, no division brings it back.
+    """
+    place = bind(move + T.floordiv((2 * i + 1) * length - count * reach, 2 * count))
+    return T.Select(place < 0, place + length, wrapped(place, length))

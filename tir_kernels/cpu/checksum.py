@@ -7,25 +7,12 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
+from ..checksum import fold, mix
 from ..script import inline
-from ..spec.checksum import CHUNK, CHUNKS, LANES, ODD, ODD_64, Checksum
+from ..spec.checksum import CHUNK, CHUNKS, LANES, Checksum
 from .isa import Isa
 
 FEW = 16  # chunks, of 1 MB at most, that one thread reads: to wake others and wait for them would take longer
-
-
-@inline
-def fold(total, value):
-    """total[0] goes on with `value`."""
-    total[0] = (total[0] ^ value) * T.uint64(ODD_64)
-    total[0] = total[0] ^ (total[0] >> T.uint64(32))
-
-
-@inline
-def mix(h, lane, word):
-    """Lane `lane` goes on with `word`."""
-    h[lane] = (h[lane] ^ word) * T.uint32(ODD)
-    h[lane] = h[lane] ^ (h[lane] >> T.uint32(15))
 
 
 @inline

@@ -16,7 +16,7 @@ from ..script import drop_parameters
 from ..spec.conv3d import Conv3d, reach
 from .epilogue import Epilogue
 from .gpu import Gpu, kernel_name
-from .launch import THREADS
+from .launch import THREADS, left_to_nvcc
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
 from .tensor_core import CHUNK, Gemm, Operand, Steps, tile_for
 
@@ -89,6 +89,7 @@ def conv3d(spec: Conv3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
             T.launch_thread("blockIdx.x", tiles_of_all * across) as block,
             T.launch_thread("blockIdx.y", parts) as part,
             T.launch_thread("threadIdx.x", tile.threads) as thread,
+            left_to_nvcc(),
         ):
             shared, sums = gemm.allocate()
             # in memory, that is in registers: TVM simplifies such quotients wherever they are used

@@ -49,7 +49,7 @@ class Epilogue:
             loaded.append(own)
 
             def one_by_one():
-                for e in range(count):
+                with T.unroll(count) as e:
                     zero = T.Cast(buffer.dtype, T.float32(0))
                     T.buffer_store(own, T.if_then_else(e < columns, buffer[tuple(at(e))], zero), [e])
 
@@ -65,7 +65,7 @@ class Epilogue:
             residual = load(self.residual, lambda e: self.at(row, column + e))
         result = T.alloc_buffer((count,), self.out.dtype, scope="local")
         act = EMIT[self.activation]
-        for e in range(count):
+        with T.unroll(count) as e:
             value = values[e] + bias[e]
             if gate is not None:
                 value = value * gate[e]
@@ -74,7 +74,7 @@ class Epilogue:
             T.buffer_store(result, T.Cast(self.out.dtype, act(value)), [e])
 
         def store_one_by_one():
-            for e in range(count):
+            with T.unroll(count) as e:
                 with T.If(e < columns), T.Then():
                     T.buffer_store(self.out, result[e], self.at(row, column + e))
 

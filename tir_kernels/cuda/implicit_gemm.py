@@ -17,6 +17,7 @@ from ..spec.sparse_conv import SparseConv
 from .epilogue import Epilogue
 from .gpu import Gpu, kernel_name
 from .guards import match_status, reporting
+from .launch import left_to_nvcc
 from .map_sums import Fit, TileOfSlots, fill_unfit
 from .neighbour_table import TILE_ROWS, Table, match_table
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
@@ -49,6 +50,7 @@ def implicit_gemm(spec: SparseConv, gpu: Gpu) -> tvm.tirx.PrimFunc:
             T.launch_thread("blockIdx.x", tiles * across) as block,
             T.launch_thread("blockIdx.y", splits) as split,
             T.launch_thread("threadIdx.x", tile.threads) as thread,
+            left_to_nvcc(),
         ):
             fits = T.bind(fit.holds(table))
             fit.check(status, table, T.And(T.And(block == 0, split == 0), thread == 0))

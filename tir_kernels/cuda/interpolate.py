@@ -1,4 +1,4 @@
-"""Weighted sums of rows: a thread an element, which adds its terms in order."""
+"""Weighted sums of rows: a thread has a vector of channels, or one of them, and adds its terms in order."""
 
 from functools import cache
 
@@ -13,26 +13,34 @@ from ..spec.interpolate import Interpolate
 from .gpu import Gpu, kernel_name
 from .guards import match_status, refuse_first, reporting
 from .launch import for_each
+from .vectors import load_vector, store_vector, width
 
 
 @cache
 def interpolate(spec: Interpolate, gpu: Gpu) -> tvm.tirx.PrimFunc:
     """See `Interpolate`. Only indices that are rows are read."""
     channels, terms, dtype = spec.channels, spec.terms, spec.dtype
+    lanes = width(dtype, channels)
+    pieces = channels // lanes  # of a row
 
     def is_wrong(index, place, n):
         entry = index[place // terms, place % terms]
         return T.Or(entry < -1, T.Cast("int64", entry) >= n)
 
     @inline
-    def sum_terms(x, index, weight, out, n, place):
-        value = T.alloc_local((1,), "float32")
-        value[0] = T.float32(0)
+    def sum_terms(x, index, weight, out, n, row, first):
+        T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+        given = T.alloc_local((lanes,), dtype)
+        value = T.alloc_local((lanes,), "float32")
+        for lane in T.unroll(lanes):
+            value[lane] = T.float32(0)
         for term in range(terms):
-            source: T.let = T.Cast("int64", index[place // channels, term])
+            source: T.let = T.Cast("int64", index[row, term])
             if T.And(source >= 0, source < n):
-                value[0] = value[0] + weight[place // channels, term] * T.Cast("float32", x[source, place % channels])
-        out[place // channels, place % channels] = T.Cast(dtype, value[0])
+                load_vector(given, 0, x, source, first, lanes)
+                for lane in T.unroll(lanes):
+                    value[lane] = value[lane] + weight[row, term] * T.Cast("float32", given[lane])
+        store_vector(out, row, first, value, lanes)
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, index_: T.handle, weight_: T.handle, status_: T.handle, out_: T.handle):
@@ -50,6 +58,6 @@ def interpolate(spec: Interpolate, gpu: Gpu) -> tvm.tirx.PrimFunc:
             RAISE_TERM,
             lambda place: (place // terms, place % terms, index[place // terms, place % terms], n),
         )
-        for_each(m * channels, lambda place: sum_terms(x, index, weight, out, n, place))
+        for_each(m * pieces, lambda place: sum_terms(x, index, weight, out, n, place // pieces, place % pieces * lanes))
 
     return reporting(kernel)

@@ -9,6 +9,11 @@ from ..script import inline
 THREADS = 256
 
 
+def left_to_nvcc():
+    """A frame in which `T.unroll` is a hint to nvcc. TVM would write loops out, which takes its later passes very long."""
+    return T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+
+
 def blocks_for(count, threads: int = THREADS):
     """Blocks of `threads` for `count` elements, an int64 expression: at least one, as CUDA launches no empty grid."""
     return T.max((count + (threads - 1)) // threads, T.int64(1))

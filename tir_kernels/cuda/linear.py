@@ -13,6 +13,7 @@ from ..spec.linear import Linear
 from .epilogue import Epilogue
 from .gpu import Gpu, kernel_name
 from .guards import check_batch_index, match_status, reporting
+from .launch import left_to_nvcc
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
 from .tensor_core import VECTOR, Gemm, Operand, Steps, aligned, tile_for
 
@@ -39,6 +40,7 @@ def linear(spec: Linear, gpu: Gpu) -> tvm.tirx.PrimFunc:
             T.launch_thread("blockIdx.x", row_tiles * across) as block,
             T.launch_thread("blockIdx.y", parts) as part,
             T.launch_thread("threadIdx.x", tile.threads) as thread,
+            left_to_nvcc(),
         ):
             shared, sums = gemm.allocate()
             first_row = T.bind(T.Cast("int64", block // across) * tile.rows)

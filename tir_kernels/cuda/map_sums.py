@@ -12,7 +12,7 @@ from tvm.script import tirx as T
 
 from .epilogue import Epilogue
 from .guards import check_map
-from .launch import THREADS
+from .launch import THREADS, left_to_nvcc
 from .neighbour_table import TILE_ROWS, Table
 from .partial_sums import add_parts, allocate_parts, finish_part
 from .tensor_core import VECTOR, aligned
@@ -86,7 +86,11 @@ def sum_slots(table: Table, fit: Fit, status, epilogue: Epilogue, add: Callable,
     blocks = table.groups * table.tiles_of_group * of_tile
     parts = table.groups
     sums = allocate_parts(parts, fit.rows_out, columns)
-    with T.launch_thread("blockIdx.x", blocks) as block, T.launch_thread("threadIdx.x", THREADS) as thread:
+    with (
+        T.launch_thread("blockIdx.x", blocks) as block,
+        T.launch_thread("threadIdx.x", THREADS) as thread,
+        left_to_nvcc(),
+    ):
         fits = T.bind(fit.holds(table))
         fit.check(status, table, T.And(block == 0, thread == 0))
         slots = TileOfSlots.of(table, T.Cast("int32", block // of_tile), fits)

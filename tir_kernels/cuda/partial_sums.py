@@ -6,7 +6,7 @@ Into how many parts a sum is cut is a function of sizes alone, so no bit depends
 from tvm.script import tirx as T
 
 from .epilogue import Epilogue
-from .launch import THREADS, blocks_for
+from .launch import THREADS, blocks_for, left_to_nvcc
 
 BLOCKS = 256  # as many as are wanted: about two for each processor of a large device
 MOST_PARTS = 16  # as blocks along y they could be more, but each costs a pass over the result
@@ -34,7 +34,7 @@ def finish_part(sums, part, parts, epilogue: Epilogue, values, row, column, colu
     """Emit: the elements of a row from `column` on, as many as `values` has, go to their part, or are finished if it is all."""
     with T.If(parts > 1):
         with T.Then():
-            for e in range(int(values.shape[0])):
+            with T.unroll(int(values.shape[0])) as e:
                 with T.If(e < columns), T.Then():
                     T.buffer_store(sums, values[e], [part, row, column + e])
         with T.Else():
@@ -48,7 +48,11 @@ def add_parts(sums, parts, rows, columns: int, epilogue: Epilogue, written=True)
     """
     with T.If(parts > 1), T.Then():
         count = rows * columns
-        with T.launch_thread("blockIdx.x", blocks_for(count)) as block, T.launch_thread("threadIdx.x", THREADS) as thread:
+        with (
+            T.launch_thread("blockIdx.x", blocks_for(count)) as block,
+            T.launch_thread("threadIdx.x", THREADS) as thread,
+            left_to_nvcc(),
+        ):
             place = T.bind(T.Cast("int64", block) * THREADS + T.Cast("int64", thread))
             values = T.alloc_buffer((1,), "float32", scope="local")
             with T.If(T.And(place < count, written)), T.Then():

@@ -1,4 +1,4 @@
-"""Pooling through a kernel map: a thread an element of the result, which takes the live taps of its tile in order.
+"""Pooling through a kernel map: a thread has some channels of an output row, and takes the live taps of its tile in order.
 
 Where taps are cut into groups, one launch follows another, and reduced values go on in a float32 scratch.
 """
@@ -17,12 +17,15 @@ from ..spec.pool import Pool
 from .gpu import Gpu, kernel_name
 from .guards import check_map, match_status, reporting
 from .launch import THREADS, blocks_for
+from .vectors import load_vector, store_vector, width
 
 
 @cache
 def pool(spec: Pool, gpu: Gpu) -> tvm.tirx.PrimFunc:
     """See `Pool`."""
     channels, reduction, dtype = spec.channels, spec.reduction, spec.dtype
+    lanes = width(dtype, channels)
+    pieces = channels // lanes  # of a row
     tile_rows = NeighbourTable.TILE_ROWS
 
     @inline
@@ -33,36 +36,49 @@ def pool(spec: Pool, gpu: Gpu) -> tvm.tirx.PrimFunc:
 
     @inline
     def add_taps(x, neighbours, tiles, value, count, n, tile, slot, c):
+        given = T.alloc_local((lanes,), dtype)
         for i in range(tiles[tile, 0]):
             source: T.let = T.Cast("int64", neighbours[T.Cast("int64", tiles[tile, i + 1]), slot])
             if T.And(source >= 0, source < n):
-                value[0] = add(reduction, value[0], T.Cast("float32", x[source, c]))
+                load_vector(given, 0, x, source, c, lanes)
+                for lane in T.unroll(lanes):
+                    value[lane] = add(reduction, value[lane], T.Cast("float32", given[lane]))
                 count[0] = count[0] + 1
 
     @inline
+    def finish_row(out, row, c, value, count):
+        for lane in T.unroll(lanes):
+            value[lane] = finish(reduction, value[lane], count[0])
+        store_vector(out, row, c, value, lanes)
+
+    @inline
     def reduce_group(x, neighbours, order, tiles, out, sums, counts, group, groups, slots, n, m):
-        with T.launch_thread("blockIdx.x", blocks_for(slots * channels)) as block:
+        with T.launch_thread("blockIdx.x", blocks_for(slots * pieces)) as block:
             thread = T.launch_thread("threadIdx.x", THREADS)
-            value = T.alloc_local((1,), "float32")
+            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            value = T.alloc_local((lanes,), "float32")
             count = T.alloc_local((1,), "int32")
             place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-            slot: T.let = place // channels
-            c: T.let = place % channels
+            slot: T.let = place // pieces
+            c: T.let = place % pieces * lanes
             if slot < slots:
                 row: T.let = T.Cast("int64", order[group, slot])
                 if T.And(row >= 0, row < m):
-                    value[0] = initial(reduction)
+                    for lane in T.unroll(lanes):
+                        value[lane] = initial(reduction)
                     count[0] = 0
                     if group > 0:
-                        value[0] = sums[row, c]
+                        for lane in T.unroll(lanes):
+                            value[lane] = sums[row, c + lane]
                         count[0] = counts[row, c]
                     add_taps(
                         *(x, neighbours, tiles, value, count, n, group * (slots // tile_rows) + slot // tile_rows, slot, c)
                     )
                     if group == groups - 1:
-                        out[row, c] = T.Cast(dtype, finish(reduction, value[0], count[0]))
+                        finish_row(out, row, c, value, count)
                     else:
-                        sums[row, c] = value[0]
+                        for lane in T.unroll(lanes):
+                            sums[row, c + lane] = value[lane]
                         counts[row, c] = count[0]
 
     @script.prim_func(s_tir=True)
@@ -85,7 +101,7 @@ def pool(spec: Pool, gpu: Gpu) -> tvm.tirx.PrimFunc:
         map_rows = match_buffer(map_rows_, (2,), "int64")
         status = T.meta_var(match_status(status_))
         out = match_buffer(out_, (m, channels), dtype)
-        # Of each element, as its threads count on their own.
+        # Each thread counts on its own, at its first channel.
         sums = T.alloc_buffer((T.Select(groups > 1, m, T.int64(0)), channels), "float32")
         counts = T.alloc_buffer((T.Select(groups > 1, m, T.int64(0)), channels), "int32")
         check(status, map_rows, n, m, taps)

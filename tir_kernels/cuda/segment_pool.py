@@ -1,8 +1,8 @@
 """Pooling over an index.
 
-The rows are first sorted by their index, keeping their order. Then an element of the result belongs to one thread, which takes
-the rows of its segment in order; or, where segments are long, to the same channel of all warps of a block: each takes every
-LANES-th row, and the first one puts them together in order.
+The rows are first sorted by their index, keeping their order. Then a vector of channels of the result belongs to one thread,
+which takes the rows of its segment in order. Where segments are long a block has WARP channels of one instead: each of its
+warps takes every LANES-th row, and the first one puts them together in order.
 """
 
 from functools import cache
@@ -19,6 +19,7 @@ from .gpu import WARP, Gpu, kernel_name
 from .guards import check_index, match_status, reporting
 from .launch import for_each
 from .sort import bits_below, find_starts, sort_pairs
+from .vectors import load_vector, store_vector, width
 
 LANES = 32  # rows that a block takes at once
 AHEAD = 4  # rows that a thread loads before it adds them
@@ -30,6 +31,8 @@ def segment_pool(spec: SegmentPool, gpu: Gpu) -> tvm.tirx.PrimFunc:
     """See `SegmentPool`."""
     channels, reduction, dtype = spec.channels, spec.reduction, spec.dtype
     panels = -(-channels // WARP)
+    width_alone = width(dtype, channels)
+    pieces = channels // width_alone  # of a row
     first_only = reduction.mode == "first"
 
     @inline
@@ -38,31 +41,43 @@ def segment_pool(spec: SegmentPool, gpu: Gpu) -> tvm.tirx.PrimFunc:
         keys[i] = T.if_then_else(T.And(index[i] >= 0, T.Cast("int64", index[i]) < m), index[i], T.Cast("int32", m))
 
     @inline
-    def add_rows(x, order, value, begin, end, step, c):
-        """value[0] goes on with every `step`-th of the rows from place `begin` to `end`"""
-        given = T.alloc_local((AHEAD,), "float32")
+    def add_rows(x, order, value, begin, end, step, c, lanes):
+        """value [lanes] go on with every `step`-th of the rows from place `begin` to `end`, from channel c on"""
+        given = T.alloc_local((AHEAD * lanes,), dtype)
+        there = T.alloc_local((AHEAD,), "bool")
         for i in range((end - begin + step * AHEAD - 1) // (step * AHEAD)):
             for j in T.unroll(AHEAD):
-                given[j] = initial(reduction)
-                if begin + (i * AHEAD + j) * step < end:
-                    given[j] = T.Cast("float32", x[T.Cast("int64", order[begin + (i * AHEAD + j) * step]), c])
+                there[j] = begin + (i * AHEAD + j) * step < end
+                if there[j]:
+                    load_vector(given, j * lanes, x, T.Cast("int64", order[begin + (i * AHEAD + j) * step]), c, lanes)
             for j in T.unroll(AHEAD):
-                value[0] = add(reduction, value[0], given[j])
+                if there[j]:
+                    for lane in T.unroll(lanes):
+                        value[lane] = add(reduction, value[lane], T.Cast("float32", given[j * lanes + lane]))
 
     @inline
-    def reduce_alone(x, order, starts, out, place):
-        value = T.alloc_local((1,), "float32")
-        row: T.let = place // channels
-        c: T.let = place % channels
+    def reduce_alone(x, order, starts, out, row, c):
+        T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+        value = T.alloc_local((width_alone,), "float32")
+        given = T.alloc_local((width_alone,), dtype)
         begin: T.let = starts[row]
         end: T.let = starts[row + 1]
-        value[0] = initial(reduction)
+        for lane in T.unroll(width_alone):
+            value[lane] = initial(reduction)
         if first_only:
             if begin < end:
-                value[0] = T.Cast("float32", x[T.Cast("int64", order[begin]), c])
+                load_vector(given, 0, x, T.Cast("int64", order[begin]), c, width_alone)
+                for lane in T.unroll(width_alone):
+                    value[lane] = T.Cast("float32", given[lane])
         else:
-            add_rows(x, order, value, begin, end, 1, c)
-        out[row, c] = T.Cast(dtype, finish(reduction, value[0], end - begin))
+            add_rows(x, order, value, begin, end, 1, c, width_alone)
+        for lane in T.unroll(width_alone):
+            value[lane] = finish(reduction, value[lane], end - begin)
+        store_vector(out, row, c, value, width_alone)
+
+    @inline
+    def reduce_each(x, order, starts, out, m):
+        for_each(m * pieces, lambda place: reduce_alone(x, order, starts, out, place // pieces, place % pieces * width_alone))
 
     @inline
     def reduce_together(x, order, starts, out, m):
@@ -76,7 +91,7 @@ def segment_pool(spec: SegmentPool, gpu: Gpu) -> tvm.tirx.PrimFunc:
             lane: T.let = thread // WARP
             value[0] = initial(reduction)
             if T.And(row < m, c < channels):
-                add_rows(x, order, value, starts[row] + lane, starts[row + 1], LANES, c)
+                add_rows(x, order, value, starts[row] + lane, starts[row + 1], LANES, c, 1)
             parts[lane, thread % WARP] = value[0]
             T.tvm_storage_sync("shared")
             if T.And(T.And(row < m, c < channels), lane == 0):
@@ -87,10 +102,10 @@ def segment_pool(spec: SegmentPool, gpu: Gpu) -> tvm.tirx.PrimFunc:
     @inline
     def reduce(x, order, starts, out, n, m):
         if first_only:
-            for_each(m * channels, lambda place: reduce_alone(x, order, starts, out, place))
+            reduce_each(x, order, starts, out, m)
         else:
             if n < m * LONG:
-                for_each(m * channels, lambda place: reduce_alone(x, order, starts, out, place))
+                reduce_each(x, order, starts, out, m)
             else:
                 reduce_together(x, order, starts, out, m)
 

@@ -143,47 +143,57 @@ def cut_sequence(spec: CutSequence, gpu: Gpu) -> tvm.tirx.PrimFunc:
     """See `CutSequence`. Rows of batch indices that were refused before are taken as row 0."""
 
     @inline
-    def find_batch(firsts, place, found):
-        """found[0] = the batch element that a place falls into; firsts [BATCH_LIMIT + 1] are where they begin, and the end"""
-        search(found, T.int64(BATCH_LIMIT), lambda b: firsts[b] <= place)
+    def count(lengths, size, shift_sequence, windows, keys, moves, b):
+        windows[b] = cuts(lengths[b], size)
+        keys[b] = cuts(lengths[b], size) * T.min(size, lengths[b])
+        moves[b] = T.int64(0)
+        if lengths[b] > size:
+            moves[b] = T.floormod(shift_sequence, lengths[b])
+
+    @inline
+    def find(firsts, count, place, found):
+        """found[0] = the last of `count` parts that begin at or before a place; firsts [count] ascend"""
+        search(found, count, lambda part: T.Cast("int64", firsts[part]) <= place)
         found[0] = found[0] - 1
 
     @inline
-    def write_query(order, lengths, size, shift_sequence, rows_before, q_order, place):
+    def write_query(order, lengths, moves, rows_before, q_order, place):
         found = T.alloc_local((2,), "int64")
         q_order[place] = T.int32(0)
         if place < rows_before[BATCH_LIMIT]:
-            find_batch(rows_before, place, found)
+            find(rows_before, T.int64(BATCH_LIMIT), place, found)
             first: T.let = rows_before[found[0]]
-            length: T.let = lengths[found[0]]
-            move: T.let = T.if_then_else(cuts(length, size) > 1, T.floormod(shift_sequence, length), T.int64(0))
-            q_order[place] = order[first + wrapped(move + place - first, length)]
+            q_order[place] = order[first + wrapped(moves[found[0]] + place - first, lengths[found[0]])]
 
     @inline
-    def write_key(order, lengths, size, shift_sequence, rows_before, keys_before, k_order, place):
-        found = T.alloc_local((2,), "int64")
-        k_order[place] = T.int32(0)
-        if place < keys_before[BATCH_LIMIT]:
-            find_batch(keys_before, place, found)
-            length: T.let = lengths[found[0]]
-            count: T.let = cuts(length, size)
-            reach: T.let = T.min(size, length)
-            move: T.let = T.if_then_else(count > 1, T.floormod(shift_sequence, length), T.int64(0))
-            key: T.let = place - keys_before[found[0]]
-            start: T.let = first_key(key // reach, length, count, reach, move)
-            k_order[place] = order[rows_before[found[0]] + wrapped(start + key % reach, length)]
-
-    @inline
-    def write_offsets(lengths, size, rows_before, windows_before, keys_before, q_offsets, k_offsets, entry):
+    def write_window(
+        lengths, size, moves, rows_before, windows_before, keys_before, q_offsets, k_offsets, starts, batches, entry
+    ):
+        """where queries and keys of a window end, its batch element and the place of its first key there"""
         found = T.alloc_local((2,), "int64")
         q_offsets[entry] = T.int32(0)
         k_offsets[entry] = T.int32(0)
         if T.And(entry > 0, entry <= windows_before[BATCH_LIMIT]):
-            find_batch(windows_before, entry - 1, found)
-            length: T.let = lengths[found[0]]
-            last: T.let = entry - windows_before[found[0]]
-            q_offsets[entry] = T.Cast("int32", rows_before[found[0]] + last * length // cuts(length, size))
-            k_offsets[entry] = T.Cast("int32", keys_before[found[0]] + last * T.min(size, length))
+            find(windows_before, T.int64(BATCH_LIMIT), entry - 1, found)
+            b: T.let = found[0]
+            length: T.let = lengths[b]
+            reach: T.let = T.min(size, length)
+            windows: T.let = windows_before[b + 1] - windows_before[b]
+            i: T.let = entry - 1 - windows_before[b]
+            q_offsets[entry] = T.Cast("int32", rows_before[b] + (i + 1) * length // windows)
+            k_offsets[entry] = T.Cast("int32", keys_before[b] + (i + 1) * reach)
+            starts[entry - 1] = first_key(i, length, windows, reach, moves[b])
+            batches[entry - 1] = b
+
+    @inline
+    def write_key(order, lengths, rows_before, k_offsets, starts, batches, k_order, windows, keys, place):
+        found = T.alloc_local((2,), "int64")
+        k_order[place] = T.int32(0)
+        if place < keys:
+            find(k_offsets, windows, place, found)
+            b: T.let = batches[found[0]]
+            here: T.let = starts[found[0]] + place - T.Cast("int64", k_offsets[found[0]])
+            k_order[place] = order[rows_before[b] + wrapped(here, lengths[b])]
 
     @script.prim_func(s_tir=True)
     def kernel(
@@ -208,13 +218,26 @@ def cut_sequence(spec: CutSequence, gpu: Gpu) -> tvm.tirx.PrimFunc:
         windows_before = T.alloc_buffer((BATCH_LIMIT + 1,), "int64")
         keys_before = T.alloc_buffer((BATCH_LIMIT + 1,), "int64")
         scan_by_one_block(lengths, rows_before, T.int64(BATCH_LIMIT))
-        scan_by_one_block(lambda b: cuts(lengths[b], size), windows_before, T.int64(BATCH_LIMIT))
-        scan_by_one_block(lambda b: cuts(lengths[b], size) * T.min(size, lengths[b]), keys_before, T.int64(BATCH_LIMIT))
-        for_each(rows, lambda place: write_query(order, lengths, size, shift_sequence, rows_before, q_order, place))
-        for_each(keys, lambda place: write_key(order, lengths, size, shift_sequence, rows_before, keys_before, k_order, place))
+        moves = T.alloc_buffer((BATCH_LIMIT,), "int64")
+        starts = T.alloc_buffer((entries,), "int64")
+        batches = T.alloc_buffer((entries,), "int64")
+        for_each(T.int64(BATCH_LIMIT), lambda b: count(lengths, size, shift_sequence, windows_before, keys_before, moves, b))
+        scan_by_one_block(windows_before, windows_before, T.int64(BATCH_LIMIT))
+        scan_by_one_block(keys_before, keys_before, T.int64(BATCH_LIMIT))
+        for_each(rows, lambda place: write_query(order, lengths, moves, rows_before, q_order, place))
         for_each(
             entries,
-            lambda entry: write_offsets(lengths, size, rows_before, windows_before, keys_before, q_offsets, k_offsets, entry),
+            lambda entry: write_window(
+                *(lengths, size, moves, rows_before, windows_before, keys_before),
+                *(q_offsets, k_offsets, starts, batches, entry),
+            ),
+        )
+        for_each(
+            keys,
+            lambda place: write_key(
+                *(order, lengths, rows_before, k_offsets, starts, batches, k_order),
+                *(windows_before[BATCH_LIMIT], keys_before[BATCH_LIMIT], place),
+            ),
         )
 
     return kernel

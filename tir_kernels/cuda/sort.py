@@ -18,7 +18,7 @@ DIGIT_BITS = 8
 DIGITS = 1 << DIGIT_BITS
 THREADS = DIGITS  # one to each digit
 WARPS = THREADS // WARP
-ROUNDS = 8  # keys of a thread
+ROUNDS = 8  # keys of a thread, which takes at most 64 registers for them: 4 blocks a processor
 PART = ROUNDS * WARP  # keys of a warp
 TILE = WARPS * PART  # keys of a block
 
@@ -35,18 +35,18 @@ def sort_pairs(keys, rows, sorted_keys, sorted_rows, count, bits) -> None:
     """Emit launches: `count` keys in ascending order of their lowest `bits` bits, with their rows; equal keys keep their order.
 
     keys, sorted_keys: buffers [count] of int32 or int64; rows, sorted_rows: int32 [count]; `rows` None for 0 to count - 1.
-    `count` is an int64 expression from 0 to 2^31 - 1, `bits` an int or int64 expression of 1 or more. `keys` and `rows` are
-    kept: the sorted ones are other buffers. Bits are compared as those of unsigned numbers, so a key that may be negative needs
-    its sign bit flipped.
+    `count` is an int64 expression from 0 to 2^31 - 1; `bits` is an int of 1 or more, or an int64 expression where no key
+    has bits above. `keys` and `rows` are kept: the sorted ones are other buffers. Bits are compared as those of unsigned
+    numbers, so a key that may be negative needs its sign bit flipped.
     """
     dtype = keys.dtype
 
     def digit_of(key, step):
         """The digit of a pass, without the bits above `bits`."""
-        low = T.Cast(dtype, step * DIGIT_BITS)
-        width = T.min(T.int64(DIGIT_BITS), bits - step * DIGIT_BITS)
-        mask = T.shift_left(T.int32(1), T.Cast("int32", width)) - 1
-        return T.bitwise_and(T.Cast("int32", T.shift_right(key, low)), mask)
+        digit = T.bitwise_and(T.Cast("int32", T.shift_right(key, T.Cast(dtype, step * DIGIT_BITS))), DIGITS - 1)
+        if isinstance(bits, int) and bits % DIGIT_BITS:
+            return T.Select(step == bits // DIGIT_BITS, T.bitwise_and(digit, (1 << bits % DIGIT_BITS) - 1), digit)
+        return digit
 
     @inline
     def clear(counters, thread):

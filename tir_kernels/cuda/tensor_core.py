@@ -119,7 +119,7 @@ class Gemm:
     @property
     def steps(self) -> int:
         """Steps of a tap."""
-        return -(-self.channels // self.depth)
+        return max(1, -(-self.channels // self.depth))
 
     @property
     def in_chunks(self) -> bool:
@@ -213,8 +213,8 @@ class Gemm:
     def _copy(self, shared, stage, target, place, operand: Operand, row, present, channel, fast) -> None:
         """Emit: one chunk of a row into shared memory, zeros where it is not there."""
 
-        exact = self.channels % self.depth == 0
-        first = channel if exact else T.min(channel, self.channels - 1)
+        exact = self.channels == self.steps * self.depth
+        first = channel if exact else T.min(channel, max(self.channels - 1, 0))
         source = operand.buffer.ptr_to(operand.at(T.max(row, 0), first))
         to = shared.ptr_to([stage, target, place])
 
@@ -247,10 +247,10 @@ class Gemm:
         for k in range(self.chunks // 2):
             of_x = T.bind(self._swizzled(2 * k + lane // 16, lane % 8) * self.vector)
             of_weight = T.bind(self._swizzled(2 * k + lane // 8 % 2, lane % 8) * self.vector)
-            for i in range(down):
+            with T.unroll(down) as i:
                 words = (a[i, word] for word in range(4))
                 T.evaluate(T.ptx[LOAD_FRAGMENT](*words, shared.ptr_to([stage, first_row + i * 16, of_x])))
-            for j in range(across // 2):
+            with T.unroll(across // 2) as j:
                 words = (b[j, word] for word in range(4))
                 T.evaluate(T.ptx[LOAD_FRAGMENT](*words, shared.ptr_to([stage, first_column + j * 16, of_weight])))
             if exact:
@@ -265,33 +265,31 @@ class Gemm:
         T.evaluate(T.ptx[MMA[self.dtype]](*own, *words[0], *words[1], *own))
 
     def _add(self, sums, a, b) -> None:
-        for i in range(self.warp_rows // 16):
-            for j in range(self.warp_cols // 8):
-                self._mma(sums, (i, j), a, i, b, j)
+        with T.unroll(self.warp_rows // 16) as i, T.unroll(self.warp_cols // 8) as j:
+            self._mma(sums, (i, j), a, i, b, j)
 
     def _add_split(self, sums, a, b) -> None:
         """The same for float32, by three products of TF32, of which the smallest come first."""
         down, across = self.warp_rows // 16, self.warp_cols // 8
         rest_a = T.alloc_buffer((down, 4), "uint32", scope="local")
         rest_b = T.alloc_buffer((across // 2, 4), "uint32", scope="local")
+        nearest = T.alloc_buffer((1,), "uint32", scope="local")
         for words, rests, count in ((a, rest_a, down), (b, rest_b, across // 2)):
-            for i in range(count):
-                for word in range(4):
-                    value = words[i, word]
-                    high = T.bind((value + T.uint32(0x1000)) & T.uint32(0xFFFFE000))  # to the nearest number of 11 bits
-                    rest = T.reinterpret("float32", value) - T.reinterpret("float32", high)
-                    T.buffer_store(rests, T.reinterpret("uint32", rest), [i, word])
-                    T.buffer_store(words, high, [i, word])
+            with T.unroll(count) as i, T.unroll(4) as word:
+                high = (words[i, word] + T.uint32(0x1000)) & T.uint32(0xFFFFE000)  # to the nearest number of 11 bits
+                T.buffer_store(nearest, high, [0])
+                rest = T.reinterpret("float32", words[i, word]) - T.reinterpret("float32", nearest[0])
+                T.buffer_store(rests, T.reinterpret("uint32", rest), [i, word])
+                T.buffer_store(words, nearest[0], [i, word])
         product = T.alloc_buffer((4,), "float32", scope="local")
-        for i in range(down):
-            for j in range(across):
-                for k in range(4):
-                    T.buffer_store(product, T.float32(0), [k])
-                self._mma(product, (), rest_a, i, b, j)
-                self._mma(product, (), a, i, rest_b, j)
-                self._mma(product, (), a, i, b, j)
-                for k in range(4):
-                    T.buffer_store(sums, sums[i, j, k] + product[k], [i, j, k])
+        with T.unroll(down) as i, T.unroll(across) as j:
+            for k in range(4):
+                T.buffer_store(product, T.float32(0), [k])
+            self._mma(product, (), rest_a, i, b, j)
+            self._mma(product, (), a, i, rest_b, j)
+            self._mma(product, (), a, i, b, j)
+            for k in range(4):
+                T.buffer_store(sums, sums[i, j, k] + product[k], [i, j, k])
 
     def again(self, steps: Steps, x: Operand, weight: Operand, r, column, value) -> None:
         """Emit: value[0] = the sum of row r and a column of the tile, one product at a time."""
@@ -323,10 +321,9 @@ class Gemm:
         value = T.alloc_buffer((1,), "float32", scope="local")
         T.evaluate(T.cuda.cta_sync())
         across = self.warp_cols // VECTOR  # vectors of a row
-        for i in range(self.warp_rows // 16):
-            if i:
-                T.evaluate(T.cuda.warp_sync())
-            for j in range(self.warp_cols // 8):
+        with T.unroll(self.warp_rows // 16) as i:
+            T.evaluate(T.cuda.warp_sync())
+            with T.unroll(self.warp_cols // 8) as j:
                 for half in range(2):
                     place = own + (half * 8 + lane // 4) * width + j * 8 + lane % 4 * 2
                     store_pair(staged, place, sums[i, j, half * 2], sums[i, j, half * 2 + 1])
@@ -351,12 +348,20 @@ class Gemm:
                     store(row, column, values)
 
 
-def tile_for(columns: int, dtype: str) -> Tile:
-    """The tile for a result of so many columns.
+# Tiles, the narrowest first. Beside each: registers of a thread of `implicit_gemm` with silu, of nvcc 13.0 for sm_80, sm_90 and
+# sm_120, where none spills; of float16 in the first list.
+NARROW_TYPES = (
+    Tile(32, (4, 1)),  # 100, 80, 125
+    Tile(64, (2, 2)),  # 132, 132, 156
+    Tile(128, (2, 2)),  # 229, 229, 238: two blocks a processor
+)
+FLOAT32 = (
+    Tile(32, (4, 1)),  # 118, 116, 160
+    Tile(64, (2, 2)),  # 162, 168, 246
+)
 
-    Registers of a thread, as nvcc reports them for sm_80, sm_90 and sm_120, none of which spills: see `tests`.
-    """
-    for cols, warps in ((32, (4, 1)), (64, (2, 2))):
-        if columns <= cols:
-            return Tile(cols, warps)
-    return Tile(64, (2, 2)) if dtype == "float32" else Tile(128, (2, 2))
+
+def tile_for(columns: int, dtype: str) -> Tile:
+    """The tile for a result of so many columns: the narrowest that has them, or the widest."""
+    tiles = FLOAT32 if dtype == "float32" else NARROW_TYPES
+    return next((tile for tile in tiles if columns <= tile.cols), tiles[-1])

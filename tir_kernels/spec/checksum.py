@@ -52,7 +52,10 @@ def _fold(total: int, *values: int) -> int:
 
 @dataclass(frozen=True)
 class Checksum(Spec):
-    """(words [N]) -> int64, the 64 bits as it were signed, for any N. `dtype` of the words: "uint32" or "uint16"."""
+    """(words [N]) -> int64, the 64 bits as it were signed, for any N. `dtype` of the words: "uint32" or "uint16".
+
+    A device returns nothing: there it is (words [N], out int64 [1]).
+    """
 
     dtype: str
 

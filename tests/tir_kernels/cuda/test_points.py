@@ -87,7 +87,7 @@ def test_weights(method, normalize):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weighted_sums(dtype):
     rng = np.random.default_rng(0)
-    for rows, channels in ((0, 3), (1, 1), (100, 33)):
+    for rows, channels in ((0, 3), (1, 1), (100, 24), (100, 33)):
         x = rng.standard_normal((50, channels)).astype(dtype)
         index, weight = rng.integers(-1, 50, (rows, 8)).astype("int32"), rng.random((rows, 8), "float32")
         (out,) = run(Interpolate(channels, 8, dtype), [x, index, weight], [((rows, channels), dtype)])

@@ -1,11 +1,13 @@
 """Kernels that multiply, on the emulated device: tensor cores, sums over kernel maps, and what follows them."""
 
+import ctypes
 import re
 
 import ml_dtypes
 import numpy as np
 import pytest
 import tvm
+import tvm_ffi
 
 from tests.cuda_device import device
 from tests.cuda_emulator import clear_statistics, same_bits, statistics
@@ -81,7 +83,7 @@ def test_convolution_without_inputs():
 
 
 def test_order_of_rows_does_not_matter():
-    """Maps that hold the same pairs in another order give the same bits."""
+    """Maps that hold the same pairs in another order give the same result, up to rounding."""
     rng = np.random.default_rng(1)
     spec = CONVOLUTIONS[1]
     table = random_table(rng, TAPS, 90, 260)
@@ -146,7 +148,7 @@ def test_batch_index_that_is_not_there(value):
     rng = np.random.default_rng(4)
     index = np.array([0, 2, value, 1, value], "int32")
     inputs = [array(rng, (5, 8)), array(rng, (8, 8)), array(rng, 8), array(rng, (3, 8)), index]
-    with pytest.raises(ValueError, match=re.escape(f"batch_index: entry 2 is {value}")):
+    with pytest.raises(ValueError, match=f"^batch_index: row 2 is {value}, expected 0 to 2$"):
         run(spec, inputs, [((5, 8), "float32")])
 
 
@@ -200,17 +202,37 @@ def test_infinite_weights_of_taps_that_a_row_has_not(dtype):
     assert np.isfinite(np.delete(out, 5, 1)).all()
 
 
+class DLTensor(ctypes.Structure):
+    """What DLPack says of a tensor."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_uint8 * 4),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+def shifted(values: np.ndarray) -> tvm.runtime.Tensor:
+    """`values` on the device, one element behind an aligned place: as a view of another library comes, without an offset."""
+    tensor = tvm.runtime.tensor(np.concatenate([values.ravel()[:1], values.ravel()]), device())
+    capsule = tensor._create_view(values.shape, str(values.dtype), values.itemsize).__dlpack__()
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    inside = DLTensor.from_address(pointer(capsule, b"dltensor"))
+    inside.data, inside.byte_offset = inside.data + inside.byte_offset, 0
+    return tvm_ffi.from_dlpack(capsule, require_alignment=values.itemsize)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_data_that_is_not_aligned(dtype):
     """Views that begin at any element give the bits of aligned data."""
     rng = np.random.default_rng(8)
     spec = Linear(40, 36, dtype, has_residual=True)
     arrays = [array(rng, (9, 40), dtype), array(rng, (36, 40), dtype), array(rng, 36), array(rng, (9, 36), dtype)]
-
-    def shifted(values: np.ndarray):
-        whole = np.concatenate([values.ravel()[:1], values.ravel()])
-        tensor = tvm.runtime.tensor(whole, device())
-        return tensor._create_view(values.shape, str(values.dtype), values.itemsize)
 
     (expected,) = run(spec, arrays, [((9, 36), dtype)])
     for which in range(4):
@@ -302,7 +324,5 @@ def test_dense_convolution(cin, cout, dtype, size, geometry):
         expected = conv3d.naive(x, weight, bias, residual, activation="relu", **options).astype(dtype)
         assert_close(out, expected, depth_of(cin * geometry.taps, dtype), dtype=expected.dtype)
     small = array(rng, (1, cin, 0, 6, 7), dtype)
-    with pytest.raises(
-        ValueError, match="expected a padded size of at least 3 of the kernel|expected a padded size of at least"
-    ):
+    with pytest.raises(ValueError, match="of at least the 3 of the kernel along axis 2, given 2"):
         run(spec, [small, weight, bias, array(rng, (1, cout, 0, 6, 7), dtype)], [((1, cout, 0, 6, 7), dtype)])
