@@ -36,6 +36,7 @@ RAISE_GRID_NUMBER = "tir_kernels.raise_grid_number_error"
 RAISE_TERM = "tir_kernels.raise_term_error"
 RAISE_SIZE = "tir_kernels.raise_size_error"
 RAISE_SITE_COUNT = "tir_kernels.raise_site_count_error"
+RAISE_SITE_MEMORY = "tir_kernels.raise_site_memory_error"
 
 LARGEST = 32767  # of coordinates
 GIB = 1 << 30
@@ -193,6 +194,11 @@ def site_count_words(sites: int) -> str:
     return f"coords: input rows times taps give up to {sites} output sites, expected at most 2147483647"
 
 
+def site_memory_words(sites: int, size: int, left: int) -> str:
+    """What a device finds sites with takes more memory than it has left."""
+    return memory_words("strided_map", "int32", [sites, 4], size, left)
+
+
 @dataclass(frozen=True)
 class Refusal:
     """`function`: the packed function that raises ValueError with what `words` makes of the arguments.
@@ -226,6 +232,7 @@ REFUSALS: dict[int, Refusal] = {
     23: Refusal(RAISE_TERM, term_words),
     15: Refusal(RAISE_SIZE, size_words),
     16: Refusal(RAISE_SITE_COUNT, site_count_words),
+    24: Refusal(RAISE_SITE_MEMORY, site_memory_words),
     20: Refusal(RAISE_SET_DUPLICATE, set_duplicate_words),
 }
 

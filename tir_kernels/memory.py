@@ -7,8 +7,9 @@ The limit is what the machine has left: its available memory and swap, or what i
 process, whichever is less; for a CUDA device what is left of its memory. TIR_KERNELS_MEMORY, in bytes, takes the place of both.
 Where the system does not tell there is none.
 
-The host calls `CHECK_MEMORY`, or `CHECK_DEVICE_MEMORY` for what lies on a device, for more than `ASK_BYTES` only, so that smaller
-calls cost nothing. Both are registered when `tir_kernels` (or anything above it) is imported, as the refusals of `guards` are.
+The host calls `CHECK_MEMORY`, or `CHECK_DEVICE_MEMORY` for what lies on a device, for more than `ASK_BYTES` only, so that
+smaller calls cost nothing. Both are registered when `tir_kernels` (or anything above it) is imported, as the refusals of
+`guards` are.
 """
 
 import os
@@ -23,6 +24,7 @@ from .guards import memory_words
 VARIABLE = "TIR_KERNELS_MEMORY"
 CHECK_MEMORY = "tir_kernels.check_memory"
 CHECK_DEVICE_MEMORY = "tir_kernels.check_device_memory"
+DEVICE_MEBIBYTES = "tir_kernels.device_mebibytes"
 ASK_BYTES = 1 << 30
 MEMORY_INFO = Path("/proc/meminfo")
 
@@ -109,5 +111,12 @@ def _check(what: str, kinds: str, dims: Sequence[int], available: Callable[[], i
         raise ValueError(memory_words(what, *shapes[0], size, left))
 
 
+def device_mebibytes() -> int:
+    """What `available_device_bytes` says in MiB, as an int32: what kernels can be told."""
+    left = available_device_bytes()
+    return 2**31 - 1 if left is None else min(left >> 20, 2**31 - 1)
+
+
 tvm.register_global_func(CHECK_MEMORY, check_memory)
 tvm.register_global_func(CHECK_DEVICE_MEMORY, check_device_memory)
+tvm.register_global_func(DEVICE_MEBIBYTES, device_mebibytes)

@@ -62,12 +62,21 @@ def check_offsets(status, argument: str, offsets, segments, rows, thread) -> Non
     check(status, offsets, segments, rows, thread)
 
 
-def cut_segments(status, checked: Sequence[tuple], segments, tiles_of: Callable, first_tile, list_tile: Callable) -> None:
+def cut_segments(
+    status,
+    checked: Sequence[tuple],
+    segments,
+    tiles_of: Callable,
+    first_tile,
+    list_tile: Callable,
+    refuse_before: Callable[[], None] = lambda: None,
+) -> None:
     """Emit a launch that refuses wrong offsets, counts the tiles of all segments and lists them.
 
-    `checked`: name, buffer int32 [segments + 1] and rows of each offsets; `segments` an int32 expression. `tiles_of(b)`: tiles of
-    segment b, int32. `first_tile` int32 [segments + 1] gets the tiles before each segment and, at its end, their number: 0 when
-    something was refused, here or before. `list_tile(tile, b, i)` is a macro for the i-th tile of segment b; all are int32.
+    `checked`: name, buffer int32 [segments + 1] and rows of each offsets; `segments` an int32 expression. `tiles_of(b)`: tiles
+    of segment b, int32. `first_tile` int32 [segments + 1] gets the tiles before each segment and, at its end, their number: 0
+    when something was refused, here or before. `list_tile(tile, b, i)` is a macro for the i-th tile of segment b, all int32.
+    `refuse_before()` emits what one thread refuses before the offsets.
     """
 
     def check_all(thread):
@@ -80,6 +89,8 @@ def cut_segments(status, checked: Sequence[tuple], segments, tiles_of: Callable,
             thread = T.launch_thread("threadIdx.x", PLANNERS)
             counts = T.alloc_local((2,), "int32")
             bounds = T.alloc_local((2,), "int32")
+            if thread == 0:
+                refuse_before()
             check_all(thread)
             each: T.let = (segments + PLANNERS - 1) // PLANNERS  # segments of a thread, neighbours
             counts[0] = 0

@@ -13,10 +13,11 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..bounds import LinearBound, with_bounds
-from ..buffers import match_buffer
+from ..buffers import match_buffer, named
 from ..coordinates import Plan, choose, grid_bound, key_of, match_plan
-from ..guards import RAISE_SITE_COUNT, STATUS_CODE
+from ..guards import RAISE_SITE_COUNT, RAISE_SITE_MEMORY, STATUS_CODE
 from ..integers import MOST, divide
+from ..memory import ASK_BYTES, DEVICE_MEBIBYTES
 from ..script import inline
 from ..site_box import range_of, site_box
 from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_SIZE
@@ -36,6 +37,7 @@ UNTOUCHED = 2**63 - 1  # a place behind all others
 BATCH_BITS = 12
 # A grid takes 8 bytes a cell, a hash 32 bytes a site that may be, as it has room for all of them: at most twice as many.
 GRID_CELLS_PER_SITE = 8
+BYTES_PER_SITE = 16 + 8 * GRID_CELLS_PER_SITE  # at most, with its row of the list
 
 
 @cache
@@ -49,6 +51,17 @@ def plan_sites(spec: PlanSites, gpu: Gpu) -> tvm.tirx.PrimFunc:
         plan.entries[PLAN_EXTENT] = T.int64(0)
         size[1] = T.int64(2)
         size[2] = T.int64(1)
+
+    def mebibytes_left(rows):
+        """What the device has left, an int32 expression, where the sites may take much; a computation of the host."""
+        most = T.Cast("float64", rows) * (most_sites(geometry) * BYTES_PER_SITE)
+        return T.if_then_else(most > T.float64(ASK_BYTES), T.call_packed(DEVICE_MEBIBYTES), T.int32(MOST))
+
+    @inline
+    def check_memory(status, size, left):
+        taken: T.let = size[1] * 8 + size[2] * 16
+        if taken > T.Cast("int64", left) << 20:
+            report(status, RAISE_SITE_MEMORY, size[2], taken, T.Cast("int64", left) << 20)
 
     @script.prim_func(s_tir=True)
     def kernel(
@@ -66,6 +79,7 @@ def plan_sites(spec: PlanSites, gpu: Gpu) -> tvm.tirx.PrimFunc:
         status = T.meta_var(match_status(status_))
         plan = T.meta_var(match_plan(plan_))
         size = match_buffer(size_, (3,), "int64")
+        left: T.let = mebibytes_left(rows)
         extremes = T.meta_var(find_extremes(status, coords, rows, *range_of(shape, (size_x, size_y, size_z))))
         with T.launch_thread("blockIdx.x", 1):
             T.launch_thread("threadIdx.x", 1)
@@ -83,10 +97,11 @@ def plan_sites(spec: PlanSites, gpu: Gpu) -> tvm.tirx.PrimFunc:
                 size[1] = size[1] * 2
             if size[2] > MOST:
                 refuse(RAISE_SITE_COUNT, size[2])
-            if status[STATUS_CODE] != 0:
-                empty_box(plan, size)
             if T.bool(touched_once(geometry)):  # nothing is looked up
                 size[1] = T.int64(1)
+            check_memory(status, size, left)
+            if status[STATUS_CODE] != 0:
+                empty_box(plan, size)
             size[0] = T.int64(1)
             size[2] = T.max(size[2], T.int64(1))
 
@@ -235,7 +250,7 @@ def find_sites(spec: FindSites, gpu: Gpu) -> tvm.tirx.PrimFunc:
         coords = match_buffer(coords_, (rows, 4), "int32")
         plan = T.meta_var(match_plan(plan_))
         match_buffer(slots_, (num_slots,), "int32")
-        touches = T.meta_var(Touches(plan, match_buffer(keys_, (num_keys,), "int64")))
+        touches = T.meta_var(Touches(plan, named("keys", match_buffer(keys_, (num_keys,), "int64"))))
         sites = match_buffer(list_, (most, 4), "int32")
         count = match_buffer(count_, (1,), "int64")
         row_words = T.meta_var(blocks_for(rows, WARP))  # of bits, for each tap

@@ -1,10 +1,11 @@
 // What generated CUDA C++ finds in place of CUDA's own headers. Half and bfloat16 are in half.h.
 #pragma once
 #include <assert.h>
-#include <cmath>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+
+#include <cmath>
 #include <type_traits>
 
 #include "interface.h"
@@ -25,11 +26,17 @@
 #define ushort unsigned short
 
 // Outside of kernels, where translate.py does not put constants of these names.
-#define INDEX_OBJECT(name, function)                                    \
-  static const struct {                                                 \
-    struct { operator unsigned() const { return function().x; } } x;    \
-    struct { operator unsigned() const { return function().y; } } y;    \
-    struct { operator unsigned() const { return function().z; } } z;    \
+#define INDEX_OBJECT(name, function)                     \
+  static const struct {                                  \
+    struct {                                             \
+      operator unsigned() const { return function().x; } \
+    } x;                                                 \
+    struct {                                             \
+      operator unsigned() const { return function().y; } \
+    } y;                                                 \
+    struct {                                             \
+      operator unsigned() const { return function().z; } \
+    } z;                                                 \
   } name = {};
 INDEX_OBJECT(threadIdx, emulator_thread_index)
 INDEX_OBJECT(blockIdx, emulator_block_index)
@@ -38,14 +45,14 @@ INDEX_OBJECT(gridDim, emulator_grid_dim)
 static const int warpSize = 32;
 
 // ---- Vectors
-#define VECTORS(T, name, a2, a4)                                                                  \
-  struct name##1 { T x; };                                                                        \
-  struct alignas(a2) name##2 { T x, y; };                                                         \
-  struct alignas(a4) name##4 { T x, y, z, w; };                                                   \
-  static inline name##1 make_##name##1(T x) { return {x}; }                                       \
-  static inline name##2 make_##name##2(T x, T y) { return {x, y}; }                               \
+#define VECTORS(T, name, a2, a4)                                    \
+  struct name##1 { T x; };                                          \
+  struct alignas(a2) name##2 { T x, y; };                           \
+  struct alignas(a4) name##4 { T x, y, z, w; };                     \
+  static inline name##1 make_##name##1(T x) { return {x}; }         \
+  static inline name##2 make_##name##2(T x, T y) { return {x, y}; } \
   static inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-#define VECTOR3(T, name) \
+#define VECTOR3(T, name)         \
   struct name##3 { T x, y, z; }; \
   static inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }
 VECTORS(unsigned int, uint, 8, 16)
@@ -84,10 +91,22 @@ static inline T emulated_shuffle(int kind, unsigned mask, T value, int argument,
   memcpy(&value, &bits, sizeof(T));
   return value;
 }
-template <class T> static inline T __shfl_sync(unsigned m, T v, int lane, int width = 32) { return emulated_shuffle(SHUFFLE_INDEX, m, v, lane, width); }
-template <class T> static inline T __shfl_up_sync(unsigned m, T v, unsigned d, int width = 32) { return emulated_shuffle(SHUFFLE_UP, m, v, d, width); }
-template <class T> static inline T __shfl_down_sync(unsigned m, T v, unsigned d, int width = 32) { return emulated_shuffle(SHUFFLE_DOWN, m, v, d, width); }
-template <class T> static inline T __shfl_xor_sync(unsigned m, T v, int x, int width = 32) { return emulated_shuffle(SHUFFLE_XOR, m, v, x, width); }
+template <class T>
+static inline T __shfl_sync(unsigned m, T v, int lane, int width = 32) {
+  return emulated_shuffle(SHUFFLE_INDEX, m, v, lane, width);
+}
+template <class T>
+static inline T __shfl_up_sync(unsigned m, T v, unsigned d, int width = 32) {
+  return emulated_shuffle(SHUFFLE_UP, m, v, d, width);
+}
+template <class T>
+static inline T __shfl_down_sync(unsigned m, T v, unsigned d, int width = 32) {
+  return emulated_shuffle(SHUFFLE_DOWN, m, v, d, width);
+}
+template <class T>
+static inline T __shfl_xor_sync(unsigned m, T v, int x, int width = 32) {
+  return emulated_shuffle(SHUFFLE_XOR, m, v, x, width);
+}
 template <class T>
 static inline unsigned __match_any_sync(unsigned mask, T value) {
   uint64_t bits = 0;
@@ -110,19 +129,19 @@ static inline void __nanosleep(unsigned) { emulator_pause(); }
 static inline void __trap() { emulator_trap("__trap()"); }
 
 // ---- Atomics, for the types that CUDA has them for
-#define ATOMIC(name, T, kind)                                                                    \
-  static inline T name(T* p, T v) {                                                              \
-    uint64_t bits = 0;                                                                           \
-    memcpy(&bits, &v, sizeof(T));                                                                \
-    bits = emulator_atomic(kind, sizeof(T), p, bits, 0);                                         \
-    memcpy(&v, &bits, sizeof(T));                                                                \
-    return v;                                                                                    \
+#define ATOMIC(name, T, kind)                            \
+  static inline T name(T* p, T v) {                      \
+    uint64_t bits = 0;                                   \
+    memcpy(&bits, &v, sizeof(T));                        \
+    bits = emulator_atomic(kind, sizeof(T), p, bits, 0); \
+    memcpy(&v, &bits, sizeof(T));                        \
+    return v;                                            \
   }
-#define ATOMICS(T, signedness)                       \
-  ATOMIC(atomicMin, T, ATOMIC_MIN##signedness)       \
-  ATOMIC(atomicMax, T, ATOMIC_MAX##signedness)       \
-  ATOMIC(atomicAnd, T, ATOMIC_AND)                   \
-  ATOMIC(atomicOr, T, ATOMIC_OR)                     \
+#define ATOMICS(T, signedness)                 \
+  ATOMIC(atomicMin, T, ATOMIC_MIN##signedness) \
+  ATOMIC(atomicMax, T, ATOMIC_MAX##signedness) \
+  ATOMIC(atomicAnd, T, ATOMIC_AND)             \
+  ATOMIC(atomicOr, T, ATOMIC_OR)               \
   ATOMIC(atomicXor, T, ATOMIC_XOR)
 ATOMICS(int, _SIGNED)
 ATOMICS(unsigned int, )
@@ -139,9 +158,9 @@ ATOMIC(atomicExch, unsigned long long, ATOMIC_EXCHANGE)
 ATOMIC(atomicExch, float, ATOMIC_EXCHANGE)
 static inline int atomicSub(int* p, int v) { return atomicAdd(p, -v); }
 static inline unsigned atomicSub(unsigned* p, unsigned v) { return atomicAdd(p, 0u - v); }
-#define ATOMIC_CAS_OF(T)                                                                         \
-  static inline T atomicCAS(T* p, T compare, T value) {                                          \
-    const uint64_t bits = ~0ull >> (64 - 8 * sizeof(T));                                         \
+#define ATOMIC_CAS_OF(T)                                                                                   \
+  static inline T atomicCAS(T* p, T compare, T value) {                                                    \
+    const uint64_t bits = ~0ull >> (64 - 8 * sizeof(T));                                                   \
     return (T)emulator_atomic(ATOMIC_CAS, sizeof(T), p, (uint64_t)value & bits, (uint64_t)compare & bits); \
   }
 ATOMIC_CAS_OF(int)
@@ -163,9 +182,15 @@ static inline unsigned __brev(unsigned v) {
 }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((uint64_t(a) * b) >> 32); }
 static inline int __mulhi(int a, int b) { return int((int64_t(a) * b) >> 32); }
-static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned long long)(((unsigned __int128)a * b) >> 64); }
-static inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned n) { return unsigned((((uint64_t)high << 32 | low) << (n & 31)) >> 32); }
-static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned n) { return unsigned(((uint64_t)high << 32 | low) >> (n & 31)); }
+static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return (unsigned long long)(((unsigned __int128)a * b) >> 64);
+}
+static inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned n) {
+  return unsigned((((uint64_t)high << 32 | low) << (n & 31)) >> 32);
+}
+static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned n) {
+  return unsigned(((uint64_t)high << 32 | low) >> (n & 31));
+}
 static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
   uint64_t v = (uint64_t)y << 32 | x;
   unsigned r = 0;
@@ -194,11 +219,26 @@ static inline int __float2int_rz(float v) { return int(v); }
 static inline int __float2int_rd(float v) { return int(floorf(v)); }
 static inline float __int2float_rn(int v) { return float(v); }
 static inline float __uint2float_rn(unsigned v) { return float(v); }
-template <class T> static inline T __ldg(const T* p) { return *p; }
-template <class T> static inline T __ldcg(const T* p) { return *p; }
-template <class T> static inline T __ldcs(const T* p) { return *p; }
-template <class T> static inline void __stcg(T* p, T v) { *p = v; }
-template <class T> static inline void __stcs(T* p, T v) { *p = v; }
+template <class T>
+static inline T __ldg(const T* p) {
+  return *p;
+}
+template <class T>
+static inline T __ldcg(const T* p) {
+  return *p;
+}
+template <class T>
+static inline T __ldcs(const T* p) {
+  return *p;
+}
+template <class T>
+static inline void __stcg(T* p, T v) {
+  *p = v;
+}
+template <class T>
+static inline void __stcs(T* p, T v) {
+  *p = v;
+}
 static inline uint32_t __cvta_generic_to_shared(const void* p) { return emulator_shared_address(p); }
 
 // ---- Arithmetic. Approximate functions are the exact ones.
@@ -234,9 +274,13 @@ static inline double max(float a, double b) { return fmax(a, b); }
 static inline double min(double a, float b) { return fmin(a, b); }
 static inline double min(float a, double b) { return fmin(a, b); }
 template <class A, class B, class = std::enable_if_t<std::is_integral<A>::value && std::is_integral<B>::value>>
-static inline std::common_type_t<A, B> max(A a, B b) { return std::common_type_t<A, B>(a) > std::common_type_t<A, B>(b) ? a : b; }
+static inline std::common_type_t<A, B> max(A a, B b) {
+  return std::common_type_t<A, B>(a) > std::common_type_t<A, B>(b) ? a : b;
+}
 template <class A, class B, class = std::enable_if_t<std::is_integral<A>::value && std::is_integral<B>::value>>
-static inline std::common_type_t<A, B> min(A a, B b) { return std::common_type_t<A, B>(a) < std::common_type_t<A, B>(b) ? a : b; }
+static inline std::common_type_t<A, B> min(A a, B b) {
+  return std::common_type_t<A, B>(a) < std::common_type_t<A, B>(b) ? a : b;
+}
 using std::abs;
 using std::isfinite;
 using std::isinf;

@@ -1,5 +1,5 @@
-// The two functions of the virtual machine for CUDA graphs. A function is run once, then captured: what it launches is noted and
-// not done. From then on the notes are played, with the arguments that they were taken with, as a graph has them.
+// The two functions of the virtual machine for CUDA graphs. A function is run once, then captured: what it launches is noted
+// and not done. From then on the notes are played, with the arguments that they were taken with, as a graph has them.
 #include "graphs.h"
 
 #include <tvm/ffi/container/array.h>
@@ -39,7 +39,8 @@ class Graphs : public runtime::vm::VMExtension {
   static Graphs Create() { return Graphs(ffi::make_object<GraphsObj>()); }
 };
 
-ffi::Any call(runtime::vm::VirtualMachine* machine, const ffi::ObjectRef& function, const std::vector<ffi::AnyView>& arguments) {
+ffi::Any call(runtime::vm::VirtualMachine* machine, const ffi::ObjectRef& function,
+              const std::vector<ffi::AnyView>& arguments) {
   ffi::Any result;
   machine->InvokeClosurePacked(function, ffi::PackedArgs(arguments.data(), int(arguments.size())), &result);
   return result;
@@ -96,7 +97,8 @@ bool captured(std::function<void()> work) {
 }
 
 void refuse_in_capture(const char* what) {
-  if (capturing) TVM_FFI_THROW(RuntimeError) << "CUDA emulator: " << what << " while a CUDA graph is captured, which a GPU refuses";
+  if (capturing)
+    TVM_FFI_THROW(RuntimeError) << "CUDA emulator: " << what << " while a CUDA graph is captured, which a GPU refuses";
 }
 
 void register_graphs() {

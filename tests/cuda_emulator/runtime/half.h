@@ -1,102 +1,104 @@
 // half and nv_bfloat16: numbers of 16 bits, whose arithmetic is that of float32, rounded.
 #pragma once
 
-#define HALF_TYPE(T, FROM_FLOAT, TO_FLOAT)                                                              \
-  struct T##_raw { uint16_t bits; }; /* what a volatile one is read by */                               \
-  struct alignas(2) T {                                                                                 \
-    uint16_t bits;                                                                                      \
-    T() = default;                                                                                      \
-    template <class V, class = std::enable_if_t<std::is_arithmetic<V>::value>>                          \
-    T(V v) : bits(FROM_FLOAT(float(v))) {}                                                              \
-    T(T##_raw v) : bits(v.bits) {}                                                                      \
-    operator T##_raw() const volatile { return {bits}; }                                                \
-    operator float() const volatile { return TO_FLOAT(bits); }                                          \
-    void operator=(const T& o) volatile { bits = o.bits; }                                              \
-    T& operator=(const T& o) = default;                                                                 \
-    T(const T& o) = default;                                                                            \
-    T& operator+=(T o) { return *this = T(float(*this) + float(o)); }                                   \
-    T& operator-=(T o) { return *this = T(float(*this) - float(o)); }                                   \
-    T& operator*=(T o) { return *this = T(float(*this) * float(o)); }                                   \
-    T& operator/=(T o) { return *this = T(float(*this) / float(o)); }                                   \
-  };                                                                                                    \
-  static inline T operator+(T a, T b) { return T(float(a) + float(b)); }                                \
-  static inline T operator-(T a, T b) { return T(float(a) - float(b)); }                                \
-  static inline T operator*(T a, T b) { return T(float(a) * float(b)); }                                \
-  static inline T operator/(T a, T b) { return T(float(a) / float(b)); }                                \
-  static inline T operator-(T a) { return T(-float(a)); }                                               \
-  static inline bool operator<(T a, T b) { return float(a) < float(b); }                                \
-  static inline bool operator>(T a, T b) { return float(a) > float(b); }                                \
-  static inline bool operator<=(T a, T b) { return float(a) <= float(b); }                              \
-  static inline bool operator>=(T a, T b) { return float(a) >= float(b); }                              \
-  static inline bool operator==(T a, T b) { return float(a) == float(b); }                              \
-  static inline bool operator!=(T a, T b) { return float(a) != float(b); }                              \
-  static inline T max(T a, T b) { return a > b ? a : b; }                                               \
-  static inline T min(T a, T b) { return a < b ? a : b; }                                               \
-  static inline T __hadd(T a, T b) { return a + b; }                                                    \
-  static inline T __hsub(T a, T b) { return a - b; }                                                    \
-  static inline T __hmul(T a, T b) { return a * b; }                                                    \
-  static inline T __hdiv(T a, T b) { return a / b; }                                                    \
-  static inline T __hneg(T a) { return -a; }                                                            \
-  static inline T __habs(T a) { return T(fabsf(a)); }                                                   \
-  static inline T __hfma(T a, T b, T c) { return T(fmaf(a, b, c)); }                                    \
-  static inline bool __hgt(T a, T b) { return a > b; }                                                  \
-  static inline bool __hlt(T a, T b) { return a < b; }                                                  \
-  static inline bool __hge(T a, T b) { return a >= b; }                                                 \
-  static inline bool __hle(T a, T b) { return a <= b; }                                                 \
-  static inline bool __heq(T a, T b) { return a == b; }                                                 \
-  static inline bool __hisnan(T a) { return a != a; }                                                   \
-  static inline T __hmax(T a, T b) { return T(fmaxf(a, b)); }                                           \
-  static inline T __hmin(T a, T b) { return T(fminf(a, b)); }                                           \
-  static inline T hexp(T a) { return T(expf(a)); }                                                      \
-  static inline T hexp2(T a) { return T(exp2f(a)); }                                                    \
-  static inline T hexp10(T a) { return T(powf(10.0f, a)); }                                             \
-  static inline T hlog(T a) { return T(logf(a)); }                                                      \
-  static inline T hlog2(T a) { return T(log2f(a)); }                                                    \
-  static inline T hlog10(T a) { return T(log10f(a)); }                                                  \
-  static inline T hsqrt(T a) { return T(sqrtf(a)); }                                                    \
-  static inline T hrsqrt(T a) { return T(1.0f / sqrtf(a)); }                                            \
-  static inline T hrcp(T a) { return T(1.0f / float(a)); }                                              \
-  static inline T hsin(T a) { return T(sinf(a)); }                                                      \
-  static inline T hcos(T a) { return T(cosf(a)); }                                                      \
-  static inline T htan(T a) { return T(tanf(a)); }                                                      \
-  static inline T htanh(T a) { return T(tanhf(a)); }                                                    \
-  static inline T hatan(T a) { return T(atanf(a)); }                                                    \
-  static inline T herf(T a) { return T(erff(a)); }                                                      \
-  static inline T hpow(T a, T b) { return T(powf(a, b)); }                                              \
-  static inline T hfloor(T a) { return T(floorf(a)); }                                                  \
-  static inline T hceil(T a) { return T(ceilf(a)); }                                                    \
-  static inline T htrunc(T a) { return T(truncf(a)); }                                                  \
-  static inline T hrint(T a) { return T(nearbyintf(a)); }                                               \
-  static inline T hnearbyint(T a) { return T(nearbyintf(a)); }                                          \
-  static inline bool isnan(T a) { return float(a) != float(a); }                                        \
-  static inline bool isinf(T a) { return std::isinf(float(a)); }                                        \
+#define HALF_TYPE(T, FROM_FLOAT, TO_FLOAT)                                     \
+  struct T##_raw {                                                             \
+    uint16_t bits;                                                             \
+  }; /* what a volatile one is read by */                                      \
+  struct alignas(2) T {                                                        \
+    uint16_t bits;                                                             \
+    T() = default;                                                             \
+    template <class V, class = std::enable_if_t<std::is_arithmetic<V>::value>> \
+    T(V v) : bits(FROM_FLOAT(float(v))) {}                                     \
+    T(T##_raw v) : bits(v.bits) {}                                             \
+    operator T##_raw() const volatile { return {bits}; }                       \
+    operator float() const volatile { return TO_FLOAT(bits); }                 \
+    void operator=(const T& o) volatile { bits = o.bits; }                     \
+    T& operator=(const T& o) = default;                                        \
+    T(const T& o) = default;                                                   \
+    T& operator+=(T o) { return *this = T(float(*this) + float(o)); }          \
+    T& operator-=(T o) { return *this = T(float(*this) - float(o)); }          \
+    T& operator*=(T o) { return *this = T(float(*this) * float(o)); }          \
+    T& operator/=(T o) { return *this = T(float(*this) / float(o)); }          \
+  };                                                                           \
+  static inline T operator+(T a, T b) { return T(float(a) + float(b)); }       \
+  static inline T operator-(T a, T b) { return T(float(a) - float(b)); }       \
+  static inline T operator*(T a, T b) { return T(float(a) * float(b)); }       \
+  static inline T operator/(T a, T b) { return T(float(a) / float(b)); }       \
+  static inline T operator-(T a) { return T(-float(a)); }                      \
+  static inline bool operator<(T a, T b) { return float(a) < float(b); }       \
+  static inline bool operator>(T a, T b) { return float(a) > float(b); }       \
+  static inline bool operator<=(T a, T b) { return float(a) <= float(b); }     \
+  static inline bool operator>=(T a, T b) { return float(a) >= float(b); }     \
+  static inline bool operator==(T a, T b) { return float(a) == float(b); }     \
+  static inline bool operator!=(T a, T b) { return float(a) != float(b); }     \
+  static inline T max(T a, T b) { return a > b ? a : b; }                      \
+  static inline T min(T a, T b) { return a < b ? a : b; }                      \
+  static inline T __hadd(T a, T b) { return a + b; }                           \
+  static inline T __hsub(T a, T b) { return a - b; }                           \
+  static inline T __hmul(T a, T b) { return a * b; }                           \
+  static inline T __hdiv(T a, T b) { return a / b; }                           \
+  static inline T __hneg(T a) { return -a; }                                   \
+  static inline T __habs(T a) { return T(fabsf(a)); }                          \
+  static inline T __hfma(T a, T b, T c) { return T(fmaf(a, b, c)); }           \
+  static inline bool __hgt(T a, T b) { return a > b; }                         \
+  static inline bool __hlt(T a, T b) { return a < b; }                         \
+  static inline bool __hge(T a, T b) { return a >= b; }                        \
+  static inline bool __hle(T a, T b) { return a <= b; }                        \
+  static inline bool __heq(T a, T b) { return a == b; }                        \
+  static inline bool __hisnan(T a) { return a != a; }                          \
+  static inline T __hmax(T a, T b) { return T(fmaxf(a, b)); }                  \
+  static inline T __hmin(T a, T b) { return T(fminf(a, b)); }                  \
+  static inline T hexp(T a) { return T(expf(a)); }                             \
+  static inline T hexp2(T a) { return T(exp2f(a)); }                           \
+  static inline T hexp10(T a) { return T(powf(10.0f, a)); }                    \
+  static inline T hlog(T a) { return T(logf(a)); }                             \
+  static inline T hlog2(T a) { return T(log2f(a)); }                           \
+  static inline T hlog10(T a) { return T(log10f(a)); }                         \
+  static inline T hsqrt(T a) { return T(sqrtf(a)); }                           \
+  static inline T hrsqrt(T a) { return T(1.0f / sqrtf(a)); }                   \
+  static inline T hrcp(T a) { return T(1.0f / float(a)); }                     \
+  static inline T hsin(T a) { return T(sinf(a)); }                             \
+  static inline T hcos(T a) { return T(cosf(a)); }                             \
+  static inline T htan(T a) { return T(tanf(a)); }                             \
+  static inline T htanh(T a) { return T(tanhf(a)); }                           \
+  static inline T hatan(T a) { return T(atanf(a)); }                           \
+  static inline T herf(T a) { return T(erff(a)); }                             \
+  static inline T hpow(T a, T b) { return T(powf(a, b)); }                     \
+  static inline T hfloor(T a) { return T(floorf(a)); }                         \
+  static inline T hceil(T a) { return T(ceilf(a)); }                           \
+  static inline T htrunc(T a) { return T(truncf(a)); }                         \
+  static inline T hrint(T a) { return T(nearbyintf(a)); }                      \
+  static inline T hnearbyint(T a) { return T(nearbyintf(a)); }                 \
+  static inline bool isnan(T a) { return float(a) != float(a); }               \
+  static inline bool isinf(T a) { return std::isinf(float(a)); }               \
   static inline bool isfinite(T a) { return std::isfinite(float(a)); }
 
-#define HALF_PAIR(T, T2, T4)                                                                            \
-  struct alignas(4) T2 {                                                                                \
-    T x, y;                                                                                             \
-    T2() = default;                                                                                     \
-    T2(T x, T y) : x(x), y(y) {}                                                                        \
-  };                                                                                                    \
-  struct alignas(8) T4 {                                                                                \
-    T x, y, z, w;                                                                                       \
-    T4() : x(0), y(0), z(0), w(0) {}                                                                    \
-    T4(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}                                                  \
-  };                                                                                                    \
-  static inline T2 make_##T2(T x, T y) { return T2(x, y); }                                             \
-  static inline T4 make_##T4(T x, T y, T z, T w) { return T4(x, y, z, w); }                             \
-  static inline T2 __halves2##T2(T x, T y) { return T2(x, y); }                                         \
-  static inline T2 operator+(T2 a, T2 b) { return T2(a.x + b.x, a.y + b.y); }                           \
-  static inline T2 operator-(T2 a, T2 b) { return T2(a.x - b.x, a.y - b.y); }                           \
-  static inline T2 operator*(T2 a, T2 b) { return T2(a.x * b.x, a.y * b.y); }                           \
-  static inline T2 __hadd2(T2 a, T2 b) { return a + b; }                                                \
-  static inline T2 __hsub2(T2 a, T2 b) { return a - b; }                                                \
-  static inline T2 __hmul2(T2 a, T2 b) { return a * b; }                                                \
+#define HALF_PAIR(T, T2, T4)                                                                              \
+  struct alignas(4) T2 {                                                                                  \
+    T x, y;                                                                                               \
+    T2() = default;                                                                                       \
+    T2(T x, T y) : x(x), y(y) {}                                                                          \
+  };                                                                                                      \
+  struct alignas(8) T4 {                                                                                  \
+    T x, y, z, w;                                                                                         \
+    T4() : x(0), y(0), z(0), w(0) {}                                                                      \
+    T4(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}                                                    \
+  };                                                                                                      \
+  static inline T2 make_##T2(T x, T y) { return T2(x, y); }                                               \
+  static inline T4 make_##T4(T x, T y, T z, T w) { return T4(x, y, z, w); }                               \
+  static inline T2 __halves2##T2(T x, T y) { return T2(x, y); }                                           \
+  static inline T2 operator+(T2 a, T2 b) { return T2(a.x + b.x, a.y + b.y); }                             \
+  static inline T2 operator-(T2 a, T2 b) { return T2(a.x - b.x, a.y - b.y); }                             \
+  static inline T2 operator*(T2 a, T2 b) { return T2(a.x * b.x, a.y * b.y); }                             \
+  static inline T2 __hadd2(T2 a, T2 b) { return a + b; }                                                  \
+  static inline T2 __hsub2(T2 a, T2 b) { return a - b; }                                                  \
+  static inline T2 __hmul2(T2 a, T2 b) { return a * b; }                                                  \
   static inline T2 __hfma2(T2 a, T2 b, T2 c) { return T2(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)); } \
-  static inline T2 __hmax2(T2 a, T2 b) { return T2(__hmax(a.x, b.x), __hmax(a.y, b.y)); }               \
-  static inline T2 __hmin2(T2 a, T2 b) { return T2(__hmin(a.x, b.x), __hmin(a.y, b.y)); }               \
-  static inline T __low2half(T2 a) { return a.x; }                                                      \
-  static inline T __high2half(T2 a) { return a.y; }                                                     \
+  static inline T2 __hmax2(T2 a, T2 b) { return T2(__hmax(a.x, b.x), __hmax(a.y, b.y)); }                 \
+  static inline T2 __hmin2(T2 a, T2 b) { return T2(__hmin(a.x, b.x), __hmin(a.y, b.y)); }                 \
+  static inline T __low2half(T2 a) { return a.x; }                                                        \
+  static inline T __high2half(T2 a) { return a.y; }                                                       \
   static inline unsigned __pack_##T2(T x, T y) { return unsigned(y.bits) << 16 | x.bits; }
 
 static inline uint16_t emulated_to_half(float v) {

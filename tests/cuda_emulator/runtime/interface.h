@@ -27,7 +27,16 @@ int emulator_barrier(int place, int kind, int predicate);
 // What the lanes of a warp do together.
 enum emulator_shuffle_kind { SHUFFLE_INDEX, SHUFFLE_UP, SHUFFLE_DOWN, SHUFFLE_XOR };
 enum emulator_vote_kind { VOTE_BALLOT, VOTE_ANY, VOTE_ALL };
-enum emulator_reduce_kind { REDUCE_ADD, REDUCE_MIN, REDUCE_MAX, REDUCE_AND, REDUCE_OR, REDUCE_XOR, REDUCE_MIN_SIGNED, REDUCE_MAX_SIGNED };
+enum emulator_reduce_kind {
+  REDUCE_ADD,
+  REDUCE_MIN,
+  REDUCE_MAX,
+  REDUCE_AND,
+  REDUCE_OR,
+  REDUCE_XOR,
+  REDUCE_MIN_SIGNED,
+  REDUCE_MAX_SIGNED
+};
 void emulator_warp_sync(uint32_t mask);
 uint32_t emulator_active_mask();
 uint64_t emulator_shuffle(int kind, uint32_t mask, uint64_t bits, int argument, int width);
@@ -51,12 +60,24 @@ void emulator_cp_async_wait(int groups);
 
 // Atomics, and loads and stores that do not race with them.
 enum emulator_atomic_kind {
-  ATOMIC_ADD, ATOMIC_MIN, ATOMIC_MAX, ATOMIC_MIN_SIGNED, ATOMIC_MAX_SIGNED,
-  ATOMIC_AND, ATOMIC_OR, ATOMIC_XOR, ATOMIC_EXCHANGE, ATOMIC_CAS, ATOMIC_ADD_FLOAT, ATOMIC_ADD_DOUBLE, ATOMIC_LOAD, ATOMIC_STORE
+  ATOMIC_ADD,
+  ATOMIC_MIN,
+  ATOMIC_MAX,
+  ATOMIC_MIN_SIGNED,
+  ATOMIC_MAX_SIGNED,
+  ATOMIC_AND,
+  ATOMIC_OR,
+  ATOMIC_XOR,
+  ATOMIC_EXCHANGE,
+  ATOMIC_CAS,
+  ATOMIC_ADD_FLOAT,
+  ATOMIC_ADD_DOUBLE,
+  ATOMIC_LOAD,
+  ATOMIC_STORE
 };
 uint64_t emulator_atomic(int kind, int bytes, void* address, uint64_t value, uint64_t compare);
 
-void emulator_pause();                                  // lets other threads run
-void emulator_trap(const char* what);                   // ends the launch
+void emulator_pause();                                   // lets other threads run
+void emulator_trap(const char* what);                    // ends the launch
 void emulator_not_implemented(const char* instruction);  // ends the launch by NotImplementedError
 }

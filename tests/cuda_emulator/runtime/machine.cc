@@ -36,7 +36,8 @@ struct Copy {
 };
 
 enum class Collective : uint8_t { NONE, SYNC, SHUFFLE, VOTE, MATCH, REDUCE, MMA, LDMATRIX };
-const char* const COLLECTIVES[] = {"nothing", "__syncwarp", "a shuffle", "a vote", "a match", "a reduction", "mma.sync", "ldmatrix"};
+const char* const COLLECTIVES[] = {"nothing", "__syncwarp",  "a shuffle", "a vote",
+                                   "a match", "a reduction", "mma.sync",  "ldmatrix"};
 
 struct Block;
 struct Warp;
@@ -108,9 +109,7 @@ __asm__(
     "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\nmov %rsp,(%rdi)\nmov %rsi,%rsp\n"
     "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n.size emulator_switch,.-emulator_switch\n");
 
-std::string at(uint3 i) {
-  return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
-}
+std::string at(uint3 i) { return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")"; }
 
 [[noreturn]] void to_main() {
   void* unused;
@@ -187,7 +186,8 @@ void fiber_main() {
   f.done = true;
   f.warp->runnable &= ~(1u << f.lane);
   f.warp->exited |= 1u << f.lane;
-  if (block.arrived) fail("divergent barrier: it ended while " + std::to_string(block.arrived) + " threads of its block wait at one");
+  if (block.arrived)
+    fail("divergent barrier: it ended while " + std::to_string(block.arrived) + " threads of its block wait at one");
   if (++block.exited == block.threads) {
     block.live = false;
     to_main();
@@ -209,15 +209,19 @@ void stuck() {
       current = f;
       char mask[16];
       snprintf(mask, sizeof mask, "0x%08x", f->mask);
-      fail(std::string("partial-warp collective: ") + COLLECTIVES[int(f->collective)] + " of the lanes " + mask + " waits for lane " +
-           std::to_string(lane) + ", which " +
-           (warp.exited >> lane & 1 ? "has ended" : warp.waiting >> lane & 1 ? "waits elsewhere" : "waits at a barrier of the block"));
+      fail(std::string("partial-warp collective: ") + COLLECTIVES[int(f->collective)] + " of the lanes " + mask +
+           " waits for lane " + std::to_string(lane) + ", which " +
+           (warp.exited >> lane & 1    ? "has ended"
+            : warp.waiting >> lane & 1 ? "waits elsewhere"
+                                       : "waits at a barrier of the block"));
     }
   }
   for (int s = 0; s < resident_blocks; s++) {
     if (blocks[s].live && blocks[s].arrived) {
-      for (int t = 0; t < blocks[s].threads; t++) if (!fibers[s][t].done) current = &fibers[s][t];
-      fail("divergent barrier: " + std::to_string(blocks[s].arrived) + " of " + std::to_string(blocks[s].threads) + " threads wait at it, the others never come");
+      for (int t = 0; t < blocks[s].threads; t++)
+        if (!fibers[s][t].done) current = &fibers[s][t];
+      fail("divergent barrier: " + std::to_string(blocks[s].arrived) + " of " + std::to_string(blocks[s].threads) +
+           " threads wait at it, the others never come");
     }
   }
   fail("no thread can go on");
@@ -231,7 +235,8 @@ void start_block(int slot, int64_t linear) {
   b.exited = b.arrived = 0;
   b.number = next_number++;
   b.epoch = 0;
-  b.index = {unsigned(linear % grid_dim.x), unsigned(linear / grid_dim.x % grid_dim.y), unsigned(linear / grid_dim.x / grid_dim.y)};
+  b.index = {unsigned(linear % grid_dim.x), unsigned(linear / grid_dim.x % grid_dim.y),
+             unsigned(linear / grid_dim.x / grid_dim.y)};
   b.warp_count = (b.threads + WARP - 1) / WARP;
   // What the block before it left behind.
   memset(state + (slot_base(slot) - base), UNALLOCATED, b.shared_top);
@@ -288,7 +293,8 @@ bool ordered(const Accesses& a, const Fiber& f, bool shared) {
 }
 
 void replace(Accesses& a, const Fiber& f, bool atomic) {
-  a = {f.block->number, f.block->epoch, f.warp->epoch, uint16_t(f.number), uint8_t(f.warp->number), uint8_t(atomic ? ATOMIC : 0)};
+  a = {f.block->number,    f.block->epoch,          f.warp->epoch,
+       uint16_t(f.number), uint8_t(f.warp->number), uint8_t(atomic ? ATOMIC : 0)};
 }
 
 // Adds the current thread to accesses that do not race with its own.
@@ -308,7 +314,8 @@ void merge(Accesses& a, const Fiber& f, bool atomic, bool shared) {
 std::string who(const Accesses& a) {
   if (a.flags & MANY_BLOCKS) return "threads of several blocks";
   std::string text;
-  if (a.thread == MANY_THREADS) text = "several threads";
+  if (a.thread == MANY_THREADS)
+    text = "several threads";
   else {
     unsigned t = a.thread;
     text = "thread " + at({t % block_dim.x, t / block_dim.x % block_dim.y, t / (block_dim.x * block_dim.y)});
@@ -324,10 +331,13 @@ std::string place(const void* p) {
   for (size_t i = 0; i < b.declared.size(); i++) {
     auto& d = b.declared[i];
     if (inside + SHARED_GAP >= d.offset && inside < d.offset + d.bytes + SHARED_GAP / 2) {
-      return "shared memory, byte " + std::to_string(int64_t(inside) - int64_t(d.offset)) + " of a shared array of " + std::to_string(d.bytes) + " bytes, number " + std::to_string(i);
+      return "shared memory, byte " + std::to_string(int64_t(inside) - int64_t(d.offset)) + " of a shared array of " +
+             std::to_string(d.bytes) + " bytes, number " + std::to_string(i);
     }
   }
-  if (b.dynamic_offset) return "shared memory, byte " + std::to_string(int64_t(inside) - int64_t(b.dynamic_offset)) + " of " + std::to_string(now->dynamic_shared) + " dynamic bytes";
+  if (b.dynamic_offset)
+    return "shared memory, byte " + std::to_string(int64_t(inside) - int64_t(b.dynamic_offset)) + " of " +
+           std::to_string(now->dynamic_shared) + " dynamic bytes";
   return "shared memory";
 }
 
@@ -339,7 +349,8 @@ inline void check_cell(Cell& c, const Fiber& f, Access access, bool shared, cons
   switch (access) {
     case Access::READ:
       if (!ordered(c.writer, f, shared) && (check_plain_reads || !(c.writer.flags & ATOMIC)))
-        race(c.writer.flags & ATOMIC ? "a plain read of what is changed atomically by" : "a read of what is written by", c.writer, p, pc);
+        race(c.writer.flags & ATOMIC ? "a plain read of what is changed atomically by" : "a read of what is written by",
+             c.writer, p, pc);
       if ((c.reader.flags & MANY_BLOCKS) && !(c.reader.flags & ATOMIC) && c.reader.block >= first_number) return;
       merge(c.reader, f, false, shared);
       return;
@@ -351,12 +362,15 @@ inline void check_cell(Cell& c, const Fiber& f, Access access, bool shared, cons
       c.reader.flags = 0;
       return;
     case Access::ATOMIC_READ:
-      if (!ordered(c.writer, f, shared) && !(c.writer.flags & ATOMIC)) race("a volatile read of what is written plainly by", c.writer, p, pc);
+      if (!ordered(c.writer, f, shared) && !(c.writer.flags & ATOMIC))
+        race("a volatile read of what is written plainly by", c.writer, p, pc);
       merge(c.reader, f, true, shared);
       return;
     case Access::ATOMIC_WRITE:
-      if (!ordered(c.writer, f, shared) && !(c.writer.flags & ATOMIC)) race("an atomic change of what is written plainly by", c.writer, p, pc);
-      if (!ordered(c.reader, f, shared) && !(c.reader.flags & ATOMIC) && check_plain_reads) race("an atomic change of what is read plainly by", c.reader, p, pc);
+      if (!ordered(c.writer, f, shared) && !(c.writer.flags & ATOMIC))
+        race("an atomic change of what is written plainly by", c.writer, p, pc);
+      if (!ordered(c.reader, f, shared) && !(c.reader.flags & ATOMIC) && check_plain_reads)
+        race("an atomic change of what is read plainly by", c.reader, p, pc);
       merge(c.writer, f, true, shared);
       if (ordered(c.reader, f, shared)) {
         c.reader.block = 0;
@@ -407,7 +421,8 @@ inline bool all_written(const uint8_t* s, size_t n) {
     memcpy(&v, s, 8);
     if (v != ALL_WRITTEN) return false;
   }
-  for (; n; n--, s++) if (*s != WRITTEN) return false;
+  for (; n; n--, s++)
+    if (*s != WRITTEN) return false;
   return true;
 }
 
@@ -431,7 +446,10 @@ void check(const void* pointer, size_t n, Access access, const void* pc) {
 }
 
 void check_alignment(const void* p, size_t alignment, const char* what, const void* pc) {
-  if (reinterpret_cast<uintptr_t>(p) % alignment) fail("misaligned " + std::string(what) + ": expected a multiple of " + std::to_string(alignment) + " bytes, given " + std::to_string(reinterpret_cast<uintptr_t>(p) % alignment) + " more, at " + place(p), pc);
+  if (reinterpret_cast<uintptr_t>(p) % alignment)
+    fail("misaligned " + std::string(what) + ": expected a multiple of " + std::to_string(alignment) + " bytes, given " +
+             std::to_string(reinterpret_cast<uintptr_t>(p) % alignment) + " more, at " + place(p),
+         pc);
 }
 
 inline bool on_stack(const void* p) { return size_t(static_cast<const char*>(p) - stacks) < STACK * MAX_THREADS * SLOTS; }
@@ -442,7 +460,9 @@ void instrumented(const void* p, size_t n, size_t alignment, Access access, cons
     // Constants of the kernel itself, which lie in its library.
     const char* library = static_cast<const char*>(now->library);
     if (llabs(static_cast<const char*>(p) - library) < 64 << 20) return;
-    fail(std::string("out-of-bounds ") + (access == Access::READ ? "read" : "write") + " of " + std::to_string(n) + " bytes: an address that is not memory of the device", pc);
+    fail(std::string("out-of-bounds ") + (access == Access::READ ? "read" : "write") + " of " + std::to_string(n) +
+             " bytes: an address that is not memory of the device",
+         pc);
   }
   figures->accesses++;
   step();
@@ -452,7 +472,8 @@ void instrumented(const void* p, size_t n, size_t alignment, Access access, cons
     // A volatile store may be the first to a place.
     if (access == Access::ATOMIC_WRITE && size_t(static_cast<const char*>(p) - base) + n <= total_bytes) {
       uint8_t* s = state + (static_cast<const char*>(p) - base);
-      for (size_t i = 0; i < n; i++) if (s[i] == UNWRITTEN) s[i] = WRITTEN;
+      for (size_t i = 0; i < n; i++)
+        if (s[i] == UNWRITTEN) s[i] = WRITTEN;
     }
   }
   check(p, n, access, pc);
@@ -471,9 +492,18 @@ void collective(Collective what, uint32_t mask, void* arguments, Run run, const 
     snprintf(text, sizeof text, "0x%08x", m);
     return std::string(text);
   };
-  if (!(mask & me)) fail(std::string("partial-warp collective: ") + COLLECTIVES[int(what)] + " of the lanes " + lanes(mask) + " by a lane that is not among them", pc);
-  if (mask & ~w.exists) fail(std::string("partial-warp collective: ") + COLLECTIVES[int(what)] + " of the lanes " + lanes(mask) + ", of which " + lanes(mask & ~w.exists) + " do not exist", pc);
-  if (mask & w.exited) fail(std::string("partial-warp collective: ") + COLLECTIVES[int(what)] + " of the lanes " + lanes(mask) + ", of which " + lanes(mask & w.exited) + " have ended", pc);
+  if (!(mask & me))
+    fail(std::string("partial-warp collective: ") + COLLECTIVES[int(what)] + " of the lanes " + lanes(mask) +
+             " by a lane that is not among them",
+         pc);
+  if (mask & ~w.exists)
+    fail(std::string("partial-warp collective: ") + COLLECTIVES[int(what)] + " of the lanes " + lanes(mask) + ", of which " +
+             lanes(mask & ~w.exists) + " do not exist",
+         pc);
+  if (mask & w.exited)
+    fail(std::string("partial-warp collective: ") + COLLECTIVES[int(what)] + " of the lanes " + lanes(mask) + ", of which " +
+             lanes(mask & w.exited) + " have ended",
+         pc);
   f.collective = what;
   f.mask = mask;
   f.arguments = arguments;
@@ -482,8 +512,10 @@ void collective(Collective what, uint32_t mask, void* arguments, Run run, const 
     for (uint32_t m = mask; m; m &= m - 1) {
       Fiber& other = *w.lanes[__builtin_ctz(m)];
       if (other.collective != what || other.mask != mask) {
-        fail(std::string("partial-warp collective: ") + COLLECTIVES[int(what)] + " of the lanes " + lanes(mask) + ", while lane " + std::to_string(other.lane) + " is at " +
-             COLLECTIVES[int(other.collective)] + " of the lanes " + lanes(other.mask), pc);
+        fail(std::string("partial-warp collective: ") + COLLECTIVES[int(what)] + " of the lanes " + lanes(mask) +
+                 ", while lane " + std::to_string(other.lane) + " is at " + COLLECTIVES[int(other.collective)] +
+                 " of the lanes " + lanes(other.mask),
+             pc);
       }
     }
     run(w);
@@ -556,7 +588,8 @@ std::string source_lines(const Launch& what, const void* pc) {
     fclose(source);
     std::string content(line);
     size_t begin = std::min(content.find_first_not_of(" "), content.size());
-    text += "\n  " + path + ":" + std::to_string(number) + ": " + content.substr(begin, content.find_last_not_of("\n") + 1 - begin).substr(0, 400);
+    text += "\n  " + path + ":" + std::to_string(number) + ": " +
+            content.substr(begin, content.find_last_not_of("\n") + 1 - begin).substr(0, 400);
   }
   return text;
 }
@@ -570,7 +603,8 @@ void launch(const Launch& what) {
     throw LaunchError("RuntimeError", "kernel " + what.kernel + " cannot be launched (CUDA_ERROR_INVALID_VALUE): " + why);
   };
   auto limit = [&](const char* name, int64_t value, int64_t most) {
-    if (value < 1 || value > most) refuse(std::string(name) + ": expected 1 to " + std::to_string(most) + ", given " + std::to_string(value));
+    if (value < 1 || value > most)
+      refuse(std::string(name) + ": expected 1 to " + std::to_string(most) + ", given " + std::to_string(value));
   };
   limit("gridDim.x", what.grid[0], 2147483647);
   limit("gridDim.y", what.grid[1], 65535);
@@ -580,10 +614,12 @@ void launch(const Launch& what) {
   limit("blockDim.z", what.block[2], 64);
   limit("threads of a block", what.block[0] * what.block[1] * what.block[2], MAX_THREADS);
   if (what.dynamic_shared > MAX_DYNAMIC_SHARED)
-    refuse("dynamic shared memory: expected at most " + std::to_string(MAX_DYNAMIC_SHARED) + " bytes, given " + std::to_string(what.dynamic_shared));
+    refuse("dynamic shared memory: expected at most " + std::to_string(MAX_DYNAMIC_SHARED) + " bytes, given " +
+           std::to_string(what.dynamic_shared));
 
   if (!stacks) {
-    void* p = mmap(nullptr, STACK * MAX_THREADS * SLOTS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* p =
+        mmap(nullptr, STACK * MAX_THREADS * SLOTS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw LaunchError("RuntimeError", "the CUDA emulator found no address space for stacks");
     madvise(p, STACK * MAX_THREADS * SLOTS, MADV_DONTDUMP);
     madvise(p, STACK * MAX_THREADS * SLOTS, MADV_NOHUGEPAGE);
@@ -632,7 +668,8 @@ void launch(const Launch& what) {
       error = "kernel " + what.kernel + ": no thread can go on";
       error_kind = "RuntimeError";
       for (int s = 0; s < resident_blocks; s++)
-        if (blocks[s].live && blocks[s].arrived) error = "kernel " + what.kernel + ", block " + at(blocks[s].index) + ": divergent barrier: the others never come";
+        if (blocks[s].live && blocks[s].arrived)
+          error = "kernel " + what.kernel + ", block " + at(blocks[s].index) + ": divergent barrier: the others never come";
       break;
     }
     current = to;
@@ -667,7 +704,9 @@ void* emulator_shared_static(int id, size_t bytes, size_t alignment) {
   if (!d.bytes) {
     b.static_bytes += bytes;
     if (b.static_bytes > MAX_STATIC_SHARED)
-      fail("static shared memory: expected at most " + std::to_string(MAX_STATIC_SHARED) + " bytes, given " + std::to_string(b.static_bytes), PC);
+      fail("static shared memory: expected at most " + std::to_string(MAX_STATIC_SHARED) + " bytes, given " +
+               std::to_string(b.static_bytes),
+           PC);
     alignment = std::max(alignment, SHARED_GAP);
     d.offset = (b.shared_top + alignment - 1) / alignment * alignment;
     d.bytes = bytes;
@@ -682,7 +721,8 @@ void* emulator_shared_dynamic() { return slot_base(current->block->slot) + 1024;
 
 uint32_t emulator_shared_address(const void* pointer) {
   ptrdiff_t offset = static_cast<const char*>(pointer) - slot_base(current->block->slot);
-  if (offset < 0 || size_t(offset) >= SHARED_SLOT) fail("the address of shared memory was asked of what is not shared memory of the block", PC);
+  if (offset < 0 || size_t(offset) >= SHARED_SLOT)
+    fail("the address of shared memory was asked of what is not shared memory of the block", PC);
   return uint32_t(offset);
 }
 
@@ -704,7 +744,9 @@ int emulator_barrier(int place, int kind, int predicate) {
     Fiber& other = fibers[b.slot][t];
     count += other.predicate != 0;
     if (other.barrier_place != place || other.barrier_kind != kind)
-      fail("divergent barrier: thread " + at(other.index) + " waits at another one, line " + std::to_string(other.barrier_place) + " instead of " + std::to_string(place), PC);
+      fail("divergent barrier: thread " + at(other.index) + " waits at another one, line " +
+               std::to_string(other.barrier_place) + " instead of " + std::to_string(place),
+           PC);
   }
   b.barrier_result = kind == BARRIER_AND ? count == b.threads : kind == BARRIER_OR ? count > 0 : count;
   b.arrived = 0;
@@ -717,7 +759,12 @@ int emulator_barrier(int place, int kind, int predicate) {
 }
 
 void emulator_warp_sync(uint32_t mask) {
-  collective(Collective::SYNC, mask, nullptr, [mask](Warp& w) { if (mask == w.exists) w.epoch++; }, PC);
+  collective(
+      Collective::SYNC, mask, nullptr,
+      [mask](Warp& w) {
+        if (mask == w.exists) w.epoch++;
+      },
+      PC);
 }
 
 uint32_t emulator_active_mask() { return current->warp->exists & ~current->warp->exited; }
@@ -728,24 +775,34 @@ uint64_t emulator_shuffle(int kind, uint32_t mask, uint64_t bits, int argument, 
     int kind, argument, width;
     const void* pc;
   } mine{bits, 0, kind, argument, width, PC};
-  collective(Collective::SHUFFLE, mask, &mine, [mask](Warp& w) {
-    for (uint32_t m = mask; m; m &= m - 1) {
-      int lane = __builtin_ctz(m);
-      Lane& l = *static_cast<Lane*>(w.lanes[lane]->arguments);
-      int first = lane / l.width * l.width, in = lane % l.width, from;
-      switch (l.kind) {
-        case SHUFFLE_INDEX: from = first + (l.argument & (l.width - 1)); break;
-        case SHUFFLE_UP: from = in - l.argument < 0 ? lane : lane - l.argument; break;
-        case SHUFFLE_DOWN: from = in + l.argument >= l.width ? lane : lane + l.argument; break;
-        default: from = (lane ^ l.argument) < first + l.width ? lane ^ l.argument : lane;
-      }
-      if (!(mask >> from & 1)) {
-        current = w.lanes[lane];
-        fail("partial-warp collective: a shuffle reads lane " + std::to_string(from) + ", which is not in its mask", l.pc);
-      }
-      l.result = static_cast<Lane*>(w.lanes[from]->arguments)->value;
-    }
-  }, PC);
+  collective(
+      Collective::SHUFFLE, mask, &mine,
+      [mask](Warp& w) {
+        for (uint32_t m = mask; m; m &= m - 1) {
+          int lane = __builtin_ctz(m);
+          Lane& l = *static_cast<Lane*>(w.lanes[lane]->arguments);
+          int first = lane / l.width * l.width, in = lane % l.width, from;
+          switch (l.kind) {
+            case SHUFFLE_INDEX:
+              from = first + (l.argument & (l.width - 1));
+              break;
+            case SHUFFLE_UP:
+              from = in - l.argument < 0 ? lane : lane - l.argument;
+              break;
+            case SHUFFLE_DOWN:
+              from = in + l.argument >= l.width ? lane : lane + l.argument;
+              break;
+            default:
+              from = (lane ^ l.argument) < first + l.width ? lane ^ l.argument : lane;
+          }
+          if (!(mask >> from & 1)) {
+            current = w.lanes[lane];
+            fail("partial-warp collective: a shuffle reads lane " + std::to_string(from) + ", which is not in its mask", l.pc);
+          }
+          l.result = static_cast<Lane*>(w.lanes[from]->arguments)->value;
+        }
+      },
+      PC);
   return mine.result;
 }
 
@@ -754,12 +811,15 @@ uint32_t emulator_vote(int kind, uint32_t mask, int predicate) {
     int predicate;
     uint32_t result;
   } mine{predicate, 0};
-  collective(Collective::VOTE, mask, &mine, [mask](Warp& w) {
-    uint32_t ballot = 0;
-    for (uint32_t m = mask; m; m &= m - 1)
-      if (static_cast<Lane*>(w.lanes[__builtin_ctz(m)]->arguments)->predicate) ballot |= m & -m;
-    for (uint32_t m = mask; m; m &= m - 1) static_cast<Lane*>(w.lanes[__builtin_ctz(m)]->arguments)->result = ballot;
-  }, PC);
+  collective(
+      Collective::VOTE, mask, &mine,
+      [mask](Warp& w) {
+        uint32_t ballot = 0;
+        for (uint32_t m = mask; m; m &= m - 1)
+          if (static_cast<Lane*>(w.lanes[__builtin_ctz(m)]->arguments)->predicate) ballot |= m & -m;
+        for (uint32_t m = mask; m; m &= m - 1) static_cast<Lane*>(w.lanes[__builtin_ctz(m)]->arguments)->result = ballot;
+      },
+      PC);
   return kind == VOTE_BALLOT ? mine.result : kind == VOTE_ANY ? mine.result != 0 : mine.result == mask;
 }
 
@@ -768,13 +828,16 @@ uint32_t emulator_match_any(uint32_t mask, uint64_t bits) {
     uint64_t bits;
     uint32_t result;
   } mine{bits, 0};
-  collective(Collective::MATCH, mask, &mine, [mask](Warp& w) {
-    for (uint32_t m = mask; m; m &= m - 1) {
-      Lane& l = *static_cast<Lane*>(w.lanes[__builtin_ctz(m)]->arguments);
-      for (uint32_t n = mask; n; n &= n - 1)
-        if (static_cast<Lane*>(w.lanes[__builtin_ctz(n)]->arguments)->bits == l.bits) l.result |= n & -n;
-    }
-  }, PC);
+  collective(
+      Collective::MATCH, mask, &mine,
+      [mask](Warp& w) {
+        for (uint32_t m = mask; m; m &= m - 1) {
+          Lane& l = *static_cast<Lane*>(w.lanes[__builtin_ctz(m)]->arguments);
+          for (uint32_t n = mask; n; n &= n - 1)
+            if (static_cast<Lane*>(w.lanes[__builtin_ctz(n)]->arguments)->bits == l.bits) l.result |= n & -n;
+        }
+      },
+      PC);
   return mine.result;
 }
 
@@ -783,27 +846,47 @@ uint32_t emulator_reduce(int kind, uint32_t mask, uint32_t value) {
     uint32_t value, result;
     int kind;
   } mine{value, 0, kind};
-  collective(Collective::REDUCE, mask, &mine, [mask](Warp& w) {
-    bool first = true;
-    uint32_t r = 0;
-    for (uint32_t m = mask; m; m &= m - 1) {
-      Lane& l = *static_cast<Lane*>(w.lanes[__builtin_ctz(m)]->arguments);
-      uint32_t v = l.value;
-      if (first) r = v;
-      else switch (l.kind) {
-        case REDUCE_ADD: r += v; break;
-        case REDUCE_MIN: r = std::min(r, v); break;
-        case REDUCE_MAX: r = std::max(r, v); break;
-        case REDUCE_AND: r &= v; break;
-        case REDUCE_OR: r |= v; break;
-        case REDUCE_XOR: r ^= v; break;
-        case REDUCE_MIN_SIGNED: r = std::min(int32_t(r), int32_t(v)); break;
-        default: r = std::max(int32_t(r), int32_t(v));
-      }
-      first = false;
-    }
-    for (uint32_t m = mask; m; m &= m - 1) static_cast<Lane*>(w.lanes[__builtin_ctz(m)]->arguments)->result = r;
-  }, PC);
+  collective(
+      Collective::REDUCE, mask, &mine,
+      [mask](Warp& w) {
+        bool first = true;
+        uint32_t r = 0;
+        for (uint32_t m = mask; m; m &= m - 1) {
+          Lane& l = *static_cast<Lane*>(w.lanes[__builtin_ctz(m)]->arguments);
+          uint32_t v = l.value;
+          if (first)
+            r = v;
+          else
+            switch (l.kind) {
+              case REDUCE_ADD:
+                r += v;
+                break;
+              case REDUCE_MIN:
+                r = std::min(r, v);
+                break;
+              case REDUCE_MAX:
+                r = std::max(r, v);
+                break;
+              case REDUCE_AND:
+                r &= v;
+                break;
+              case REDUCE_OR:
+                r |= v;
+                break;
+              case REDUCE_XOR:
+                r ^= v;
+                break;
+              case REDUCE_MIN_SIGNED:
+                r = std::min(int32_t(r), int32_t(v));
+                break;
+              default:
+                r = std::max(int32_t(r), int32_t(v));
+            }
+          first = false;
+        }
+        for (uint32_t m = mask; m; m &= m - 1) static_cast<Lane*>(w.lanes[__builtin_ctz(m)]->arguments)->result = r;
+      },
+      PC);
   return mine.result;
 }
 
@@ -813,53 +896,61 @@ emulator_registers emulator_mma(int type_and_k, uint64_t a_low, uint64_t a_high,
     uint64_t a[2], b[1], c[2];
     emulator_registers d;
   } mine{type_and_k, {a_low, a_high}, {b}, {c_low, c_high}, {}};
-  collective(Collective::MMA, ~0u, &mine, [type_and_k](Warp& w) {
-    const int type = type_and_k >> 8, k = type_and_k & 0xff;
-    auto reg = [](const uint64_t* registers, int i) { return uint32_t(registers[i / 2] >> 32 * (i % 2)); };
-    // Fragments of m16n8: a lane's registers hold `pack` neighbours along k each, of rows lane / 4 and 8 more.
-    int pack = type == MMA_TF32 ? 1 : type == MMA_S8 ? 4 : 2, step = 4 * pack;
-    static float ma[16][32];
-    static double mb[32][8];  // products are added as doubles, and rounded once
-    auto lane_of = [&](int l) -> Lane& { return *static_cast<Lane*>(w.lanes[l]->arguments); };
-    auto value = [type](uint32_t bits, int i) -> float {
-      switch (type) {
-        case MMA_F16: return half_to_float(uint16_t(bits >> 16 * i));
-        case MMA_BF16: return bits_to_float(bits >> 16 * i << 16);
-        case MMA_TF32: return bits_to_float(bits & ~0x1fffu);
-        default: return float(int8_t(bits >> 8 * i));
-      }
-    };
-    for (int l = 0; l < 32; l++) {
-      Lane& lane = lane_of(l);
-      if (lane.type_and_k != type_and_k) fail("partial-warp collective: lanes of a warp at different mma.sync");
-      for (int r = 0; r < 2 * k / step; r++)
-        for (int i = 0; i < pack; i++) ma[l / 4 + 8 * (r % 2)][l % 4 * pack + i + step * (r / 2)] = value(reg(lane.a, r), i);
-      for (int r = 0; r < k / step; r++)
-        for (int i = 0; i < pack; i++) mb[l % 4 * pack + i + step * r][l / 4] = value(reg(lane.b, r), i);
-    }
-    for (int row = 0; row < 16; row++) {
-      // Of the lanes that hold this row: two columns each, in two registers.
-      int first = row % 8 * 4, half = row / 8;
-      double sums[8];
-      for (int c = 0; c < 8; c++) {
-        uint32_t bits = reg(lane_of(first + c / 2).c, half * 2 + c % 2);
-        sums[c] = type == MMA_S8 ? double(int32_t(bits)) : double(bits_to_float(bits));
-      }
-      for (int j = 0; j < k; j++) {
-        double a = ma[row][j];
-        for (int c = 0; c < 8; c++) sums[c] += a * mb[j][c];
-      }
-      for (int c = 0; c < 8; c++) {
-        float rounded = float(sums[c]);
-        int32_t whole = int32_t(int64_t(sums[c]));
-        uint32_t bits;
-        memcpy(&bits, type == MMA_S8 ? static_cast<void*>(&whole) : &rounded, 4);
-        emulator_registers& d = lane_of(first + c / 2).d;
-        (half ? d.high : d.low) |= uint64_t(bits) << 32 * (c % 2);
-      }
-    }
-    figures->mma++;
-  }, PC);
+  collective(
+      Collective::MMA, ~0u, &mine,
+      [type_and_k](Warp& w) {
+        const int type = type_and_k >> 8, k = type_and_k & 0xff;
+        auto reg = [](const uint64_t* registers, int i) { return uint32_t(registers[i / 2] >> 32 * (i % 2)); };
+        // Fragments of m16n8: a lane's registers hold `pack` neighbours along k each, of rows lane / 4 and 8 more.
+        int pack = type == MMA_TF32 ? 1 : type == MMA_S8 ? 4 : 2, step = 4 * pack;
+        static float ma[16][32];
+        static double mb[32][8];  // products are added as doubles, and rounded once
+        auto lane_of = [&](int l) -> Lane& { return *static_cast<Lane*>(w.lanes[l]->arguments); };
+        auto value = [type](uint32_t bits, int i) -> float {
+          switch (type) {
+            case MMA_F16:
+              return half_to_float(uint16_t(bits >> 16 * i));
+            case MMA_BF16:
+              return bits_to_float(bits >> 16 * i << 16);
+            case MMA_TF32:
+              return bits_to_float(bits & ~0x1fffu);
+            default:
+              return float(int8_t(bits >> 8 * i));
+          }
+        };
+        for (int l = 0; l < 32; l++) {
+          Lane& lane = lane_of(l);
+          if (lane.type_and_k != type_and_k) fail("partial-warp collective: lanes of a warp at different mma.sync");
+          for (int r = 0; r < 2 * k / step; r++)
+            for (int i = 0; i < pack; i++)
+              ma[l / 4 + 8 * (r % 2)][l % 4 * pack + i + step * (r / 2)] = value(reg(lane.a, r), i);
+          for (int r = 0; r < k / step; r++)
+            for (int i = 0; i < pack; i++) mb[l % 4 * pack + i + step * r][l / 4] = value(reg(lane.b, r), i);
+        }
+        for (int row = 0; row < 16; row++) {
+          // Of the lanes that hold this row: two columns each, in two registers.
+          int first = row % 8 * 4, half = row / 8;
+          double sums[8];
+          for (int c = 0; c < 8; c++) {
+            uint32_t bits = reg(lane_of(first + c / 2).c, half * 2 + c % 2);
+            sums[c] = type == MMA_S8 ? double(int32_t(bits)) : double(bits_to_float(bits));
+          }
+          for (int j = 0; j < k; j++) {
+            double a = ma[row][j];
+            for (int c = 0; c < 8; c++) sums[c] += a * mb[j][c];
+          }
+          for (int c = 0; c < 8; c++) {
+            float rounded = float(sums[c]);
+            int32_t whole = int32_t(int64_t(sums[c]));
+            uint32_t bits;
+            memcpy(&bits, type == MMA_S8 ? static_cast<void*>(&whole) : &rounded, 4);
+            emulator_registers& d = lane_of(first + c / 2).d;
+            (half ? d.high : d.low) |= uint64_t(bits) << 32 * (c % 2);
+          }
+        }
+        figures->mma++;
+      },
+      PC);
   return mine.d;
 }
 
@@ -875,41 +966,47 @@ emulator_registers emulator_ldmatrix(int count, int transposed, uint32_t address
     check_alignment(p, 16, "ldmatrix", PC);
     check(p, 16, Access::READ, PC);
   }
-  collective(Collective::LDMATRIX, ~0u, &mine, [count, transposed](Warp& w) {
-    for (int m = 0; m < count; m++) {
-      uint16_t rows[8][8];
-      uint32_t banks = 0;
-      for (int r = 0; r < 8; r++) {
-        Lane& lane = *static_cast<Lane*>(w.lanes[m * 8 + r]->arguments);
-        memcpy(rows[r], slot_base(w.block->slot) + lane.address, 16);
-        uint32_t bank = 1u << lane.address / 16 % 8;
-        // Rows at one address are read at once.
-        bool same = false;
-        for (int q = 0; q < r; q++) same |= static_cast<Lane*>(w.lanes[m * 8 + q]->arguments)->address == lane.address;
-        if (!same && banks & bank) figures->ldmatrix_conflicts++;
-        banks |= bank;
-      }
-      for (int l = 0; l < 32; l++) {
-        Lane& lane = *static_cast<Lane*>(w.lanes[l]->arguments);
-        if (lane.count != count || lane.transposed != transposed) fail("partial-warp collective: lanes of a warp at different ldmatrix");
-        int i = l / 4, j = l % 4 * 2;
-        uint32_t low = transposed ? rows[j][i] : rows[i][j], high = transposed ? rows[j + 1][i] : rows[i][j + 1];
-        (m / 2 ? lane.registers.high : lane.registers.low) |= uint64_t(low | high << 16) << 32 * (m % 2);
-      }
-    }
-    figures->ldmatrix++;
-  }, PC);
+  collective(
+      Collective::LDMATRIX, ~0u, &mine,
+      [count, transposed](Warp& w) {
+        for (int m = 0; m < count; m++) {
+          uint16_t rows[8][8];
+          uint32_t banks = 0;
+          for (int r = 0; r < 8; r++) {
+            Lane& lane = *static_cast<Lane*>(w.lanes[m * 8 + r]->arguments);
+            memcpy(rows[r], slot_base(w.block->slot) + lane.address, 16);
+            uint32_t bank = 1u << lane.address / 16 % 8;
+            // Rows at one address are read at once.
+            bool same = false;
+            for (int q = 0; q < r; q++) same |= static_cast<Lane*>(w.lanes[m * 8 + q]->arguments)->address == lane.address;
+            if (!same && banks & bank) figures->ldmatrix_conflicts++;
+            banks |= bank;
+          }
+          for (int l = 0; l < 32; l++) {
+            Lane& lane = *static_cast<Lane*>(w.lanes[l]->arguments);
+            if (lane.count != count || lane.transposed != transposed)
+              fail("partial-warp collective: lanes of a warp at different ldmatrix");
+            int i = l / 4, j = l % 4 * 2;
+            uint32_t low = transposed ? rows[j][i] : rows[i][j], high = transposed ? rows[j + 1][i] : rows[i][j + 1];
+            (m / 2 ? lane.registers.high : lane.registers.low) |= uint64_t(low | high << 16) << 32 * (m % 2);
+          }
+        }
+        figures->ldmatrix++;
+      },
+      PC);
   return mine.registers;
 }
 
 void emulator_cp_async(uint32_t destination, const void* source, int bytes, int source_bytes) {
   Fiber& f = *current;
   step();
-  if (source_bytes < 0 || source_bytes > bytes) fail("cp.async: expected a source of 0 to " + std::to_string(bytes) + " bytes, given " + std::to_string(source_bytes), PC);
+  if (source_bytes < 0 || source_bytes > bytes)
+    fail("cp.async: expected a source of 0 to " + std::to_string(bytes) + " bytes, given " + std::to_string(source_bytes), PC);
   char* to = slot_base(f.block->slot) + destination;
   check_alignment(to, bytes, "cp.async, destination", PC);
   if (source_bytes) {
-    if (size_t(static_cast<const char*>(source) - base) >= total_bytes) fail("out-of-bounds read by cp.async: an address that is not memory of the device", PC);
+    if (size_t(static_cast<const char*>(source) - base) >= total_bytes)
+      fail("out-of-bounds read by cp.async: an address that is not memory of the device", PC);
     check_alignment(source, bytes, "cp.async, source", PC);
     check(source, source_bytes, Access::READ, PC);
   }
@@ -946,12 +1043,14 @@ void emulator_cp_async_wait(int groups) {
 
 uint64_t emulator_atomic(int kind, int bytes, void* address, uint64_t value, uint64_t compare) {
   step();
-  if (size_t(static_cast<char*>(address) - base) >= total_bytes) fail("out-of-bounds atomic: an address that is not memory of the device", PC);
+  if (size_t(static_cast<char*>(address) - base) >= total_bytes)
+    fail("out-of-bounds atomic: an address that is not memory of the device", PC);
   check_alignment(address, bytes, "atomic", PC);
   yield();
   size_t offset = static_cast<char*>(address) - base;
   if (kind == ATOMIC_STORE)
-    for (int i = 0; i < bytes; i++) if (state[offset + i] == UNWRITTEN) state[offset + i] = WRITTEN;
+    for (int i = 0; i < bytes; i++)
+      if (state[offset + i] == UNWRITTEN) state[offset + i] = WRITTEN;
   check(address, bytes, kind == ATOMIC_LOAD ? Access::ATOMIC_READ : Access::ATOMIC_WRITE, PC);
   figures->atomics++;
   uint64_t old = 0;
@@ -959,16 +1058,36 @@ uint64_t emulator_atomic(int kind, int bytes, void* address, uint64_t value, uin
   auto sign = [&](uint64_t v) { return bytes == 4 ? int64_t(int32_t(v)) : int64_t(v); };
   uint64_t next = value;
   switch (kind) {
-    case ATOMIC_ADD: next = old + value; break;
-    case ATOMIC_MIN: next = std::min(old, value); break;
-    case ATOMIC_MAX: next = std::max(old, value); break;
-    case ATOMIC_MIN_SIGNED: next = sign(old) < sign(value) ? old : value; break;
-    case ATOMIC_MAX_SIGNED: next = sign(old) > sign(value) ? old : value; break;
-    case ATOMIC_AND: next = old & value; break;
-    case ATOMIC_OR: next = old | value; break;
-    case ATOMIC_XOR: next = old ^ value; break;
-    case ATOMIC_CAS: next = old == compare ? value : old; break;
-    case ATOMIC_LOAD: next = old; break;
+    case ATOMIC_ADD:
+      next = old + value;
+      break;
+    case ATOMIC_MIN:
+      next = std::min(old, value);
+      break;
+    case ATOMIC_MAX:
+      next = std::max(old, value);
+      break;
+    case ATOMIC_MIN_SIGNED:
+      next = sign(old) < sign(value) ? old : value;
+      break;
+    case ATOMIC_MAX_SIGNED:
+      next = sign(old) > sign(value) ? old : value;
+      break;
+    case ATOMIC_AND:
+      next = old & value;
+      break;
+    case ATOMIC_OR:
+      next = old | value;
+      break;
+    case ATOMIC_XOR:
+      next = old ^ value;
+      break;
+    case ATOMIC_CAS:
+      next = old == compare ? value : old;
+      break;
+    case ATOMIC_LOAD:
+      next = old;
+      break;
     case ATOMIC_ADD_FLOAT: {
       float sum = bits_to_float(uint32_t(old)) + bits_to_float(uint32_t(value));
       next = 0;
@@ -994,24 +1113,26 @@ void emulator_pause() {
 }
 
 void emulator_trap(const char* what) { fail(std::string("trap: ") + what, PC); }
-void emulator_not_implemented(const char* instruction) { fail(std::string("the CUDA emulator does not know ") + instruction, PC, "NotImplementedError"); }
+void emulator_not_implemented(const char* instruction) {
+  fail(std::string("the CUDA emulator does not know ") + instruction, PC, "NotImplementedError");
+}
 
 // What -fsanitize=thread calls.
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
-#define HOOK(name, n, alignment, access) \
-  void __tsan_##name(void* p) {          \
+#define HOOK(name, n, alignment, access)                         \
+  void __tsan_##name(void* p) {                                  \
     if (!on_stack(p)) instrumented(p, n, alignment, access, PC); \
   }
-#define ACCESS(n)                                                        \
-  HOOK(read##n, n, n, Access::READ)                                      \
-  HOOK(write##n, n, n, Access::WRITE)                                    \
-  HOOK(volatile_read##n, n, n, Access::ATOMIC_READ)                      \
-  HOOK(volatile_write##n, n, n, Access::ATOMIC_WRITE)                    \
-  HOOK(unaligned_read##n, n, 1, Access::READ)                            \
-  HOOK(unaligned_write##n, n, 1, Access::WRITE)                          \
-  HOOK(unaligned_volatile_read##n, n, 1, Access::ATOMIC_READ)            \
+#define ACCESS(n)                                             \
+  HOOK(read##n, n, n, Access::READ)                           \
+  HOOK(write##n, n, n, Access::WRITE)                         \
+  HOOK(volatile_read##n, n, n, Access::ATOMIC_READ)           \
+  HOOK(volatile_write##n, n, n, Access::ATOMIC_WRITE)         \
+  HOOK(unaligned_read##n, n, 1, Access::READ)                 \
+  HOOK(unaligned_write##n, n, 1, Access::WRITE)               \
+  HOOK(unaligned_volatile_read##n, n, 1, Access::ATOMIC_READ) \
   HOOK(unaligned_volatile_write##n, n, 1, Access::ATOMIC_WRITE)
 ACCESS(1)
 ACCESS(2)
@@ -1027,8 +1148,12 @@ void __tsan_write_range(void* p, size_t n) {
 void __tsan_vptr_update(void*, void*) {}
 
 // What -fsanitize=bounds and integer-divide-by-zero call.
-void __ubsan_handle_out_of_bounds(void*, uintptr_t index) { fail("index " + std::to_string(intptr_t(index)) + " is out of the bounds of a local array", PC); }
-void __ubsan_handle_out_of_bounds_abort(void*, uintptr_t index) { fail("index " + std::to_string(intptr_t(index)) + " is out of the bounds of a local array", PC); }
+void __ubsan_handle_out_of_bounds(void*, uintptr_t index) {
+  fail("index " + std::to_string(intptr_t(index)) + " is out of the bounds of a local array", PC);
+}
+void __ubsan_handle_out_of_bounds_abort(void*, uintptr_t index) {
+  fail("index " + std::to_string(intptr_t(index)) + " is out of the bounds of a local array", PC);
+}
 void __ubsan_handle_divrem_overflow(void*, uintptr_t, uintptr_t) { fail("an integer is divided by zero", PC); }
 void __ubsan_handle_divrem_overflow_abort(void*, uintptr_t, uintptr_t) { fail("an integer is divided by zero", PC); }
 }

@@ -14,7 +14,7 @@ using Entry = void (*)(void** arguments);
 struct Launch {
   std::string kernel;
   Entry entry;
-  const void* library;      // an address inside of the kernel's library
+  const void* library;  // an address inside of the kernel's library
   std::string library_path;
   int64_t grid[3], block[3];
   size_t dynamic_shared;

@@ -26,10 +26,10 @@ namespace {
 
 constexpr size_t ALIGNMENT = 256, RED_ZONE = 256, QUARANTINE = 64 << 20;
 std::mutex mutex;
-std::map<size_t, size_t> live;                  // offset -> bytes
-std::map<size_t, size_t> freed;                 // those in the quarantine
-std::deque<size_t> order;                       // of the quarantine, the oldest first
-std::map<size_t, size_t> holes;                 // offset -> length, whole slices that may be used again
+std::map<size_t, size_t> live;   // offset -> bytes
+std::map<size_t, size_t> freed;  // those in the quarantine
+std::deque<size_t> order;        // of the quarantine, the oldest first
+std::map<size_t, size_t> holes;  // offset -> length, whole slices that may be used again
 size_t top, live_bytes, quarantined;
 
 std::mutex opening;
@@ -186,9 +186,12 @@ std::string describe(const void* pointer) {
     if (distance >= nearest) return;
     nearest = distance;
     std::string of = "of " + std::string(kind) + " of " + std::to_string(bytes) + " bytes";
-    if (offset < start) text = std::to_string(start - offset) + " bytes before the beginning " + of;
-    else if (distance || offset == start + bytes) text = std::to_string(offset - start - bytes) + " bytes after the end " + of;
-    else text = "at byte " + std::to_string(offset - start) + " " + of;
+    if (offset < start)
+      text = std::to_string(start - offset) + " bytes before the beginning " + of;
+    else if (distance || offset == start + bytes)
+      text = std::to_string(offset - start - bytes) + " bytes after the end " + of;
+    else
+      text = "at byte " + std::to_string(offset - start) + " " + of;
   };
   for (auto* map : {&live, &freed}) {
     const char* kind = map == &live ? "an allocation" : "a freed allocation";

@@ -33,12 +33,12 @@ constexpr size_t SHARED_SLOT = 1 << 20;  // of each block that is resident
 constexpr int SLOTS = 4;
 constexpr uint16_t POISON = 0xffc1;  // NaN as float32, float16 and bfloat16, and an unlikely integer
 
-extern char* base;           // shared slots first, then global memory
+extern char* base;  // shared slots first, then global memory
 extern size_t total_bytes;
-extern uint8_t* state;       // [total_bytes]
-extern Cell* word_cells;     // [total_bytes / 4]
-extern Cell* byte_cells;     // [total_bytes]
-extern uint32_t* split;      // [total_bytes / 4] the launch in which the word's bytes got cells of their own
+extern uint8_t* state;    // [total_bytes]
+extern Cell* word_cells;  // [total_bytes / 4]
+extern Cell* byte_cells;  // [total_bytes]
+extern uint32_t* split;   // [total_bytes / 4] the launch in which the word's bytes got cells of their own
 
 inline char* slot_base(int slot) { return base + slot * SHARED_SLOT; }
 inline bool is_shared(size_t offset) { return offset < SLOTS * SHARED_SLOT; }

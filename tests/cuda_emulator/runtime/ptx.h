@@ -15,11 +15,11 @@ static inline uint64_t emulated_pair(uint32_t low, uint32_t high) { return uint6
 
 // a0 to a3 and b0, b1: 0 where an instruction has fewer.
 template <int TYPE, int K, class D, class C>
-static inline void ptx_mma(D& d0, D& d1, D& d2, D& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1,
-                           C c0, C c1, C c2, C c3) {
-  const emulator_registers d = emulator_mma(
-      TYPE << 8 | K, emulated_pair(a0, a1), emulated_pair(a2, a3), emulated_pair(b0, b1),
-      emulated_pair(emulated_register(c0), emulated_register(c1)), emulated_pair(emulated_register(c2), emulated_register(c3)));
+static inline void ptx_mma(D& d0, D& d1, D& d2, D& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                           uint32_t b1, C c0, C c1, C c2, C c3) {
+  const emulator_registers d = emulator_mma(TYPE << 8 | K, emulated_pair(a0, a1), emulated_pair(a2, a3), emulated_pair(b0, b1),
+                                            emulated_pair(emulated_register(c0), emulated_register(c1)),
+                                            emulated_pair(emulated_register(c2), emulated_register(c3)));
   emulated_assign(d0, uint32_t(d.low));
   emulated_assign(d1, uint32_t(d.low >> 32));
   emulated_assign(d2, uint32_t(d.high));

@@ -1,5 +1,5 @@
-// The emulated device as TVM's runtime sees one: `device_api.cuda`, and modules of kind "cuda" that compile their source for the
-// host when a kernel is first launched.
+// The emulated device as TVM's runtime sees one: `device_api.cuda`, and modules of kind "cuda" that compile their source for
+// the host when a kernel is first launched.
 #include <dlfcn.h>
 #include <string.h>
 #include <tvm/ffi/container/array.h>
@@ -55,21 +55,50 @@ class EmulatedDevice final : public DeviceAPI {
 
   void GetAttr(Device dev, DeviceAttrKind kind, ffi::Any* rv) final {
     switch (kind) {
-      case kExist: *rv = int64_t(dev.device_id == 0); return;
-      case kMaxThreadsPerBlock: *rv = 1024; return;
-      case kWarpSize: *rv = 32; return;
-      case kMaxSharedMemoryPerBlock: *rv = 48 << 10; return;
-      case kComputeVersion: *rv = ffi::String("9.0"); return;
-      case kDeviceName: *rv = ffi::String("emulated CUDA device"); return;
-      case kMaxClockRate: *rv = 1000000; return;
-      case kMultiProcessorCount: *rv = 4; return;
-      case kMaxThreadDimensions: *rv = ffi::String("[1024, 1024, 64]"); return;
-      case kMaxRegistersPerBlock: *rv = 65536; return;
-      case kApiVersion: *rv = 13000; return;
-      case kL2CacheSizeBytes: *rv = 50 << 20; return;
-      case kTotalGlobalMemory: *rv = int64_t(emulator::total_bytes); return;
-      case kAvailableGlobalMemory: *rv = int64_t(emulator::total_bytes - emulator::allocated_bytes()); return;
-      default: return;
+      case kExist:
+        *rv = int64_t(dev.device_id == 0);
+        return;
+      case kMaxThreadsPerBlock:
+        *rv = 1024;
+        return;
+      case kWarpSize:
+        *rv = 32;
+        return;
+      case kMaxSharedMemoryPerBlock:
+        *rv = 48 << 10;
+        return;
+      case kComputeVersion:
+        *rv = ffi::String("9.0");
+        return;
+      case kDeviceName:
+        *rv = ffi::String("emulated CUDA device");
+        return;
+      case kMaxClockRate:
+        *rv = 1000000;
+        return;
+      case kMultiProcessorCount:
+        *rv = 4;
+        return;
+      case kMaxThreadDimensions:
+        *rv = ffi::String("[1024, 1024, 64]");
+        return;
+      case kMaxRegistersPerBlock:
+        *rv = 65536;
+        return;
+      case kApiVersion:
+        *rv = 13000;
+        return;
+      case kL2CacheSizeBytes:
+        *rv = 50 << 20;
+        return;
+      case kTotalGlobalMemory:
+        *rv = int64_t(emulator::total_bytes);
+        return;
+      case kAvailableGlobalMemory:
+        *rv = int64_t(emulator::total_bytes - emulator::allocated_bytes());
+        return;
+      default:
+        return;
     }
   }
 
@@ -92,7 +121,9 @@ class EmulatedDevice final : public DeviceAPI {
   }
 
   // Without a pool, so that what a kernel forgets to write is found each time.
-  void* AllocWorkspace(Device dev, size_t bytes, DLDataType type) final { return AllocDataSpace(dev, bytes, kTempAllocaAlignment, type); }
+  void* AllocWorkspace(Device dev, size_t bytes, DLDataType type) final {
+    return AllocDataSpace(dev, bytes, kTempAllocaAlignment, type);
+  }
   void FreeWorkspace(Device dev, void* pointer) final { FreeDataSpace(dev, pointer); }
 
   void StreamSync(Device dev, TVMStreamHandle stream) final { emulator::refuse_in_capture("the stream is waited for"); }
@@ -102,8 +133,8 @@ class EmulatedDevice final : public DeviceAPI {
   bool SupportsDevicePointerArithmeticsOnHost() final { return true; }
 
  protected:
-  void CopyDataFromTo(const void* from, size_t from_offset, void* to, size_t to_offset, size_t size, Device dev_from, Device dev_to,
-                      DLDataType, TVMStreamHandle) final {
+  void CopyDataFromTo(const void* from, size_t from_offset, void* to, size_t to_offset, size_t size, Device dev_from,
+                      Device dev_to, DLDataType, TVMStreamHandle) final {
     const char* f = static_cast<const char*>(from) + from_offset;
     char* t = static_cast<char*>(to) + to_offset;
     bool from_device = dev_from.device_type == kDLCUDA, to_device = dev_to.device_type == kDLCUDA;
@@ -116,8 +147,8 @@ class EmulatedDevice final : public DeviceAPI {
   static void Copy(const char* f, char* t, size_t size, bool from_device, bool to_device) {
     emulator::Opened opened;
     if (from_device && !emulator::is_live(f, size))
-      TVM_FFI_THROW(RuntimeError) << "CUDA emulator: a copy of " << size << " bytes from the device leaves its allocation: it begins "
-                                  << emulator::describe(f);
+      TVM_FFI_THROW(RuntimeError) << "CUDA emulator: a copy of " << size
+                                  << " bytes from the device leaves its allocation: it begins " << emulator::describe(f);
     if (from_device && strict_copies && !to_device) {
       for (size_t i = 0; i < size; i++)
         if (emulator::state[f + i - emulator::base] != emulator::WRITTEN)
@@ -126,8 +157,10 @@ class EmulatedDevice final : public DeviceAPI {
     }
     if (to_device) {
       copy_to_device(t, f, size);
-      if (from_device) memmove(emulator::state + (t - emulator::base), emulator::state + (f - emulator::base), size);
-      else memset(emulator::state + (t - emulator::base), emulator::WRITTEN, size);
+      if (from_device)
+        memmove(emulator::state + (t - emulator::base), emulator::state + (f - emulator::base), size);
+      else
+        memset(emulator::state + (t - emulator::base), emulator::WRITTEN, size);
     } else {
       memcpy(t, f, size);
     }
@@ -143,7 +176,8 @@ struct Compiled {
 
 class EmulatedModule : public ffi::ModuleObj {
  public:
-  EmulatedModule(ffi::Bytes code, ffi::String fmt, ffi::Map<ffi::String, FunctionInfo> fmap, ffi::Map<ffi::String, ffi::String> source)
+  EmulatedModule(ffi::Bytes code, ffi::String fmt, ffi::Map<ffi::String, FunctionInfo> fmap,
+                 ffi::Map<ffi::String, ffi::String> source)
       : code_(std::move(code)), fmt_(std::move(fmt)), fmap_(std::move(fmap)), source_(std::move(source)) {}
 
   const char* kind() const final { return "cuda"; }
@@ -224,13 +258,16 @@ class EmulatedModule : public ffi::ModuleObj {
     FunctionInfo info = found.value();
     for (DLDataType t : info->arg_types) {
       bool wide = t.bits == 64 || t.bits == 32;
-      bool known = t.lanes == 1 && (t.code == kDLOpaqueHandle || ((t.code == kDLInt || t.code == kDLFloat) && wide) || (t.code == kDLUInt && t.bits == 32));
-      if (!known) TVM_FFI_THROW(InternalError) << "Cannot handle " << ffi::DLDataTypeToString(t) << " as device function argument";
+      bool known = t.lanes == 1 && (t.code == kDLOpaqueHandle || ((t.code == kDLInt || t.code == kDLFloat) && wide) ||
+                                    (t.code == kDLUInt && t.bits == 32));
+      if (!known)
+        TVM_FFI_THROW(InternalError) << "Cannot handle " << ffi::DLDataTypeToString(t) << " as device function argument";
     }
     ffi::ObjectPtr<EmulatedModule> self = ffi::details::ObjectUnsafe::ObjectPtrFromUnowned<EmulatedModule>(this);
     auto compiled = std::make_shared<Compiled>();
     std::string kernel = name;
-    return ffi::Function([self, info, compiled, kernel](ffi::PackedArgs args, ffi::Any*) { self->Launch(kernel, info, *compiled, args); });
+    return ffi::Function(
+        [self, info, compiled, kernel](ffi::PackedArgs args, ffi::Any*) { self->Launch(kernel, info, *compiled, args); });
   }
 
  private:
@@ -257,10 +294,14 @@ class EmulatedModule : public ffi::ModuleObj {
       std::string t = tag;
       if (t == "tirx.use_programtic_dependent_launch" || t == "tirx.use_cooperative_launch") continue;
       int64_t size = raw[at++].v_int64;
-      if (t == "tirx.use_dyn_shared_memory") what.dynamic_shared = size_t(size);
-      else if (t.rfind("blockIdx.", 0) == 0) what.grid[t[9] - 'x'] = size ? size : 1;  // as TVM's runtime does
-      else if (t.rfind("threadIdx.", 0) == 0) what.block[t[10] - 'x'] = size ? size : 1;
-      else TVM_FFI_THROW(NotImplementedError) << "the CUDA emulator does not know the launch parameter " << t;
+      if (t == "tirx.use_dyn_shared_memory")
+        what.dynamic_shared = size_t(size);
+      else if (t.rfind("blockIdx.", 0) == 0)
+        what.grid[t[9] - 'x'] = size ? size : 1;  // as TVM's runtime does
+      else if (t.rfind("threadIdx.", 0) == 0)
+        what.block[t[10] - 'x'] = size ? size : 1;
+      else
+        TVM_FFI_THROW(NotImplementedError) << "the CUDA emulator does not know the launch parameter " << t;
     }
     if (!emulator::captured([what, values] { Run(what, values); })) Run(what, values);
   }
@@ -335,12 +376,16 @@ extern "C" void cuda_emulator_register() {
   using namespace tvm::runtime;
   emulator::initialize();
   emulator::register_graphs();
-  Register("device_api.cuda", ffi::Function::FromPacked([](ffi::PackedArgs, ffi::Any* rv) { *rv = static_cast<void*>(static_cast<DeviceAPI*>(runtime::Device())); }));
+  Register("device_api.cuda", ffi::Function::FromPacked([](ffi::PackedArgs, ffi::Any* rv) {
+             *rv = static_cast<void*>(static_cast<DeviceAPI*>(runtime::Device()));
+           }));
   Register("ffi.Module.create.cuda",
-           ffi::Function::FromTyped([](ffi::Bytes code, ffi::String fmt, ffi::Map<ffi::String, FunctionInfo> fmap, ffi::Map<ffi::String, ffi::String> source) {
+           ffi::Function::FromTyped([](ffi::Bytes code, ffi::String fmt, ffi::Map<ffi::String, FunctionInfo> fmap,
+                                       ffi::Map<ffi::String, ffi::String> source) {
              return ffi::Module(ffi::make_object<EmulatedModule>(code, fmt, fmap, source));
            }));
-  Register("ffi.Module.load_from_bytes.cuda", ffi::Function::FromTyped([](const ffi::Bytes& bytes) { return EmulatedModule::Load(bytes); }));
+  Register("ffi.Module.load_from_bytes.cuda",
+           ffi::Function::FromTyped([](const ffi::Bytes& bytes) { return EmulatedModule::Load(bytes); }));
   Register("cuda_emulator.set_seed", ffi::Function::FromTyped([](int64_t seed) { emulator::set_seed(uint64_t(seed)); }));
   Register("cuda_emulator.set_strict", ffi::Function::FromTyped([](bool copies, bool plain_reads_of_atomics, int64_t steps) {
              strict_copies = copies;

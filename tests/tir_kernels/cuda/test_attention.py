@@ -71,7 +71,7 @@ def test_lengths_around_the_tiles(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("depth", [1, 31, 56, 64, 72, 100, 128, 150])
+@pytest.mark.parametrize("depth", [1, 31, 56, 100, 128, 150])
 def test_depths(depth, dtype):
     """In chunks and by elements, padded and not, and deeper than tiles."""
     args = arguments([20], [70], 2, depth, dtype)
@@ -82,7 +82,7 @@ def test_depths(depth, dtype):
 def test_few_queries_see_many_keys_in_parts(dtype):
     """Parts are of one segment's numbers: alone it has the same bits. Two schedules agree."""
     keys = 2 * PART + 77
-    q, k, v, q_offsets, k_offsets = args = arguments([3, 2, 5], [40, keys, 2 * PART - 1], 2, 16, dtype)
+    q, k, v, *_ = args = arguments([3, 2, 5], [40, keys, 2 * PART - 1], 2, 16, dtype)
     device()
     out = same_bits(lambda: attend(*args))
     check(out, args, keys)

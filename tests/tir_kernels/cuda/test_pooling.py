@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.cuda_emulator import same_bits
+from tests.tir_kernels.cuda.maps import neighbour_table
 from tests.tir_kernels.cuda.on_device import run
 from tests.tolerance import assert_close
 from tir_kernels.cuda.segment_pool import LANES, LONG
-from tir_kernels.layout import NeighbourTable
 from tir_kernels.spec import pool, segment_pool
 from tir_kernels.spec.pool import Pool, Reduction
 from tir_kernels.spec.segment_pool import SegmentPool
@@ -54,26 +54,6 @@ def test_index_that_is_no_row(value):
     words = f"index: entry 2 is {value}, expected a row from 0 to 3, or -1"
     with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
         run(SegmentPool(2, Reduction("sum")), [features(5, 2), index], [((4, 2), "float32")])
-
-
-def neighbour_table(table: np.ndarray, rows_in: int, groups: int, seed: int = 0) -> list[np.ndarray]:
-    """The arrays of a map with a table [taps, M], whose groups have any order."""
-    taps, rows = table.shape
-    layout = NeighbourTable(groups)
-    rng = np.random.default_rng(seed)
-    neighbours, order, tiles, rows_array = (np.full(a.shape, -1, a.dtype) for a in layout.arrays(taps, rows))
-    per_group = len(tiles) // groups
-    for group in range(groups):
-        order[group, :rows] = rng.permutation(rows)
-        first, end = layout.group_taps(group, groups, taps)
-        for tap in range(first, end):
-            neighbours[tap, :rows] = table[tap, order[group, :rows]]
-        for tile in range(per_group):
-            block = neighbours[first:end, tile * layout.TILE_ROWS : (tile + 1) * layout.TILE_ROWS]
-            live = first + np.flatnonzero((block >= 0).any(1))
-            tiles[group * per_group + tile, : len(live) + 1] = [len(live), *live]
-    rows_array[:] = rows_in, rows
-    return [neighbours, order, tiles, rows_array]
 
 
 @pytest.mark.parametrize("groups, dtype, channels", [(1, "float32", 5), (2, "float16", 16), (3, "bfloat16", 8)])

@@ -6,6 +6,7 @@ import pytest
 from tests.cuda_emulator import same_bits
 from tests.tir_kernels.cuda.on_device import run
 from tests.tir_kernels.cuda.test_coordinate_index import scattered
+from tir_kernels.memory import VARIABLE
 from tir_kernels.spec.coordinate_index import PLAN_SIZE
 from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.sites import CopySites, FindSites, PlanSites, naive, out_extent
@@ -84,3 +85,13 @@ def test_what_was_refused_has_no_sites(shape):
     for geometry in (GEOMETRIES[0], GEOMETRIES[3], GEOMETRIES[4]):
         for method in ("auto", "grid", "hash"):
             assert len(sites_of(coords, geometry, shape, method, read=False)) == 0
+
+
+def test_sites_that_do_not_fit_into_memory(monkeypatch):
+    coords = scattered(2000, 20)
+    geometry = Geometry((33, 33, 33), transposed=True)
+    monkeypatch.setenv(VARIABLE, str(100 << 20))
+    with pytest.raises(
+        ValueError, match=r"^strided_map: expected what fits the 0.1 GiB of .* given int32 \[\d+, 4\], which takes"
+    ):
+        sites_of(coords, geometry, None, "hash")

@@ -1,0 +1,308 @@
+"""Kernels that multiply, on the emulated device: tensor cores, sums over kernel maps, and what follows them."""
+
+import re
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tvm
+
+from tests.cuda_device import device
+from tests.cuda_emulator import clear_statistics, same_bits, statistics
+from tests.tir_kernels.cuda.maps import neighbour_table, random_table
+from tests.tir_kernels.cuda.on_device import run
+from tests.tolerance import assert_close
+from tir_kernels.cuda.partial_sums import LEAST_STEPS
+from tir_kernels.spec import conv3d, linear, sparse_conv, weight_gradient
+from tir_kernels.spec.conv3d import Conv3d
+from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.linear import Linear
+from tir_kernels.spec.sparse_conv import SparseConv
+from tir_kernels.spec.upsampled_conv import AddTaps
+from tir_kernels.spec.weight_gradient import SparseConvWeightGradient
+
+TAPS = 6
+KERNEL = (1, 3, 2)
+
+
+def array(rng, shape, dtype="float32", scale=1.0) -> np.ndarray:
+    return (rng.standard_normal(shape) * scale).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def depth_of(terms: int, dtype: str) -> int:
+    """Behind a narrow result lies the one rounding of a sum of float32."""
+    return terms if dtype == "float32" else 1
+
+
+@pytest.fixture(autouse=True)
+def _device():
+    device()
+
+
+def convolution(rng, spec: SparseConv, rows_in: int, rows: int, groups: int = 1):
+    """Inputs of a convolution of TAPS taps, and its result by the oracle."""
+    x = array(rng, (rows_in, spec.cin), spec.dtype)
+    weight = array(rng, (spec.cout, *KERNEL, spec.group_cin), spec.dtype, 0.2)
+    bias, residual = array(rng, spec.cout), array(rng, (rows, spec.cout), spec.dtype)
+    table = random_table(rng, TAPS, rows_in, rows)
+    by_tap = weight.reshape(spec.cout, TAPS, spec.group_cin).transpose(1, 2, 0)
+    given = residual if spec.has_residual else None
+    expected = sparse_conv.naive(x, by_tap, table, bias, given, spec.activation, spec.groups).astype(x.dtype)
+    inputs = [x, weight, bias, *([residual] if spec.has_residual else []), *neighbour_table(table, rows_in, groups)]
+    return inputs, expected
+
+
+CONVOLUTIONS = [
+    SparseConv(32, 32, KERNEL, "float16"),  # whole steps
+    SparseConv(40, 76, KERNEL, "float16", True, "silu"),  # chunks but no whole steps; two tiles of columns, the last one cut
+    SparseConv(33, 17, KERNEL, "bfloat16", True),  # no chunks
+    SparseConv(20, 24, KERNEL, "float32", True, "gelu"),
+    SparseConv(48, 32, KERNEL, "float16", groups=2),
+    SparseConv(16, 16, KERNEL, "float16", True, "relu", groups=16),
+    SparseConv(6, 15, KERNEL, "float32", groups=3),
+]
+
+
+@pytest.mark.parametrize("spec", CONVOLUTIONS, ids=lambda s: f"{s.cin}-{s.cout}-{s.groups}-{s.dtype}")
+def test_convolution(spec):
+    """Rows around a tile and over several, in one and in three groups of taps."""
+    rng = np.random.default_rng(spec.cin)
+    for rows, groups in ((0, 1), (1, 1), (128, 3), (129, 1), (300, 3)):
+        inputs, expected = convolution(rng, spec, 150, rows, groups)
+        (out,) = same_bits(lambda: run(spec, inputs, [((rows, spec.cout), spec.dtype)]), (1, 2))  # noqa: B023
+        assert_close(out, expected, depth_of(TAPS * spec.group_cin, spec.dtype), dtype=expected.dtype, name=f"{rows} rows")
+
+
+def test_convolution_without_inputs():
+    rng = np.random.default_rng(0)
+    spec = CONVOLUTIONS[0]
+    inputs, expected = convolution(rng, spec, 0, 5)
+    assert_close(run(spec, inputs, [((5, spec.cout), spec.dtype)])[0], expected, dtype=expected.dtype)
+
+
+def test_order_of_rows_does_not_matter():
+    """Maps that hold the same pairs in another order give the same bits."""
+    rng = np.random.default_rng(1)
+    spec = CONVOLUTIONS[1]
+    table = random_table(rng, TAPS, 90, 260)
+    (x, weight, bias, residual, *_), _ = convolution(rng, spec, 90, 260)
+    outs = [
+        run(spec, [x, weight, bias, residual, *neighbour_table(table, 90, 1, seed)], [((260, spec.cout), spec.dtype)])[0]
+        for seed in (1, 2)
+    ]
+    # where the steps of a tile are cut into parts depends on the taps that it meets: only the rounding may differ
+    assert_close(outs[0], outs[1], dtype=outs[0].dtype)
+
+
+@pytest.mark.parametrize("spec", [CONVOLUTIONS[0], CONVOLUTIONS[5], CONVOLUTIONS[6]], ids=str)
+@pytest.mark.parametrize("what", ["rows_in", "rows_out", "taps"])
+def test_map_of_other_rows(spec, what):
+    rng = np.random.default_rng(2)
+    (x, weight, bias, *rest), _ = convolution(rng, spec, 20, 140)
+    residual = rest[:-4]
+    taps, rows_in, rows = TAPS + 1 if what == "taps" else TAPS, 20 + (what == "rows_in"), 140 + 100 * (what == "rows_out")
+    arrays = neighbour_table(random_table(rng, taps, rows_in, rows), rows_in, 1)
+    words = (
+        "kernel_map: expected a map of 6 taps, as the weight has, given one of 7"
+        if what == "taps"
+        else "kernel_map: expected a map from 20 input rows to 140 output rows, as the features have, "
+        f"given one from {rows_in} to {rows}: it was built for other coordinates"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        run(spec, [x, weight, bias, *residual, *arrays], [((140, spec.cout), spec.dtype)])
+
+
+def multiplied(x, weight):
+    """x @ weight.T in float32, as infinities and NaN give it."""
+    with np.errstate(all="ignore"):
+        return x.astype("float32") @ weight.astype("float32").T
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_linear(dtype):
+    """Everything that may follow, for rows around a tile; a deep sum of few rows is cut into parts."""
+    rng = np.random.default_rng(3)
+    cin, cout = 328, 36
+    spec = Linear(cin, cout, dtype, True, "gelu_tanh", True, True, "float32")
+    assert cin // 32 >= 2 * LEAST_STEPS, "no sum is cut"
+    weight, bias, gate = array(rng, (cout, cin), dtype, 0.1), array(rng, cout), array(rng, (3, cout))
+    for rows in (0, 1, 127, 257):
+        x, residual, index = array(rng, (rows, cin), dtype), array(rng, (rows, cout), dtype), rng.integers(0, 3, rows, "int32")
+        inputs = [x, weight, bias, residual, gate, index]
+        (out,) = same_bits(lambda: run(spec, inputs, [((rows, cout), "float32")]), (1, 2))  # noqa: B023
+        expected = linear.naive(x, weight, bias, residual, "gelu_tanh", gate, index).astype("float32")
+        assert_close(out, expected, cin, name=f"{rows} rows")
+
+
+def test_linear_without_channels():
+    bias = np.arange(8, dtype="float32")
+    (out,) = run(Linear(0, 8), [np.zeros((3, 0), "float32"), np.zeros((8, 0), "float32"), bias], [((3, 8), "float32")])
+    np.testing.assert_array_equal(out, np.tile(bias, (3, 1)))
+
+
+@pytest.mark.parametrize("value", [-1, 3])
+def test_batch_index_that_is_not_there(value):
+    spec = Linear(8, 8, has_gate=True, has_index=True)
+    rng = np.random.default_rng(4)
+    index = np.array([0, 2, value, 1, value], "int32")
+    inputs = [array(rng, (5, 8)), array(rng, (8, 8)), array(rng, 8), array(rng, (3, 8)), index]
+    with pytest.raises(ValueError, match=re.escape(f"batch_index: entry 2 is {value}")):
+        run(spec, inputs, [((5, 8), "float32")])
+
+
+def test_float32_is_as_accurate_as_float32():
+    """One product of TF32, or two, would be a hundred times off; numbers of 24 bits, of which no sum cancels."""
+    rng = np.random.default_rng(5)
+    cin, cout, rows = 200, 8, 16
+    x, weight = (1 + rng.random(shape).astype("float32") for shape in ((rows, cin), (cout, cin)))
+    (out,) = run(Linear(cin, cout), [x, weight, np.zeros(cout, "float32")], [((rows, cout), "float32")])
+    expected = (x.astype(np.float64) @ weight.astype(np.float64).T).astype("float32")
+    assert_close(out, expected, cin)
+    high = (x.view("uint32") + 0x1000 & 0xFFFFE000).view("float32")
+    with pytest.raises(AssertionError):
+        assert_close(high @ weight.T, expected, cin)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_infinities_and_nan(dtype):
+    """As of plain sums: no NaN where there is none, and infinities of the right sign."""
+    rng = np.random.default_rng(6)
+    cin, cout, rows = 20, 12, 40
+    x, weight = array(rng, (rows, cin), dtype), array(rng, (cout, cin), dtype)
+    x[3, 2], x[4, 5], x[5, 0], x[5, 1] = np.inf, np.nan, np.inf, -np.inf
+    weight[2, 7], weight[3, 1] = -np.inf, np.nan
+    if dtype == "float32":
+        x[7, 3] = np.finfo("float32").max  # which TF32 would round to infinity
+        weight[:, 3] = 0.25
+    (out,) = run(
+        Linear(cin, cout, dtype, out_dtype="float32"), [x, weight, np.zeros(cout, "float32")], [((rows, cout), "float32")]
+    )
+    expected = multiplied(x, weight)
+    np.testing.assert_array_equal(np.isnan(out), np.isnan(expected))
+    infinite = np.isinf(expected)
+    np.testing.assert_array_equal(out[infinite], expected[infinite])
+    finite = np.isfinite(expected)
+    assert_close(out[finite], expected[finite], cin)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_infinite_weights_of_taps_that_a_row_has_not(dtype):
+    rng = np.random.default_rng(7)
+    spec = SparseConv(32, 32, KERNEL, dtype)
+    inputs, _ = convolution(rng, spec, 30, 40)
+    inputs[1][5, 0, 1, 1] = np.inf  # tap 3 of channel 5
+    (out,) = run(spec, inputs, [((40, 32), dtype)])
+    neighbours, order = inputs[-4:-2]
+    has = np.zeros(40, bool)
+    has[order[0, :40]] = neighbours[3, :40] >= 0
+    assert has.any() and not has.all()
+    np.testing.assert_array_equal(np.isfinite(out[:, 5]), ~has)
+    assert np.isfinite(np.delete(out, 5, 1)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_data_that_is_not_aligned(dtype):
+    """Views that begin at any element give the bits of aligned data."""
+    rng = np.random.default_rng(8)
+    spec = Linear(40, 36, dtype, has_residual=True)
+    arrays = [array(rng, (9, 40), dtype), array(rng, (36, 40), dtype), array(rng, 36), array(rng, (9, 36), dtype)]
+
+    def shifted(values: np.ndarray):
+        whole = np.concatenate([values.ravel()[:1], values.ravel()])
+        tensor = tvm.runtime.tensor(whole, device())
+        return tensor._create_view(values.shape, str(values.dtype), values.itemsize)
+
+    (expected,) = run(spec, arrays, [((9, 36), dtype)])
+    for which in range(4):
+        inputs = [shifted(values) if i == which else values for i, values in enumerate(arrays)]
+        np.testing.assert_array_equal(run(spec, inputs, [((9, 36), dtype)])[0], expected)
+
+
+@pytest.mark.parametrize("spec", [CONVOLUTIONS[0], CONVOLUTIONS[3]], ids=str)
+def test_banks(spec):
+    """No two rows that tensor cores read at once lie in one bank of shared memory."""
+    inputs, _ = convolution(np.random.default_rng(9), spec, 150, 130)
+    clear_statistics()
+    run(spec, inputs, [((130, spec.cout), spec.dtype)])
+    (figures,) = (f for f in statistics().values() if f.get("ldmatrix"))
+    assert figures["mma"] > 0
+    assert figures["ldmatrix_conflicts"] == 0, figures
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SparseConvWeightGradient(20, 70, "float16"),
+        SparseConvWeightGradient(34, 32, "float32", 2),
+        SparseConvWeightGradient(6, 12, "bfloat16", 6),
+    ],
+    ids=str,
+)
+def test_weight_gradient(spec):
+    """Of no rows, of some, and of enough that they are cut into parts."""
+    rng = np.random.default_rng(10)
+    for rows, groups in ((0, 1), (129, 3), (4200 if spec.groups == 6 else 300, 1)):
+        x, gradient = array(rng, (50, spec.cin), spec.dtype), array(rng, (rows, spec.cout), spec.dtype)
+        table = random_table(rng, TAPS, 50, rows)
+        shape = (spec.cout, *KERNEL, spec.group_cin)
+        inputs = [x, gradient, *neighbour_table(table, 50, groups)]
+        (out,) = same_bits(lambda: run(spec, inputs, [(shape, "float32")]), (1, 2))  # noqa: B023
+        expected = weight_gradient.naive(x, gradient, table, spec.groups).reshape(shape).astype("float32")
+        assert_close(out, expected, max(rows, 1), name=f"{rows} rows")
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_taps_of_a_parent(groups):
+    """The taps of a group, in one and in three groups of the map."""
+    rng = np.random.default_rng(11)
+    cout, group = 12, range(1, 5)
+    spec = AddTaps(cout, TAPS, group, "float32", "float16", "relu")
+    for rows in (0, 1, 200):
+        y, bias = array(rng, (9, len(group) * cout)), array(rng, cout)
+        residual, parent = array(rng, (rows, cout)), rng.integers(-1, 9, rows, "int32")
+        table = random_table(rng, TAPS, rows, rows)
+        inputs = [y, bias, residual, parent, *neighbour_table(table, rows, groups)]
+        (out,) = same_bits(lambda: run(spec, inputs, [((rows, cout), "float16")]), (1, 2))  # noqa: B023
+        of_tap = y.reshape(9, len(group), cout)
+        expected = bias + residual.astype(np.float64)
+        for tap in group:
+            for row in range(rows):
+                source = table[tap, row]
+                if source >= 0 and parent[source] >= 0:
+                    expected[row] += of_tap[parent[source], tap - group.start]
+        assert_close(out, np.maximum(expected, 0).astype("float16"))
+
+
+def test_parent_that_is_not_there():
+    rng = np.random.default_rng(12)
+    parent = np.array([0, 9, -1], "int32")
+    inputs = [array(rng, (9, 4)), array(rng, 4), parent, *neighbour_table(random_table(rng, 1, 3, 3), 3, 1)]
+    with pytest.raises(ValueError, match="parent"):
+        run(AddTaps(4, 1, range(1)), inputs, [((3, 4), "float32")])
+
+
+GEOMETRIES = [
+    (3, 40, "float16", (5, 6, 7), Geometry((3, 3, 3), padding=(1, 1, 1))),
+    (9, 12, "float32", (5, 9, 8), Geometry((3, 1, 2), (2, 1, 2), (1, 0, 1), (1, 1, 2))),
+]
+
+
+@pytest.mark.parametrize(("cin", "cout", "dtype", "size", "geometry"), GEOMETRIES, ids=["float16", "float32"])
+def test_dense_convolution(cin, cout, dtype, size, geometry):
+    """Of several batch elements, none, and one smaller than the kernel."""
+    rng = np.random.default_rng(13)
+    spec = Conv3d(cin, cout, geometry, dtype=dtype, has_residual=True, activation="relu")
+    options = {"stride": geometry.stride, "padding": geometry.padding, "dilation": geometry.dilation}
+    weight, bias = array(rng, (cout, cin, *geometry.kernel), dtype, 0.2), array(rng, cout)
+    for batch in (2, 0):
+        x = array(rng, (batch, cin, *size), dtype)
+        shape = (batch, cout, *conv3d.out_size(size, geometry))
+        residual = array(rng, shape, dtype)
+        (out,) = same_bits(lambda: run(spec, [x, weight, bias, residual], [(shape, dtype)]), (1, 2))  # noqa: B023
+        expected = conv3d.naive(x, weight, bias, residual, activation="relu", **options).astype(dtype)
+        assert_close(out, expected, depth_of(cin * geometry.taps, dtype), dtype=expected.dtype)
+    small = array(rng, (1, cin, 0, 6, 7), dtype)
+    with pytest.raises(
+        ValueError, match="expected a padded size of at least 3 of the kernel|expected a padded size of at least"
+    ):
+        run(spec, [small, weight, bias, array(rng, (1, cout, 0, 6, 7), dtype)], [((1, cout, 0, 6, 7), dtype)])
