@@ -21,16 +21,18 @@ def features(rows: int, channels: int, dtype: str = "float32") -> np.ndarray:
     return np.random.default_rng(rows).standard_normal((rows, channels)).astype(dtype)
 
 
-@pytest.mark.parametrize("channels", [35, 40])
+@pytest.mark.parametrize("dtype, channels", [("float32", 35), ("float16", 40)])
 @pytest.mark.parametrize("reduction", [*REDUCTIONS, Reduction("first")], ids=str)
-def test_segments(reduction, channels):
+def test_segments(reduction, dtype, channels):
     """Few rows to a segment and many, with empty segments and rows that go nowhere, around the warps of a block."""
     for rows, segments in ((0, 0), (0, 3), (1, 1), (200, 300), (3 * LONG, 3), (LANES * 4 + 1, 1)):
-        x = features(rows, channels)
+        x = features(rows, channels, dtype)
         index = np.random.default_rng(rows).integers(-1, max(segments - 1, 1), rows).astype("int32")
-        (out,) = run(SegmentPool(channels, reduction), [x, index], [((segments, channels), "float32")])
-        assert_close(out, segment_pool.naive(x, index, segments, reduction), depth=max(rows, 1), dtype="float32")
-    same_bits(lambda: run(SegmentPool(channels, reduction), [x, index], [((segments, channels), "float32")]))
+        (out,) = run(SegmentPool(channels, reduction, dtype), [x, index], [((segments, channels), dtype)])
+        assert_close(
+            out, segment_pool.naive(x, index, segments, reduction), depth=max(rows, 1) if dtype == "float32" else 1, dtype=dtype
+        )
+    same_bits(lambda: run(SegmentPool(channels, reduction, dtype), [x, index], [((segments, channels), dtype)]))
 
 
 def test_segments_of_nan():
@@ -54,18 +56,18 @@ def test_index_that_is_no_row(value):
         run(SegmentPool(2, Reduction("sum")), [features(5, 2), index], [((4, 2), "float32")])
 
 
-@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("groups, dtype, channels", [(1, "float32", 5), (2, "float16", 16), (3, "bfloat16", 8)])
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=str)
-def test_maps(reduction, groups):
-    channels, taps = 4 + groups % 2, 8
+def test_maps(reduction, groups, dtype, channels):
+    taps = 8
     for rows_in, rows in ((0, 0), (4, 1), (90, 127), (90, 129)):
         rng = np.random.default_rng(rows)
-        x = features(rows_in, channels)
+        x = features(rows_in, channels, dtype)
         table = rng.integers(-1, max(rows_in, 1), (taps, rows)).astype("int32")
         table[rng.random(table.shape) < 0.7] = -1
         arrays = neighbour_table(table, rows_in, groups)
-        (out,) = run(Pool(channels, reduction), [x, *arrays], [((rows, channels), "float32")])
-        assert_close(out, pool.naive(x, table, reduction), depth=taps, dtype="float32")
+        (out,) = run(Pool(channels, reduction, dtype), [x, *arrays], [((rows, channels), dtype)])
+        assert_close(out, pool.naive(x, table, reduction), depth=taps if dtype == "float32" else 1, dtype=dtype)
 
 
 def test_map_of_other_rows():
