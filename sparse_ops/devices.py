@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import tvm
+import tvm_ffi
 
 from tir_kernels.cuda.gpu import Gpu
 from tir_kernels.dispatch import host_target
@@ -107,4 +108,6 @@ def placed(value, device: tvm.runtime.Device):
     """A tensor, or a tuple or list of such, in the memory of a device: what lies elsewhere is copied."""
     if isinstance(value, tvm.runtime.Tensor):
         return value if is_on(value, device) else value.copyto(device)
-    return type(value)(placed(part, device) for part in value) if isinstance(value, tuple | list) else value
+    if type(value) in (tuple, list, tvm_ffi.Array):  # a shape is a tuple, too
+        return tuple(placed(part, device) for part in value)
+    return value

@@ -62,7 +62,7 @@ class Component:
         self.manifest = manifest
         self._code, self._write = code, write
         self._program = code and Program(code)
-        self._packed = placed(list(packed), self._program.device) if code else packed
+        self._packed = list(placed(tuple(packed), self._program.device)) if code else packed
         self._functions = {name: Function(self, name) for name in manifest.functions} if code else {}
 
     @property

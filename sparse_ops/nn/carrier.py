@@ -55,8 +55,8 @@ class SymbolicKernelMap:
     """A kernel map in the graph.
 
     Three int32 matrices and rows int64 [2], as the map ops make them; on CPUs pair_in, pair_out [blocks, slots] and segment
-    [blocks, taps + 1], elsewhere what `tir_kernels.layout` says. As a tuple of four tensors it goes out of one function and into
-    another; `spec` is its type there.
+    [blocks, taps + 1], elsewhere what `tir_kernels.layout` says. As a tuple of four tensors it goes from one function to
+    another one; `spec` is its type there.
     """
 
     pair_in: nn.Tensor
