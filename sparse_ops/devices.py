@@ -15,6 +15,7 @@ from tir_kernels.dispatch import host_target
 
 CPU, CUDA = "cpu", "cuda"  # names of kinds of devices, as `parse_target` takes them
 _number = 0  # of the CUDA device that is used
+_graphs = False  # whether CUDA graphs are
 _scope: ContextVar[int | None] = ContextVar("device", default=None)  # the one inside of `using`
 
 
@@ -29,6 +30,17 @@ def device_in_use() -> int:
     """The number of the CUDA device that code runs on."""
     inside = _scope.get()
     return _number if inside is None else inside
+
+
+def use_cuda_graphs(on: bool = True) -> None:
+    """Whether what is compiled for CUDA from now on can be captured, and `graphs.Captured` does so. It does not unless asked."""
+    global _graphs
+    _graphs = on
+
+
+def cuda_graphs_in_use() -> bool:
+    """What `use_cuda_graphs` was last told."""
+    return _graphs
 
 
 @contextmanager
