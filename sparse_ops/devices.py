@@ -33,7 +33,7 @@ def device_in_use() -> int:
 
 
 def use_cuda_graphs(on: bool = True) -> None:
-    """Whether what is compiled for CUDA from now on can be captured, and `graphs.Captured` does so. It does not unless asked."""
+    """Whether what is compiled for CUDA from now on can be captured, and `graphs.Captured` does it. Off unless asked for."""
     global _graphs
     _graphs = on
 

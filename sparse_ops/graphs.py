@@ -3,19 +3,20 @@
     step = Captured(lambda x, t: [program["second"](program["first"](x), t)], program.device)
     (x,) = step(x, t)  # numpy arrays
 
-A graph has the addresses of all that it reads and writes. Inputs are copied into memory that belongs to it; what its calls took
-from the pool of TVM is taken out of there again after the capture, and kept; the graph is given up if another thread was faster.
-The capture is one of a stream that no other work waits for, in the mode that leaves other threads alone. All graphs and
-calls run one after another on the same stream, as calls without graphs do.
+A graph has the addresses of all that it reads and writes. Inputs are copied into memory that belongs to it. What its calls took
+from TVM's pool is taken out of there again after the capture, and kept; if another thread was faster, the graph is given up.
+Captured is a stream that no other work waits for, in the mode that leaves other threads alone. Graphs run on the stream that
+all calls run on, one after another.
 
-Only calls that do all their work on the device can be captured. The first call with some shapes runs as ever, and looks at every
-function that the virtual machine calls: whatever is not known to be harmless refuses these shapes for good. So do programs that
-were compiled without `devices.use_cuda_graphs`, whose kernels take memory that cannot be kept. What kernels report of errors is
-copied within the graph and read after it.
+Only calls that do all their work on the device can be captured. The first call with some shapes runs as ever, and looks at
+every function that the virtual machine calls: one that is not known to be harmless refuses these shapes for good. So do
+programs that were compiled without `devices.use_cuda_graphs`, whose kernels take memory that cannot be kept. What kernels
+report of errors is copied within the graph and read after it.
 """
 
 import ctypes
 import threading
+import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,11 +30,12 @@ from tvm import relax
 from tir_kernels.guards import READ_STATUS, STATUS_CODE, STATUS_SIZE, read_status
 
 from .devices import cuda_graphs_in_use, is_on, placed
-from .program import HOST, RECORDING, tensors_of
+from .program import HOST, RECORDING
 from .transform.cuda.scratch import WITHOUT_SCRATCH
 
 GRAPHS = 4  # of one `Captured`: the least recently used is given up for another
 TRIES = 3  # captures of the same shapes whose memory could not be kept
+SPARE = 16  # pieces of memory that are looked at beyond those that are wanted
 PAGE = 4096  # TVM's pool keeps pieces of the same number of pages together
 
 # Functions of the virtual machine that read and write nothing on the device, besides kernels.
@@ -64,17 +66,20 @@ class Captured:
         self._kept: OrderedDict[tuple, _Graph] = OrderedDict()  # by shapes and dtypes
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        if not cuda_graphs_in_use() or self.device == HOST or RECORDING.by is not None:
+        if RECORDING.by is not None:
+            RECORDING.by.refuse()
+        if not cuda_graphs_in_use() or self.device == HOST:
             return self._plain(arrays)
         key = tuple((array.shape, str(array.dtype)) for array in arrays)
         with self._lock:
             graph = self._kept.pop(key, None) or _Graph(self.function, self.device)
-            if not graph.refused:
-                results = graph.run(arrays)  # one that raises an error is dropped
+            results = None if graph.refused else graph.run(arrays)  # one that raises an error is dropped
+            if graph.refused:
+                graph.forget()
             self._kept[key] = graph
             if len(self._kept) > self.limit:
                 self._kept.popitem(last=False)
-        return self._plain(arrays) if graph.refused else results
+        return self._plain(arrays) if results is None else results
 
     def _plain(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [result.numpy() for result in self.function(*(placed(tvm.runtime.tensor(a), self.device) for a in arrays))]
@@ -97,9 +102,18 @@ class _Graph:
         self.machines: dict = {}  # of this graph alone, which keep the constants of their programs
         self.latest: dict = {}  # what each machine returned last, which it keeps
         self.refused, self.handle, self.tries, self.reporting = False, None, 0, 0
+        self.stream: int | None = None  # during the capture
+        self.inputs = self.results = self.reports = self.held = None
+
+    def forget(self) -> None:
+        """There is to be no graph: gives up its memory."""
+        self.__init__(self.function, self.device)
+        self.refused = True
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
-        """The results; None if it turns out that there is no graph of this."""
+        """The results, or None where the call is to run without a graph."""
+        if any(machines.observer is not None for machines in self.machines):
+            return None  # observers are told of calls
         if not self.machines:
             return self._look(arrays)
         if self.handle is None and not self._capture(arrays):
@@ -114,7 +128,6 @@ class _Graph:
 
     def _look(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
         """The first call, which also gets modules and memory ready."""
-        self.stream = None
         tensors = [placed(tvm.runtime.tensor(array), self.device) for array in arrays]
         try:
             with self._recorded():
@@ -127,27 +140,33 @@ class _Graph:
         return None if self.refused else [result.numpy() for result in results]
 
     def _capture(self, arrays: Sequence[np.ndarray]) -> bool:
+        """Whether the graph is there. Nothing has run if it is not, so the caller can go on without."""
         self.inputs = [tvm.runtime.empty(array.shape, str(array.dtype), self.device) for array in arrays]
         self.reports = tvm.runtime.empty((max(self.reporting, 1), STATUS_SIZE), "int64", self.device)
         self.sizes, self.memory, self.reported = {}, {}, 0
-        self.stream = cuda().begin(self.device)
+        handle = None
         try:
-            with self._recorded(), tvm_ffi.use_raw_stream(self.device, self.stream):
-                self.results = self.function(*self.inputs)
-        finally:
-            handle = cuda().end(self.stream, self.device)
-        self.held = _held(self.memory, [*self.results, *tensors_of(list(self.latest.values()))], self.device)
-        if self.held is None:
-            cuda().destroy(handle)
+            self.stream = cuda().begin(self.device)
+            try:
+                with self._recorded(), tvm_ffi.use_raw_stream(self.device, self.stream):
+                    self.results = self.function(*self.inputs)
+            finally:
+                stream, self.stream = self.stream, None
+                handle = cuda().end(stream, self.device)
+        except Exception:
+            self.refused = True
+        else:
+            kept = _tensors([*self.results, *self.latest.values()])
+            self.held = _held(self.memory, {tensor.data_ptr() for tensor in kept}, self.device)
             self.tries += 1
-            self.refused = self.tries == TRIES
-            return False
-        self.handle = handle
-        return True
-
-    def __del__(self):
-        if self.handle is not None:
-            cuda().destroy(self.handle)
+            self.refused = self.held is None and self.tries == TRIES
+            if self.held is not None:
+                self.handle = handle
+                weakref.finalize(self, cuda().destroy, handle)
+                return True
+        if handle is not None:
+            cuda().destroy(handle)
+        return False
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -163,20 +182,21 @@ class _Graph:
         machine = self.machines.get(machines)
         if machine is None:
             if machines.device != self.device or machines.observer is not None or self.stream is not None:
-                self._refuse()
+                self.refuse()
             machine = self.machines[machines] = machines.another()
             try:
                 machine[WITHOUT_SCRATCH]
             except AttributeError:
-                self._refuse()
-            code = machines.load()
-            machine.machine.set_instrument(lambda *told: self._note(code, *told))
-        if not all(is_on(tensor, self.device) for tensor in tensors_of(args)):
-            self._refuse()
+                self.refuse()
+            code, this = machines.load(), weakref.ref(self)  # the machine is not to keep alive what it belongs to
+            machine.machine.set_instrument(lambda *told: this()._note(code, *told))
+        if not all(is_on(tensor, self.device) for tensor in _tensors(args)):
+            self.refuse()
         result = self.latest[machines] = machine[name](*args)
         return result
 
-    def _refuse(self) -> None:
+    def refuse(self) -> None:
+        """Ends the call: it cannot be captured."""
         self.refused = True
         raise _Refused
 
@@ -186,12 +206,12 @@ class _Graph:
             if name == READ_STATUS:
                 return self._report(args[0])
             if name not in BUILTINS and not code.implements_function(name, True):
-                self._refuse()
+                self.refuse()
         elif name == ALLOC_STORAGE and self.stream is not None:
             self.sizes[result.__chandle__()] = int(args[1][0])
         elif name == ALLOC_TENSOR and self.stream is not None:
             if args[1]:
-                self._refuse()
+                self.refuse()
             self.memory[result.data_ptr()] = self.sizes[args[0].__chandle__()]
         return RUN
 
@@ -199,25 +219,36 @@ class _Graph:
         if self.stream is None:
             self.reporting += 1
             return RUN
+        if self.reported == self.reporting:
+            self.refuse()
         row = STATUS_SIZE * 8
         cuda().copy(self.reports.data_ptr() + self.reported * row, status.data_ptr(), row, self.stream)
         self.reported += 1
         return SKIP
 
 
-def _held(memory: dict[int, int], kept: Tensors, device: tvm.runtime.Device) -> list | None:
-    """Tensors that keep all of the memory, bytes by address, of which `kept` keep theirs; None if some of it is in use."""
-    places = {tensor.data_ptr() for tensor in kept}
-    wanted = {address: size for address, size in memory.items() if size and address not in places}
-    allocate, held, others = _allocator(device), [], []
-    for pages, count in Counter(-(-size // PAGE) for size in wanted.values()).items():
-        for _ in range(2 * count + GRAPHS):  # others of that size may have come back to the pool later
-            tensor = allocate(tvm_ffi.Shape([pages * PAGE]))
-            (held if wanted.get(tensor.data_ptr()) is not None else others).append(tensor)
-            count -= held[-1:] == [tensor]
-            if not count:
-                break
-    return held if len(held) == len(wanted) else None
+def _tensors(value) -> list[tvm.runtime.Tensor]:
+    """The tensors in an argument or result."""
+    if isinstance(value, tvm.runtime.Tensor):
+        return [value]
+    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, tuple | list | tvm_ffi.Array) else []
+
+
+def _held(memory: dict[int, int], kept: set[int], device: tvm.runtime.Device) -> list[tvm.runtime.Tensor] | None:
+    """Tensors that keep all of the memory, bytes by address, but what is kept already; None if some of it is in use."""
+    pages = {address: -(-size // PAGE) for address, size in memory.items() if size and address not in kept}
+    held, others = {}, []
+    for size, count in Counter(pages.values()).items():
+        missing = count
+        for _ in range(2 * count + SPARE):
+            tensor = _allocator(device)(tvm_ffi.Shape([size * PAGE]))
+            others.append(tensor)  # is not to be handed out again meanwhile
+            if tensor.data_ptr() in pages:
+                held[tensor.data_ptr()] = tensor
+                missing -= 1
+                if not missing:
+                    break
+    return list(held.values()) if len(held) == len(pages) else None
 
 
 @cache
@@ -241,6 +272,7 @@ class Cuda:
 
     def _call(self, name: str, *args) -> None:
         if code := getattr(self.library, name)(*args):
+            self.library.cudaGetLastError()  # forgets it
             self.library.cudaGetErrorString.restype = ctypes.c_char_p
             raise RuntimeError(f"{name}: {self.library.cudaGetErrorString(code).decode()}")
 
