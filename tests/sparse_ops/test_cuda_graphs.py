@@ -15,39 +15,14 @@ from sparse_ops import devices, graphs, op
 from sparse_ops.build import build
 from sparse_ops.graphs import Captured
 from sparse_ops.program import tensors_of
-from tests import cuda_emulator
-from tests.cuda_device import cuda_target, device
+from tests.cuda_device import cuda_graphs, cuda_target, device
 from tests.sparse_ops.walk import CASES, case_id, example_module, example_of
 
 
-class EmulatedCuda:
-    """In the place of `graphs.Cuda`."""
-
-    def begin(self, device):
-        cuda_emulator._call("graph_begin")
-        return 1
-
-    def end(self, stream, device):
-        return cuda_emulator._call("graph_end")
-
-    def copy(self, to, source, size, stream):
-        cuda_emulator._call("graph_copy", to, source, size)
-
-    def launch(self, handle, device):
-        cuda_emulator._call("graph_launch", handle)
-
-    def destroy(self, handle):
-        cuda_emulator._call("graph_destroy", handle)
-
-
 @pytest.fixture(autouse=True)
-def emulated(monkeypatch):
-    device()
-    emulated = EmulatedCuda()
-    monkeypatch.setattr(graphs, "cuda", lambda: emulated)
-    devices.use_cuda_graphs()
-    yield
-    devices.use_cuda_graphs(False)
+def emulated():
+    with cuda_graphs():
+        yield
 
 
 NAMES = ("attention-float16", "dense_group_norm-float32", "group_norm-float32", "layer_norm-float16", "linear-float32")

@@ -357,7 +357,9 @@ class SlatGenerator:
         run = partial(self._run, plan, modulation, branches)
         if captured is None:
             return [out.numpy() for out in run(*map(self._tensor, arrays))]
-        return captured.setdefault(tuple(branches), Captured(run, self._vm.device, graphs=1))(*arrays)
+        if (key := tuple(branches)) not in captured:
+            captured[key] = Captured(run, self._vm.device, graphs=1)
+        return captured[key](*arrays)
 
     def _run(
         self,
