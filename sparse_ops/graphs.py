@@ -69,7 +69,7 @@ class Captured:
         if RECORDING.by is not None:
             RECORDING.by.refuse()
         if not cuda_graphs_in_use() or self.device == HOST:
-            return self._plain(arrays)
+            return self.plain(arrays)
         key = tuple((array.shape, str(array.dtype)) for array in arrays)
         with self._lock:
             graph = self._kept.pop(key, None) or _Graph(self.function, self.device)
@@ -79,9 +79,10 @@ class Captured:
             self._kept[key] = graph
             if len(self._kept) > self.limit:
                 self._kept.popitem(last=False)
-        return self._plain(arrays) if results is None else results
+        return self.plain(arrays) if results is None else results
 
-    def _plain(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def plain(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The results, without a graph."""
         return [result.numpy() for result in self.function(*(placed(tvm.runtime.tensor(a), self.device) for a in arrays))]
 
     @property

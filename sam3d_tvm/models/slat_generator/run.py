@@ -354,12 +354,8 @@ class SlatGenerator:
         row = modulation.rows(times)
         self._record("t_emb", modulation.embedding, row)
         arrays = x, *(row[level.batch_index] for level in plan.levels)
-        run = partial(self._run, plan, modulation, branches)
-        if captured is None:
-            return [out.numpy() for out in run(*map(self._tensor, arrays))]
-        if (key := tuple(branches)) not in captured:
-            captured[key] = Captured(run, self._vm.device, graphs=1)
-        return captured[key](*arrays)
+        run = Captured(partial(self._run, plan, modulation, branches), self._vm.device, graphs=1)
+        return run.plain(arrays) if captured is None else captured.setdefault(tuple(branches), run)(*arrays)
 
     def _run(
         self,
