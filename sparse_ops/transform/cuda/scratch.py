@@ -105,9 +105,12 @@ class _Handing(PyExprMutator):
         scratch = scratch_of(kernel)
         results = [call.ty_args[0]] if isinstance(call.ty_args[0], relax.TensorType) else list(call.ty_args[0].fields)
         sizes = _sizes(kernel, [*(arg.ty for arg in call.args[1]), *results], call.args[2:])
-        shapes = [[_substitute(dim, sizes) for dim in shape] for shape in scratch.values()]
-        if not scratch or not sizes.keys() >= {var for shape in scratch.values() for dim in shape for var in _variables(dim)}:
+        simplify, known = tvm.sym.Analyzer().simplify, sizes.keys()
+        if not scratch or any(var not in known for shape in scratch.values() for dim in shape for var in _variables(dim)):
             return call
+        shapes = [[simplify(_substitute(dim, sizes)) for dim in shape] for shape in scratch.values()]
+        if any(not isinstance(dim, tirx.IntImm) and not _variables(dim) for shape in shapes for dim in shape):
+            return call  # the virtual machine takes it for a number that is known
         if call.args[0] not in self.kernels:
             made = self.builder_.add_func(_handed(kernel, scratch), call.args[0].name_hint)
             self.kernels[call.args[0]] = made
