@@ -2,20 +2,24 @@
 
 A target says what code is compiled for, and not on which of several devices it runs: that is the device of `use_device`, by
 default the first.
+
+SPARSE_OPS_CUDA_GRAPHS=1 is `use_cuda_graphs()` from the start.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import tvm
+import tvm_ffi
 
 from tir_kernels.cuda.gpu import Gpu
 from tir_kernels.dispatch import host_target
 
 CPU, CUDA = "cpu", "cuda"  # names of kinds of devices, as `parse_target` takes them
 _number = 0  # of the CUDA device that is used
-_graphs = False  # whether CUDA graphs are
+_graphs = os.environ.get("SPARSE_OPS_CUDA_GRAPHS") == "1"  # whether CUDA graphs are
 _scope: ContextVar[int | None] = ContextVar("device", default=None)  # the one inside of `using`
 
 
@@ -119,4 +123,6 @@ def placed(value, device: tvm.runtime.Device):
     """A tensor, or a tuple or list of such, in the memory of a device: what lies elsewhere is copied."""
     if isinstance(value, tvm.runtime.Tensor):
         return value if is_on(value, device) else value.copyto(device)
-    return type(value)(placed(part, device) for part in value) if isinstance(value, tuple | list) else value
+    if isinstance(value, tuple | list) and not isinstance(value, tvm_ffi.Shape):
+        return type(value)(placed(part, device) for part in value)
+    return value

@@ -16,6 +16,7 @@ report of errors is copied within the graph and read after it.
 
 import ctypes
 import threading
+import warnings
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ from tvm import relax
 from tir_kernels.guards import READ_STATUS, STATUS_CODE, STATUS_SIZE, read_status
 
 from .devices import cuda_graphs_in_use, is_on, placed
-from .program import HOST, RECORDING
+from .program import HOST, RECORDING, Function, Program
 from .transform.cuda.scratch import WITHOUT_SCRATCH
 
 GRAPHS = 4  # of one `Captured`: the least recently used is given up for another
@@ -154,7 +155,9 @@ class _Graph:
             finally:
                 stream, self.stream = self.stream, None
                 handle = cuda().end(stream, self.device)
-        except Exception:
+        except Exception as error:
+            if not self.refused:
+                warnings.warn(f"CUDA graphs: not captured, calls go on without: {error}", RuntimeWarning, stacklevel=4)
             self.refused = True
         else:
             kept = _tensors([*self.results, *self.latest.values()])
@@ -213,7 +216,8 @@ class _Graph:
         elif name == ALLOC_TENSOR and self.stream is not None:
             if args[1]:
                 self.refuse()
-            self.memory[result.data_ptr()] = self.sizes[args[0].__chandle__()]
+            address, size = result.data_ptr(), self.sizes[args[0].__chandle__()]
+            self.memory[address] = max(size, self.memory.get(address, 0))
         return RUN
 
     def _report(self, status: tvm.runtime.Tensor) -> int:
@@ -244,7 +248,7 @@ def _held(memory: dict[int, int], kept: set[int], device: tvm.runtime.Device) ->
         for _ in range(2 * count + SPARE):
             tensor = _allocator(device)(tvm_ffi.Shape([size * PAGE]))
             others.append(tensor)  # is not to be handed out again meanwhile
-            if tensor.data_ptr() in pages:
+            if pages.get(tensor.data_ptr()) == size:
                 held[tensor.data_ptr()] = tensor
                 missing -= 1
                 if not missing:
@@ -253,14 +257,13 @@ def _held(memory: dict[int, int], kept: set[int], device: tvm.runtime.Device) ->
 
 
 @cache
-def _allocator(device: tvm.runtime.Device) -> Callable:
+def _allocator(device: tvm.runtime.Device) -> Function:
     """Takes a number of bytes, as a shape, out of the pool that programs take theirs from."""
     builder, size = relax.BlockBuilder(), tvm.tirx.Var("size", "int64")
     shape = relax.Var("shape", relax.ShapeType([size]))
     with builder.function("allocate", [shape]):
         builder.emit_func_output(builder.emit(relax.op.builtin.alloc_tensor(relax.ShapeExpr([size]), "uint8", 0)))
-    program = tvm.compile(builder.get(), target="llvm")
-    return relax.VirtualMachine(program, device, memory_cfg="pooled")["allocate"]
+    return Program(tvm.compile(builder.get(), target="llvm"), device)["allocate"]
 
 
 class Cuda:

@@ -209,6 +209,16 @@ def refused(function, *arrays):
         assert captured.graphs == 0
 
 
+def test_a_capture_that_fails_is_told_and_calls_go_on_without(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("cudaStreamEndCapture: operation failed")
+
+    end = type(graphs.cuda()).end
+    monkeypatch.setattr(type(graphs.cuda()), "end", lambda *args: (end(*args), fail())[1])
+    with pytest.warns(RuntimeWarning, match="not captured, calls go on without: cudaStreamEndCapture: operation failed"):
+        refused(step(network()), *arguments(40))
+
+
 def test_what_the_host_reads_is_not_captured():
     refused(lambda x: [network()["kept"](x)], arguments(40)[1])
 
