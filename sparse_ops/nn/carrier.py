@@ -53,9 +53,8 @@ def cast_shape(expr: relax.Expr, shape: Sequence[Rows]) -> nn.Tensor:
 class SymbolicKernelMap:
     """A kernel map in the graph.
 
-    pair_in, pair_out int32 [_, slots], segment int32 [_, columns], rows int64 [2], as the map ops make them: this is what the
-    layouts of all targets have in common. As a tuple of four tensors it goes out of one function and into another; `spec` is
-    its type there.
+    pair_in, pair_out int32 [blocks, slots], segment int32 [blocks, taps + 1], rows int64 [2], as the map ops make them.
+    As a tuple of four tensors it goes out of one function and into another; `spec` is its type there.
     """
 
     pair_in: nn.Tensor
@@ -66,8 +65,8 @@ class SymbolicKernelMap:
     @classmethod
     def of(cls, fields: Sequence[relax.Expr]) -> "SymbolicKernelMap":
         """From the four elements that a map op returns."""
-        slots = dimension("slots")
-        shapes = ((dimension("in"), slots), (dimension("out"), slots), (dimension("parts"), dimension("columns")), (2,))
+        pairs = (dimension("blocks"), dimension("slots"))
+        shapes = (pairs, pairs, (pairs[0], dimension("columns")), (2,))
         return cls(*(cast_shape(element, shape) for element, shape in zip(fields, shapes, strict=True)))
 
     @property
@@ -82,8 +81,8 @@ class SymbolicKernelMap:
     @staticmethod
     def spec(name: str) -> tuple[spec.Tensor, ...]:
         """What an exported function declares for a map; `name` keeps its dimensions apart from those of other maps."""
-        slots = f"{name}_slots"
-        shapes = ([f"{name}_in", slots], [f"{name}_out", slots], [f"{name}_parts", f"{name}_columns"], [2])
+        pairs = [f"{name}_blocks", f"{name}_slots"]
+        shapes = (pairs, pairs, [pairs[0], f"{name}_columns"], [2])
         dtypes = ("int32", "int32", "int32", "int64")
         return tuple(spec.Tensor(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
 
