@@ -2,8 +2,11 @@
 
 A target says what code is compiled for, and not on which of several devices it runs: that is the device of `use_device`, by
 default the first.
+
+SPARSE_OPS_CUDA_GRAPHS=1 is `use_cuda_graphs()` from the start.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +19,7 @@ from tir_kernels.dispatch import host_target
 
 CPU, CUDA = "cpu", "cuda"  # names of kinds of devices, as `parse_target` takes them
 _number = 0  # of the CUDA device that is used
+_graphs = os.environ.get("SPARSE_OPS_CUDA_GRAPHS") == "1"  # whether CUDA graphs are
 _scope: ContextVar[int | None] = ContextVar("device", default=None)  # the one inside of `using`
 
 
@@ -30,6 +34,17 @@ def device_in_use() -> int:
     """The number of the CUDA device that code runs on."""
     inside = _scope.get()
     return _number if inside is None else inside
+
+
+def use_cuda_graphs(on: bool = True) -> None:
+    """Whether what is compiled for CUDA from now on can be captured, and `graphs.Captured` does it. Off unless asked for."""
+    global _graphs
+    _graphs = on
+
+
+def cuda_graphs_in_use() -> bool:
+    """What `use_cuda_graphs` was last told."""
+    return _graphs
 
 
 @contextmanager

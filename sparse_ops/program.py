@@ -8,6 +8,7 @@ they are dropped ("naive"): TVM's pool would keep a buffer of every size that wa
 for memory waits for all kernels, the pool is used; it gives everything back when memory runs out.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +28,15 @@ IDLE = 8  # machines that are kept, each with the last result that it returned; 
 
 Packed = list[tvm.runtime.Tensor]  # parameters in the layout of this machine's kernels
 Observer = Callable[[str, tuple], None]  # of the name of a kernel, and its arguments
+
+
+class _Recording(threading.local):
+    """What this thread's calls are told to, in place of an idle machine: `call(machines, name, args)`."""
+
+    by = None
+
+
+RECORDING = _Recording()
 
 
 class Program(VMExecutable):
@@ -112,6 +122,8 @@ class Function:
         self._machines, self._idle = machines, machines.idle
 
     def __call__(self, *args):
+        if RECORDING.by is not None:
+            return RECORDING.by.call(self._machines, self.name, args)
         idle = self._idle
         try:
             machine = idle.pop()

@@ -30,7 +30,7 @@ from tir_kernels.dispatch import choice, current_target, fingerprint, kernel_for
 from tir_kernels.spec import Spec
 
 from ..build import build, unchecked
-from ..devices import device_in_use
+from ..devices import cuda_graphs_in_use, device_in_use
 from ..program import Program
 
 TEMPORARY = "tmp"  # names of files that are being written begin so; all others are hashes, of hexadecimal digits
@@ -105,7 +105,7 @@ def kernel(spec: Spec) -> Callable:
 def scope() -> tuple:
     """What a function is compiled for here and now, besides its identity: the target in scope, and what decides on kernels."""
     target = tvm.target.Target.current(allow_none=True)
-    return (None, choice()) if target is None else (str(target), choice(), device_in_use())
+    return (None, choice()) if target is None else (str(target), choice(), device_in_use(), cuda_graphs_in_use())
 
 
 def _kept(identity: tuple, form: str, make: Callable[[tvm.target.Target], Any]):
@@ -134,6 +134,7 @@ def _file_name(identity: tuple, target: tvm.target.Target, form: str) -> str:
         "tvm": tvm.__version__,
         "tvm_ffi": tvm_ffi.__version__,
         "source": source_digest(),
+        "graphs": cuda_graphs_in_use(),
     }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 

@@ -22,6 +22,8 @@ from sam3d_tvm.sampler import Guidance, Step, sample_flow
 from sparse_ops.build import pack_params
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.weights import State, load_state
+from sparse_ops.devices import placed
+from sparse_ops.graphs import Captured
 from sparse_ops.program import Program
 from sparse_ops.transform.precision import features_of
 
@@ -234,7 +236,7 @@ class SlatGenerator:
         given = self._condition(cond.reshape(batch * tokens, width), batch)
         # All tokens of one element are zeros and weigh alike, so that one of them does for all.
         nothing = None if self._constants is not None else self._condition(np.zeros((batch, width), np.float32), batch)
-        return SlatPlan(self, len(coords), batch, levels, tensor(offsets), positions, given, nothing)
+        return SlatPlan(self, len(coords), batch, levels, self._tensor(offsets), positions, given, nothing)
 
     def modulation(self, times: np.ndarray) -> Modulation:
         """What the model takes from the time, at all of `times` float32 [T], T at least 1; ValueError for anything else."""
@@ -302,13 +304,14 @@ class SlatGenerator:
         _check_array("noise", noise, np.float32, (plan.rows, self.config.in_channels))
         table = self.modulation(_model_times(steps, **options)) if self.savings.modulation_table else None
         unconditional = []  # the velocity that came with the last conditional one
+        captured = {} if table is not None and not self.taps else None
 
         def velocity(x: np.ndarray, time: np.float32, conditional: bool) -> np.ndarray:
             if not self.savings.shared_start or guidance is None or not guidance.applies(time):
-                return self.velocity(x, time, plan, conditional, table)
+                return self._velocities(x, time, plan, table, [conditional], captured)[0]
             if not conditional:  # called right after the conditional one
                 return unconditional.pop()
-            given, without = self.guided_velocities(x, time, plan, table)
+            given, without = self._velocities(x, time, plan, table, [True, False], captured)
             unconditional.append(without)
             return given
 
@@ -317,7 +320,7 @@ class SlatGenerator:
     def _condition(self, tokens: np.ndarray, batch: int) -> Condition:
         """tokens float32 [T, cond_channels], equally many of every batch element."""
         offsets = np.arange(batch + 1, dtype=np.int32) * np.int32(len(tokens) // batch)
-        condition = Condition(tensor(tokens), tensor(offsets), None)
+        condition = Condition(self._tensor(tokens), self._tensor(offsets), None)
         if not self.savings.context_once:
             return condition
         return replace(condition, context=[self._context(condition, i) for i in range(self.config.num_blocks)])
@@ -335,8 +338,12 @@ class SlatGenerator:
         plan: SlatPlan,
         modulation: Modulation | None,
         branches: Sequence[bool],
+        captured: dict[tuple[bool, ...], Captured] | None = None,
     ) -> list[np.ndarray]:
-        """The velocity of every branch, with the condition where it is True; they part where the condition comes in."""
+        """The velocity of every branch, with the condition where it is True.
+
+        `captured`: what calls with this plan and modulation share, by branches.
+        """
         self._check_own("plan", plan, SlatPlan)
         _check_array("x", x, np.float32, (plan.rows, self.config.in_channels))
         times = np.full(1, t, np.float32) if np.ndim(t) == 0 else t
@@ -346,7 +353,19 @@ class SlatGenerator:
         self._check_own("modulation", modulation, Modulation)
         row = modulation.rows(times)
         self._record("t_emb", modulation.embedding, row)
-        time_index = [tensor(row[level.batch_index]) for level in plan.levels]
+        arrays = x, *(row[level.batch_index] for level in plan.levels)
+        run = Captured(partial(self._run, plan, modulation, branches), self._vm.device, graphs=1)
+        return run.plain(arrays) if captured is None else captured.setdefault(tuple(branches), run)(*arrays)
+
+    def _run(
+        self,
+        plan: SlatPlan,
+        modulation: Modulation,
+        branches: Sequence[bool],
+        x: tvm.runtime.Tensor,
+        *time_index: tvm.runtime.Tensor,
+    ) -> list[tvm.runtime.Tensor]:
+        """The velocity of every branch; they part where the condition comes in. `time_index`: of the rows of each level."""
 
         def res_block(part: str, number: int, move: tuple[int, int], *features: tvm.runtime.Tensor) -> tvm.runtime.Tensor:
             source, target = (plan.levels[level] for level in move)
@@ -367,7 +386,7 @@ class SlatGenerator:
             condition = plan.conditional if conditional else plan.unconditional
             return self._call("block_cross", h, *self._context(condition, block), plan.offsets, condition.offsets, block=block)
 
-        h = self._call("input_layer", tensor(x))
+        h = self._call("input_layer", x)
         self._record("input_layer", h)
         skips = []
         for i, move in enumerate(self.config.input_moves):
@@ -388,7 +407,7 @@ class SlatGenerator:
                 h = res_block("out_block", i, move, h, skip)
             h, out = self._call("out_layer", h)
             self._record("before_out_layer", h)
-            results.append(out.numpy())
+            results.append(out)
         return results
 
     def _record(self, name: str, value: tvm.runtime.Tensor, rows=slice(None)) -> None:
@@ -401,6 +420,10 @@ class SlatGenerator:
             raise ValueError(f"{name}: expected a {kind.__name__} of this generator, given {type(value).__name__}")
         if value.generator is not self:
             raise ValueError(f"{name}: expected one that this generator prepared, given that of another")
+
+    def _tensor(self, array: np.ndarray) -> tvm.runtime.Tensor:
+        """An array where the code runs."""
+        return placed(tensor(array), self._vm.device)
 
     def _call(self, part: str, *args: tvm.runtime.Tensor, block: int = 0):
         return self._vm[part](*args, *self._params[part, block])

@@ -7,6 +7,7 @@ from `network_torch`. What is constant over the steps of a sampler is computed o
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -17,7 +18,9 @@ from sam3d_tvm.checks import check_finite, check_size
 from sam3d_tvm.models.structure_flow.config import StructureFlowConfig
 from sam3d_tvm.sampler import Guidance, Sample, Step, sample_shortcut
 from sparse_ops.deploy.component import Component
+from sparse_ops.devices import placed
 from sparse_ops.eager.arrays import as_tensor
+from sparse_ops.graphs import Captured
 
 TIME_SCALE = 1000.0  # the model sees t and d, each in 0..1, times this
 GUIDANCE = Guidance(strength=7.0, interval=(0.0, 500.0))  # that of SAM-3D-Objects' pipeline
@@ -48,6 +51,7 @@ class StructureFlow:
 
     def __init__(self, component: Component, config: StructureFlowConfig):
         self.component = component
+        self.device = component.program.device
         self.config = config
         given = {spec.name.removeprefix("latents."): spec.shape[1:] for spec in component["begin"].spec.inputs}
         expected = {name: (latent.token_len, latent.in_channels) for name, latent in config.latent_mapping.items()}
@@ -59,7 +63,7 @@ class StructureFlow:
         _check_array("cond", cond, (None, None, self.config.cond_channels))
         if 0 in cond.shape:
             raise ValueError(f"cond: expected [B, L, C] with B and L of at least 1, given {list(cond.shape)}")
-        cond = tensor(cond)
+        cond = placed(tensor(cond), self.device)
         return StructurePlan(self, int(cond.shape[0]), cond, self.component["context"](cond))
 
     def velocity(
@@ -112,13 +116,14 @@ class StructureFlow:
         if guidance is None and not shortcut:
             guidance = GUIDANCE
         unconditional = []  # the velocity that came with the last conditional one
+        captured = {}
 
         def velocity(x: Sample, time: np.float32, d: np.float32, conditional: bool) -> Sample:
             if not conditional:  # called right after the conditional one
                 return unconditional.pop()
             if guidance is None or not guidance.applies(time):
-                return self.velocity(x, time, d, plan)
-            given, without = self.guided_velocities(x, time, d, plan)
+                return self._velocities(x, time, d, plan, [True], captured)[0]
+            given, without = self._velocities(x, time, d, plan, [True, False], captured)
             unconditional.append(without)
             return given
 
@@ -150,25 +155,36 @@ class StructureFlow:
         d: float | np.ndarray | None,
         plan: StructurePlan,
         branches: Sequence[bool],
+        captured: dict[tuple[bool, ...], Captured] | None = None,
     ) -> list[dict[str, np.ndarray]]:
-        """The velocity of every branch, with the condition where it is True; they part where the condition comes in."""
-        call = self.component
+        """The velocity of every branch, with the condition where it is True.
+
+        `captured`: what calls with this plan share, by branches.
+        """
         latents = self._checked("latents", latents, plan)
-        t_emb = call["embed_t"](_times("t", t, plan.batch))
-        if d is None:
-            d_emb = tensor(np.zeros(t_emb.shape, np.float32))
-        else:
-            d_emb = call["embed_d"](_times("d", d, plan.batch))
+        arrays = [*latents.values(), _times("t", t, plan.batch), *([] if d is None else [_times("d", d, plan.batch)])]
+        run = Captured(partial(self._run, plan, branches), self.device, graphs=1)
+        found = run.plain(arrays) if captured is None else captured.setdefault(tuple(branches), run)(*arrays)
+        return [dict(zip(latents, found[i :: len(branches)], strict=True)) for i in range(len(branches))]
+
+    def _run(self, plan: StructurePlan, branches: Sequence[bool], *tensors: tvm.runtime.Tensor) -> list[tvm.runtime.Tensor]:
+        """The velocity of every latent in every branch, the branches side by side; they part where the condition comes in.
+
+        `tensors`: those of the latents, the times, and the lengths of the step, unless their embedding is left out.
+        """
+        call, names = self.component, list(self.config.latent_mapping)
+        t, *d = tensors[len(names) :]
+        t_emb = call["embed_t"](t)
+        d_emb = call["embed_d"](*d) if d else placed(tensor(np.zeros(t_emb.shape, np.float32)), t_emb.device)
         modulation = call["modulation"](t_emb, d_emb)
-        streams = call["begin"]({name: tensor(x) for name, x in latents.items()}, modulation)
+        streams = call["begin"](dict(zip(names, tensors, strict=False)), modulation)
         results = []
         for conditional in branches:
             if conditional:
-                found = call["finish"](streams, modulation, plan.context, plan.cond)
+                results.append(call["finish"](streams, modulation, plan.context, plan.cond))
             else:
-                found = call["finish_unconditional"](streams, modulation)
-            results.append({name: x.numpy() for name, x in found.items()})
-        return results
+                results.append(call["finish_unconditional"](streams, modulation))
+        return [result[name] for name in names for result in results]
 
     def _checked(self, argument: str, latents: Mapping[str, np.ndarray], plan: StructurePlan) -> dict[str, np.ndarray]:
         """`latents` if they are those of the config, and the plan is of this model; or ValueError."""
@@ -183,11 +199,11 @@ class StructureFlow:
         return {name: latents[name] for name in expected}
 
 
-def _times(name: str, value: float | np.ndarray, batch: int) -> tvm.runtime.Tensor:
+def _times(name: str, value: float | np.ndarray, batch: int) -> np.ndarray:
     """float32 [B] of a number, of one in an array, or of so many."""
     times = np.full(batch, value, np.float32) if isinstance(value, Real) else value
     _check_array(name, times, (1,) if np.shape(times) == (1,) else (batch,))
-    return tensor(np.repeat(times, batch // len(times)))
+    return np.repeat(times, batch // len(times))
 
 
 def _check_array(name: str, array: Any, shape: tuple[int | None, ...]) -> None:

@@ -5,6 +5,7 @@ from tvm import relax
 
 from tir_kernels.dispatch import host_target
 
+from ...devices import cuda_graphs_in_use
 from ..check_sizes import CheckSizes
 from ..cpu.schedule_rest import ScheduleRest as ScheduleRestOfCpu
 from ..fold_constants import FoldConstants
@@ -16,6 +17,7 @@ from ..share import ShareCalls
 from ..sizes_first import SizesFirst
 from ..take import BoundTakes
 from .schedule_rest import ScheduleRest
+from .scratch import ScratchAsResults
 from .status import ReadStatus
 
 
@@ -67,6 +69,7 @@ def _pipeline(precision: str, lift_params: bool, schedule_rest: tvm.transform.Pa
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             ReadStatus(),
+            *([ScratchAsResults()] if cuda_graphs_in_use() else []),
             relax.transform.CallTIRRewrite(),
             relax.transform.StaticPlanBlockMemory(),
             relax.transform.LowerAllocTensor(),

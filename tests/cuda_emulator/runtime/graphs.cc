@@ -1,13 +1,19 @@
 // The two functions of the virtual machine for CUDA graphs. A function is run once, then captured: what it launches is noted
-// and not done. From then on the notes are played, with the arguments that they were taken with, as a graph has them.
+// and not done. From then on the notes are played, with the arguments that they were taken with, as a graph has them. And what
+// stands for the functions of CUDA's runtime: begin, end, launch.
 #include "graphs.h"
+
+#include "memory.h"
 
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/function.h>
 #include <tvm/runtime/vm/vm.h>
 
+#include <string.h>
+
 #include <map>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -18,6 +24,11 @@ namespace {
 using namespace tvm;
 using Work = std::vector<std::function<void()>>;
 thread_local Work* capturing = nullptr;
+thread_local bool relaxed = false;  // memory may be allocated meanwhile
+
+// Graphs that were captured by begin and end.
+std::mutex graphs_mutex;
+std::map<int64_t, std::shared_ptr<Work>> made;
 
 // The graphs and the kept allocations of one virtual machine.
 class GraphsObj : public runtime::vm::VMExtensionNode {
@@ -88,6 +99,49 @@ void get_cached_alloc(ffi::PackedArgs args, ffi::Any* result) {
   *result = found->second;
 }
 
+// As cudaStreamBeginCapture does it in its relaxed mode.
+void begin() {
+  if (capturing) TVM_FFI_THROW(RuntimeError) << "CUDA emulator: this thread captures already";
+  capturing = new Work();
+  relaxed = true;
+}
+
+int64_t end() {
+  std::shared_ptr<Work> work(capturing);
+  capturing = nullptr;
+  relaxed = false;
+  std::lock_guard<std::mutex> lock(graphs_mutex);
+  static int64_t count = 0;
+  made[++count] = work;
+  return count;
+}
+
+void copy(int64_t to, int64_t from, int64_t bytes) {
+  auto work = [=] {
+    Opened opened;
+    char *t = reinterpret_cast<char*>(to), *f = reinterpret_cast<char*>(from);
+    if (!is_live(t, bytes) || !is_live(f, bytes))
+      TVM_FFI_THROW(RuntimeError) << "CUDA emulator: a copy in a graph leaves its allocation";
+    memcpy(t, f, bytes);
+    memmove(state + (t - base), state + (f - base), bytes);
+  };
+  if (!captured(work)) work();
+}
+
+void launch_graph(int64_t number) {
+  std::shared_ptr<Work> work;
+  {
+    std::lock_guard<std::mutex> lock(graphs_mutex);
+    work = made.at(number);
+  }
+  for (auto& step : *work) step();
+}
+
+void destroy(int64_t number) {
+  std::lock_guard<std::mutex> lock(graphs_mutex);
+  made.erase(number);
+}
+
 }  // namespace
 
 bool captured(std::function<void()> work) {
@@ -96,13 +150,18 @@ bool captured(std::function<void()> work) {
   return true;
 }
 
-void refuse_in_capture(const char* what) {
-  if (capturing)
+void refuse_in_capture(const char* what, bool unless_relaxed) {
+  if (capturing && !(unless_relaxed && relaxed))
     TVM_FFI_THROW(RuntimeError) << "CUDA emulator: " << what << " while a CUDA graph is captured, which a GPU refuses";
 }
 
 void register_graphs() {
   ffi::Function::SetGlobal("vm.builtin.cuda_graph.run_or_capture", ffi::Function::FromPacked(run_or_capture), true);
+  ffi::Function::SetGlobal("cuda_emulator.graph_begin", ffi::Function::FromTyped(begin), true);
+  ffi::Function::SetGlobal("cuda_emulator.graph_end", ffi::Function::FromTyped(end), true);
+  ffi::Function::SetGlobal("cuda_emulator.graph_copy", ffi::Function::FromTyped(copy), true);
+  ffi::Function::SetGlobal("cuda_emulator.graph_launch", ffi::Function::FromTyped(launch_graph), true);
+  ffi::Function::SetGlobal("cuda_emulator.graph_destroy", ffi::Function::FromTyped(destroy), true);
   ffi::Function::SetGlobal("vm.builtin.cuda_graph.get_cached_alloc", ffi::Function::FromPacked(get_cached_alloc), true);
 }
 

@@ -103,7 +103,7 @@ class EmulatedDevice final : public DeviceAPI {
   }
 
   void* AllocDataSpace(Device dev, size_t bytes, size_t alignment, DLDataType) final {
-    emulator::refuse_in_capture("memory is allocated");
+    emulator::refuse_in_capture("memory is allocated", true);
     try {
       return emulator::allocate(bytes);
     } catch (const std::runtime_error& e) {
