@@ -28,7 +28,7 @@ from ..vector_math import LOG2_E
 from .atomics import atomic_min
 from .gpu import MOST_STATIC, WARP, Gpu, kernel_name
 from .guards import match_status, report, reporting
-from .launch import THREADS, blocks_for
+from .launch import THREADS, blocks_for, left_to_nvcc
 from .reductions import add, over_lanes
 from .segments import cut_segments
 
@@ -314,7 +314,7 @@ def attention(spec: Attention, gpu: Gpu) -> tvm.tirx.PrimFunc:
             with T.launch_thread("blockIdx.x", most) as block:
                 h = T.launch_thread("blockIdx.y", heads)
                 thread = T.launch_thread("threadIdx.x", tile.threads)
-                T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+                left_to_nvcc()
                 of = T.alloc_local((ITEM,), "int32")
                 item: T.let = T.Cast("int32", block)
                 read_item(items, first_item, segments, item, of)

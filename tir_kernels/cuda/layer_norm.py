@@ -12,7 +12,7 @@ from ..spec.layer_norm import LayerNorm
 from ..vector_math import EMIT
 from .gpu import WARP, Gpu, kernel_name
 from .guards import check_batch_index, match_status, reporting
-from .launch import THREADS, blocks_for
+from .launch import THREADS, blocks_for, left_to_nvcc
 from .reductions import WARPS, add, each_of_lane, over_lanes
 
 KEPT = 1024  # channels, at most, that a warp keeps in registers, 32 a lane; longer rows are read again from cache
@@ -69,7 +69,7 @@ def layer_norm(spec: LayerNorm, gpu: Gpu) -> tvm.tirx.PrimFunc:
             check_batch_index(status, batch_index, n, batch)
         with T.launch_thread("blockIdx.x", blocks_for(n, WARPS)) as block:
             thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             kept = T.alloc_local((channels // WARP + 1 if is_kept else 1,), "float32")
             total = T.alloc_local((1,), "float32")
             mean = T.alloc_local((1,), "float32")

@@ -16,7 +16,7 @@ from ..script import inline
 from ..spec.pool import Pool
 from .gpu import Gpu, kernel_name
 from .guards import check_map, match_status, reporting
-from .launch import THREADS, blocks_for
+from .launch import THREADS, blocks_for, left_to_nvcc
 from .vectors import load_vector, store_vector, width
 
 
@@ -55,7 +55,7 @@ def pool(spec: Pool, gpu: Gpu) -> tvm.tirx.PrimFunc:
     def reduce_group(x, neighbours, order, tiles, out, sums, counts, group, groups, slots, n, m):
         with T.launch_thread("blockIdx.x", blocks_for(slots * pieces)) as block:
             thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             value = T.alloc_local((lanes,), "float32")
             count = T.alloc_local((1,), "int32")
             place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)

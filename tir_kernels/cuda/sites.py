@@ -30,7 +30,7 @@ from .guards import match_status, report, reporting
 from .launch import THREADS, blocks_for, for_each
 from .scan import exclusive_scan
 from .sort import sort_pairs
-from .warp import ballot, count_bits
+from .warp import ballot, count_bits, count_bits_below
 
 WARPS = THREADS // WARP
 UNTOUCHED = 2**63 - 1  # a place behind all others
@@ -228,9 +228,8 @@ def find_sites(spec: FindSites, gpu: Gpu) -> tvm.tirx.PrimFunc:
             word[0] = words[T.Cast("int64", tap) * row_words + row // WARP]
             if (T.shift_right(word[0], lane) & 1) != 0:
                 set_site(coords, row, tap, plan, site, there)
-                rank: T.let = T.Cast("int64", ranks[T.Cast("int64", tap) * row_words + row // WARP]) + T.Cast(
-                    "int64", count_bits(word[0] & (T.shift_left(T.int32(1), lane) - 1))
-                )
+                before: T.let = ranks[T.Cast("int64", tap) * row_words + row // WARP]
+                rank: T.let = T.Cast("int64", before + count_bits_below(word[0], lane))
                 for column in T.unroll(4):
                     out[rank, column] = site[column]
 
