@@ -21,7 +21,8 @@ from .launch import left_to_nvcc
 from .map_sums import Fit, TileOfSlots, fill_unfit
 from .neighbour_table import TILE_ROWS, Table, match_table
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
-from .tensor_core import VECTOR, Gemm, Operand, Steps, aligned, tile_for
+from .tensor_core import VECTOR, Gemm, Operand, Steps, tile_for
+from .vectors import aligned
 
 
 def shared(spec: SparseConv, gpu: Gpu) -> SparseConv:

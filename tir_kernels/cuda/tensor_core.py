@@ -24,8 +24,9 @@ from tvm.script import tirx as T
 from .gpu import WARP
 from .shared_memory import copy_elements, load, load_vector, store_pair
 from .shared_memory import store as store_one
+from .vectors import BYTES as CHUNK
+from .vectors import width
 
-CHUNK = 16  # bytes that a thread copies at once
 MMA = {
     "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
     "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
@@ -35,22 +36,6 @@ LOAD_FRAGMENT = "ldmatrix.sync.aligned.m8n8.x4.shared.b16"
 COPY = "cp.async.cg.shared.global"
 VECTOR = 4  # columns that a thread finishes at once
 PADDING = 8  # columns between staged rows, which puts the rows of a fragment into different banks
-
-_ALIGNED = """
-__forceinline__ __device__ int tir_aligned_16(void* p) {
-  return ((unsigned long long)p & 15) == 0;
-}
-"""
-
-
-def aligned(*buffers):
-    """An expression: all buffers begin at a multiple of 16 bytes, which vectors of them need."""
-    all_of_them = tvm.tirx.IntImm("bool", True)
-    for buffer in buffers:
-        start = buffer.ptr_to([0] * len(buffer.shape))
-        one = T.cuda.func_call("tir_aligned_16", start, source_code=_ALIGNED, return_type="int32")
-        all_of_them = T.And(all_of_them, one != 0)
-    return all_of_them
 
 
 @dataclass(frozen=True)
@@ -104,7 +89,7 @@ class Gemm:
     @property
     def vector(self) -> int:
         """Channels of a chunk."""
-        return CHUNK // tvm.DataType(self.dtype).itemsize
+        return width(self.dtype)
 
     @property
     def chunks(self) -> int:
