@@ -26,7 +26,7 @@ from ..script import drop_parameters, inline
 from ..spec.attention import Attention
 from ..vector_math import LOG2_E
 from .atomics import atomic_min
-from .gpu import MOST_STATIC, WARP, Gpu, kernel_name
+from .gpu import MOST_STATIC, WARP, Gpu, kernel_name, stating
 from .guards import match_status, report, reporting
 from .launch import for_each, left_to_nvcc
 from .reductions import add, over_lanes
@@ -85,13 +85,17 @@ def larger(a, b):
 
 @dataclass(frozen=True)
 class Tile:
-    """How a block shares its work: `queries` and `keys` of a tile, `threads`; `channels`: the depth, padded."""
+    """How a block shares its work: `queries` and `keys` of a tile, `threads`; `channels`: the depth, padded.
+
+    `registers`: the most that a thread takes.
+    """
 
     queries: int
     keys: int
     threads: int
     channels: int
     dtype: str
+    registers: int
 
     @property
     def chunk(self) -> int:
@@ -110,18 +114,21 @@ class Tile:
 
 
 def tile_for(depth: int, dtype: str) -> Tile:
-    """For heads of `depth`. Registers are the most that nvcc 13.0 reports, with orders and without; none are spilled."""
+    """For heads of `depth`. Registers are the most that nvcc 13.0 reports for sm_80, sm_90 and sm_120, with orders and without.
+
+    Beside each tile those of one depth, for each of the three.
+    """
     if depth > MOST_DEPTH:
-        return Tile(16, 32, 128, depth, dtype)  # sm_80, sm_90, sm_120: 64 registers of depth 256
+        return Tile(16, 32, 128, depth, dtype, 64)  # of depth 256: 64, 64, 64
     if dtype == "float32":
         channels = -(-depth // 32) * 32
         if channels <= 64:
-            return Tile(64, 32, 128, channels, dtype)  # 144, 128, 147 registers of depth 64
-        return Tile(32, 16, 64, channels, dtype)  # 174, 166, 238 of depth 128
+            return Tile(64, 32, 128, channels, dtype, 147)  # of depth 64: 144, 128, 147
+        return Tile(32, 16, 64, channels, dtype, 238)  # of depth 128: 174, 166, 238
     channels = -(-depth // 16) * 16
     if channels <= 64:
-        return Tile(128, 64, 128, channels, dtype)  # 255, 248, 242 of depth 64: two blocks a processor
-    return Tile(128, 32, 256, channels, dtype)  # 174, 166, 174 of depth 128
+        return Tile(128, 64, 128, channels, dtype, 255)  # of depth 64: 255, 248, 242, two blocks a processor
+    return Tile(128, 32, 256, channels, dtype, 174)  # of depth 128: 174, 166, 174
 
 
 @inline
@@ -327,7 +334,8 @@ def attention(spec: Attention, gpu: Gpu) -> tvm.tirx.PrimFunc:
                     merge(q_order, items, kept_sums, kept_level, kept_total, out, item, h, thread, of)
 
     given = {"q_order": has_q_order, "k_order": has_k_order}
-    return reporting(drop_parameters(kernel, *(name for name, present in given.items() if not present)))
+    kernel = drop_parameters(kernel, *(name for name, present in given.items() if not present))
+    return stating(reporting(kernel), tile.registers)
 
 
 @dataclass(frozen=True)

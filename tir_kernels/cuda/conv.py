@@ -15,7 +15,7 @@ from ..guards import RAISE_KERNEL_SIZE
 from ..script import drop_parameters
 from ..spec.conv3d import Conv3d, reach
 from .epilogue import Epilogue
-from .gpu import Gpu, kernel_name
+from .gpu import Gpu, kernel_name, stating
 from .launch import THREADS, left_to_nvcc
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
 from .tensor_core import Gemm, Operand, Steps, tile_for
@@ -166,4 +166,4 @@ def conv3d(spec: Conv3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
         epilogue = T.meta_var(Epilogue(flat_out, spec.activation, bias, flat_residual if has_residual else None, at=at))
         multiply(own, own_weight, batch, size, size_out, epilogue)
 
-    return kernel if has_residual else drop_parameters(kernel, "residual")
+    return stating(kernel if has_residual else drop_parameters(kernel, "residual"), tile.registers)

@@ -15,7 +15,7 @@ from ..buffers import match_buffer
 from ..script import drop_parameters
 from ..spec.sparse_conv import SparseConv
 from .epilogue import Epilogue
-from .gpu import Gpu, kernel_name
+from .gpu import Gpu, kernel_name, stating
 from .guards import match_status, reporting
 from .launch import left_to_nvcc
 from .map_sums import Fit, TileOfSlots, fill_unfit
@@ -107,4 +107,4 @@ def implicit_gemm(spec: SparseConv, gpu: Gpu) -> tvm.tirx.PrimFunc:
         fit = T.meta_var(Fit(map_rows, n, m, kx * ky * kz))
         convolve(feats, by_tap, table, fit, status, epilogue)
 
-    return reporting(kernel if has_residual else drop_parameters(kernel, "residual"))
+    return stating(reporting(kernel if has_residual else drop_parameters(kernel, "residual")), tile.registers)

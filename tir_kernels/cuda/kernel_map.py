@@ -22,11 +22,11 @@ from ..spec.geometry import Geometry
 from ..spec.kernel_map import InverseMap, ProbeMap, SubmanifoldMap
 from .atomics import atomic_or
 from .coordinate_index import Index, match_index
-from .gpu import WARP, Gpu, kernel_name
+from .gpu import WARP, Gpu, kernel_name, stating
 from .guards import check_map, match_status, reporting
 from .launch import THREADS, blocks_for, for_each
 from .neighbour_table import NEIGHBOURS, TILE_ROWS, Table, match_table
-from .sort import sort_pairs
+from .sort import SORT_REGISTERS, sort_pairs
 from .warp import count_bits, count_bits_below
 
 WARPS = THREADS // WARP
@@ -306,7 +306,7 @@ def map_onto(geometry: Geometry, name: str, *without: str) -> tvm.tirx.PrimFunc:
         arrange_all(found, rows, out)
         note_rows(map_rows, index.plan.rows, rows)
 
-    return script.drop_parameters(kernel, *without)
+    return stating(script.drop_parameters(kernel, *without), SORT_REGISTERS)
 
 
 @cache
@@ -385,4 +385,4 @@ def inverse_map(spec: InverseMap, gpu: Gpu) -> tvm.tirx.PrimFunc:
         exchange(given, found, rows)
         arrange_all(found, rows, out)
 
-    return reporting(kernel)
+    return stating(reporting(kernel), SORT_REGISTERS)

@@ -11,7 +11,7 @@ from ..buffers import match_buffer
 from ..script import drop_parameters
 from ..spec.linear import Linear
 from .epilogue import Epilogue
-from .gpu import Gpu, kernel_name
+from .gpu import Gpu, kernel_name, stating
 from .guards import batch_element, check_batch_index, match_status, reporting
 from .launch import left_to_nvcc
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
@@ -109,5 +109,5 @@ def linear(spec: Linear, gpu: Gpu) -> tvm.tirx.PrimFunc:
         multiply(x, weight, rows, parts, sums_of_parts, epilogue)
 
     given = {"residual": has_residual, "gate": has_gate, "batch_index": has_index, "status": has_index}
-    kernel = drop_parameters(kernel, *(name for name, present in given.items() if not present))
+    kernel = stating(drop_parameters(kernel, *(name for name, present in given.items() if not present)), tile.registers)
     return reporting(kernel) if has_index else kernel

@@ -19,7 +19,8 @@ from .warp import add_lower_lanes, from_lane
 
 THREADS = 256
 WARPS = THREADS // WARP
-ROUNDS = 16  # values of a thread, which takes at most 97 registers for them: 2 blocks a processor
+ROUNDS = 16  # values of a thread
+SCAN_REGISTERS = 97  # at most, which kernels that sum so state as theirs: 2 blocks a processor
 PART = ROUNDS * WARP  # values of a warp
 TILE = WARPS * PART  # values of a block
 FEW = 4 * TILE  # values that one block sums alone, as two launches more would take longer

@@ -15,10 +15,10 @@ from ..buffers import match_buffer
 from ..reduction import add, finish, initial
 from ..script import inline
 from ..spec.segment_pool import SegmentPool
-from .gpu import WARP, Gpu, kernel_name
+from .gpu import WARP, Gpu, kernel_name, stating
 from .guards import check_index, match_status, reporting
 from .launch import for_each, left_to_nvcc
-from .sort import bits_below, find_starts, sort_pairs
+from .sort import SORT_REGISTERS, bits_below, find_starts, sort_pairs
 from .vectors import load_vector, store_vector, width
 
 LANES = 32  # rows that a block takes at once
@@ -127,4 +127,4 @@ def segment_pool(spec: SegmentPool, gpu: Gpu) -> tvm.tirx.PrimFunc:
         find_starts(sorted_keys, n, starts, m + 1)
         reduce(x, order, starts, out, n, m)
 
-    return reporting(kernel)
+    return stating(reporting(kernel), SORT_REGISTERS)

@@ -17,7 +17,8 @@ DIGIT_BITS = 8
 DIGITS = 1 << DIGIT_BITS
 THREADS = DIGITS  # one to each digit
 WARPS = THREADS // WARP
-ROUNDS = 8  # keys of a thread, which takes at most 64 registers for them: 4 blocks a processor
+ROUNDS = 8  # keys of a thread
+SORT_REGISTERS = 64  # at most, which kernels that sort state as theirs: 4 blocks a processor
 PART = ROUNDS * WARP  # keys of a warp
 TILE = WARPS * PART  # keys of a block
 

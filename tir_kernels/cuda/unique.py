@@ -29,10 +29,10 @@ from ..spec.unique import FillUnique, PlanUnique, RankUnique
 from .atomics import atomic_min, atomic_or
 from .coordinate_index import clear_plan
 from .extremes import find_extremes
-from .gpu import Gpu, kernel_name
+from .gpu import Gpu, kernel_name, stating
 from .guards import match_status, report, reporting
 from .launch import for_each
-from .scan import exclusive_scan
+from .scan import SCAN_REGISTERS, exclusive_scan
 from .sort import sort_pairs
 from .warp import count_bits, count_bits_below
 
@@ -173,7 +173,7 @@ def rank_unique(spec: RankUnique, gpu: Gpu) -> tvm.tirx.PrimFunc:
         for _ in range(T.Cast("int64", num_keys != NO_KEYS)):
             rank_sorted(coords, keys, inverse, count, rows)
 
-    return with_bounds(kernel, count=[[LinearBound(1)]])
+    return stating(with_bounds(kernel, count=[[LinearBound(1)]]), SCAN_REGISTERS)  # more than the sort
 
 
 @cache
