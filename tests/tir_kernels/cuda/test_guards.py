@@ -24,7 +24,7 @@ def test_the_place_of_an_earlier_kernel_is_not_looked_at():
     status = np.zeros(STATUS_SIZE, "int64")
     status[STATUS_CODE], status[STATUS_FIRST] = CODES[RAISE_ORDER], 1000
     status[STATUS_ARGUMENTS : STATUS_ARGUMENTS + 3] = 1000, 0, 1
-    coords = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], "int32")
+    coords = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], "int32")
     with pytest.raises(ValueError, match="coords: row 1000 has batch index 0 after 1"):
         run(BatchOffsets(), [coords], [((3,), "int32")], status=status)
 
