@@ -182,7 +182,10 @@ def check_offsets(status, argument: str, offsets, batch, rows) -> None:
 
 
 def is_wrong_offset(offsets, entry, batch, rows):
-    """Whether an entry of offsets [batch + 1] is less than the one before; of entry 0, whether they go not from 0 to `rows`."""
+    """Whether an entry of offsets [batch + 1] is less than the one before.
+
+    Entry 0, which has none before, stands for both ends: it is wrong where they are not 0 and `rows`.
+    """
     wrong_ends = T.Or(offsets[0] != 0, T.Cast("int64", offsets[batch]) != rows)
     falls = offsets[entry] < offsets[T.max(entry, T.Cast(entry.ty.dtype, 1)) - 1]
     return T.Or(T.And(entry == 0, wrong_ends), T.And(entry > 0, falls))
