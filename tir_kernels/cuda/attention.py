@@ -26,11 +26,12 @@ from ..script import drop_parameters, inline
 from ..spec.attention import Attention
 from ..vector_math import LOG2_E
 from .atomics import atomic_min
-from .gpu import MOST_STATIC, WARP, Gpu, kernel_name
+from .gpu import MOST_STATIC, WARP, Gpu, kernel_name, stating
 from .guards import match_status, report, reporting
-from .launch import THREADS, blocks_for
+from .launch import for_each, left_to_nvcc
 from .reductions import add, over_lanes
 from .segments import cut_segments
+from .vectors import aligned, width
 
 MOST_DEPTH = 128  # of tiles in shared memory; deeper heads are read again and again from cache
 PART = 512  # keys of a part, at least
@@ -43,11 +44,6 @@ __forceinline__ __device__ float tir_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-"""
-_ALIGNED = """
-__forceinline__ __device__ int tir_are_aligned(void* a, void* b) {
-  return (((uint64_t)a | (uint64_t)b) & 15) == 0;
 }
 """
 _PACK = {
@@ -77,12 +73,6 @@ def pack(low, high, dtype: str):
     return T.cuda.func_call(f"tir_pack_{_SHORT[dtype]}", low, high, source_code=_PACK[dtype], return_type="uint32")
 
 
-def aligned(k, v):
-    """Whether k and v begin at multiples of 16 bytes, as an int32."""
-    args = k.ptr_to([0, 0, 0]), v.ptr_to([0, 0, 0])
-    return T.cuda.func_call("tir_are_aligned", *args, source_code=_ALIGNED, return_type="int32")
-
-
 def is_row(entry, rows):
     """Whether an entry of an order is one of `rows` rows."""
     return T.And(entry >= 0, T.Cast("int64", entry) < rows)
@@ -95,18 +85,22 @@ def larger(a, b):
 
 @dataclass(frozen=True)
 class Tile:
-    """How a block shares its work: `queries` and `keys` of a tile, `threads`; `channels`: the depth, padded."""
+    """How a block shares its work: `queries` and `keys` of a tile, `threads`; `channels`: the depth, padded.
+
+    `registers`: the most that a thread takes.
+    """
 
     queries: int
     keys: int
     threads: int
     channels: int
     dtype: str
+    registers: int
 
     @property
     def chunk(self) -> int:
         """Elements that are copied at once, 16 bytes."""
-        return 16 // tvm.DataType(self.dtype).itemsize
+        return width(self.dtype)
 
     @property
     def pitch(self) -> int:
@@ -120,18 +114,51 @@ class Tile:
 
 
 def tile_for(depth: int, dtype: str) -> Tile:
-    """For heads of `depth`. Registers are the most that nvcc 13.0 reports, with orders and without; none are spilled."""
+    """For heads of `depth`. Registers are the most that nvcc 13.0 reports for sm_80, sm_90 and sm_120, with orders and without.
+
+    Beside each tile those of one depth, for each of the three.
+    """
     if depth > MOST_DEPTH:
-        return Tile(16, 32, 128, depth, dtype)  # sm_80, sm_90, sm_120: 64 registers of depth 256
+        return Tile(16, 32, 128, depth, dtype, 64)  # of depth 256: 64, 64, 64
     if dtype == "float32":
         channels = -(-depth // 32) * 32
         if channels <= 64:
-            return Tile(64, 32, 128, channels, dtype)  # 144, 128, 147 registers of depth 64
-        return Tile(32, 16, 64, channels, dtype)  # 174, 166, 238 of depth 128
+            return Tile(64, 32, 128, channels, dtype, 147)  # of depth 64: 144, 128, 147
+        return Tile(32, 16, 64, channels, dtype, 238)  # of depth 128: 174, 166, 238
     channels = -(-depth // 16) * 16
     if channels <= 64:
-        return Tile(128, 64, 128, channels, dtype)  # 255, 248, 242 of depth 64: two blocks a processor
-    return Tile(128, 32, 256, channels, dtype)  # 174, 166, 174 of depth 128
+        return Tile(128, 64, 128, channels, dtype, 255)  # of depth 64: 255, 248, 242, two blocks a processor
+    return Tile(128, 32, 256, channels, dtype, 174)  # of depth 128: 174, 166, 174
+
+
+@inline
+def clear(places, place):
+    """No place is known."""
+    places[place] = T.int64(NOWHERE)
+
+
+@inline
+def note_q_row(q_order, nq, first, wrong, place):
+    """The first place of the row at a place of q_order, or that it is none."""
+    if is_row(q_order[place], nq):
+        T.evaluate(atomic_min(first, T.Cast("int64", q_order[place]), place))
+    else:
+        T.evaluate(atomic_min(wrong, 0, place))
+
+
+@inline
+def note_repeated_row(q_order, nq, first, wrong, place):
+    """Whether the row at a place of q_order stands there before."""
+    if is_row(q_order[place], nq):
+        if first[T.Cast("int64", q_order[place])] != place:
+            T.evaluate(atomic_min(wrong, 1, place))
+
+
+@inline
+def note_k_row(k_order, nk, wrong, place):
+    """Whether a place of k_order is no row."""
+    if T.Not(is_row(k_order[place], nk)):
+        T.evaluate(atomic_min(wrong, 2, place))
 
 
 @inline
@@ -140,35 +167,13 @@ def find_wrong_rows(has_q_order, has_k_order, q_order, k_order, nq, mk, nk, firs
 
     NOWHERE where all is well. `first` [nq]: the first place of each row of q.
     """
-    with T.launch_thread("blockIdx.x", blocks_for(nq)) as block:
-        thread = T.launch_thread("threadIdx.x", THREADS)
-        place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-        if place < 3:
-            wrong[place] = T.int64(NOWHERE)
-        if has_q_order:
-            if place < nq:
-                first[place] = T.int64(NOWHERE)
-    with T.launch_thread("blockIdx.x", blocks_for(T.max(nq, mk))) as block:
-        thread = T.launch_thread("threadIdx.x", THREADS)
-        place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-        if has_q_order:
-            if place < nq:
-                if is_row(q_order[place], nq):
-                    T.evaluate(atomic_min(first, T.Cast("int64", q_order[place]), place))
-                else:
-                    T.evaluate(atomic_min(wrong, 0, place))
-        if has_k_order:
-            if place < mk:
-                if T.Not(is_row(k_order[place], nk)):
-                    T.evaluate(atomic_min(wrong, 2, place))
+    for_each(T.int64(3), lambda place: clear(wrong, place))
     if has_q_order:
-        with T.launch_thread("blockIdx.x", blocks_for(nq)) as block:
-            thread = T.launch_thread("threadIdx.x", THREADS)
-            place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-            if place < nq:
-                if is_row(q_order[place], nq):
-                    if first[T.Cast("int64", q_order[place])] != place:
-                        T.evaluate(atomic_min(wrong, 1, place))
+        for_each(nq, lambda place: clear(first, place))
+        for_each(nq, lambda place: note_q_row(q_order, nq, first, wrong, place))
+        for_each(nq, lambda place: note_repeated_row(q_order, nq, first, wrong, place))
+    if has_k_order:
+        for_each(mk, lambda place: note_k_row(k_order, nk, wrong, place))
 
 
 @inline
@@ -314,7 +319,7 @@ def attention(spec: Attention, gpu: Gpu) -> tvm.tirx.PrimFunc:
             with T.launch_thread("blockIdx.x", most) as block:
                 h = T.launch_thread("blockIdx.y", heads)
                 thread = T.launch_thread("threadIdx.x", tile.threads)
-                T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+                left_to_nvcc()
                 of = T.alloc_local((ITEM,), "int32")
                 item: T.let = T.Cast("int32", block)
                 read_item(items, first_item, segments, item, of)
@@ -329,7 +334,8 @@ def attention(spec: Attention, gpu: Gpu) -> tvm.tirx.PrimFunc:
                     merge(q_order, items, kept_sums, kept_level, kept_total, out, item, h, thread, of)
 
     given = {"q_order": has_q_order, "k_order": has_k_order}
-    return reporting(drop_parameters(kernel, *(name for name, present in given.items() if not present)))
+    kernel = drop_parameters(kernel, *(name for name, present in given.items() if not present))
+    return stating(reporting(kernel), tile.registers)
 
 
 @dataclass(frozen=True)
@@ -406,7 +412,7 @@ class _Copies:
                     shared[copies.at(stage, r, c)] = x[T.Cast("int64", row), h, c]
 
         if self.in_chunks:
-            with T.If(is_aligned != 0):
+            with T.If(is_aligned):
                 with T.Then():
                     copy_chunks(x, shared, rows, h, thread)
                 with T.Else():
@@ -580,7 +586,7 @@ def _with_tensor_cores(spec: Attention, tile: Tile, factor: float) -> Callable:
         level = T.alloc_local((high, 2), "float32")
         total = T.alloc_local((high * 2,), "float32")
         totals = T.decl_buffer((high, 2), "float32", data=total.data, scope="local")
-        is_aligned = T.alloc_local((1,), "int32")
+        is_aligned = T.alloc_local((1,), "bool")
         warp: T.let = thread // WARP
         lane: T.let = thread % WARP
         tiles: T.let = (of[3] + (tile.keys - 1)) // tile.keys
@@ -741,7 +747,7 @@ def _with_products(spec: Attention, tile: Tile, factor: float) -> Callable:
         sums = T.alloc_local((HIGH, own_groups * QUAD), "float32")
         level = T.alloc_local((HIGH,), "float32")
         total = T.alloc_local((HIGH,), "float32")
-        is_aligned = T.alloc_local((1,), "int32")
+        is_aligned = T.alloc_local((1,), "bool")
         group: T.let = thread // SIDE
         side: T.let = thread % SIDE
         tiles: T.let = (of[3] + (tile.keys - 1)) // tile.keys

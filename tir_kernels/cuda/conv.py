@@ -15,10 +15,11 @@ from ..guards import RAISE_KERNEL_SIZE
 from ..script import drop_parameters
 from ..spec.conv3d import Conv3d, reach
 from .epilogue import Epilogue
-from .gpu import Gpu, kernel_name
+from .gpu import Gpu, kernel_name, stating
 from .launch import THREADS, left_to_nvcc
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
-from .tensor_core import CHUNK, Gemm, Operand, Steps, tile_for
+from .tensor_core import Gemm, Operand, Steps, tile_for
+from .vectors import width
 
 SIDE = 32  # channels, and places, that a block exchanges at a time
 
@@ -56,7 +57,7 @@ def conv3d(spec: Conv3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
     """See `Conv3d`."""
     cin, cout, geometry, dtype, has_residual = spec.cin, spec.cout, spec.geometry, spec.dtype, spec.has_residual
     taps, (_, kernel_h, kernel_w) = geometry.taps, geometry.kernel
-    vector = CHUNK // tvm.DataType(dtype).itemsize
+    vector = width(dtype)
     channels = -(-cin // vector) * vector
     gemm = Gemm(tile_for(cout, dtype), dtype, channels)
     tile = gemm.tile
@@ -165,4 +166,4 @@ def conv3d(spec: Conv3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
         epilogue = T.meta_var(Epilogue(flat_out, spec.activation, bias, flat_residual if has_residual else None, at=at))
         multiply(own, own_weight, batch, size, size_out, epilogue)
 
-    return kernel if has_residual else drop_parameters(kernel, "residual")
+    return stating(kernel if has_residual else drop_parameters(kernel, "residual"), tile.registers)

@@ -48,7 +48,7 @@ from .atomics import atomic_cas, atomic_least_row
 from .extremes import find_extremes
 from .gpu import Gpu, kernel_name
 from .guards import match_status, refuse_first, report, reporting
-from .launch import THREADS, blocks_for
+from .launch import for_each
 
 FREE = -1  # a key that no coordinate has
 
@@ -176,24 +176,17 @@ def build_index(spec: BuildIndex, gpu: Gpu) -> tvm.tirx.PrimFunc:
     argument = spec.argument
 
     @inline
-    def clear(index, num_slots):
-        with T.launch_thread("blockIdx.x", blocks_for(num_slots)) as block:
-            thread = T.launch_thread("threadIdx.x", THREADS)
-            place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-            if place < num_slots:
-                index.slots[place] = T.int32(-1)
-            if place < index.buckets:
-                index.keys[place] = T.int64(FREE)
+    def clear(index, num_slots, place):
+        if place < num_slots:
+            index.slots[place] = T.int32(-1)
+        if place < index.buckets:
+            index.keys[place] = T.int64(FREE)
 
     @inline
-    def insert_rows(coords, index, places, rows):
-        with T.launch_thread("blockIdx.x", blocks_for(rows)) as block:
-            thread = T.launch_thread("threadIdx.x", THREADS)
-            place = T.alloc_local((1,), "int64")
-            row: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-            if row < rows:
-                index.insert(coordinate(coords, row), T.Cast("int32", row), place)
-                places[row] = place[0]
+    def insert_row(coords, index, places, row):
+        place = T.alloc_local((1,), "int64")
+        index.insert(coordinate(coords, row), T.Cast("int32", row), place)
+        places[row] = place[0]
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, plan_: T.handle, status_: T.handle, slots_: T.handle, keys_: T.handle):
@@ -204,8 +197,9 @@ def build_index(spec: BuildIndex, gpu: Gpu) -> tvm.tirx.PrimFunc:
         index = T.meta_var(match_index(plan_, slots_, keys_))
         places = T.alloc_buffer((rows,), "int64")  # the slot of every row
         slots = T.meta_var(index.slots)
-        clear(index, slots.shape[0])
-        insert_rows(coords, index, places, rows)
+        num_slots = T.meta_var(slots.shape[0])
+        for_each(T.max(num_slots, index.buckets), lambda place: clear(index, num_slots, place))
+        for_each(rows, lambda row: insert_row(coords, index, places, row))
         refuse_first(
             status,
             rows,
@@ -221,6 +215,12 @@ def build_index(spec: BuildIndex, gpu: Gpu) -> tvm.tirx.PrimFunc:
 def lookup(spec: Lookup, gpu: Gpu) -> tvm.tirx.PrimFunc:
     """See `Lookup`."""
 
+    @inline
+    def look_up(queries, index, rows, query):
+        found = T.alloc_local((1,), "int32")
+        index.find(coordinate(queries, query), found)
+        rows[query] = found[0]
+
     @script.prim_func(s_tir=True)
     def kernel(queries_: T.handle, plan_: T.handle, slots_: T.handle, keys_: T.handle, rows_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("lookup")})
@@ -228,12 +228,6 @@ def lookup(spec: Lookup, gpu: Gpu) -> tvm.tirx.PrimFunc:
         queries = match_buffer(queries_, (count, 4), "int32")
         index = T.meta_var(match_index(plan_, slots_, keys_))
         rows = match_buffer(rows_, (count,), "int32")
-        with T.launch_thread("blockIdx.x", blocks_for(count)) as block:
-            thread = T.launch_thread("threadIdx.x", THREADS)
-            found = T.alloc_local((1,), "int32")
-            query: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-            if query < count:
-                index.find(coordinate(queries, query), found)
-                rows[query] = found[0]
+        for_each(count, lambda query: look_up(queries, index, rows, query))
 
     return kernel

@@ -13,10 +13,10 @@ from ..buffers import match_buffer
 from ..guards import RAISE_DUPLICATE
 from ..script import inline
 from ..spec.dense import FromDense, ToDense, grid_shape
-from .gpu import Gpu, kernel_name
+from .gpu import Gpu, kernel_name, stating
 from .guards import check_inside, match_status, refuse_first, reporting
 from .launch import for_each
-from .sort import bits_below, sort_pairs
+from .sort import SORT_REGISTERS, bits_below, sort_pairs
 
 
 def is_inside(coords, row, batch, shape):
@@ -100,7 +100,7 @@ def to_dense(spec: ToDense, gpu: Gpu) -> tvm.tirx.PrimFunc:
             lambda place: write_element(x, cells, order, out, batch * volume, volume, *slot_and_channel(place, n)),
         )
 
-    return reporting(kernel)
+    return stating(reporting(kernel), SORT_REGISTERS)
 
 
 @cache

@@ -16,7 +16,7 @@ from ..spec.dense_group_norm import DenseGroupNorm
 from ..vector_math import EMIT
 from .gpu import Gpu, kernel_name
 from .group_norm import measure_part
-from .launch import THREADS, blocks_for
+from .launch import THREADS, blocks_for, for_each
 
 CHUNK = 8192  # elements that one block measures
 SITES = 2048  # of one channel that one block normalises
@@ -79,11 +79,7 @@ def dense_group_norm(spec: DenseGroupNorm, gpu: Gpu) -> tvm.tirx.PrimFunc:
                 ),
                 *(centers, means, squares, at, thread),
             )
-        with T.launch_thread("blockIdx.x", blocks_for(batch * groups)) as block:
-            thread = T.launch_thread("threadIdx.x", THREADS)
-            group: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-            if group < batch * groups:
-                merge(centers, means, squares, center, mean, scaling, group, chunks)
+        for_each(batch * groups, lambda group: merge(centers, means, squares, center, mean, scaling, group, chunks))
         with T.launch_thread("blockIdx.x", blocks_for(batch * channels * blocks, 1)) as block:
             thread = T.launch_thread("threadIdx.x", THREADS)
             factor = T.alloc_local((1,), "float32")

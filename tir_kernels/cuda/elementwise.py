@@ -11,7 +11,7 @@ from ..script import inline
 from ..spec.activation import Activation
 from ..vector_math import EMIT
 from .gpu import Gpu, kernel_name
-from .launch import THREADS, blocks_for
+from .launch import THREADS, blocks_for, left_to_nvcc
 from .vectors import aligned, width
 
 
@@ -56,7 +56,7 @@ def elementwise(spec: Activation, gpu: Gpu) -> tvm.tirx.PrimFunc:
         flat_out = T.decl_buffer((size,), dtype, data=out.data)
         with T.launch_thread("blockIdx.x", blocks_for(size, THREADS * lanes)) as block:
             thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             value = T.alloc_local((lanes,), dtype)
             first: T.let = T.Cast("int64", block) * (THREADS * lanes) + T.Cast("int64", thread * lanes)
             if first + lanes <= size:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 
 from ..buffers import named
-from ..guards import NOWHERE, RAISE_RANGE, STATUS_FIRST
+from ..guards import RAISE_RANGE, STATUS_FIRST
 from ..script import inline
 from .atomics import atomic_max, atomic_min
 from .gpu import WARP
-from .guards import report
+from .guards import range_arguments, report, report_first
 from .launch import THREADS, blocks_for
 from .warp import largest_of_warp, least_of_warp
 
@@ -49,30 +49,10 @@ class Extremes:
         `argument` names the coordinates in the message.
         """
 
-        def of_column(column, values):
-            chosen = values[3]
-            for other in reversed(range(3)):
-                chosen = T.Select(column == other, values[other], chosen)
-            return chosen
+        def found(place):
+            report(status, RAISE_RANGE, *range_arguments(self.coords, self.rows, place, self.low, self.high, argument))
 
-        @inline
-        def emit(status):
-            if status[STATUS_FIRST] != T.int64(NOWHERE):
-                if self.rows > 0:  # else what is there is an earlier kernel's
-                    row: T.let = status[STATUS_FIRST] % self.rows
-                    column: T.let = T.Cast("int32", status[STATUS_FIRST] // self.rows)
-                    report(
-                        status,
-                        RAISE_RANGE,
-                        row,
-                        column,
-                        self.coords[row, column],
-                        of_column(column, self.low),
-                        of_column(column, self.high),
-                        argument,
-                    )
-
-        emit(status)
+        report_first(status, found)
 
 
 def find_extremes(status, coords, rows, low, high) -> Extremes:

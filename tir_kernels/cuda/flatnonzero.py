@@ -11,8 +11,8 @@ from ..buffers import match_buffer
 from ..integers import is_kept
 from ..script import inline
 from ..spec.flatnonzero import CHUNK, CountNonzero, FillNonzero
-from .gpu import Gpu, kernel_name
-from .scan import TILE, scan_by_one_block, scan_tiles, sum_tiles
+from .gpu import Gpu, kernel_name, stating
+from .scan import SCAN_REGISTERS, TILE, scan_by_one_block, scan_tiles, sum_tiles
 
 assert CHUNK == TILE, "chunks are tiles"
 
@@ -32,7 +32,7 @@ def count_nonzero(spec: CountNonzero, gpu: Gpu) -> tvm.tirx.PrimFunc:
         sum_tiles(lambda place: is_kept(mask[place], dtype), before, rows)
         scan_by_one_block(before, before, chunks, count)
 
-    return with_bounds(kernel, count=[[LinearBound(1)]])
+    return stating(with_bounds(kernel, count=[[LinearBound(1)]]), SCAN_REGISTERS)
 
 
 @cache
@@ -54,4 +54,4 @@ def fill_nonzero(spec: FillNonzero, gpu: Gpu) -> tvm.tirx.PrimFunc:
         index = match_buffer(index_, (kept,), "int32")
         scan_tiles(lambda place: is_kept(mask[place], dtype), before, rows, "int32", lambda *of_place: store(index, *of_place))
 
-    return kernel
+    return stating(kernel, SCAN_REGISTERS)

@@ -7,7 +7,7 @@ from tvm.script import tirx as T
 from tvm_ffi.structural import DefRegionKind, structural_map
 
 ON_DEVICE = "tir_kernels.on_device"  # attribute of kernels that run on a device
-REGISTERS = "tir_kernels.registers"  # attribute: the most registers that a thread of the kernel takes, as nvcc reports them
+REGISTERS = "tir_kernels.registers"  # attribute, see `stating`
 
 WARP = 32  # threads that run together
 LEAST = (8, 0)  # cp.async and tensor cores for bfloat16 and TF32
@@ -98,6 +98,11 @@ def on_device(kernel: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
     ]
     body = structural_map(kernel.body, rules, (tvm.tirx.Var, loaded))
     return kernel.with_body(body).with_attr(ON_DEVICE, "cuda")
+
+
+def stating(kernel: tvm.tirx.PrimFunc, registers: int) -> tvm.tirx.PrimFunc:
+    """`kernel`, of which no launch takes more registers a thread, as nvcc counts them."""
+    return kernel.with_attr(REGISTERS, registers)
 
 
 def kernel_name(op: str, dtype: str = "", tile: str = "") -> str:

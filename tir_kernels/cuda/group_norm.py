@@ -18,7 +18,7 @@ from ..spec.group_norm import GroupNorm
 from ..vector_math import EMIT
 from .gpu import WARP, Gpu, kernel_name
 from .guards import match_status, reporting
-from .launch import THREADS, blocks_for
+from .launch import THREADS, for_each
 from .reductions import WARPS, add, each_of_lane, over_block
 from .segments import cut_segments
 
@@ -89,14 +89,15 @@ def group_norm(spec: GroupNorm, gpu: Gpu) -> tvm.tirx.PrimFunc:
         )
 
     @inline
-    def merge(first_chunk, chunks, centers, means, squares, center, mean, scaling, b, g):
+    def merge(first_chunk, segments, chunks, centers, means, squares, center, mean, scaling, b, g):
         middle = T.alloc_local((1, 1), "float32")
         off = T.alloc_local((1, 1), "float32")
         square = T.alloc_local((1, 1), "float32")
         before = T.alloc_local((1,), "int64")
         before[0] = T.int64(0)
         square[0, 0] = T.float32(0)
-        for i in range(first_chunk[b + 1] - first_chunk[b]):
+        # Where offsets were refused there are no chunks.
+        for i in range(T.if_then_else(first_chunk[segments] > 0, first_chunk[b + 1] - first_chunk[b], 0)):
             k: T.let = T.Cast("int64", first_chunk[b] + i)
             count: T.let = T.Cast("int64", chunks[k, 2]) * width
             at: T.let = k * groups + g
@@ -152,11 +153,13 @@ def group_norm(spec: GroupNorm, gpu: Gpu) -> tvm.tirx.PrimFunc:
         with T.launch_thread("blockIdx.x", most * groups) as block:
             thread = T.launch_thread("threadIdx.x", THREADS)
             measure(x, first_chunk, segments, chunks, centers, means, squares, block, thread)
-        with T.launch_thread("blockIdx.x", blocks_for((batch - 1) * groups)) as block:
-            thread = T.launch_thread("threadIdx.x", THREADS)
-            task: T.let = T.Cast("int32", block) * THREADS + thread
-            if T.And(task < segments * groups, first_chunk[segments] > 0):
-                merge(first_chunk, chunks, centers, means, squares, center, mean, scaling, task // groups, task % groups)
+        for_each(
+            (batch - 1) * groups,
+            lambda task: merge(
+                *(first_chunk, segments, chunks, centers, means, squares, center, mean, scaling),
+                *(task // groups, task % groups),
+            ),
+        )
         with T.launch_thread("blockIdx.x", most) as block:
             thread = T.launch_thread("threadIdx.x", THREADS)
             k: T.let = T.Cast("int32", block)

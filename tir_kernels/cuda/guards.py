@@ -4,8 +4,9 @@
     [1]   the first place of an error, or NOWHERE
     [2:]  arguments of the words
 
-The first kernel that refuses something wins, and of its errors the first, whatever the order of threads. Kernels that run
-afterwards must stay within memory whatever they read: an index that was refused is taken as none.
+The first kernel that refuses something wins, and of its errors the first, whatever the order of threads. Once something is
+refused nothing more is looked for, so what finds errors may trust what was checked before. All else that runs afterwards must
+stay within memory whatever it reads: an index that was refused is taken as none.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ from ..guards import (
 from ..integers import last_of_all
 from ..script import inline
 from .atomics import atomic_min
-from .launch import THREADS, blocks_for
+from .launch import for_each
 
 CODES = {refusal.function: code for code, refusal in REFUSALS.items()}
 
@@ -75,20 +76,30 @@ def find_first(status, count, violates: Callable, found: Callable) -> None:
     """
 
     @inline
-    def emit(status, count):
-        with T.launch_thread("blockIdx.x", blocks_for(count)) as block:
-            thread = T.launch_thread("threadIdx.x", THREADS)
-            place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-            if place < count:
-                if violates(place):
-                    T.evaluate(atomic_min(status, STATUS_FIRST, place))
+    def note(status, place):
+        if status[STATUS_CODE] == 0:
+            if violates(place):
+                T.evaluate(atomic_min(status, STATUS_FIRST, place))
+
+    @inline
+    def report_it(status):
         with T.launch_thread("blockIdx.x", 1):
             T.launch_thread("threadIdx.x", 1)
-            first: T.let = status[STATUS_FIRST]
-            if first != T.int64(NOWHERE):
-                found(first)
+            report_first(status, found)
 
-    emit(status, count)
+    for_each(count, lambda place: note(status, place))
+    report_it(status)
+
+
+def report_first(status, found: Callable) -> None:
+    """Emit, for one thread of a kernel: `found(place)` if it noted a place of an error, and nothing was refused before."""
+
+    @inline
+    def emit(status):
+        if T.And(status[STATUS_CODE] == 0, status[STATUS_FIRST] != T.int64(NOWHERE)):
+            found(status[STATUS_FIRST])
+
+    emit(status)
 
 
 def refuse_first(status, count, violates: Callable, refusal: str, arguments: Callable[..., Sequence]) -> None:
@@ -105,24 +116,24 @@ def check_range(status, coords, rows, low: Sequence, high: Sequence, argument: s
     `low`, `high`: four Python ints or int32 expressions each. `argument` names the coordinates in the message.
     """
 
-    def limit(limits, column):
-        """The limit of a column that is known on the device only."""
-        ints = [T.int32(bound) if isinstance(bound, int) else bound for bound in limits]
-        pairs = T.Select(column < 2, T.Select(column == 0, ints[0], ints[1]), T.Select(column == 2, ints[2], ints[3]))
-        return pairs if len({str(bound) for bound in ints}) > 1 else ints[0]
-
-    def place_of(place):
-        return place % rows, T.Cast("int32", place // rows)
-
     def violates(place):
-        row, column = place_of(place)
-        return T.Or(coords[row, column] < limit(low, column), coords[row, column] > limit(high, column))
+        row, column = place % rows, T.Cast("int32", place // rows)
+        return T.Or(coords[row, column] < of_column(low, column), coords[row, column] > of_column(high, column))
 
-    def arguments(place):
-        row, column = place_of(place)
-        return row, column, coords[row, column], limit(low, column), limit(high, column), argument
+    refuse_first(status, rows * 4, violates, RAISE_RANGE, lambda at: range_arguments(coords, rows, at, low, high, argument))
 
-    refuse_first(status, rows * 4, violates, RAISE_RANGE, arguments)
+
+def of_column(limits: Sequence, column):
+    """The limit of a column that is known on the device only; `limits` as in `check_range`."""
+    ints = [T.int32(bound) if isinstance(bound, int) else bound for bound in limits]
+    pairs = T.Select(column < 2, T.Select(column == 0, ints[0], ints[1]), T.Select(column == 2, ints[2], ints[3]))
+    return pairs if len({str(bound) for bound in ints}) > 1 else ints[0]
+
+
+def range_arguments(coords, rows, place, low: Sequence, high: Sequence, argument: str) -> tuple:
+    """Those of the words for the row of `coords` at a place, column * rows + row."""
+    row, column = place % rows, T.Cast("int32", place // rows)
+    return row, column, coords[row, column], of_column(low, column), of_column(high, column), argument
 
 
 def check_inside(status, coords, rows, batch, shape: Sequence) -> None:
@@ -149,6 +160,12 @@ def check_batch_index(status, batch_index, count, batch) -> None:
     check_entries(status, batch_index, count, 0, batch, RAISE_BATCH_INDEX, lambda i: (i, batch_index[i], batch))
 
 
+def batch_element(batch_index, row, batch):
+    """The batch element of a row, an int64; of an index that was refused, the first, if there is any."""
+    given = T.Cast("int64", batch_index[row])
+    return T.if_then_else(T.And(given >= 0, given < batch), given, T.int64(0))
+
+
 def check_rows(status, argument: str, order, count, rows) -> None:
     """Emit: report the first of the `count` entries of `order` that is not in 0 .. rows - 1."""
     check_entries(status, order, count, 0, rows, RAISE_ROW, lambda i: (argument, i, order[i], rows))
@@ -156,20 +173,31 @@ def check_rows(status, argument: str, order, count, rows) -> None:
 
 def check_offsets(status, argument: str, offsets, batch, rows) -> None:
     """Emit: report offsets [batch + 1] that do not ascend from 0 to `rows`; `argument` names them in the message."""
+    find_first(
+        status,
+        batch + 1,
+        lambda entry: is_wrong_offset(offsets, entry, batch, rows),
+        lambda entry: report_offset(status, argument, offsets, entry, batch, rows),
+    )
 
-    def ends(place):
-        return T.And(place == 0, T.Or(offsets[0] != 0, T.Cast("int64", offsets[batch]) != rows))
 
-    def falls(place):
-        return T.And(place > 0, offsets[place] < offsets[T.max(place, T.int64(1)) - 1])
+def is_wrong_offset(offsets, entry, batch, rows):
+    """Whether an entry of offsets [batch + 1] is less than the one before.
 
-    def found(place):
-        with T.If(place == 0), T.Then():
+    Entry 0, which has none before, stands for both ends: it is wrong where they are not 0 and `rows`.
+    """
+    wrong_ends = T.Or(offsets[0] != 0, T.Cast("int64", offsets[batch]) != rows)
+    falls = offsets[entry] < offsets[T.max(entry, T.Cast(entry.ty.dtype, 1)) - 1]
+    return T.Or(T.And(entry == 0, wrong_ends), T.And(entry > 0, falls))
+
+
+def report_offset(status, argument: str, offsets, entry, batch, rows) -> None:
+    """Emit, for one thread of a kernel: report an entry for which `is_wrong_offset` holds."""
+    with T.If(entry == 0):
+        with T.Then():
             report(status, RAISE_OFFSETS, argument, 0, offsets[0], offsets[batch], rows)
-        with T.If(place > 0), T.Then():
-            report(status, RAISE_OFFSETS, argument, place, offsets[place - 1], offsets[place], rows)
-
-    find_first(status, batch + 1, lambda place: T.Or(ends(place), falls(place)), found)
+        with T.Else():
+            report(status, RAISE_OFFSETS, argument, entry, offsets[entry - 1], offsets[entry], rows)
 
 
 def check_map(status, map_rows, rows_in, rows_out, map_taps, taps) -> None:

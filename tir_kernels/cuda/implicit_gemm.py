@@ -15,13 +15,14 @@ from ..buffers import match_buffer
 from ..script import drop_parameters
 from ..spec.sparse_conv import SparseConv
 from .epilogue import Epilogue
-from .gpu import Gpu, kernel_name
+from .gpu import Gpu, kernel_name, stating
 from .guards import match_status, reporting
 from .launch import left_to_nvcc
 from .map_sums import Fit, TileOfSlots, fill_unfit
 from .neighbour_table import TILE_ROWS, Table, match_table
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
-from .tensor_core import VECTOR, Gemm, Operand, Steps, aligned, tile_for
+from .tensor_core import VECTOR, Gemm, Operand, Steps, tile_for
+from .vectors import aligned
 
 
 def shared(spec: SparseConv, gpu: Gpu) -> SparseConv:
@@ -106,4 +107,4 @@ def implicit_gemm(spec: SparseConv, gpu: Gpu) -> tvm.tirx.PrimFunc:
         fit = T.meta_var(Fit(map_rows, n, m, kx * ky * kz))
         convolve(feats, by_tap, table, fit, status, epilogue)
 
-    return reporting(kernel if has_residual else drop_parameters(kernel, "residual"))
+    return stating(reporting(kernel if has_residual else drop_parameters(kernel, "residual")), tile.registers)

@@ -12,7 +12,7 @@ from ..script import inline
 from ..spec.interpolate import Interpolate
 from .gpu import Gpu, kernel_name
 from .guards import match_status, refuse_first, reporting
-from .launch import for_each
+from .launch import for_each, left_to_nvcc
 from .vectors import load_vector, store_vector, width
 
 
@@ -29,7 +29,7 @@ def interpolate(spec: Interpolate, gpu: Gpu) -> tvm.tirx.PrimFunc:
 
     @inline
     def sum_terms(x, index, weight, out, n, row, first):
-        T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+        left_to_nvcc()
         given = T.alloc_local((lanes,), dtype)
         value = T.alloc_local((lanes,), "float32")
         for lane in T.unroll(lanes):

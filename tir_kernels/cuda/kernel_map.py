@@ -22,12 +22,12 @@ from ..spec.geometry import Geometry
 from ..spec.kernel_map import InverseMap, ProbeMap, SubmanifoldMap
 from .atomics import atomic_or
 from .coordinate_index import Index, match_index
-from .gpu import WARP, Gpu, kernel_name
+from .gpu import WARP, Gpu, kernel_name, stating
 from .guards import check_map, match_status, reporting
-from .launch import THREADS, blocks_for
+from .launch import THREADS, blocks_for, for_each
 from .neighbour_table import NEIGHBOURS, TILE_ROWS, Table, match_table
-from .sort import sort_pairs
-from .warp import count_bits
+from .sort import SORT_REGISTERS, sort_pairs
+from .warp import count_bits, count_bits_below
 
 WARPS = THREADS // WARP
 TAPS_AT_ONCE = 32  # that a tile looks at between two barriers: bits of a word
@@ -102,7 +102,7 @@ def arrange(neighbours, rows, group: Group, out: Table, row_at: Callable) -> Non
             bits[0] = word[0]
             if thread < TAPS_AT_ONCE:
                 if (T.shift_right(bits[0], thread) & 1) != 0:
-                    before: T.let = count_bits(bits[0] & (T.shift_left(T.int32(1), thread) - 1))
+                    before: T.let = count_bits_below(bits[0], thread)
                     out.tiles[line, 1 + live[0] + before] = T.Cast(
                         "int32", group.first + step * TAPS_AT_ONCE + T.Cast("int64", thread)
                     )
@@ -228,20 +228,16 @@ def code_rows(neighbours, codes, rows, group: Group) -> None:
     dtype = codes.dtype
 
     @inline
-    def emit(neighbours, codes, rows):
-        with T.launch_thread("blockIdx.x", blocks_for(rows)) as block:
-            thread = T.launch_thread("threadIdx.x", THREADS)
-            mask = T.alloc_local((1,), dtype)
-            row: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-            if row < rows:
-                mask[0] = T.Cast(dtype, 0)
-                if group.taps <= MASK_TAPS:
-                    for i in range(group.taps):
-                        if neighbours[group.first + i, row] >= 0:
-                            mask[0] = mask[0] | T.shift_left(T.Cast(dtype, 1), T.Cast(dtype, i))
-                codes[row] = mask[0] ^ T.shift_right(mask[0], T.Cast(dtype, 1))
+    def code(neighbours, codes, row):
+        mask = T.alloc_local((1,), dtype)
+        mask[0] = T.Cast(dtype, 0)
+        if group.taps <= MASK_TAPS:
+            for i in range(group.taps):
+                if neighbours[group.first + i, row] >= 0:
+                    mask[0] = mask[0] | T.shift_left(T.Cast(dtype, 1), T.Cast(dtype, i))
+        codes[row] = mask[0] ^ T.shift_right(mask[0], T.Cast(dtype, 1))
 
-    emit(neighbours, codes, rows)
+    for_each(rows, lambda row: code(neighbours, codes, row))
 
 
 def arrange_group(neighbours, rows, group: Group, out: Table) -> None:
@@ -310,7 +306,7 @@ def map_onto(geometry: Geometry, name: str, *without: str) -> tvm.tirx.PrimFunc:
         arrange_all(found, rows, out)
         note_rows(map_rows, index.plan.rows, rows)
 
-    return script.drop_parameters(kernel, *without)
+    return stating(script.drop_parameters(kernel, *without), SORT_REGISTERS)
 
 
 @cache
@@ -330,13 +326,13 @@ def inverse_map(spec: InverseMap, gpu: Gpu) -> tvm.tirx.PrimFunc:
             inverse_rows[1] = rows
 
     @inline
+    def clear_one(flat, place):
+        flat[place] = T.int32(-1)
+
+    @inline
     def clear(found, size):
         flat = T.decl_buffer((size,), "int32", data=found.data)
-        with T.launch_thread("blockIdx.x", blocks_for(size)) as block:
-            thread = T.launch_thread("threadIdx.x", THREADS)
-            place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-            if place < size:
-                flat[place] = T.int32(-1)
+        for_each(size, lambda place: clear_one(flat, place))
 
     @inline
     def exchange(given, found, rows):
@@ -389,4 +385,4 @@ def inverse_map(spec: InverseMap, gpu: Gpu) -> tvm.tirx.PrimFunc:
         exchange(given, found, rows)
         arrange_all(found, rows, out)
 
-    return reporting(kernel)
+    return stating(reporting(kernel), SORT_REGISTERS)

@@ -11,8 +11,8 @@ from ..script import drop_parameters, inline
 from ..spec.layer_norm import LayerNorm
 from ..vector_math import EMIT
 from .gpu import WARP, Gpu, kernel_name
-from .guards import check_batch_index, match_status, reporting
-from .launch import THREADS, blocks_for
+from .guards import batch_element, check_batch_index, match_status, reporting
+from .launch import THREADS, blocks_for, left_to_nvcc
 from .reductions import WARPS, add, each_of_lane, over_lanes
 
 KEPT = 1024  # channels, at most, that a warp keeps in registers, 32 a lane; longer rows are read again from cache
@@ -69,16 +69,14 @@ def layer_norm(spec: LayerNorm, gpu: Gpu) -> tvm.tirx.PrimFunc:
             check_batch_index(status, batch_index, n, batch)
         with T.launch_thread("blockIdx.x", blocks_for(n, WARPS)) as block:
             thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             kept = T.alloc_local((channels // WARP + 1 if is_kept else 1,), "float32")
             total = T.alloc_local((1,), "float32")
             mean = T.alloc_local((1,), "float32")
             element = T.alloc_local((1,), "int64")
             row: T.let = T.Cast("int64", block) * WARPS + T.Cast("int64", thread // WARP)
-            if row < n:
-                element[0] = T.Cast("int64", batch_index[row]) if has_index else T.int64(0)
-                if T.Or(element[0] < 0, element[0] >= batch):
-                    element[0] = T.int64(0)  # was refused
+            if T.And(row < n, batch > 0):  # without batch elements every row was refused
+                element[0] = batch_element(batch_index, row, batch) if has_index else T.int64(0)
                 total[0] = T.float32(0)
                 each_of_lane(channels, thread % WARP, lambda step, c: add_element(x, kept, total, row, step, c), is_kept)
                 over_lanes(total, 0, add)

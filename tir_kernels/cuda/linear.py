@@ -11,11 +11,12 @@ from ..buffers import match_buffer
 from ..script import drop_parameters
 from ..spec.linear import Linear
 from .epilogue import Epilogue
-from .gpu import Gpu, kernel_name
-from .guards import check_batch_index, match_status, reporting
+from .gpu import Gpu, kernel_name, stating
+from .guards import batch_element, check_batch_index, match_status, reporting
 from .launch import left_to_nvcc
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
-from .tensor_core import VECTOR, Gemm, Operand, Steps, aligned, tile_for
+from .tensor_core import VECTOR, Gemm, Operand, Steps, tile_for
+from .vectors import aligned
 
 
 def shared(spec: Linear, gpu: Gpu) -> Linear:
@@ -67,17 +68,6 @@ def linear(spec: Linear, gpu: Gpu) -> tvm.tirx.PrimFunc:
             gemm.finish(shared, sums, thread, lambda *at: gemm.again(steps, of_x, of_weight, *at), store, columns)
         add_parts(sums_of_parts, parts, n, cout, epilogue)
 
-    def gate_row(batch_index, batch):
-        """The row of the gate for a row; of an index that was refused the first, if there is any."""
-
-        def of_row(row):
-            if not has_index:
-                return 0
-            given = T.Cast("int64", batch_index[row])
-            return T.bind(T.if_then_else(T.And(given >= 0, given < batch), given, T.int64(0)))
-
-        return of_row
-
     @script.prim_func(s_tir=True)
     def kernel(
         x_: T.handle,
@@ -110,12 +100,14 @@ def linear(spec: Linear, gpu: Gpu) -> tvm.tirx.PrimFunc:
                 bias,
                 residual if has_residual else None,
                 gate if has_gate else None,
-                gate_row(batch_index, batch),
+                lambda row: T.bind(batch_element(batch_index, row, batch)) if has_index else 0,
                 in_vectors=cout % VECTOR == 0,
             )
         )
-        multiply(x, weight, n, parts, sums_of_parts, epilogue)
+        # Without batch elements every row was refused, and there is no gate to read.
+        rows = T.meta_var(T.if_then_else(batch > 0, n, T.int64(0)) if has_index else n)
+        multiply(x, weight, rows, parts, sums_of_parts, epilogue)
 
     given = {"residual": has_residual, "gate": has_gate, "batch_index": has_index, "status": has_index}
-    kernel = drop_parameters(kernel, *(name for name, present in given.items() if not present))
+    kernel = stating(drop_parameters(kernel, *(name for name, present in given.items() if not present)), tile.registers)
     return reporting(kernel) if has_index else kernel

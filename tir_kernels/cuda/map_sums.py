@@ -15,7 +15,8 @@ from .guards import check_map
 from .launch import THREADS, left_to_nvcc
 from .neighbour_table import TILE_ROWS, Table
 from .partial_sums import add_parts, allocate_parts, finish_part
-from .tensor_core import VECTOR, aligned
+from .tensor_core import VECTOR
+from .vectors import aligned
 
 
 @dataclass(frozen=True)

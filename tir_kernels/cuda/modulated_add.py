@@ -10,7 +10,7 @@ from ..buffers import match_buffer
 from ..script import drop_parameters, inline
 from ..spec.modulated_add import ModulatedAdd
 from .gpu import WARP, Gpu, kernel_name
-from .guards import check_batch_index, match_status, reporting
+from .guards import batch_element, check_batch_index, match_status, reporting
 from .launch import THREADS, blocks_for
 from .reductions import WARPS, each_of_lane
 
@@ -40,10 +40,8 @@ def modulated_add(spec: ModulatedAdd, gpu: Gpu) -> tvm.tirx.PrimFunc:
             thread = T.launch_thread("threadIdx.x", THREADS)
             element = T.alloc_local((1,), "int64")
             row: T.let = T.Cast("int64", block) * WARPS + T.Cast("int64", thread // WARP)
-            if row < n:
-                element[0] = T.Cast("int64", batch_index[row]) if has_index else T.int64(0)
-                if T.Or(element[0] < 0, element[0] >= batch):
-                    element[0] = T.int64(0)  # was refused
+            if T.And(row < n, batch > 0):  # without batch elements every row was refused
+                element[0] = batch_element(batch_index, row, batch) if has_index else T.int64(0)
                 each_of_lane(channels, thread % WARP, lambda step, c: add(x, y, gate, out, row, element[0], c), kept=False)
 
     return reporting(kernel) if has_index else drop_parameters(kernel, "batch_index", "status")

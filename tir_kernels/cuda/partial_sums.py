@@ -6,7 +6,7 @@ Into how many parts a sum is cut is a function of sizes alone, so no bit depends
 from tvm.script import tirx as T
 
 from .epilogue import Epilogue
-from .launch import THREADS, blocks_for, left_to_nvcc
+from .launch import for_each, left_to_nvcc
 
 BLOCKS = 256  # as many as are wanted: about two for each processor of a large device
 MOST_PARTS = 16  # as blocks along y they could be more, but each costs a pass over the result
@@ -46,18 +46,21 @@ def add_parts(sums, parts, rows, columns: int, epilogue: Epilogue, written=True)
 
     `written`: whether the parts were written at all; if not, the result is left as it is.
     """
+
+    def add(place):
+        with left_to_nvcc(), T.If(written), T.Then():
+            row, column = T.bind(place // columns), T.bind(T.Cast("int32", place % columns))
+            values = add_in_order(sums, parts, [row, column])
+            epilogue.finish(values, row, column, columns - column)
+
     with T.If(parts > 1), T.Then():
-        count = rows * columns
-        with (
-            T.launch_thread("blockIdx.x", blocks_for(count)) as block,
-            T.launch_thread("threadIdx.x", THREADS) as thread,
-            left_to_nvcc(),
-        ):
-            place = T.bind(T.Cast("int64", block) * THREADS + T.Cast("int64", thread))
-            values = T.alloc_buffer((1,), "float32", scope="local")
-            with T.If(T.And(place < count, written)), T.Then():
-                row, column = T.bind(place // columns), T.bind(T.Cast("int32", place % columns))
-                T.buffer_store(values, sums[0, row, column], [0])
-                with T.serial(1, T.Cast("int32", parts)) as part:
-                    T.buffer_store(values, values[0] + sums[part, row, column], [0])
-                epilogue.finish(values, row, column, columns - column)
+        for_each(rows * columns, add)
+
+
+def add_in_order(sums, parts, at: list):
+    """Emit the sum of all parts of an element, and return it: float32 [1], local. sums [parts, ...], `at` of the element."""
+    value = T.alloc_buffer((1,), "float32", scope="local")
+    T.buffer_store(value, sums[(0, *at)], [0])
+    with T.serial(1, T.Cast("int32", parts)) as part:
+        T.buffer_store(value, value[0] + sums[(part, *at)], [0])
+    return value

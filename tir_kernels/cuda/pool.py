@@ -10,13 +10,13 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..layout import NeighbourTable
 from ..reduction import add, finish, initial
 from ..script import inline
 from ..spec.pool import Pool
 from .gpu import Gpu, kernel_name
 from .guards import check_map, match_status, reporting
-from .launch import THREADS, blocks_for
+from .launch import THREADS, blocks_for, left_to_nvcc
+from .neighbour_table import TILE_ROWS, match_table
 from .vectors import load_vector, store_vector, width
 
 
@@ -26,7 +26,6 @@ def pool(spec: Pool, gpu: Gpu) -> tvm.tirx.PrimFunc:
     channels, reduction, dtype = spec.channels, spec.reduction, spec.dtype
     lanes = width(dtype, channels)
     pieces = channels // lanes  # of a row
-    tile_rows = NeighbourTable.TILE_ROWS
 
     @inline
     def check(status, map_rows, n, m, taps):
@@ -55,7 +54,7 @@ def pool(spec: Pool, gpu: Gpu) -> tvm.tirx.PrimFunc:
     def reduce_group(x, neighbours, order, tiles, out, sums, counts, group, groups, slots, n, m):
         with T.launch_thread("blockIdx.x", blocks_for(slots * pieces)) as block:
             thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             value = T.alloc_local((lanes,), "float32")
             count = T.alloc_local((1,), "int32")
             place: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
@@ -72,7 +71,7 @@ def pool(spec: Pool, gpu: Gpu) -> tvm.tirx.PrimFunc:
                             value[lane] = sums[row, c + lane]
                         count[0] = counts[row, c]
                     add_taps(
-                        *(x, neighbours, tiles, value, count, n, group * (slots // tile_rows) + slot // tile_rows, slot, c)
+                        *(x, neighbours, tiles, value, count, n, group * (slots // TILE_ROWS) + slot // TILE_ROWS, slot, c)
                     )
                     if group == groups - 1:
                         finish_row(out, row, c, value, count)
@@ -92,12 +91,10 @@ def pool(spec: Pool, gpu: Gpu) -> tvm.tirx.PrimFunc:
         out_: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name(f"pool_{reduction.mode}", dtype)})
-        n, m, taps, slots, groups = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
-        lists, columns = T.int64(), T.int64()
+        n, m = T.int64(), T.int64()
         x = match_buffer(x_, (n, channels), dtype)
-        neighbours = match_buffer(neighbours_, (taps, slots), "int32")
-        order = match_buffer(order_, (groups, slots), "int32")
-        tiles = match_buffer(tiles_, (lists, columns), "int32")
+        table = T.meta_var(match_table(neighbours_, order_, tiles_))
+        taps, slots, groups = T.meta_var((table.taps, table.slots, table.groups))
         map_rows = match_buffer(map_rows_, (2,), "int64")
         status = T.meta_var(match_status(status_))
         out = match_buffer(out_, (m, channels), dtype)
@@ -106,6 +103,9 @@ def pool(spec: Pool, gpu: Gpu) -> tvm.tirx.PrimFunc:
         counts = T.alloc_buffer((T.Select(groups > 1, m, T.int64(0)), channels), "int32")
         check(status, map_rows, n, m, taps)
         for group in range(groups):
-            reduce_group(x, neighbours, order, tiles, out, sums, counts, group, groups, slots, n, m)
+            reduce_group(
+                *(x, table.neighbours, table.order, table.tiles, out, sums, counts),
+                *(group, groups, slots, n, m),
+            )
 
     return reporting(kernel)

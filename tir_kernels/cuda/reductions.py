@@ -10,8 +10,8 @@ from tvm.script import tirx as T
 from ..script import inline
 from .gpu import WARP
 from .launch import THREADS
+from .warp import from_other
 
-ALL_LANES = 0xFFFFFFFF
 WARPS = THREADS // WARP  # of a block that shares a row
 
 
@@ -25,7 +25,7 @@ def over_lanes(cell, place, combine, lanes=WARP):
     """cell[place] = those of all `lanes` neighbouring lanes combined, a power of two, in every one of them."""
     other = T.alloc_local((1,), "float32")  # a combination may evaluate its arguments twice, or one in a branch
     for step in T.unroll(lanes.bit_length() - 1):
-        other[0] = T.tvm_warp_shuffle_xor(T.uint32(ALL_LANES), cell[place], T.shift_right(lanes // 2, step), WARP, WARP)
+        other[0] = from_other(cell[place], T.shift_right(lanes // 2, step))
         cell[place] = combine(cell[place], other[0])
 
 

@@ -11,7 +11,7 @@ from ..buffers import match_buffer
 from ..script import inline
 from ..spec.rms_norm_heads import SMALLEST_NORM, RmsNormHeads
 from .gpu import WARP, Gpu, kernel_name
-from .launch import THREADS, blocks_for
+from .launch import THREADS, blocks_for, left_to_nvcc
 from .reductions import WARPS, add, each_of_lane, over_lanes
 
 KEPT = 1024  # channels, at most, that a warp keeps in registers
@@ -47,7 +47,7 @@ def rms_norm_heads(spec: RmsNormHeads, gpu: Gpu) -> tvm.tirx.PrimFunc:
         out = T.decl_buffer((n * heads, depth), dtype, data=out_nd.data)
         with T.launch_thread("blockIdx.x", blocks_for(n * heads, WARPS)) as block:
             thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             kept = T.alloc_local((depth // WARP + 1 if is_kept else 1,), "float32")
             total = T.alloc_local((1,), "float32")
             row: T.let = T.Cast("int64", block) * WARPS + T.Cast("int64", thread // WARP)

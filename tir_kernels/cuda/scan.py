@@ -14,12 +14,13 @@ from tvm.script import tirx as T
 from ..buffers import named
 from ..script import inline
 from .gpu import WARP
-from .launch import blocks_for
+from .launch import blocks_for, left_to_nvcc
 from .warp import add_lower_lanes, from_lane
 
 THREADS = 256
 WARPS = THREADS // WARP
-ROUNDS = 16  # values of a thread, which takes at most 97 registers for them: 2 blocks a processor
+ROUNDS = 16  # values of a thread
+SCAN_REGISTERS = 97  # at most, which kernels that sum so state as theirs: 2 blocks a processor
 PART = ROUNDS * WARP  # values of a warp
 TILE = WARPS * PART  # values of a block
 FEW = 4 * TILE  # values that one block sums alone, as two launches more would take longer
@@ -50,7 +51,7 @@ def sum_tiles(values, tile_sums, count) -> None:
     def emit(tile_sums, count):
         with T.launch_thread("blockIdx.x", blocks_for(count, TILE)) as tile:
             thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             sum_ = T.alloc_local((1,), dtype)
             totals = T.alloc_shared((WARPS,), dtype)
             first: T.let = T.Cast("int64", tile) * TILE
@@ -85,7 +86,7 @@ def scan_by_one_block(values, sums, count, total=None) -> None:
     def emit(count):
         with T.launch_thread("blockIdx.x", 1):
             thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             before = T.alloc_local((1,), dtype)
             before[0] = T.Cast(dtype, 0)
             for tile in range((count + TILE - 1) // TILE):
@@ -107,7 +108,7 @@ def scan_tiles(values, before_tile, count, dtype: str, store: Callable) -> None:
     def emit(before_tile, count):
         with T.launch_thread("blockIdx.x", blocks_for(count, TILE)) as tile:
             thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             before = T.alloc_local((1,), dtype)
             first: T.let = T.Cast("int64", tile) * TILE
             before[0] = T.Cast(dtype, 0)

@@ -15,10 +15,10 @@ from ..buffers import match_buffer
 from ..reduction import add, finish, initial
 from ..script import inline
 from ..spec.segment_pool import SegmentPool
-from .gpu import WARP, Gpu, kernel_name
+from .gpu import WARP, Gpu, kernel_name, stating
 from .guards import check_index, match_status, reporting
-from .launch import for_each
-from .sort import bits_below, find_starts, sort_pairs
+from .launch import for_each, left_to_nvcc
+from .sort import SORT_REGISTERS, bits_below, find_starts, sort_pairs
 from .vectors import load_vector, store_vector, width
 
 LANES = 32  # rows that a block takes at once
@@ -57,7 +57,7 @@ def segment_pool(spec: SegmentPool, gpu: Gpu) -> tvm.tirx.PrimFunc:
 
     @inline
     def reduce_alone(x, order, starts, out, row, c):
-        T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+        left_to_nvcc()
         value = T.alloc_local((width_alone,), "float32")
         given = T.alloc_local((width_alone,), dtype)
         begin: T.let = starts[row]
@@ -83,7 +83,7 @@ def segment_pool(spec: SegmentPool, gpu: Gpu) -> tvm.tirx.PrimFunc:
     def reduce_together(x, order, starts, out, m):
         with T.launch_thread("blockIdx.x", T.max(m * panels, T.int64(1))) as block:
             thread = T.launch_thread("threadIdx.x", LANES * WARP)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             value = T.alloc_local((1,), "float32")
             parts = T.alloc_shared((LANES, WARP), "float32")
             row: T.let = T.Cast("int64", block // panels)
@@ -127,4 +127,4 @@ def segment_pool(spec: SegmentPool, gpu: Gpu) -> tvm.tirx.PrimFunc:
         find_starts(sorted_keys, n, starts, m + 1)
         reduce(x, order, starts, out, n, m)
 
-    return reporting(kernel)
+    return stating(reporting(kernel), SORT_REGISTERS)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 from tvm.script import tirx as T
 
-from ..guards import NOWHERE, RAISE_OFFSETS, STATUS_CODE, STATUS_FIRST
+from ..guards import STATUS_CODE, STATUS_FIRST
 from ..script import inline
 from .atomics import atomic_min
 from .gpu import WARP
-from .guards import report
-from .reductions import ALL_LANES
+from .guards import is_wrong_offset, report_first, report_offset
+from .warp import add_lower_lanes
 
 PLANNERS = 512  # threads of the block
 WARPS = PLANNERS // WARP
@@ -24,12 +24,8 @@ def add_before(counts, thread):
     """counts[0] of every thread becomes the sum of it over the threads before, counts[1] that over all threads."""
     totals = T.alloc_shared((WARPS,), "int32")
     own = T.alloc_local((1,), "int32")
-    below = T.alloc_local((1,), "int32")
     own[0] = counts[0]
-    for step in T.unroll(WARP.bit_length() - 1):
-        below[0] = T.tvm_warp_shuffle_up(T.uint32(ALL_LANES), counts[0], T.shift_left(1, step), WARP, WARP)
-        if thread % WARP >= T.shift_left(1, step):
-            counts[0] += below[0]
+    add_lower_lanes(counts, 0, thread % WARP)
     if thread % WARP == WARP - 1:
         totals[thread // WARP] = counts[0]
     T.tvm_storage_sync("shared")
@@ -46,17 +42,14 @@ def check_offsets(status, argument: str, offsets, segments, rows, thread) -> Non
 
     @inline
     def check(status, offsets, segments, rows, thread):
-        for turn in range((segments + PLANNERS - 1) // PLANNERS):
-            if turn * PLANNERS + thread < segments:
-                if offsets[turn * PLANNERS + thread + 1] < offsets[turn * PLANNERS + thread]:
-                    T.evaluate(atomic_min(status, STATUS_FIRST, T.Cast("int64", turn * PLANNERS + thread)))
+        for turn in range(segments // PLANNERS + 1):
+            entry: T.let = turn * PLANNERS + thread
+            if entry <= segments:
+                if is_wrong_offset(offsets, entry, segments, rows):
+                    T.evaluate(atomic_min(status, STATUS_FIRST, T.Cast("int64", entry)))
         T.tvm_storage_sync("shared")
         if thread == 0:
-            if T.Or(offsets[0] != 0, T.Cast("int64", offsets[segments]) != rows):
-                report(status, RAISE_OFFSETS, argument, 0, offsets[0], offsets[segments], rows)
-            if status[STATUS_FIRST] != T.int64(NOWHERE):
-                first: T.let = status[STATUS_FIRST]
-                report(status, RAISE_OFFSETS, argument, first + 1, offsets[first], offsets[first + 1], rows)
+            report_first(status, lambda entry: report_offset(status, argument, offsets, entry, segments, rows))
         T.tvm_storage_sync("shared")
 
     check(status, offsets, segments, rows, thread)

@@ -12,10 +12,10 @@ from ..integers import nearest_int32
 from ..script import inline
 from ..spec.coordinate_index import BATCH_LIMIT
 from ..spec.serialize import CountCuts, CutSequence, Serialize, SerialKeys, axes, code_dtype
-from .gpu import WARP, Gpu, kernel_name
+from .gpu import WARP, Gpu, kernel_name, stating
 from .guards import check_range, match_status, reporting
 from .launch import THREADS, blocks_for, for_each
-from .scan import scan_by_one_block
+from .scan import SCAN_REGISTERS, scan_by_one_block
 from .sort import search
 from .warp import add_lower_lanes, count_in_warp
 
@@ -240,4 +240,4 @@ def cut_sequence(spec: CutSequence, gpu: Gpu) -> tvm.tirx.PrimFunc:
             ),
         )
 
-    return kernel
+    return stating(kernel, SCAN_REGISTERS)

@@ -25,12 +25,12 @@ from ..spec.sites import CopySites, FindSites, PlanSites, most_sites, touched_on
 from .atomics import atomic_min
 from .coordinate_index import FREE, clear_plan, find_bucket, take_bucket
 from .extremes import find_extremes
-from .gpu import WARP, Gpu, kernel_name
+from .gpu import WARP, Gpu, kernel_name, stating
 from .guards import match_status, report, reporting
 from .launch import THREADS, blocks_for, for_each
-from .scan import exclusive_scan
-from .sort import sort_pairs
-from .warp import ballot, count_bits
+from .scan import SCAN_REGISTERS, exclusive_scan
+from .sort import SORT_REGISTERS, sort_pairs
+from .warp import ballot, count_bits, count_bits_below
 
 WARPS = THREADS // WARP
 UNTOUCHED = 2**63 - 1  # a place behind all others
@@ -228,9 +228,8 @@ def find_sites(spec: FindSites, gpu: Gpu) -> tvm.tirx.PrimFunc:
             word[0] = words[T.Cast("int64", tap) * row_words + row // WARP]
             if (T.shift_right(word[0], lane) & 1) != 0:
                 set_site(coords, row, tap, plan, site, there)
-                rank: T.let = T.Cast("int64", ranks[T.Cast("int64", tap) * row_words + row // WARP]) + T.Cast(
-                    "int64", count_bits(word[0] & (T.shift_left(T.int32(1), lane) - 1))
-                )
+                before: T.let = ranks[T.Cast("int64", tap) * row_words + row // WARP]
+                rank: T.let = T.Cast("int64", before + count_bits_below(word[0], lane))
                 for column in T.unroll(4):
                     out[rank, column] = site[column]
 
@@ -264,7 +263,7 @@ def find_sites(spec: FindSites, gpu: Gpu) -> tvm.tirx.PrimFunc:
         )
         for_each(T.int64(1), lambda place: note_count(count, ranks[taps * row_words]))
 
-    return with_bounds(kernel, count=[[LinearBound(most_sites(geometry))]])
+    return stating(with_bounds(kernel, count=[[LinearBound(most_sites(geometry))]]), SCAN_REGISTERS)
 
 
 @cache
@@ -294,4 +293,4 @@ def copy_sites(spec: CopySites, gpu: Gpu) -> tvm.tirx.PrimFunc:
         sort_pairs(batches, None, ascending, order, rows, BATCH_BITS)
         for_each(rows, lambda place: copy(sites, order, out, place))
 
-    return kernel
+    return stating(kernel, SORT_REGISTERS)

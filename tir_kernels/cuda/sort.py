@@ -10,15 +10,15 @@ from tvm.script import tirx as T
 
 from ..script import inline
 from .gpu import WARP
-from .launch import THREADS as SEARCHERS
-from .launch import blocks_for
+from .launch import blocks_for, for_each, left_to_nvcc
 from .warp import add_lower_lanes, from_lane, rank_in_warp
 
 DIGIT_BITS = 8
 DIGITS = 1 << DIGIT_BITS
 THREADS = DIGITS  # one to each digit
 WARPS = THREADS // WARP
-ROUNDS = 8  # keys of a thread, which takes at most 64 registers for them: 4 blocks a processor
+ROUNDS = 8  # keys of a thread
+SORT_REGISTERS = 64  # at most, which kernels that sort state as theirs: 4 blocks a processor
 PART = ROUNDS * WARP  # keys of a warp
 TILE = WARPS * PART  # keys of a block
 
@@ -69,7 +69,7 @@ def sort_pairs(keys, rows, sorted_keys, sorted_rows, count, bits) -> None:
         """counts[digit, tile]"""
         with T.launch_thread("blockIdx.x", tiles) as tile:
             thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             counters = T.alloc_shared((WARPS * DIGITS,), "int32")
             total = T.alloc_local((1,), "int32")
             key = T.alloc_local((ROUNDS,), dtype)
@@ -93,7 +93,7 @@ def sort_pairs(keys, rows, sorted_keys, sorted_rows, count, bits) -> None:
         """counts[digit, tile] becomes the sum of the tiles before, totals[digit] that of all; a warp to each digit"""
         with T.launch_thread("blockIdx.x", DIGITS // WARPS) as block:
             thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             sum_ = T.alloc_local((1,), "int32")
             own = T.alloc_local((1,), "int32")
             before = T.alloc_local((1,), "int32")
@@ -119,7 +119,7 @@ def sort_pairs(keys, rows, sorted_keys, sorted_rows, count, bits) -> None:
     ):
         with T.launch_thread("blockIdx.x", tiles) as tile:
             thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
+            left_to_nvcc()
             counters = T.alloc_shared((WARPS * DIGITS,), "int32")
             sums = T.alloc_shared((WARPS,), "int32")
             key = T.alloc_local((ROUNDS,), dtype)
@@ -199,16 +199,12 @@ def find_starts(values, count, starts, entries) -> None:
     value_at = (lambda place: values[place]) if isinstance(values, tvm.tirx.Buffer) else values
 
     @inline
-    def emit(starts, count, entries):
-        with T.launch_thread("blockIdx.x", blocks_for(entries, SEARCHERS)) as block:
-            thread = T.launch_thread("threadIdx.x", SEARCHERS)
-            found = T.alloc_local((2,), "int64")
-            entry: T.let = T.Cast("int64", block) * SEARCHERS + T.Cast("int64", thread)
-            if entry < entries:
-                search(found, count, lambda place: T.Cast("int64", value_at(place)) < entry)
-                starts[entry] = T.Cast("int32", found[0])
+    def find(starts, count, entry):
+        found = T.alloc_local((2,), "int64")
+        search(found, count, lambda place: T.Cast("int64", value_at(place)) < entry)
+        starts[entry] = T.Cast("int32", found[0])
 
-    emit(starts, count, entries)
+    for_each(entries, lambda entry: find(starts, count, entry))
 
 
 @inline

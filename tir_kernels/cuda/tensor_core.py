@@ -24,8 +24,9 @@ from tvm.script import tirx as T
 from .gpu import WARP
 from .shared_memory import copy_elements, load, load_vector, store_pair
 from .shared_memory import store as store_one
+from .vectors import BYTES as CHUNK
+from .vectors import width
 
-CHUNK = 16  # bytes that a thread copies at once
 MMA = {
     "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
     "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
@@ -36,29 +37,17 @@ COPY = "cp.async.cg.shared.global"
 VECTOR = 4  # columns that a thread finishes at once
 PADDING = 8  # columns between staged rows, which puts the rows of a fragment into different banks
 
-_ALIGNED = """
-__forceinline__ __device__ int tir_aligned_16(void* p) {
-  return ((unsigned long long)p & 15) == 0;
-}
-"""
-
-
-def aligned(*buffers):
-    """An expression: all buffers begin at a multiple of 16 bytes, which vectors of them need."""
-    all_of_them = tvm.tirx.IntImm("bool", True)
-    for buffer in buffers:
-        start = buffer.ptr_to([0] * len(buffer.shape))
-        one = T.cuda.func_call("tir_aligned_16", start, source_code=_ALIGNED, return_type="int32")
-        all_of_them = T.And(all_of_them, one != 0)
-    return all_of_them
-
 
 @dataclass(frozen=True)
 class Tile:
-    """rows x cols of the result, for a block of `warps` (down, across); rows of `row_bytes` in `stages` stages."""
+    """rows x cols of the result, for a block of `warps` (down, across); rows of `row_bytes` in `stages` stages.
+
+    `registers`: the most that a thread of any kernel with this tile takes.
+    """
 
     cols: int
     warps: tuple[int, int]
+    registers: int
     row_bytes: int = 64
     stages: int = 3
     rows: int = 128
@@ -104,7 +93,7 @@ class Gemm:
     @property
     def vector(self) -> int:
         """Channels of a chunk."""
-        return CHUNK // tvm.DataType(self.dtype).itemsize
+        return width(self.dtype)
 
     @property
     def chunks(self) -> int:
@@ -348,16 +337,16 @@ class Gemm:
                     store(row, column, values)
 
 
-# Tiles, the narrowest first. Beside each: registers of a thread of `implicit_gemm` with silu, of nvcc 13.0 for sm_80, sm_90 and
-# sm_120, where none spills; of float16 in the first list.
+# Tiles, the narrowest first. Registers are the most that nvcc 13.0 reports for sm_80, sm_90 and sm_120; beside each tile those
+# of `implicit_gemm` with silu, of float16 in the first list. Linear layers and dense convolutions of float32 take a few more.
 NARROW_TYPES = (
-    Tile(32, (4, 1)),  # 100, 80, 125
-    Tile(64, (2, 2)),  # 132, 132, 156
-    Tile(128, (2, 2)),  # 229, 229, 238: two blocks a processor
+    Tile(32, (4, 1), 125),  # 100, 80, 125
+    Tile(64, (2, 2), 156),  # 132, 132, 156
+    Tile(128, (2, 2), 238),  # 229, 229, 238: two blocks a processor
 )
 FLOAT32 = (
-    Tile(32, (4, 1)),  # 118, 116, 160
-    Tile(64, (2, 2)),  # 162, 168, 246
+    Tile(32, (4, 1), 160),  # 118, 116, 160
+    Tile(64, (2, 2), 254),  # 162, 168, 246
 )
 
 

@@ -15,7 +15,7 @@ from ..vector_math import bind
 from .coordinate_index import match_index
 from .gpu import Gpu, kernel_name
 from .guards import match_status, reporting
-from .launch import THREADS, blocks_for
+from .launch import for_each, left_to_nvcc
 from .quantize import check_points
 
 
@@ -39,13 +39,15 @@ def trilinear(spec: Trilinear, gpu: Gpu) -> tvm.tirx.PrimFunc:
             along(axis, *buffers)
 
     @inline
-    def write(points, row, voxel_size, batch, origin, voxels, index, weight):
+    def write(points, row, voxel_size, batch_index, origin, voxels, index, weight):
+        left_to_nvcc()
         base = T.alloc_local((3,), "int32")
         sides = T.alloc_local((2, 3), "float32")
         own = T.alloc_local((CORNERS,), "float32")
         found = T.alloc_local((1,), "int32")
         total = T.alloc_local((1,), "float32")
         all_axes(points, row, voxel_size, origin, base, sides)
+        batch: T.let = batch_index[row] if has_index else T.int32(0)
         total[0] = T.float32(0)
         for corner in T.unroll(CORNERS):
             dx: T.let = corner // 4
@@ -84,12 +86,6 @@ def trilinear(spec: Trilinear, gpu: Gpu) -> tvm.tirx.PrimFunc:
         index = match_buffer(index_, (n, CORNERS), "int32")
         weight = match_buffer(weight_, (n, CORNERS), "float32")
         check_points(status, points, n, voxel_size, batch_index if has_index else None, origin)
-        with T.launch_thread("blockIdx.x", blocks_for(n)) as block:
-            thread = T.launch_thread("threadIdx.x", THREADS)
-            T.attr(T.int32(0), "pragma_unroll_explicit", 0)
-            row: T.let = T.Cast("int64", block) * THREADS + T.Cast("int64", thread)
-            if row < n:
-                batch: T.let = batch_index[row] if has_index else T.int32(0)
-                write(points, row, voxel_size, batch, origin, voxels, index, weight)
+        for_each(n, lambda row: write(points, row, voxel_size, batch_index, origin, voxels, index, weight))
 
     return reporting(kernel if has_index else drop_parameters(kernel, "batch_index"))

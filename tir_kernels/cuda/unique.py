@@ -29,12 +29,12 @@ from ..spec.unique import FillUnique, PlanUnique, RankUnique
 from .atomics import atomic_min, atomic_or
 from .coordinate_index import clear_plan
 from .extremes import find_extremes
-from .gpu import Gpu, kernel_name
+from .gpu import Gpu, kernel_name, stating
 from .guards import match_status, report, reporting
 from .launch import for_each
-from .scan import exclusive_scan
+from .scan import SCAN_REGISTERS, exclusive_scan
 from .sort import sort_pairs
-from .warp import count_bits
+from .warp import count_bits, count_bits_below
 
 SORT = HASH  # the method where no grid fits
 WORD = 32  # cells of a word
@@ -105,10 +105,6 @@ def rank_unique(spec: RankUnique, gpu: Gpu) -> tvm.tirx.PrimFunc:
     def divided(coords, row):
         return (coords[row, 0], *(divide(coords[row, axis + 1], factor[axis]) for axis in range(3)))
 
-    def below(cell):
-        """The bits of the cells of a word before a cell."""
-        return T.shift_left(T.int32(1), cell & (WORD - 1)) - 1
-
     @inline
     def clear_word(words, place):
         words[place] = T.int32(0)
@@ -123,7 +119,7 @@ def rank_unique(spec: RankUnique, gpu: Gpu) -> tvm.tirx.PrimFunc:
     def number(coords, plan, words, ranks, inverse, row):
         cell = T.alloc_local((1,), "int32")
         cell[0] = plan.cell_of(divided(coords, row), "int32")
-        inverse[row] = ranks[cell[0] >> LOG_WORD] + count_bits(words[cell[0] >> LOG_WORD] & below(cell[0]))
+        inverse[row] = ranks[cell[0] >> LOG_WORD] + count_bits_below(words[cell[0] >> LOG_WORD], cell[0] & (WORD - 1))
 
     @inline
     def note_count(count, value):
@@ -177,7 +173,7 @@ def rank_unique(spec: RankUnique, gpu: Gpu) -> tvm.tirx.PrimFunc:
         for _ in range(T.Cast("int64", num_keys != NO_KEYS)):
             rank_sorted(coords, keys, inverse, count, rows)
 
-    return with_bounds(kernel, count=[[LinearBound(1)]])
+    return stating(with_bounds(kernel, count=[[LinearBound(1)]]), SCAN_REGISTERS)  # more than the sort
 
 
 @cache

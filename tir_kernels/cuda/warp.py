@@ -47,6 +47,11 @@ def from_below(value, distance):
     return T.tvm_warp_shuffle_up(T.uint32(ALL_LANES), value, distance, WARP, WARP)
 
 
+def from_other(value, distance):
+    """What `value` is in the lane whose number differs in the one bit of `distance`."""
+    return T.tvm_warp_shuffle_xor(T.uint32(ALL_LANES), value, distance, WARP, WARP)
+
+
 @inline
 def add_lower_lanes(sums, place, lane):
     """sums[place] becomes its sum over the lanes up to this one; `sums` is a thread's own."""
@@ -92,6 +97,11 @@ __forceinline__ __device__ int tir_count_bits(int word) {
   return __popc(word);
 }
 """
+_COUNT_BITS_BELOW = """
+__forceinline__ __device__ int tir_count_bits_below(int word, int bit) {
+  return __popc((unsigned)word & ((1u << bit) - 1));
+}
+"""
 _COUNT = """
 __forceinline__ __device__ int tir_count_in_warp(void* p, int place, bool taken) {
   unsigned left = __ballot_sync(0xFFFFFFFF, taken);
@@ -110,6 +120,11 @@ __forceinline__ __device__ int tir_count_in_warp(void* p, int place, bool taken)
 def count_bits(word):
     """How many bits of an int32 are set; TVM has no name for it on a device."""
     return T.cuda.func_call("tir_count_bits", word, source_code=_COUNT_BITS, return_type="int32")
+
+
+def count_bits_below(word, bit):
+    """How many of the lowest `bit` bits of an int32 are set, of 0 to 31."""
+    return T.cuda.func_call("tir_count_bits_below", word, bit, source_code=_COUNT_BITS_BELOW, return_type="int32")
 
 
 def count_in_warp(counts, place, taken):

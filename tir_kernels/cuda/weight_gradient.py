@@ -17,9 +17,10 @@ from ..buffers import match_buffer
 from ..spec.weight_gradient import SparseConvWeightGradient
 from .gpu import Gpu, kernel_name
 from .guards import match_status, reporting
-from .launch import THREADS, blocks_for
+from .launch import THREADS, for_each
 from .map_sums import Fit
 from .neighbour_table import TILE_ROWS, Table, match_table
+from .partial_sums import add_in_order
 
 PAIRS = 32  # slots whose rows are in shared memory at a time
 PANEL = 64  # output channels, and input channels, of a panel
@@ -27,11 +28,13 @@ OWN = 4  # of each that a thread has: 16 x 16 threads
 WIDE = 16  # channels of a group from which on panels serve better
 PART_TILES = 16  # of a part, at least
 MOST_PARTS = 32
+BLOCKS = 1024  # as many as are wanted: more parts would only take more memory, a whole gradient each
 
 
-def parts_for(tiles):
-    """Into how many parts the slots of a group are cut: an int64 expression."""
-    return T.max(T.min(tiles // PART_TILES, T.int64(MOST_PARTS)), T.int64(1))
+def parts_for(tiles, blocks):
+    """Into how many parts the slots of a group are cut, each for so many blocks: an int64 expression."""
+    wanted = T.min(tiles // PART_TILES, BLOCKS // T.max(blocks, T.int64(1)))
+    return T.max(T.min(wanted, T.int64(MOST_PARTS)), T.int64(1))
 
 
 @cache
@@ -103,7 +106,7 @@ def weight_gradient(spec: SparseConvWeightGradient, gpu: Gpu) -> tvm.tirx.PrimFu
 
     def sum_all(x, gradient, table: Table, fit: Fit, status, out):
         """Emit the launches."""
-        parts = T.bind(parts_for(table.tiles_of_group))
+        parts = T.bind(parts_for(table.tiles_of_group, fit.taps * panels))
         sums = T.alloc_buffer((parts, cout, fit.taps, depth), "float32")
         with (
             T.launch_thread("blockIdx.x", fit.taps * panels) as block,
@@ -116,16 +119,12 @@ def weight_gradient(spec: SparseConvWeightGradient, gpu: Gpu) -> tvm.tirx.PrimFu
             first, end = (T.bind(T.Cast("int32", table.tiles_of_group * (part + i) // parts) * TILE_ROWS) for i in range(2))
             end = T.bind(T.if_then_else(fits, end, first))
             (sum_panel if in_panels else sum_element)(x, gradient, table, sums, tap, part, first, end, fits, panel, thread)
-        count = cout * fit.taps * depth
-        with T.launch_thread("blockIdx.x", blocks_for(count)) as block, T.launch_thread("threadIdx.x", THREADS) as thread:
-            place = T.bind(T.Cast("int64", block) * THREADS + T.Cast("int64", thread))
-            value = T.alloc_buffer((1,), "float32", scope="local")
-            with T.If(place < count), T.Then():
-                at = [place // (fit.taps * depth), place // depth % fit.taps, place % depth]
-                T.buffer_store(value, sums[(0, *at)], [0])
-                with T.serial(1, T.Cast("int32", parts)) as part:
-                    T.buffer_store(value, value[0] + sums[(part, *at)], [0])
-                T.buffer_store(out, value[0], at)
+
+        def add(place):
+            at = [place // (fit.taps * depth), place // depth % fit.taps, place % depth]
+            T.buffer_store(out, add_in_order(sums, parts, at)[0], at)
+
+        for_each(cout * fit.taps * depth, add)
 
     @script.prim_func(s_tir=True)
     def kernel(

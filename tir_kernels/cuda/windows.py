@@ -11,10 +11,10 @@ from ..integers import divide
 from ..script import inline
 from ..spec.coordinate_index import DEFAULT_HIGH, DEFAULT_LOW
 from ..spec.windows import GroupRows, WindowCoords
-from .gpu import Gpu, kernel_name
+from .gpu import Gpu, kernel_name, stating
 from .guards import check_range, match_status, reporting
 from .launch import for_each
-from .sort import bits_below, find_starts, sort_pairs
+from .sort import SORT_REGISTERS, bits_below, find_starts, sort_pairs
 
 
 @cache
@@ -60,4 +60,4 @@ def group_rows(spec: GroupRows, gpu: Gpu) -> tvm.tirx.PrimFunc:
         sort_pairs(group, None, sorted_group, order, rows, bits_below(entries))
         find_starts(sorted_group, rows, offsets, entries)
 
-    return kernel
+    return stating(kernel, SORT_REGISTERS)

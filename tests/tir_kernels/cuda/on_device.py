@@ -28,17 +28,22 @@ def _function_of(spec: Spec) -> tvm.tirx.PrimFunc:
 
 
 def run(
-    kernel: Spec | tvm.tirx.PrimFunc, inputs: Sequence, outputs: Sequence[tuple[tuple, str]], read: bool = True
+    kernel: Spec | tvm.tirx.PrimFunc,
+    inputs: Sequence,
+    outputs: Sequence[tuple[tuple, str]],
+    read: bool = True,
+    status: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """What a kernel, or that of a description, makes of arrays and numbers; `outputs`: shape and dtype of each.
 
-    ValueError of what it refuses, unless told not to `read` that.
+    ValueError of what it refuses, unless told not to `read` that. `status`: what kernels before it wrote, if they refused.
     """
     function = on_device(kernel) if isinstance(kernel, tvm.tirx.PrimFunc) else _function_of(kernel)
     given = [tvm.runtime.tensor(x, device()) if isinstance(x, np.ndarray) else x for x in inputs]
     made = [tvm.runtime.empty([int(dim) for dim in shape], dtype, device()) for shape, dtype in outputs]
-    status = np.zeros(STATUS_SIZE, "int64")
-    status[STATUS_FIRST] = NOWHERE
+    if status is None:
+        status = np.zeros(STATUS_SIZE, "int64")
+        status[STATUS_FIRST] = NOWHERE
     status = [tvm.runtime.tensor(status, device())] if REPORTS in function.attrs else []
     _compiled(function)(*given, *status, *made)
     if status and read:
