@@ -109,6 +109,24 @@ def test_integer_products_are_float16_on_a_device():
         calibrate(component, [inputs], {name: value.numpy() for name, value in model.state_dict().items()})
 
 
+class Embedding(nn.Module):
+    """A layer that reads a parameter alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.layer = nn.Parameter(torch.randn(70, 8)), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.layer(self.places)
+
+
+def test_weights_are_packed_for_a_device_that_is_not_here(tmp_path):
+    component = port_component(Embedding(), (torch.tensor(X),), "embedding", target=devices.cuda_target_of("sm_120"))
+    folder = component.save(tmp_path / "embedding")
+    with pytest.raises(ValueError, match=r'"sm_120"}, this device has compute capability 9\.0: port the component again'):
+        Component.load(folder)
+
+
 class SparseNetwork(nn.Module):
     """A map goes from op to op, whose arrays have other dimensions on a device."""
 
