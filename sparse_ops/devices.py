@@ -105,6 +105,12 @@ def parse_target(text: str) -> tvm.target.Target:
     raise ValueError(f"target: expected 'cpu', 'cuda', or 'cuda:' and an architecture such as sm_90, given {text!r}")
 
 
+def place() -> tuple[str, int]:
+    """Where code for the target in scope runs: "cpu" or "cuda", and the number of the device."""
+    target = tvm.target.Target.current(allow_none=True)
+    return (CPU, 0) if target is None or target.kind.name != CUDA else (CUDA, device_in_use())
+
+
 def device_for(code: tvm.runtime.Module) -> tvm.runtime.Device:
     """Where code runs: on the CUDA device in use if it holds kernels for one, else on the CPU."""
     return cuda_device() if _has_kernels(code) else tvm.cpu()
@@ -120,7 +126,7 @@ def is_on(tensor: tvm.runtime.Tensor, device: tvm.runtime.Device) -> bool:
 
 
 def placed(value, device: tvm.runtime.Device):
-    """A tensor, or a tuple or list of such, in the memory of a device: what lies elsewhere is copied."""
+    """A tensor, or a tuple or list of such, in the memory of a device: what lies elsewhere is copied. Other values stay."""
     if isinstance(value, tvm.runtime.Tensor):
         return value if is_on(value, device) else value.copyto(device)
     if type(value) in (tuple, list, tvm_ffi.Array):  # a shape is a tuple, too

@@ -147,23 +147,27 @@ def reshape(array, shape):
 
 
 class Travelling(NamedTuple):
-    """A TVM tensor as the numpy array in which it travels."""
+    """A TVM tensor as the numpy array in which it travels, and the number of the CUDA device on which it lay, if it did."""
 
     array: np.ndarray
+    number: int | None = None
 
     @classmethod
     def of(cls, value):
         """What travels in place of a tensor, or of a tuple of such; anything else as it is."""
         if isinstance(value, tvm.runtime.Tensor):
-            return cls(as_kind(value, "numpy"))
+            return cls(as_kind(value, "numpy"), None if value.device == HOST else value.device.index)
         return tuple(map(cls.of, value)) if type(value) is tuple else value
 
     @classmethod
     def back(cls, value):
-        """What `of` was given."""
+        """What `of` was given, on its device; in memory of the CPU's where this machine has no such device."""
         if type(value) is not cls:
             return tuple(map(cls.back, value)) if type(value) is tuple else value
-        return as_tensor(value.array, "array", (dtype_of(value.array),), value.array.shape)
+        tensor = as_tensor(value.array, "array", (dtype_of(value.array),), value.array.shape)
+        if value.number is None or not (device := tvm.cuda(value.number)).exist:
+            return tensor
+        return tensor.copyto(device)
 
 
 class Portable:

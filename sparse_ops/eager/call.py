@@ -11,6 +11,7 @@ from functools import cache
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
+import numpy as np
 import tvm
 from tvm import relax
 
@@ -18,16 +19,17 @@ from tir_kernels.dispatch import map_layout
 from tir_kernels.layout import MapLayout
 from tir_kernels.spec.geometry import Geometry
 
-from ..devices import using
+from ..devices import CPU, CUDA, place, using
 from ..op.numbers import shown
 from ..op.register import OPS, op_of
 from ..op.signature import INDEX, MAP_DTYPES, RETURNS_INDEX, Kind, Signature, Table
 from ..program import Function
-from .arrays import HOST, Checked, Portable, Travelling, as_kind, as_tensor, describe, dtype_of
+from .arrays import HOST, Checked, Portable, Travelling, as_kind, as_tensor, describe, device_of, dtype_of
 from .cache import compiled, scope
 from .checksum import checksum
 
 KERNEL = ("kx", "ky", "kz")  # a kernel's size in signatures
+WORDS = {CPU: "a CPU", CUDA: "a CUDA device"}
 PACKED = ("weight", "bias")  # what `Weights` holds
 
 
@@ -36,6 +38,7 @@ class KernelMap(Portable):
     """Which input row meets which output row at each tap: built once, used by every layer on the same coordinates.
 
     `coords_in` int32 [N, 4] and `coords_out` int32 [M, 4] (TVM tensors), the geometry, and the four arrays of the map.
+    `made_for`: "cpu" or "cuda", whose kernels read these arrays, by default where they lie; calls for the other refuse the map.
     """
 
     coords_in: tvm.runtime.Tensor = field(repr=False)
@@ -43,6 +46,18 @@ class KernelMap(Portable):
     geometry: Geometry
     arrays: tuple = field(repr=False)
     inverted: bool = False
+    made_for: str = ""
+
+    def __post_init__(self):
+        self.made_for = self.made_for or (CPU if all(array.device == HOST for array in self.arrays) else CUDA)
+
+    def check_place(self) -> None:
+        """ValueError where code that runs here, see `place`, does not read the map."""
+        if (here := place()[0]) != self.made_for:
+            raise ValueError(
+                f"kernel_map: expected one that was built for {WORDS[here]}, where this call runs, given one for "
+                f"{WORDS[self.made_for]}: build another from its coords_in and coords_out"
+            )
 
     @property
     def taps(self) -> int:
@@ -52,6 +67,7 @@ class KernelMap(Portable):
     def num_pairs(self) -> int:
         """Pairs (input row, output row) over all taps: 2 * pairs * Cin * Cout is the work of a convolution."""
         with on_device_of(self.arrays):
+            self.check_place()
             return map_layout().pairs(*(array.numpy() for array in self.arrays))
 
 
@@ -197,10 +213,11 @@ def run(
         function, inputs = prepared(name, make, arrays, options)
         out = function(*inputs)
     else:
-        built = index.arrays(options["method"])
-        wanted = {} if built else {RETURNS_INDEX: True}
-        function, inputs = prepared(name, indexed(make), {**arrays, **built}, {**options, **wanted})
-        out = index.call(function, inputs, options["method"], bool(built))
+        with on_device_of([array.tensor if type(array) is Checked else array for array in arrays.values()]):
+            built = index.arrays(options["method"])
+            wanted = {} if built else {RETURNS_INDEX: True}
+            function, inputs = prepared(name, indexed(make), {**arrays, **built}, {**options, **wanted})
+            out = index.call(function, inputs, options["method"], bool(built))
     return as_kind(out, kind) if isinstance(out, tvm.runtime.Tensor) else out
 
 
@@ -226,6 +243,8 @@ def prepared(
         tuple([(key, type(value).__name__, value) for key, value in options.items()]),
     )
     with on_device_of([tensor for tensors, _ in given.values() for tensor in tensors]):
+        if isinstance(arrays.get("kernel_map"), KernelMap):
+            arrays["kernel_map"].check_place()
         function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))["main"]
     inputs = []
     for argument, (tensors, _) in given.items():
@@ -238,11 +257,12 @@ def prepared(
     return function, inputs
 
 
-def on_device_of(tensors: Sequence) -> AbstractContextManager:
-    """A scope in which code is compiled for the CUDA device that one of the tensors lies on; as it is outside if none does."""
-    for tensor in tensors:
-        if isinstance(tensor, tvm.runtime.Tensor) and tensor.device != HOST:
-            return using(tensor.device)
+def on_device_of(arrays: Sequence) -> AbstractContextManager:
+    """A scope in which code is compiled for the CUDA device that the first of the arrays lies on that lies on one; as it is
+    outside if none does."""
+    for array in arrays:
+        if not isinstance(array, np.ndarray) and (device := device_of(array)) != HOST:
+            return using(device)
     return nullcontext()
 
 

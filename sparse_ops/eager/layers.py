@@ -11,7 +11,7 @@ transposed layers drop no voxel for lying outside of a grid.
 """
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, wraps
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
@@ -19,12 +19,13 @@ import numpy as np
 
 from tir_kernels.spec.geometry import Geometry
 
+from ..devices import place
 from ..op.index import check_ceil_mode, check_taps, fitting_extent, output_padding_of
 from ..op.numbers import MOST_STEP, as_axes, as_int, check_flag, check_groups, check_int, check_most, shown
 from ..op.signature import FLOATS
 from . import functional
 from .arrays import Checked, as_kind, as_tensor, describe, dtype_of, reshape
-from .call import Weights
+from .call import KernelMap, Weights
 from .checksum import checksum
 from .module import Entry, SparseModule
 from .tensor import CoordinateSet, Layer, SparseTensor
@@ -56,8 +57,23 @@ def _check_input(layer, x) -> None:
         raise ValueError(f"input: expected coordinates of {layer.ndim} axes, given {x.coordinates.dimensions}")
 
 
+def _where_it_lies(build):
+    """What is built for a tensor, its first argument, is built for the device that it lies on."""
+
+    @wraps(build)
+    def built(x: SparseTensor, *args):
+        with x.where_it_lies():
+            return build(x, *args)
+
+    return built
+
+
+@_where_it_lies
 def _recorded(x: SparseTensor, key: str | None, kind: str, geometry: Geometry) -> Layer | None:
-    """The layer under `key`, if it is there and fits; ValueError if another one has the key."""
+    """The layer under `key`, if it is there and fits; ValueError if another one has the key.
+
+    None for one whose map was built for another kind of device: one that is built here takes its place.
+    """
     layer = x.indice_dict.get(key) if key is not None else None
     if layer is None:
         return None
@@ -67,12 +83,13 @@ def _recorded(x: SparseTensor, key: str | None, kind: str, geometry: Geometry) -
         )
     if not layer.source.same_voxels(x.coordinates):
         raise ValueError(f"indice_key: the map of {key!r} was built for another coordinate set")
-    return layer
+    return layer if layer.kernel_map.made_for == place()[0] else None
 
 
+@_where_it_lies
 def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
     """Output sites and map of a strided or transposed geometry, from the key, the coordinates' cache, or built."""
-    layer = _recorded(x, key, "strided", geometry) or x.coordinates.maps.get(geometry)
+    layer = _recorded(x, key, "strided", geometry) or x.coordinates.maps.get((geometry, place()))
     if layer is None:
         extent, shape = x.coordinates.lattice(), None
         if extent is not None:
@@ -102,12 +119,13 @@ def _strided(x: SparseTensor, geometry: Geometry, key: str | None) -> Layer:
             unbounded=extent is None,
             distinct=True,
         )
-        layer = x.coordinates.maps[geometry] = Layer(kernel_map, x.coordinates, target, "strided")
+        layer = x.coordinates.maps[geometry, place()] = Layer(kernel_map, x.coordinates, target, "strided")
     if key is not None:
         x.indice_dict[key] = layer
     return layer
 
 
+@_where_it_lies
 def _chosen(x: SparseTensor, geometry: Geometry, key: str | None, coordinates) -> Layer:
     """The map of a geometry onto output voxels that the caller chose, from the key, from an earlier call, or built."""
     target = _chosen_set(x, coordinates)
@@ -119,22 +137,41 @@ def _chosen(x: SparseTensor, geometry: Geometry, key: str | None, coordinates) -
         return layer
     # Kept as long as both sets are there: a map holds the coordinates of its target, not the set.
     maps = x.coordinates.maps.setdefault("chosen", WeakKeyDictionary()).setdefault(target, {})
-    if geometry not in maps:
+    there = geometry, place()
+    if there not in maps:
         odd = all(k % 2 for k in geometry.kernel)
         if target is x.coordinates and odd and geometry == Geometry.submanifold(geometry.kernel, geometry.dilation):
-            maps[geometry] = x.kernel_map(geometry.kernel, geometry.dilation)
+            maps[there] = x.kernel_map(geometry.kernel, geometry.dilation)
         else:
-            maps[geometry] = functional.kernel_map(
+            maps[there] = functional.kernel_map(
                 Checked(x.coordinates.coords, "int32"),
                 Checked(target.coords, "int32"),
                 *(geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, geometry.transposed),
                 index=x.coordinates.index,
             )
             x.coordinates.distinct = target.distinct = True
-    layer = Layer(maps[geometry], x.coordinates, target, "chosen-output")
+    layer = Layer(maps[there], x.coordinates, target, "chosen-output")
     if key is not None:
         x.indice_dict[key] = layer
     return layer
+
+
+@_where_it_lies
+def _inverse(x: SparseTensor, layer: Layer) -> KernelMap:
+    """The map from the voxels of a layer, which are those of `x`, back to those that it read."""
+    key = "inverse", place()
+    of, inverse = layer.target.maps.get(key, (None, None))
+    if of is not layer.kernel_map:  # kept for one map: other threads may put theirs in its place at any time
+        kernel_map, geometry = layer.kernel_map, layer.kernel_map.geometry
+        if kernel_map.made_for != place()[0]:
+            kernel_map = functional.kernel_map(
+                Checked(kernel_map.coords_in, "int32"),
+                Checked(kernel_map.coords_out, "int32"),
+                *(geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, geometry.transposed),
+            )
+        inverse = functional.inverse_map(kernel_map)
+        layer.target.maps[key] = layer.kernel_map, inverse
+    return inverse
 
 
 def _chosen_set(x: SparseTensor, coordinates) -> CoordinateSet:
@@ -452,11 +489,7 @@ class SparseInverseConv3d(_Convolution):
             )
         if layer.target is not x.coordinates and not np.array_equal(layer.target.coords.numpy(), x.coordinates.coords.numpy()):
             raise ValueError(f"input: expected the voxels that the layer {self.indice_key!r} put out")
-        of, inverse = layer.target.maps.get("inverse", (None, None))
-        if of is not layer.kernel_map:  # kept for one map: other threads may put theirs in its place at any time
-            inverse = functional.inverse_map(layer.kernel_map)
-            layer.target.maps["inverse"] = layer.kernel_map, inverse
-        return self._convolve(x, inverse, layer.source)
+        return self._convolve(x, _inverse(x, layer), layer.source)
 
 
 class SparseMaxPool3d(SparseModule):

@@ -5,6 +5,7 @@ that are torch tensors as these); maps that are kept by geometry are built again
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import ClassVar
@@ -14,11 +15,12 @@ import tvm
 
 from tir_kernels.spec.coordinate_index import BATCH_LIMIT, COORDINATE_LIMIT
 
+from ..devices import place, placed
 from ..op.numbers import as_axes, as_int, shown
 from ..op.signature import FLOATS
 from . import functional
-from .arrays import TORCH, Checked, Portable, as_kind, as_tensor, describe, dtype_of, kind_of, reshape
-from .call import CoordinateIndex, KernelMap
+from .arrays import TORCH, Checked, Portable, as_kind, as_tensor, describe, device_of, dtype_of, kind_of, reshape
+from .call import CoordinateIndex, KernelMap, on_device_of
 
 MAX_DIMENSIONS = 3
 
@@ -30,7 +32,7 @@ class CoordinateSet(Portable):
     `coords` int32 [N, 4] as (batch, x, y, z); in fewer dimensions the leading axes are 0. `spatial_shape`: extent along
     each of the `dimensions` axes, or None for one more than the largest coordinate. `unbounded`: a lattice without a shape, on
     which coordinates may be negative. `distinct`: whether it is known that no row repeats another. `maps`: kernel maps by
-    geometry, and what else is found once. `index`: what maps and look-ups of these voxels share.
+    geometry and place, and what else is found once. `index`: what maps and look-ups of these voxels share.
     """
 
     coords: tvm.runtime.Tensor
@@ -179,19 +181,24 @@ class SparseTensor(Portable):
         moved.coordinates, moved.indice_dict = coordinates, self.indice_dict
         return moved
 
+    def where_it_lies(self) -> AbstractContextManager:
+        """A scope in which maps of these voxels are built for the device that features or coordinates lie on, if they do."""
+        return on_device_of([self.feats, self.coordinates.coords])
+
     def kernel_map(self, kernel_size, dilation=1, method: str = "auto") -> KernelMap:
         """The submanifold kernel map of these voxels, built on first use; kernel_size and dilation have three axes."""
-        key = ("submanifold", tuple(kernel_size), tuple(dilation))
-        if key not in self.coordinates.maps:
-            self.coordinates.maps[key] = functional.submanifold_map(
-                Checked(self.coordinates.coords, "int32"),
-                tuple(kernel_size),
-                tuple(dilation),
-                method,
-                index=self.coordinates.index,
-            )
-            self.coordinates.distinct = True
-        return self.coordinates.maps[key]
+        with self.where_it_lies():
+            key = ("submanifold", tuple(kernel_size), tuple(dilation), place())
+            if key not in self.coordinates.maps:
+                self.coordinates.maps[key] = functional.submanifold_map(
+                    Checked(self.coordinates.coords, "int32"),
+                    tuple(kernel_size),
+                    tuple(dilation),
+                    method,
+                    index=self.coordinates.index,
+                )
+                self.coordinates.distinct = True
+            return self.coordinates.maps[key]
 
     def dense(self, channels_first: bool = True):
         """[B, C, *spatial_shape], or [B, *spatial_shape, C] if not `channels_first`, with zeros where there is no voxel.
@@ -223,7 +230,8 @@ class SparseTensor(Portable):
         _check_alike("+", [self, other])
         if self.feats.shape[1] != other.feats.shape[1]:
             raise ValueError(f"+: expected equal channels, given {self.feats.shape[1]} and {other.feats.shape[1]}")
-        return self.replace_feature(_combine(self._kind, [self, other], lambda _, arrays: reduce(lambda a, b: a + b, arrays)))
+        total = _combine(self._kind, [self, other], lambda _, arrays: reduce(lambda a, b: a + b, arrays))
+        return self.replace_feature(_like_features(total, self))
 
     def __radd__(self, other) -> "SparseTensor":
         return self if as_int(other) == 0 else self + other  # `sum` begins with 0
@@ -264,7 +272,7 @@ def sparse_add(*tensors: SparseTensor) -> SparseTensor:
         unbounded=any(tensor.coordinates.unbounded for tensor in tensors),
         distinct=True,
     )
-    return first.moved_to(_to_kind(summed, first._kind), coordinates)
+    return first.moved_to(_like_features(summed, first), coordinates)
 
 
 def sparse_cat(*tensors: SparseTensor) -> SparseTensor:
@@ -295,7 +303,7 @@ def sparse_cat(*tensors: SparseTensor) -> SparseTensor:
         unbounded=any(tensor.coordinates.unbounded for tensor in tensors),
         distinct=True,
     )
-    return first.moved_to(_to_kind(_columns_by_columns(np, parts), first._kind), coordinates)
+    return first.moved_to(_like_features(_columns_by_columns(np, parts), first), coordinates)
 
 
 def cat(*tensors: SparseTensor) -> SparseTensor:
@@ -306,7 +314,7 @@ def cat(*tensors: SparseTensor) -> SparseTensor:
     """
     tensors = _tensors_of(tensors)
     _check_alike("tensors", tensors)
-    return tensors[0].replace_feature(_combine(tensors[0]._kind, tensors, _columns_by_columns))
+    return tensors[0].replace_feature(_like_features(_combine(tensors[0]._kind, tensors, _columns_by_columns), tensors[0]))
 
 
 def _tensors_of(given: tuple) -> Sequence[SparseTensor]:
@@ -352,6 +360,11 @@ def _columns_by_columns(library, arrays):
 def _to_kind(feats, kind: str):
     """Features [N, C] as an array of another kind."""
     return feats if kind_of(feats) == kind else as_kind(as_tensor(feats, "feats", FLOATS, (None, None)), kind)
+
+
+def _like_features(feats, tensor: SparseTensor):
+    """Features [N, C] as an array of the kind of a tensor's, where these lie."""
+    return placed(_to_kind(feats, tensor._kind), device_of(tensor.feats))
 
 
 def _as_coords(coords) -> tuple[tvm.runtime.Tensor, int]:

@@ -55,8 +55,7 @@ def has_integers(products: str, target: tvm.target.Target | None = None) -> bool
     """Whether large linear layers have integer products on `target`, by default the current one. ValueError for other
     products than "int8" and "int7"."""
     check_choice("transform.has_integers", "products", products, INTEGERS)
-    one, other = (implementation_for(Linear(1024, 1024, products=chosen), target) for chosen in (products, "float"))
-    return one is not other
+    return _has_own(Linear(1024, 1024, products=products), Linear(1024, 1024), target)
 
 
 def _with_products(function: relax.Function, products: str) -> relax.Function:
@@ -81,8 +80,17 @@ def _with_products(function: relax.Function, products: str) -> relax.Function:
 def _differ(op: Op, *calls: relax.Call) -> bool:
     """Whether two calls of an op have different kernels on the current target."""
     spec_of = SPECS[op.signature.name]
-    one, other = (implementation_for(spec_of(bind(op.signature, call))) for call in calls)
-    return one is not other
+    one, other = (spec_of(bind(op.signature, call)) for call in calls)
+    return _has_own(other, one)
+
+
+def _has_own(chosen: Spec, plain: Spec, target: tvm.target.Target | None = None) -> bool:
+    """Whether the target has a kernel for `chosen` that is not that of `plain`. ValueError if it has none for `plain`."""
+    other = implementation_for(plain, target)
+    try:
+        return implementation_for(chosen, target) is not other
+    except ValueError:  # no kernel of this kind of target has such products
+        return False
 
 
 class _Graph:

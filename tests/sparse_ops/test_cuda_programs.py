@@ -8,9 +8,11 @@ from torch import nn
 
 from sparse_ops import devices, op
 from sparse_ops.build import build
+from sparse_ops.deploy.calibrate import calibrate
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_torch import port_component
 from sparse_ops.eager import functional as F
+from sparse_ops.torch import spconv
 from tests.cuda_device import cuda_target, device
 from tests.sparse_ops.walk import module_of
 from tests.tolerance import assert_close
@@ -93,6 +95,59 @@ def test_components_are_saved_for_a_device_and_loaded(precision, tmp_path):
     assert_close(out, expected, 24 + 70, dtype=precision)
     assert isinstance(loaded(torch.tensor(X)), torch.Tensor)
     assert loaded(tvm.runtime.tensor(X, device())).device == device()
+
+
+def test_integer_products_are_float16_on_a_device():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    inputs = (torch.tensor(X),)
+    with pytest.warns(UserWarning, match="precision: network gains nothing by it on the target .*: int8 is float16 there"):
+        component = port_component(model, inputs, "network", precision="int8", target=cuda_target(), check=False)
+    expected = port_component(model, inputs, "network", precision="float16", target=cuda_target(), check=False)
+    assert component.manifest.packed == expected.manifest.packed
+    with pytest.raises(ValueError, match="component: expected one with layers of integer products, given 'network'"):
+        calibrate(component, [inputs], {name: value.numpy() for name, value in model.state_dict().items()})
+
+
+class Embedding(nn.Module):
+    """A layer that reads a parameter alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.layer = nn.Parameter(torch.randn(70, 8)), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.layer(self.places)
+
+
+def test_weights_are_packed_for_a_device_that_is_not_here(tmp_path):
+    component = port_component(Embedding(), (torch.tensor(X),), "embedding", target=devices.cuda_target_of("sm_120"))
+    folder = component.save(tmp_path / "embedding")
+    with pytest.raises(ValueError, match=r'"sm_120"}, this device has compute capability 9\.0: port the component again'):
+        Component.load(folder)
+
+
+class SparseNetwork(nn.Module):
+    """A map goes from op to op, whose arrays have other dimensions on a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = spconv.SparseSequential(spconv.SubMConv3d(4, 8, 3, indice_key="same"), nn.ReLU())
+
+    def forward(self, feats, coords):
+        return self.layers(spconv.SparseConvTensor(feats, coords, [8, 8, 8], batch_size=1)).features
+
+
+def test_a_network_of_spconvs_names_is_ported_for_a_device():
+    torch.manual_seed(0)
+    model, coords = SparseNetwork().eval(), (torch.rand(1, 8, 8, 8) < 0.1).nonzero().int().contiguous()
+    inputs, n = (torch.randn(len(coords), 4), coords), torch.export.Dim("n")
+    dynamic = {"feats": {0: n}, "coords": {0: n}}
+    component = port_component(model, inputs, "sparse", dynamic=dynamic, target=cuda_target())  # compared as it is made
+    with torch.no_grad():
+        expected = model(*(x[:9] for x in inputs))
+    assert_close(component(*(x[:9] for x in inputs)).numpy(), expected.numpy(), 27 * 4)
+    assert component(*(x[:0] for x in inputs)).shape == (0, 8)
 
 
 def test_parsing_targets():

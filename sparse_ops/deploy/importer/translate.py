@@ -1,5 +1,6 @@
 """From torch's exported graph to a Relax function: our converters first, TVM's importer for the rest, torch's word on both."""
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -110,8 +111,9 @@ class Importer(ExportedProgramImporter):
             return result
         if str(result.ty.dtype) != (dtype := dtype_name(expected.dtype)):
             result = self.block_builder.emit(relax.op.astype(result, dtype))
-        if result.ty.shape is None and names_of(node.target)[-1].startswith(NAMESPACE):
-            return result  # an array of a map
+        made_by = node.args[0] if node.target is operator.getitem else node
+        if result.ty.shape is None and names_of(made_by.target)[-1].startswith(NAMESPACE):
+            return result  # an array of a map, whose dimensions depend on the target
         if result.ty.ndim not in (-1, expected.ndim):
             raise ValueError(f"expected {expected.ndim} dimensions as in torch, the import has {result.ty.ndim}")
         have = [None] * expected.ndim if result.ty.shape is None else [plain(dim) for dim in result.ty.shape.values]

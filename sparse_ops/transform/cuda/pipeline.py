@@ -16,6 +16,7 @@ from ..recognize import recognize
 from ..share import ShareCalls
 from ..sizes_first import SizesFirst
 from ..take import BoundTakes
+from .keep_out import KeepOnDevice
 from .schedule_rest import ScheduleRest
 from .scratch import ScratchAsResults
 from .status import ReadStatus
@@ -58,7 +59,7 @@ def _pipeline(precision: str, lift_params: bool, schedule_rest: tvm.transform.Pa
             relax.transform.LegalizeOps(),
             ShareCalls(),
             FoldConstants(),
-            *([LiftParams()] if lift_params else []),
+            *([KeepOnDevice(), LiftParams()] if lift_params else []),
             KeepKernels(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
