@@ -14,6 +14,7 @@ from tvm import relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec
 
+from tir_kernels.dispatch import map_layout
 from tir_kernels.spec.serialize import BITS
 
 from .. import op
@@ -53,7 +54,7 @@ def cast_shape(expr: relax.Expr, shape: Sequence[Rows]) -> nn.Tensor:
 class SymbolicKernelMap:
     """A kernel map in the graph.
 
-    pair_in, pair_out int32 [blocks, slots], segment int32 [blocks, taps + 1], rows int64 [2], as the map ops make them.
+    Three int32 matrices and `rows` int64 [2], as the map ops make them for the target in scope, see `MapLayout`.
     As a tuple of four tensors it goes out of one function and into another; `spec` is its type there.
     """
 
@@ -65,8 +66,11 @@ class SymbolicKernelMap:
     @classmethod
     def of(cls, fields: Sequence[relax.Expr]) -> "SymbolicKernelMap":
         """From the four elements that a map op returns."""
-        pairs = (dimension("blocks"), dimension("slots"))
-        shapes = (pairs, pairs, (pairs[0], dimension("columns")), (2,))
+        sizes: dict[str, tvm.tirx.Var] = {}
+        shapes = [
+            [sizes.setdefault(dim, dimension(dim)) if isinstance(dim, str) else dim for dim in dims]
+            for dims in map_layout().DIMS
+        ]
         return cls(*(cast_shape(element, shape) for element, shape in zip(fields, shapes, strict=True)))
 
     @property
@@ -81,8 +85,7 @@ class SymbolicKernelMap:
     @staticmethod
     def spec(name: str) -> tuple[spec.Tensor, ...]:
         """What an exported function declares for a map; `name` keeps its dimensions apart from those of other maps."""
-        pairs = [f"{name}_blocks", f"{name}_slots"]
-        shapes = (pairs, pairs, [pairs[0], f"{name}_columns"], [2])
+        shapes = [[f"{name}_{dim}" if isinstance(dim, str) else dim for dim in dims] for dims in map_layout().DIMS]
         dtypes = ("int32", "int32", "int32", "int64")
         return tuple(spec.Tensor(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
 
