@@ -1,4 +1,4 @@
-"""Every CUDA kernel of the registry by NVIDIA's compiler, for three architectures: next to nothing spills, registers are stated.
+"""Every CUDA kernel of the registry by NVIDIA's compiler, for three architectures: spills, and registers that are stated.
 
 Skipped where nvcc is not installed. Sources that are the same for all architectures are compiled for all of them at once.
 """
@@ -97,7 +97,7 @@ def compiled(tmp_path_factory) -> tuple[dict[tuple[str, str], tuple[int, int]], 
 
 
 def test_nothing_spills(compiled):
-    """But for the few bytes that ptxas rather spills than take the next step of registers, with which fewer blocks would fit."""
+    """But for the few bytes that ptxas rather spills than take the next step of registers."""
     found, kernels = compiled
     for arch in ARCHITECTURES:
         assert {name.split("_kernel")[0] for name, of in found if of == arch} == kernels[arch].keys()

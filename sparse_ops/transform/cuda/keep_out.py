@@ -19,10 +19,9 @@ def KeepOnDevice() -> tvm.transform.Pass:
 def _rule(walk: Walk, call: relax.Call) -> relax.Expr | None:
     if not op_is(call, "call_tir") or ON_DEVICE not in (walk.builder_.get()[call.args[0]].attrs or {}):
         return None
-    if not call.args[1].fields:
+    fields = list(call.args[1].fields)
+    place = next((i for i, field in enumerate(fields) if isinstance(field.ty, relax.TensorType)), None)  # others are numbers
+    if place is None or walk.call_of(fields[place], "builtin.stop_lift_params"):
         return None
-    first, *rest = call.args[1].fields
-    if walk.call_of(first, "builtin.stop_lift_params"):
-        return None
-    kept = walk.emit(relax.op.builtin.stop_lift_params(first))
-    return relax.Call(call.op, [call.args[0], relax.Tuple([kept, *rest]), *call.args[2:]], call.attrs, call.ty_args)
+    fields[place] = walk.emit(relax.op.builtin.stop_lift_params(fields[place]))
+    return relax.Call(call.op, [call.args[0], relax.Tuple(fields), *call.args[2:]], call.attrs, call.ty_args)
