@@ -24,7 +24,7 @@ from tir_kernels.dispatch import PAIRS, map_layout
 from tir_kernels.layout import MapLayout
 
 from .. import op
-from ..eager.arrays import Checked, describe, dtype_of
+from ..eager.arrays import Checked, as_kind, describe, dtype_of, kind_of
 from ..eager.cache import scope
 from ..eager.call import PACKED, CoordinateIndex, MapArrays, Packing, Weights, indexed, prepared
 from ..op.register import OPS, flat_types
@@ -272,10 +272,11 @@ def _implementation(made: TorchOp) -> Callable:
                 tensors = [tvm_ffi.from_dlpack(arrays[name]) for name in parameters]
                 inputs += packing.packed(function, tensors, [dtype_of(arrays[name]) for name in parameters], fixed=False)
         out = function(*inputs) if index is None else index.call(function, inputs, options["method"], bool(built))
+        kind = "torch" if all(kind_of(array) != "torch_cuda" for array in arrays.values()) else "torch_cuda"
         if isinstance(out, tvm.runtime.Tensor):
-            return torch.from_dlpack(out)
+            return as_kind(out, kind)
         made_here = tensors_of(out)
-        tensors = [torch.from_dlpack(tensor) for tensor in made_here]
+        tensors = [as_kind(tensor, kind) for tensor in made_here]
         if returns_map:
             for tensor, same in zip(tensors[-len(MAP_DTYPES) :], made_here[-len(MAP_DTYPES) :], strict=True):
                 _remember(tensor, same)

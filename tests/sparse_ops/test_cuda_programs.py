@@ -165,3 +165,22 @@ def test_parsing_targets():
         devices.cuda_device(7)
     with pytest.raises(ValueError, match="device: expected the number of a CUDA device, 0 or more, given -1"):
         devices.use_device(-1)
+
+
+def test_layers_of_torch_run_for_the_target_in_scope():
+    import sparse_ops.torch.spconv as spconv
+
+    torch.manual_seed(1)
+    layer = spconv.SubMConv3d(4, 8, 3)
+    indices = (torch.rand(1, 4, 4, 4) < 0.4).nonzero().int().contiguous()
+    features = torch.randn(len(indices), 4)
+
+    def call():
+        with torch.no_grad():
+            return layer(spconv.SparseConvTensor(features, indices, [4, 4, 4], 1)).features
+
+    expected = call()
+    with cuda_target():
+        found = call()
+    assert found.device.type == "cpu"
+    assert_close(found.numpy(), expected.numpy(), 27 * 4, dtype="float32")
