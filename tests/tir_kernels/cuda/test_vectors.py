@@ -39,6 +39,9 @@ class Struct(ctypes.Structure):
     )
 
 
+KEPT: list = []  # what tensors look at once more when they are dropped, which may be after everything else of them
+
+
 class Shifted:
     """A tensor on the device that begins some elements behind where a vector may, as slices of other libraries do."""
 
@@ -53,6 +56,7 @@ class Shifted:
             (ctypes.c_uint8 * 4)(code, bits, 1, 0),
             self.shape,
         )
+        KEPT.append((self.struct, self.shape, self.base))
         self.tensor = tvm_ffi.from_dlpack(self)
 
     def __dlpack_device__(self):
