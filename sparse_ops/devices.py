@@ -17,6 +17,7 @@ import tvm_ffi
 from tir_kernels.cuda.gpu import Gpu
 from tir_kernels.dispatch import host_target
 
+HOST = tvm.cpu()
 CPU, CUDA = "cpu", "cuda"  # names of kinds of devices, as `parse_target` takes them
 _number = 0  # of the CUDA device that is used
 _graphs = os.environ.get("SPARSE_OPS_CUDA_GRAPHS") == "1"  # whether CUDA graphs are

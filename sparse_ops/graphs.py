@@ -30,8 +30,8 @@ from tvm import relax
 
 from tir_kernels.guards import READ_STATUS, STATUS_CODE, STATUS_SIZE, read_status
 
-from .devices import cuda_graphs_in_use, is_on, placed
-from .program import HOST, RECORDING, Function, Program
+from .devices import HOST, cuda_graphs_in_use, is_on, placed
+from .program import RECORDING, Function, Program
 from .transform.cuda.scratch import WITHOUT_SCRATCH
 
 GRAPHS = 4  # of one `Captured`: the least recently used is given up for another

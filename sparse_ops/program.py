@@ -20,10 +20,9 @@ from tvm.relax.vm_build import VMExecutable
 
 from tir_kernels.cpu.threads import note_use
 
-from .devices import device_for, placed
+from .devices import HOST, device_for, placed
 from .transform.lift_params import TRANSFORM_PARAMS
 
-HOST = tvm.cpu()
 IDLE = 8  # machines that are kept, each with the last result that it returned; more calls than that at once make theirs anew
 
 Packed = list[tvm.runtime.Tensor]  # parameters in the layout of this machine's kernels
@@ -212,7 +211,7 @@ def pack_params(
     packed = {}
 
     def store(index: int, value: tvm.runtime.Tensor) -> None:
-        packed[index] = value
+        packed[index] = value.copyto(value.device)  # its memory is used again by the next ones
 
     pack_each(program, name, read, store)
     return [packed[i] for i in range(len(packed))]
@@ -224,11 +223,7 @@ def pack_each(
     read: Callable[[int], tvm.runtime.Tensor],
     store: Callable[[int, tvm.runtime.Tensor], None],
 ) -> None:
-    """As `pack_params`: calls `store(i, value)` with the packed parameters, one at a time, each in memory of its own."""
+    """As `pack_params`: calls `store(i, value)` with the packed parameters, one at a time; it copies those that it keeps."""
     device = getattr(program, "device", HOST)
-
-    def keep(index: int, value: tvm.runtime.Tensor) -> None:
-        store(index, value.copyto(device))  # its memory is used again by the next ones
-
     convert = tvm_ffi.convert
-    program[name + TRANSFORM_PARAMS](convert(lambda index: placed(read(index), device)), convert(keep))
+    program[name + TRANSFORM_PARAMS](convert(lambda index: placed(read(index), device)), convert(store))

@@ -62,7 +62,7 @@ class Component:
         self.manifest = manifest
         self._code, self._write = code, write
         self._program = code and Program(code)
-        self._packed = list(placed(tuple(packed), self._program.device)) if code else packed
+        self._packed = list(placed(list(packed), self._program.device)) if code else packed
         self._functions = {name: Function(self, name) for name in manifest.functions} if code else {}
 
     @property
@@ -228,7 +228,8 @@ def pack(program: Program, manifest: Manifest, state: State) -> list[tvm.runtime
             continue
 
         def store(index: int, value: tvm.runtime.Tensor, function: FunctionSpec = function) -> None:
-            packed.setdefault(function.packed[index], value)
+            if function.packed[index] not in packed:
+                packed[function.packed[index]] = value.copyto(value.device)  # its memory is used again by the next ones
 
         pack_function(program, manifest, state, name, store)
     return [packed[i] for i in range(len(manifest.packed))]

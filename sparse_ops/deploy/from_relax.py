@@ -68,7 +68,7 @@ def component_from_relax(
         return MODULE
 
     code = (library.load() if library else executable) if runs_here else None
-    packing = code or _packing_here(module, target, precision)
+    packing = code or _packing_here(module, lowered, target, precision)
     return Component(manifest, code, pack(Program(packing), manifest, state), write)
 
 
@@ -141,10 +141,14 @@ def _number_packed(
     return tuple(packed.values()), numbered
 
 
-def _packing_here(module: tvm.IRModule, target: tvm.target.Target, precision: str) -> tvm.runtime.Executable:
-    """What packs the parameters, for this CPU: without what it may not have the instructions for."""
-    with target:
-        lowered = packing_pipeline_for(target, precision)(module)
+def _packing_here(
+    module: tvm.IRModule, lowered: tvm.IRModule, target: tvm.target.Target, precision: str
+) -> tvm.runtime.Executable:
+    """What packs the parameters, for this CPU: without what it may not have the instructions for. `lowered`: the module for the
+    target."""
+    if passes := packing_pipeline_for(target, precision):
+        with target:
+            lowered = passes(module)
     transforms = {gv: f for gv, f in lowered.functions_items() if gv.name_hint.endswith(TRANSFORM_PARAMS)}
     called: list[tvm.ir.GlobalVar] = []
     for function in transforms.values():

@@ -12,8 +12,9 @@ import numpy as np
 import tvm
 import tvm_ffi
 
+from ..devices import HOST
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-HOST = tvm.cpu()
 TORCH = ("torch", "torch_cuda")  # kinds of torch's tensors
 TRACED = ("FakeTensor", "FunctionalTensor")  # classes of torch's tensors that have a size and no memory
 _names: dict = {}  # of dtypes of all kinds

@@ -19,12 +19,12 @@ from tir_kernels.dispatch import map_layout
 from tir_kernels.layout import MapLayout
 from tir_kernels.spec.geometry import Geometry
 
-from ..devices import CPU, CUDA, place, using
+from ..devices import CPU, CUDA, HOST, place, using
 from ..op.numbers import shown
 from ..op.register import OPS, op_of
 from ..op.signature import INDEX, MAP_DTYPES, RETURNS_INDEX, Kind, Signature, Table
 from ..program import Function
-from .arrays import HOST, Checked, Portable, Travelling, as_kind, as_tensor, describe, device_of, dtype_of
+from .arrays import Checked, Portable, Travelling, as_kind, as_tensor, describe, device_of, dtype_of
 from .cache import compiled, scope
 from .checksum import checksum
 

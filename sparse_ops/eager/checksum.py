@@ -9,7 +9,7 @@ import tvm_ffi
 from tir_kernels.dispatch import host_target
 from tir_kernels.spec.checksum import Checksum
 
-from .arrays import HOST
+from ..devices import HOST
 from .cache import kernel
 
 WORDS = {"float32": "uint32", "int32": "uint32", "float16": "uint16", "bfloat16": "uint16"}  # as wide as an element

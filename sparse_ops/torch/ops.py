@@ -24,7 +24,7 @@ from tir_kernels.dispatch import PAIRS, map_layout
 from tir_kernels.layout import MapLayout
 
 from .. import op
-from ..eager.arrays import Checked, as_kind, describe, dtype_of, kind_of
+from ..eager.arrays import Checked, as_kind, describe, dtype_of
 from ..eager.cache import scope
 from ..eager.call import PACKED, CoordinateIndex, MapArrays, Packing, Weights, indexed, prepared
 from ..op.register import OPS, flat_types
@@ -233,7 +233,7 @@ def _implementation(made: TorchOp) -> Callable:
         built = {} if index is None else index.arrays(options["method"])
         if index is not None and not built:
             options[RETURNS_INDEX] = True
-        kind_of_call, rows, alike = [scope(), *options.values(), *built], {}, True
+        kind_of_call, rows, alike, on_device = [scope(), *options.values(), *built], {}, True, False
         for name, value in arguments.items():
             kind = kinds[name]
             if kind is Kind.MAP:
@@ -247,6 +247,7 @@ def _implementation(made: TorchOp) -> Callable:
                 arrays[name], shape = Checked(tvm.runtime.empty((len(value), 0), "int32"), "int32"), shape[:1]
             else:
                 arrays[name] = _compact(value)
+            on_device = on_device or value.is_cuda
             kind_of_call += (name, value.dtype, len(shape))
             for size, dim in zip(shape, dims[name], strict=False):
                 if dim is None:
@@ -272,7 +273,7 @@ def _implementation(made: TorchOp) -> Callable:
                 tensors = [tvm_ffi.from_dlpack(arrays[name]) for name in parameters]
                 inputs += packing.packed(function, tensors, [dtype_of(arrays[name]) for name in parameters], fixed=False)
         out = function(*inputs) if index is None else index.call(function, inputs, options["method"], bool(built))
-        kind = "torch" if all(kind_of(array) != "torch_cuda" for array in arrays.values()) else "torch_cuda"
+        kind = "torch_cuda" if on_device else "torch"
         if isinstance(out, tvm.runtime.Tensor):
             return as_kind(out, kind)
         made_here = tensors_of(out)

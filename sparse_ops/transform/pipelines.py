@@ -18,6 +18,9 @@ def pipeline_for(target: tvm.target.Target, precision: str = "float32", lift_par
     return PIPELINES[kind](precision, lift_params)
 
 
-def packing_pipeline_for(target: tvm.target.Target, precision: str = "float32") -> tvm.transform.Pass:
-    """The passes after which functions that pack parameters for `target` run on this CPU, if it has the instructions."""
-    return cuda_packing_pipeline(precision) if target.kind.name == "cuda" else pipeline_for(target, precision, lift_params=True)
+def packing_pipeline_for(target: tvm.target.Target, precision: str = "float32") -> tvm.transform.Pass | None:
+    """The passes after which functions that pack parameters for `target` run on this CPU.
+
+    None where they do so after those of `pipeline_for`, if the CPU has the instructions.
+    """
+    return cuda_packing_pipeline(precision) if target.kind.name == "cuda" else None

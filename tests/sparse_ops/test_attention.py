@@ -194,7 +194,7 @@ def test_orders_are_rows_gathered_before_and_scattered_after(given):
     assert_close(out, naive(q, k, v, *offsets, **orders), 150, dtype="float32")
 
 
-@pytest.mark.parametrize(
+ORDERS_THAT_DO_NOT_FIT = pytest.mark.parametrize(
     "name, order, message",
     [
         ("q_order", [0, 4, 2, 3, 5], "q_order: entry 4 is 5, expected a row from 0 to 4"),
@@ -204,6 +204,18 @@ def test_orders_are_rows_gathered_before_and_scattered_after(given):
         ("k_order", [0, 1, 2], "k_offsets: from 0 to 7, expected offsets from 0 to the 3 rows"),
     ],
 )
+OFFSETS_THAT_DO_NOT_FIT = pytest.mark.parametrize(
+    "position, offsets, message",
+    [
+        (3, [0, 2, 4], "q_offsets: from 0 to 4, expected offsets from 0 to the 5 rows"),
+        (3, [0, 6, 5], "q_offsets: entry 2 is 5 after 6, expected ascending offsets"),
+        (4, [0, 3, 8], "k_offsets: from 0 to 8, expected offsets from 0 to the 7 rows"),
+        (4, [0, -1, 7], "k_offsets: entry 1 is -1 after 0, expected ascending offsets"),
+    ],
+)
+
+
+@ORDERS_THAT_DO_NOT_FIT
 def test_orders_that_do_not_fit_are_named(name, order, message):
     args = [*arguments([3, 2], [3, 4]), np.array(order, "int32")]
     with pytest.raises(ValueError, match=message):
@@ -217,15 +229,7 @@ def test_an_order_of_too_few_queries_is_named():
         relax.BlockBuilder().normalize(op.attention(*args, q_order=order))
 
 
-@pytest.mark.parametrize(
-    "position, offsets, message",
-    [
-        (3, [0, 2, 4], "q_offsets: from 0 to 4, expected offsets from 0 to the 5 rows"),
-        (3, [0, 6, 5], "q_offsets: entry 2 is 5 after 6, expected ascending offsets"),
-        (4, [0, 3, 8], "k_offsets: from 0 to 8, expected offsets from 0 to the 7 rows"),
-        (4, [0, -1, 7], "k_offsets: entry 1 is -1 after 0, expected ascending offsets"),
-    ],
-)
+@OFFSETS_THAT_DO_NOT_FIT
 def test_offsets_that_do_not_fit_are_named(position, offsets, message):
     args = list(arguments([3, 2], [3, 4]))
     args[position] = np.array(offsets, "int32")

@@ -32,6 +32,7 @@ from ..coordinates import (
     match_plan,
 )
 from ..guards import RAISE_DUPLICATE
+from ..integers import divide
 from ..script import inline
 from ..sharing import shared
 from ..spec.coordinate_index import (
@@ -134,19 +135,25 @@ def clear_plan(plan) -> None:
         T.buffer_store(plan.entries, T.int64(0), [entry])
 
 
+def plan_box(plan, extremes, factors=(1, 1, 1, 1)) -> None:
+    """Emit, for one thread of a kernel: an empty plan with the box of coordinates that are divided by `factors`."""
+    clear_plan(plan)
+
+    @inline
+    def along(axis, plan, extremes):
+        plan.entries[PLAN_ORIGIN + axis] = T.Cast("int64", divide(extremes.lowest(axis), factors[axis]))
+        plan.entries[PLAN_EXTENT + axis] = (
+            T.Cast("int64", divide(extremes.highest(axis), factors[axis])) - plan.origin(axis) + 1
+        )
+
+    for axis in range(4):
+        along(axis, plan, extremes)
+
+
 @cache
 def plan_index(spec: PlanIndex, gpu: Gpu) -> tvm.tirx.PrimFunc:
     """See `PlanIndex`. ValueError for `method="grid"` when the box has more cells than a grid may."""
     method, low, high, argument = spec.method, spec.low, spec.high, spec.argument
-
-    @inline
-    def plan_axis(axis, plan, extremes):
-        plan.entries[PLAN_ORIGIN + axis] = T.Cast("int64", extremes.lowest(axis))
-        plan.entries[PLAN_EXTENT + axis] = T.Cast("int64", extremes.highest(axis)) - plan.origin(axis) + 1
-
-    def all_axes(plan, extremes):
-        for axis in range(4):
-            plan_axis(axis, plan, extremes)
 
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, status_: T.handle, plan_: T.handle, size_: T.handle):
@@ -161,9 +168,8 @@ def plan_index(spec: PlanIndex, gpu: Gpu) -> tvm.tirx.PrimFunc:
             T.launch_thread("threadIdx.x", 1)
             cells = T.alloc_local((1,), "int64")
             extremes.report(status, argument)
-            clear_plan(plan)
+            plan_box(plan, extremes)
             plan.entries[PLAN_ROWS] = rows
-            all_axes(plan, extremes)
             refuse = T.meta_var(lambda refusal, *arguments: report(status, refusal, *arguments))
             choose(method, rows, GRID_CELLS_PER_ROW, plan, size, cells, refuse)
 

@@ -24,10 +24,10 @@ from ..coordinates import (
 )
 from ..integers import MOST, divide
 from ..script import inline
-from ..spec.coordinate_index import GRID, HASH, PLAN_EXTENT, PLAN_METHOD, PLAN_ORIGIN
+from ..spec.coordinate_index import GRID, HASH, PLAN_METHOD
 from ..spec.unique import FillUnique, PlanUnique, RankUnique
 from .atomics import atomic_min, atomic_or
-from .coordinate_index import clear_plan
+from .coordinate_index import plan_box
 from .extremes import find_extremes
 from .gpu import Gpu, kernel_name, stating
 from .guards import match_status, report, reporting
@@ -51,17 +51,6 @@ def plan_unique(spec: PlanUnique, gpu: Gpu) -> tvm.tirx.PrimFunc:
     """
     factors, method, low, high = (1, *spec.factor), spec.method, spec.low, spec.high
 
-    @inline
-    def divided_axis(axis, plan, extremes):
-        plan.entries[PLAN_ORIGIN + axis] = T.Cast("int64", divide(extremes.lowest(axis), factors[axis]))
-        plan.entries[PLAN_EXTENT + axis] = (
-            T.Cast("int64", divide(extremes.highest(axis), factors[axis])) - plan.origin(axis) + 1
-        )
-
-    def all_axes(plan, extremes):
-        for axis in range(4):
-            divided_axis(axis, plan, extremes)
-
     @script.prim_func(s_tir=True)
     def kernel(coords_: T.handle, status_: T.handle, plan_: T.handle, size_: T.handle):
         T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("plan_unique")})
@@ -75,8 +64,7 @@ def plan_unique(spec: PlanUnique, gpu: Gpu) -> tvm.tirx.PrimFunc:
             T.launch_thread("threadIdx.x", 1)
             cells = T.alloc_local((1,), "int64")
             extremes.report(status, "coords")
-            clear_plan(plan)
-            all_axes(plan, extremes)
+            plan_box(plan, extremes, factors)
             count_cells(plan, cells, grid_limit(rows) if method == "auto" else T.int64(GRID_CELLS_MOST))
             check_grid(method, plan, cells, lambda refusal, *arguments: report(status, refusal, *arguments))
             if T.And(T.bool(method != "sort"), cells[0] >= 0):

@@ -1,17 +1,10 @@
 """From any Relax module to what the virtual machine of TVM runs on a CPU, with our kernels wherever they apply."""
 
 import tvm
-from tvm import relax
 
-from ..check_sizes import CheckSizes
-from ..fold_constants import FoldConstants
-from ..keep import KeepKernels
 from ..lift_params import LiftParams
 from ..precision import to_precision
-from ..recognize import recognize
-from ..share import ShareCalls
-from ..sizes_first import SizesFirst
-from ..take import BoundTakes
+from ..stages import to_kernels, to_virtual_machine
 from .schedule_rest import ScheduleRest
 from .small_calls import SmallCalls
 
@@ -37,34 +30,10 @@ def cpu_pipeline(precision: str = "float32", lift_params: bool = False) -> tvm.t
         if target.kind.name != "llvm":
             raise ValueError(f"target: expected a CPU target of kind 'llvm', given kind {target.kind.name!r}")
         passes = [
-            recognize(),
-            narrow,
-            BoundTakes(),
-            relax.backend.DispatchSampling(),
-            relax.backend.DispatchSortScan(),
-            relax.transform.LegalizeOps(),
-            ShareCalls(),
-            FoldConstants(),
-            *([LiftParams()] if lift_params else []),
-            KeepKernels(),
-            relax.transform.AnnotateTIROpPattern(),
-            relax.transform.FuseOps(),
-            relax.transform.FuseTIR(),
-            SizesFirst(),
-            relax.transform.RewriteDataflowReshape(),
+            *to_kernels(narrow, [LiftParams()] if lift_params else []),
             ScheduleRest(),
             SmallCalls(),
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
-            relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
-            CheckSizes(),
-            relax.transform.LowerRuntimeBuiltin(),
-            relax.transform.ComputePrimValue(),
-            relax.transform.VMShapeLower(),
-            relax.transform.AttachGlobalSymbol(),
+            *to_virtual_machine([]),
         ]
         with target:
             return tvm.transform.Sequential(passes)(mod)

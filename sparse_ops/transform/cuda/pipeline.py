@@ -1,21 +1,14 @@
 """From any Relax module to what the virtual machine of TVM runs on a CUDA device, with our kernels wherever they apply."""
 
 import tvm
-from tvm import relax
 
 from tir_kernels.dispatch import host_target
 
 from ...devices import cuda_graphs_in_use
-from ..check_sizes import CheckSizes
 from ..cpu.schedule_rest import ScheduleRest as ScheduleRestOfCpu
-from ..fold_constants import FoldConstants
-from ..keep import KeepKernels
 from ..lift_params import LiftParams
 from ..precision import to_precision
-from ..recognize import recognize
-from ..share import ShareCalls
-from ..sizes_first import SizesFirst
-from ..take import BoundTakes
+from ..stages import to_kernels, to_virtual_machine
 from .keep_out import KeepOnDevice
 from .schedule_rest import ScheduleRest
 from .scratch import ScratchAsResults
@@ -51,35 +44,9 @@ def _pipeline(precision: str, lift_params: bool, schedule_rest: tvm.transform.Pa
             given = "none" if target is None else f"kind {target.kind.name!r}"
             raise ValueError(f"target: expected a target of kind 'cuda', given {given}")
         passes = [
-            recognize(),
-            narrow,
-            BoundTakes(),
-            relax.backend.DispatchSampling(),
-            relax.backend.DispatchSortScan(),
-            relax.transform.LegalizeOps(),
-            ShareCalls(),
-            FoldConstants(),
-            *([KeepOnDevice(), LiftParams()] if lift_params else []),
-            KeepKernels(),
-            relax.transform.AnnotateTIROpPattern(),
-            relax.transform.FuseOps(),
-            relax.transform.FuseTIR(),
-            SizesFirst(),
-            relax.transform.RewriteDataflowReshape(),
+            *to_kernels(narrow, [KeepOnDevice(), LiftParams()] if lift_params else []),
             schedule_rest,
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            ReadStatus(),
-            *([ScratchAsResults()] if cuda_graphs_in_use() else []),
-            relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
-            relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
-            CheckSizes(),
-            relax.transform.LowerRuntimeBuiltin(),
-            relax.transform.ComputePrimValue(),
-            relax.transform.VMShapeLower(),
-            relax.transform.AttachGlobalSymbol(),
+            *to_virtual_machine([ReadStatus(), *([ScratchAsResults()] if cuda_graphs_in_use() else [])]),
         ]
         with target:
             return tvm.transform.Sequential(passes)(mod)

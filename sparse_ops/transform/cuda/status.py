@@ -16,7 +16,7 @@ from tir_kernels.cuda.gpu import on_device
 from tir_kernels.cuda.guards import match_status
 from tir_kernels.guards import NOWHERE, READ_STATUS, STATUS_FIRST, STATUS_SIZE
 
-from ...op.register import SCHEDULED, STATUS, with_root_block
+from ...op.register import STATUS, call_kernel
 
 
 @tvm.transform.module_pass(opt_level=0, name="ReadStatus")
@@ -27,11 +27,11 @@ class ReadStatus:
     """
 
     def transform_module(self, mod: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
-        mutators = _Reading(mod)
+        reading = _Reading(mod)
         for gv, function in mod.functions_items():
             if isinstance(function, relax.Function):
-                mutators.rewrite(gv, function)
-        return mutators.builder_.get()
+                reading.rewrite(gv, function)
+        return reading.builder_.get()
 
 
 @mutator
@@ -46,9 +46,8 @@ class _Reading(PyExprMutator):
         changed = self.visit_expr(function)
         if not self.used:
             return
-        kernel = empty_status().without_attr("global_symbol").with_attr(SCHEDULED, True)
-        empty = self.builder_.add_func(with_root_block(kernel), "empty_status")
-        start = relax.BindingBlock([relax.VarBinding(self.status, relax.call_tir(empty, [], out_ty=self.status.ty))])
+        empty = call_kernel(self.builder_, empty_status(), [], self.status.ty)
+        start = relax.BindingBlock([relax.VarBinding(self.status, empty)])
         read = relax.Var("read", relax.TupleType([]))
         # What is returned is a variable of the body, so the read stands behind everything that makes it.
         call = relax.Call(relax.ExternFunc(READ_STATUS), [self.status], ty_args=[relax.TupleType([])])

@@ -13,6 +13,7 @@ from sparse_ops.build import build
 from sparse_ops.testing.examples import features
 from tests.cuda_device import cuda_target, device
 from tests.cuda_emulator import same_bits
+from tests.sparse_ops.test_attention import OFFSETS_THAT_DO_NOT_FIT, ORDERS_THAT_DO_NOT_FIT
 from tests.sparse_ops.walk import module_of
 from tests.tolerance import assert_close
 from tir_kernels.cuda import attention
@@ -155,30 +156,13 @@ def test_huge_logits_of_one_sign(size, sign):
         check(attend(q, k, v, *offsets), (q, k, v, *offsets), 300)
 
 
-@pytest.mark.parametrize(
-    "name, order, message",
-    [
-        ("q_order", [0, 4, 2, 3, 5], "q_order: entry 4 is 5, expected a row from 0 to 4"),
-        ("q_order", [0, 1, -1, 3, -2], "q_order: entry 2 is -1, expected a row from 0 to 4"),
-        ("q_order", [0, 4, 2, 4, 3], "q_order: entry 3 is row 4 again, expected every row once"),
-        ("k_order", [6, 6, 7, 0, 1, 2, 3], "k_order: entry 2 is 7, expected a row from 0 to 6"),
-        ("k_order", [0, 1, 2], "k_offsets: from 0 to 7, expected offsets from 0 to the 3 rows"),
-    ],
-)
+@ORDERS_THAT_DO_NOT_FIT
 def test_orders_that_do_not_fit_are_named(name, order, message):
     with pytest.raises(ValueError, match=message):
         attend(*arguments([3, 2], [3, 4]), **{name: np.array(order, "int32")})
 
 
-@pytest.mark.parametrize(
-    "position, offsets, message",
-    [
-        (3, [0, 2, 4], "q_offsets: from 0 to 4, expected offsets from 0 to the 5 rows"),
-        (3, [0, 6, 5], "q_offsets: entry 2 is 5 after 6, expected ascending offsets"),
-        (4, [0, 3, 8], "k_offsets: from 0 to 8, expected offsets from 0 to the 7 rows"),
-        (4, [0, -1, 7], "k_offsets: entry 1 is -1 after 0, expected ascending offsets"),
-    ],
-)
+@OFFSETS_THAT_DO_NOT_FIT
 def test_offsets_that_do_not_fit_are_named(position, offsets, message):
     args = list(arguments([3, 2], [3, 4]))
     args[position] = np.array(offsets, "int32")
