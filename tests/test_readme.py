@@ -17,6 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PRINTED = {
     "README.md": {"pipeline": "True", "spconv": "True", "eager": "32)"},
     "bridge.md": {"backbone": "torch.Size([1, 32, 4, 16, 16])", "ops": "torch.Size([12, 8])", "converter": "0.0"},
+    "cuda.md": {"target": "cuda sm_90"},
     "frames.md": {"poses": "True"},
     "ops.md": {"graph": "32)"},
     "pipeline.md": {"labels": "[True, True]"},

@@ -1,12 +1,12 @@
 """Which indices of coordinates calls build: for tests of who shares one."""
 
+import gc
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 
-from sparse_ops.eager import cache
-from sparse_ops.program import Program
+from sparse_ops.program import Program, _Machines
 
 MAPS = ("submanifold_map", "probe_map")  # kernels that look up rows in an index
 
@@ -28,8 +28,13 @@ class Calls:
 def indices_built(*programs: Program) -> Iterator[Calls]:
     """What the programs, or eager calls whose functions are compiled already, build inside."""
     calls = Calls()
-    programs = programs or [kept for kept in cache._compiled.values() if isinstance(kept, Program)]
-    with ExitStack() as stack:
-        for program in programs:
-            stack.enter_context(program.observed(calls.note))
+    # Of eager calls all that are there: functions outlive a cache that another test emptied.
+    kept = [program._machines for program in programs] or [found for found in gc.get_objects() if type(found) is _Machines]
+    before = [machines.observer for machines in kept]
+    try:
+        for machines in kept:
+            machines.watch(calls.note)
         yield calls
+    finally:
+        for machines, observer in zip(kept, before, strict=True):
+            machines.watch(observer)

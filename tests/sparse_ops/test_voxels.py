@@ -16,6 +16,7 @@ from tvm.relax.frontend.nn import spec
 import sparse_ops
 from sparse_ops import SparseTensor, nn
 from sparse_ops.build import build
+from sparse_ops.devices import place
 from sparse_ops.eager import functional as F
 from tests.sparse_ops.strategies import coordinates
 from tests.tolerance import assert_close
@@ -131,7 +132,7 @@ def test_a_map_is_kept_for_a_pair_of_sets_only_while_both_are_there():
     assert not kept
     own = sparse_ops.SubMConv3d(5, 4, 3)
     np.testing.assert_array_equal(own(x, x).feats, own(x).feats)
-    assert x.coordinates.maps["chosen"][x.coordinates][SUBM] is x.kernel_map((3, 3, 3), (1, 1, 1))
+    assert x.coordinates.maps["chosen"][x.coordinates][SUBM, place()] is x.kernel_map((3, 3, 3), (1, 1, 1))
 
 
 def test_the_inverse_of_a_layer_that_went_to_chosen_voxels():
@@ -162,11 +163,12 @@ def test_an_inverse_map_is_that_of_its_layer_whatever_other_threads_keep():
     y = down(SparseTensor(features(rng, 40, 3), coords), chosen)
     expected = up(y).feats
     up(down(SparseTensor(features(rng, 40, 3), coords[::-1].copy()), chosen))
-    theirs = chosen.coordinates.maps["inverse"]
+    key = "inverse", place()
+    theirs = chosen.coordinates.maps[key]
 
     class Raced(dict):
-        def __setitem__(self, key, value):
-            super().__setitem__(key, theirs if key == "inverse" else value)
+        def __setitem__(self, kept, value):
+            super().__setitem__(kept, theirs if kept == key else value)
 
     chosen.coordinates.maps = Raced(chosen.coordinates.maps)
     np.testing.assert_array_equal(up(y).feats, expected)
