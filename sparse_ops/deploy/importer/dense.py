@@ -4,20 +4,48 @@ from functools import partial
 
 from tvm import relax
 
+from sparse_ops.op import conv_transpose3d
+
 from .context import Context
-from .layout import cut
 from .registry import converts
 from .sizes import known
 
-PRODUCTS = ("linear", "mm", "bmm", "addmm", "convolution")
+PRODUCTS = ("linear", "mm", "bmm", "addmm")
 
 
 @converts(*(f"aten::{name}" for name in PRODUCTS))
 def product(context: Context) -> relax.Expr:
     """TVM's, which multiplies in float32 whatever it is given."""
+    check_dtype(context)
+    return context.default()
+
+
+def check_dtype(context: Context) -> None:
     if context.dtype not in ("float32", "float16", "bfloat16"):
         context.refuse(f"expected float32, given {context.dtype}; call .float() before it")
-    return context.default()
+
+
+@converts("aten::convolution")
+def convolution(context: Context) -> relax.Expr:
+    """TVM's, and a transposed one by our op, which takes axes that are missing as of size 1."""
+    check_dtype(context)
+    if not context["transposed"]:
+        return context.default()
+    if context["groups"] != 1:
+        context.refuse(f"expected a transposed convolution of one group, given {context['groups']} groups")
+    x, weight, bias = context["input"], context["weight"], context["bias"]
+    flat = [1] * (5 - x.ty.ndim)
+
+    def deep(tensor):
+        dims = context.dims(tensor)
+        return context.reshape(tensor, [*dims[:2], *flat, *dims[2:]]) if flat else tensor
+
+    fills = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+    options = {name: (*([fill] * len(flat)), *context[name]) for name, fill in fills.items()}
+    bias = bias if bias is None else context.cast(bias, "float32")
+    out = context.emit(conv_transpose3d(deep(x), deep(weight), bias, **options))
+    dims = context.dims(out)
+    return context.reshape(out, [*dims[:2], *dims[2 + len(flat) :]]) if flat else out
 
 
 @converts("aten::native_group_norm")
@@ -59,8 +87,9 @@ def grid_sampler(context: Context) -> relax.Expr:
 def _resized(method: str, context: Context) -> relax.Expr:
     x = context["input"] if "input" in context.args else context["self"]
     size = [known(dim) for dim in context.result_dims([0] * 4)[2:]]
-    if None in size or 0 in size:
-        context.refuse("expected an output size that is known when the model is exported")
+    if 0 in size:
+        context.refuse("expected an output size of at least 1")
+    size = context.result_dims()[2:]
     corners = context.args.get("align_corners", False)
     mode = "align_corners" if corners else "asymmetric" if method == "nearest_neighbor" else "half_pixel"
     options = {"coordinate_transformation_mode": mode, "rounding_method": "floor" if method == "nearest_neighbor" else ""}
@@ -69,20 +98,3 @@ def _resized(method: str, context: Context) -> relax.Expr:
 
 converts("aten::upsample_nearest2d", "aten::upsample_nearest2d.vec")(partial(_resized, "nearest_neighbor"))
 converts("aten::upsample_bilinear2d", "aten::upsample_bilinear2d.vec")(partial(_resized, "linear"))
-
-
-@converts("aten::constant_pad_nd")
-def pad(context: Context) -> relax.Expr:
-    """Negative padding cuts."""
-    x, given, value = context["self"], list(context["pad"]), context["value"]
-    rank = x.ty.ndim
-    around = [(0, 0)] * (rank - len(given) // 2) + [tuple(given[i : i + 2]) for i in range(len(given) - 2, -1, -2)]
-    for axis, (before, after) in enumerate(around):
-        size = context.dims(x)[axis]
-        if isinstance(before, int) and isinstance(after, int) and min(before, after) >= 0:
-            continue
-        if not (isinstance(before, int) and isinstance(after, int)):
-            context.refuse("expected padding that is known when the model is exported")
-        x = cut(context, x, axis, max(-before, 0), size - max(-after, 0))
-    widths = [max(width, 0) for pair in around for width in pair]
-    return context.emit(relax.op.nn.pad(x, widths, pad_value=float(value))) if any(widths) else x
