@@ -10,6 +10,7 @@ from .recognize import recognize
 from .share import ShareCalls
 from .sizes_first import SizesFirst
 from .take import BoundTakes
+from .views import ViewReshapes
 
 Passes = list[tvm.transform.Pass]
 
@@ -25,6 +26,7 @@ def to_kernels(narrow: tvm.transform.Pass, lift: Passes) -> Passes:
         BoundTakes(),
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
+        ViewReshapes(),
         relax.transform.LegalizeOps(),
         ShareCalls(),
         FoldConstants(),
