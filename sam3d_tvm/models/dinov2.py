@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from sam3d_tvm.checks import check_size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, which lie in 0..1
@@ -11,8 +13,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colour
 class DinoV2Config:
     """Sizes of a vision transformer of DINOv2, named as upstream names them.
 
-    Positional embeddings are those of an image of `img_size`. For another grid they are resized as an image, bicubic:
-    `interpolate_antialias` and `interpolate_offset` say how.
+    Positional embeddings are those of an image of `img_size`. For another grid they are resized as an image, bicubic: with
+    `interpolate_antialias` so that a smaller grid averages, else as `position_matrices` says.
     """
 
     embed_dim: int
@@ -37,6 +39,8 @@ class DinoV2Config:
         offset = self.interpolate_offset
         if isinstance(offset, bool) or not isinstance(offset, (int, float)) or not 0 <= offset < 1:
             raise ValueError(f"interpolate_offset: expected a number from 0 to below 1, given {offset!r}")
+        if self.interpolate_antialias and offset:
+            raise ValueError(f"interpolate_offset: expected 0 with interpolate_antialias, given {offset!r}")
 
     @property
     def hidden(self) -> int:
@@ -72,3 +76,37 @@ def _hub(sizes: tuple[int, int, int], registers: bool) -> DinoV2Config:
 
 
 HUB = {name + "_reg" * registers: _hub(sizes, registers) for registers in (True, False) for name, sizes in _SIZES.items()}
+
+
+CUBIC = -0.75  # the slope at distance 1 of the cubic kernel that resizes without antialiasing
+
+
+def position_matrices(config: DinoV2Config, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [rows, M] and [columns, M]: what resizes the stored M x M positions to a grid, along each axis.
+
+    Bicubic without antialiasing: place i of n reads at (i + 1/2) M / (n + `interpolate_offset`) - 1/2, by four taps that are
+    clamped to the edge. A grid of M x M takes the positions as they are. Raises ValueError for a grid without patches, and for
+    a config that interpolates with antialiasing.
+    """
+    if config.interpolate_antialias:
+        raise ValueError("config: expected one that interpolates positions without antialiasing")
+    check_size("rows", rows, 1)
+    check_size("columns", columns, 1)
+    stored = config.stored_grid
+    if rows == columns == stored:
+        return (np.eye(stored, dtype=np.float32),) * 2
+    return tuple(_cubic_matrix(stored, new, config.interpolate_offset) for new in (rows, columns))
+
+
+def _cubic_matrix(old: int, new: int, offset: float) -> np.ndarray:
+    """float32 [new, old] (Keys, doi:10.1109/TASSP.1981.1163711, with the slope `CUBIC`)."""
+    place = (np.arange(new) + 0.5) * (old / (new + offset)) - 0.5  # [new]
+    first = np.floor(place).astype(np.int64) - 1
+    matrix = np.zeros((new, old))
+    for tap in range(4):
+        distance = np.abs(place - (first + tap))
+        near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
+        far = CUBIC * (((distance - 5) * distance + 8) * distance - 4)
+        weight = np.where(distance <= 1, near, far)
+        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), weight)
+    return matrix.astype(np.float32)
