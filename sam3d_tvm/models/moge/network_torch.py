@@ -1,7 +1,5 @@
 """The network of the depth model, with upstream's parameter names, for photos of any shape."""
 
-from collections.abc import Mapping
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -149,12 +147,14 @@ class MoGeModel(nn.Module):
             found[f"upsample{i}_conv"] = x = block[0](x)
             found[f"upsample{i}"] = x = block[1:](x)
         found["head_in"] = x = self.head.resized(x, u, v)
-        return found | {f"head_{name}": block(x) for name, block in zip(("points", "mask"), self.head.output_block, strict=True)}
+        points, mask = self.head.output_block
+        return found | {"head_points": points(x), "head_mask": mask(x)}
 
     def inputs(self) -> dict[str, tuple[torch.Tensor, ...]]:
         """Example inputs, of 2 x 3 patches; any others may come."""
         rows, columns, patch, stored = 2, 3, self.config.encoder.patch_size, self.config.encoder.stored_grid
-        shapes = ((3, rows, patch, columns, patch), (rows, stored), (columns, stored), (2,), (columns * patch,), (rows * patch,))
+        image, matrices = (3, rows, patch, columns, patch), ((rows, stored), (columns, stored))
+        shapes = (image, *matrices, (2,), (columns * patch,), (rows * patch,))
         return {"forward": tuple(torch.zeros(shape) for shape in shapes)}
 
 
