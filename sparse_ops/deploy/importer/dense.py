@@ -78,9 +78,10 @@ def _bilinear(context: Context, x: relax.Expr, size: Sequence, factors: Sequence
 
     Place i of n reads at max(0, (i + 1/2) N / n - 1/2), in float32 as torch does; a factor takes the place of n / N.
     """
-    batch, channels, *old = context.dims(x)
 
     def bilinear(source: te.Tensor) -> te.Tensor:
+        batch, channels, *old = source.shape  # by names of its own
+
         def taps(place: tvm.tirx.Var, axis: int) -> tuple:
             number, half, real = old[axis], tvm.tirx.const(0.5, "float32"), partial(tvm.tirx.Cast, "float32")
             factor = factors[axis]
