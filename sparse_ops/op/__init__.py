@@ -6,6 +6,7 @@ from .batch_offsets import batch_offsets
 from .channel_affine import channel_affine
 from .channel_layer_norm import channel_layer_norm
 from .conv import conv3d
+from .conv_transpose import conv_transpose3d
 from .dense import from_dense, to_dense
 from .dense_group_norm import dense_group_norm
 from .flatnonzero import flatnonzero
@@ -37,6 +38,7 @@ __all__ = [
     "channel_affine",
     "channel_layer_norm",
     "conv3d",
+    "conv_transpose3d",
     "dense_group_norm",
     "downsample",
     "flatnonzero",
