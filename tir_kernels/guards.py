@@ -33,6 +33,7 @@ RAISE_REPEATED_ROW = "tir_kernels.raise_repeated_row_error"
 RAISE_KERNEL_SIZE = "tir_kernels.raise_kernel_size_error"
 RAISE_EDGE = "tir_kernels.raise_edge_error"
 RAISE_OUTPUT_SIZE = "tir_kernels.raise_output_size_error"
+RAISE_RESIZE = "tir_kernels.raise_resize_error"
 RAISE_POINT = "tir_kernels.raise_point_error"
 RAISE_GRID_NUMBER = "tir_kernels.raise_grid_number_error"
 RAISE_TERM = "tir_kernels.raise_term_error"
@@ -155,6 +156,11 @@ def output_size_words(axis: int, size: int, size_out: int) -> str:
     return f"x: expected a size that gives at least 1 output along axis {axis}, given {size}, which gives {max(size_out, 0)}"
 
 
+def resize_words(height: int, width: int, height_out: int, width_out: int) -> str:
+    """Images without pixels are resized to some with."""
+    return f"x: expected at least 1 row and 1 column to resize to {height_out} x {width_out}, given {height} x {width}"
+
+
 def map_words(given_in: int, given_out: int, rows_in: int, rows_out: int) -> str:
     """A kernel map meets features of another coordinate set."""
     return (
@@ -248,6 +254,7 @@ REFUSALS: dict[int, Refusal] = {
     20: Refusal(RAISE_SET_DUPLICATE, set_duplicate_words),
     25: Refusal(RAISE_EDGE, edge_words),
     26: Refusal(RAISE_OUTPUT_SIZE, output_size_words),
+    27: Refusal(RAISE_RESIZE, resize_words),
 }
 
 

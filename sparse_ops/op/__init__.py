@@ -19,6 +19,7 @@ from .lookup import lookup
 from .modulated_add import modulated_add
 from .pool import pool, segment_pool
 from .quantize import quantize
+from .resize import resize_bilinear
 from .rms_norm_heads import rms_norm_heads
 from .serialize import serialize, serialized_partition
 from .softmax import softmax
@@ -54,6 +55,7 @@ __all__ = [
     "modulated_add",
     "pool",
     "quantize",
+    "resize_bilinear",
     "rms_norm_heads",
     "segment_pool",
     "serialize",

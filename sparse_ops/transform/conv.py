@@ -29,7 +29,10 @@ def RecognizeConv() -> tvm.transform.Pass:
 
 
 def RecognizeConvTranspose() -> tvm.transform.Pass:
-    """`R.nn.conv1d_transpose`, `conv2d_transpose`, `conv3d_transpose` -> `R.sparse_ops.conv_transpose3d`, as `RecognizeConv`."""
+    """`R.nn.conv1d_transpose`, `conv2d_transpose`, `conv3d_transpose` -> `R.sparse_ops.conv_transpose3d`.
+
+    Channels first, without groups, as much padding behind as before, and what follows as `RecognizeConv`.
+    """
     return rewrite_pass("RecognizeConvTranspose", recognizer("conv_transpose3d", _conv_transpose, *TRANSPOSED))
 
 

@@ -1,10 +1,8 @@
 """Layers on dense tensors that TVM's importer lacks or gets wrong."""
 
-from functools import partial
-
 from tvm import relax
 
-from sparse_ops.op import conv_transpose3d
+from sparse_ops.op import conv_transpose3d, resize_bilinear
 
 from .context import Context
 from .registry import converts
@@ -84,17 +82,22 @@ def grid_sampler(context: Context) -> relax.Expr:
     )
 
 
-def _resized(method: str, context: Context) -> relax.Expr:
+@converts("aten::upsample_nearest2d", "aten::upsample_nearest2d.vec")
+def upsample_nearest(context: Context) -> relax.Expr:
     x = context["input"] if "input" in context.args else context["self"]
     size = [known(dim) for dim in context.result_dims([0] * 4)[2:]]
-    if 0 in size:
-        context.refuse("expected an output size of at least 1")
+    if None in size or 0 in size:
+        context.refuse("expected an output size that is known when the model is exported")
+    options = {"coordinate_transformation_mode": "asymmetric", "rounding_method": "floor"}
+    return context.emit(relax.op.image.resize2d(x, tuple(size), layout="NCHW", method="nearest_neighbor", **options))
+
+
+@converts("aten::upsample_bilinear2d", "aten::upsample_bilinear2d.vec")
+def upsample_bilinear(context: Context) -> relax.Expr:
+    """By our op, at sizes that only the running module knows, too."""
+    x = context["input"] if "input" in context.args else context["self"]
     size = context.result_dims()[2:]
-    corners = context.args.get("align_corners", False)
-    mode = "align_corners" if corners else "asymmetric" if method == "nearest_neighbor" else "half_pixel"
-    options = {"coordinate_transformation_mode": mode, "rounding_method": "floor" if method == "nearest_neighbor" else ""}
-    return context.emit(relax.op.image.resize2d(x, tuple(size), layout="NCHW", method=method, **options))
-
-
-converts("aten::upsample_nearest2d", "aten::upsample_nearest2d.vec")(partial(_resized, "nearest_neighbor"))
-converts("aten::upsample_bilinear2d", "aten::upsample_bilinear2d.vec")(partial(_resized, "linear"))
+    if None in size:
+        context.refuse("expected an output size that follows from sizes of the inputs")
+    size = context.checked(size, 1, what="size")
+    return context.emit(resize_bilinear(x, size, context["align_corners"]))

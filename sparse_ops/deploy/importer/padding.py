@@ -12,7 +12,11 @@ from .layout import cut
 from .registry import converts
 from .sizes import known
 
-LEAST = {"replicate": lambda most: 1, "reflect": lambda most: most + 1, "circular": lambda most: most}  # of an axis, by its padding
+LEAST = {
+    "replicate": lambda most: 1,
+    "reflect": lambda most: most + 1,
+    "circular": lambda most: most,
+}  # of an axis, by its padding
 
 
 @converts("aten::constant_pad_nd")
