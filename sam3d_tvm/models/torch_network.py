@@ -35,8 +35,8 @@ class TorchNetwork:
     ) -> Component:
         """The component of a config with the weights of `state`.
 
-        Sizes that are not `dynamic` are numbers, as compiling for any takes longer. Raises ValueError for a state that does not fit, see
-        `check_arrays`, and as `port_component`.
+        Sizes that are not `dynamic` are numbers, as compiling for any takes longer. Raises ValueError for a state that does not
+        fit, see `check_arrays`, and as `port_component`.
         """
         module = self._empty(config)
         import torch

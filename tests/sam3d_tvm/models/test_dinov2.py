@@ -97,7 +97,7 @@ def test_a_config_that_does_not_fit(change, message):
 
 
 def test_matrices_that_are_refused():
-    with pytest.raises(ValueError, match="^rows: expected an integer of at least 1, given 0$"):
+    with pytest.raises(ValueError, match=r"^rows: expected an integer of at least 1, given 0$"):
         position_matrices(PLAIN, 0, 3)
-    with pytest.raises(ValueError, match="^config: expected one that interpolates positions without antialiasing$"):
+    with pytest.raises(ValueError, match=r"^config: expected one that interpolates positions without antialiasing$"):
         position_matrices(HUB["dinov2_vitl14_reg"], 2, 3)
