@@ -96,11 +96,11 @@ def _suffix(target: tvm.target.Target | None) -> str:
 
 
 class SeededSource:
-    """Random weights of a preset. ValueError for another preset, or a seed below 0."""
+    """Random weights of a preset, with a depth model if that is asked for. ValueError for another preset, or a seed below 0."""
 
-    def __init__(self, name: str, seed: int = 0):
+    def __init__(self, name: str, seed: int = 0, depth_model: bool = False):
         check_size("seed", seed, 0)
-        self.config, self._name, self._seed = preset(name), name, seed
+        self.config, self._name, self._seed = preset(name, depth_model), name, seed
 
     def state(self, name: str) -> State:
         return MODELS[name].random_weights(getattr(self.config, name), self._seed)
