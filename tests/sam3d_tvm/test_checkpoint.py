@@ -189,6 +189,8 @@ def test_tensors_that_do_not_fit(broken, artifacts, kind):
         ("pipeline.yaml", ("pose_decoder_name",), "Other", "expected pose_decoder_name 'ScaleShiftInvariant', given 'Other'"),
         ("pipeline.yaml", ("ss_cfg_strength_pm",), 1.0, "expected ss_cfg_strength_pm 0, given 1.0"),
         ("pipeline.yaml", ("slat_mean",), [0.0] * 7, "slat_mean: expected 8 numbers"),
+        ("pipeline.yaml", ("clip_pointmap_beyond_scale",), 0, "clip_pointmap_beyond_scale: expected a number above 0, given 0"),
+        ("pipeline.yaml", ("clip_pointmap_beyond_scale",), "far", "clip_pointmap_beyond_scale: expected a number above 0"),
         ("ss_generator.yaml", (*FLOW, "qk_rms_norm"), False, "qk_rms_norm: expected True, given False"),
         ("ss_decoder.yaml", ("norm_type",), "group", "norm_type: expected 'layer', given 'group'"),
         ("ss_generator.yaml", (*FLOW, "_target_"), ["a"], "is not known"),
@@ -208,6 +210,12 @@ def test_values_that_no_published_model_has(broken, file, path, value, message):
     with pytest.raises(ValueError, match=message) as caught:
         Checkpoint(broken)
     assert file in str(caught.value)
+
+
+def test_points_beyond_the_object_are_left_out_if_the_checkpoint_says_so(broken):
+    assert Checkpoint(broken).config.preprocessing.clip_pointmap_beyond_scale is None
+    edit(broken, "pipeline.yaml", ("clip_pointmap_beyond_scale",), 1.4)
+    assert Checkpoint(broken).config.preprocessing.clip_pointmap_beyond_scale == 1.4
 
 
 def test_the_command_line_says_it_in_one_line(broken, tmp_path, photo, capsys):
