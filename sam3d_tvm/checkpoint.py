@@ -144,7 +144,7 @@ class Checkpoint:
                 raise ValueError(f"{where}: expected the name of a model at {place.key}, given {shown(called)}")
             file = place.find(called, self.folder)
         config, self._own[name] = place.read(file)
-        _check_sizes(dataclasses.asdict(config), file.name)
+        check_config(config, file.name)
         self._files[name] = file
         return config
 
@@ -165,13 +165,14 @@ class Checkpoint:
         return np.asarray(state[OFFSETS], np.float32)
 
     def _state(self, name: str) -> dict[str, LazyArray]:
-        file, own = self.file(name), self._own.get(name)
-        prefix = MODELS[name].place.prefix if own is None else ""
-        found = {}
-        for key, value in (read_weights(file) if own is None else own).items():
-            if key.startswith(prefix) and not any(part in f".{key}" for part in TRAINING):
-                found[key.removeprefix(prefix)] = LazyArray(value.shape, value.dtype, _finite(value, key, file))
-        return found
+        file, prefix = self.file(name), ""
+        if (state := self._own.get(name)) is None:
+            state, prefix = read_weights(file), MODELS[name].place.prefix
+        return {
+            key.removeprefix(prefix): value
+            for key, value in with_finite(state, file).items()
+            if key.startswith(prefix) and not any(part in f".{key}" for part in TRAINING)
+        }
 
     def _yaml(self, name: str) -> Mapping[str, Any]:
         """A .yaml file, of which every `_target_` is known."""
@@ -183,6 +184,16 @@ class Checkpoint:
             raise ValueError(f"{name}: expected names and values, given {given}")
         _check_targets(value, name)
         return value
+
+
+def with_finite(state: State, file: Path) -> dict[str, LazyArray]:
+    """Weights that raise ValueError when they are asked for and are not finite."""
+    return {name: LazyArray(value.shape, value.dtype, _finite(value, name, file)) for name, value in state.items()}
+
+
+def check_config(config: Any, where: str) -> None:
+    """ValueError for the config of a model with numbers or lists beyond all limits."""
+    _check_sizes(dataclasses.asdict(config), where)
 
 
 def _finite(value: LazyArray, name: str, file: Path) -> Callable[[], np.ndarray]:
@@ -227,7 +238,7 @@ def _model(value: Mapping[str, Any], path: tuple[str, ...], file: str, expected:
     if not isinstance(found, expected):
         given = node.get("_target_") if isinstance(node, Mapping) else node
         raise ValueError(f"{where}: expected a model that makes a {expected.__name__}, given {shown(given)}")
-    _check_sizes(dataclasses.asdict(found), where)
+    check_config(found, where)
     return found
 
 

@@ -33,7 +33,7 @@ from sam3d_tvm.artifacts import (
 )
 from sam3d_tvm.checks import Failure, check_size
 from sam3d_tvm.config import PipelineConfig, Sampling
-from sam3d_tvm.depth import check_view, fov_of, point_map
+from sam3d_tvm.depth import DEPTH_MODEL, check_view, fov_of, point_map
 from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface, TexturedMesh
 from sam3d_tvm.mesh.flexicubes import extract_mesh
 from sam3d_tvm.mesh.mesh import Mesh
@@ -53,7 +53,6 @@ from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.structure import STAGES, Structure, differences
 
 POINTMAPS = ("pointmap", "rgb_pointmap")
-DEPTH_MODEL = "depth_model"
 OVERLAP = (
     "several masks without a point map: nothing tells where the objects are, and they lie over one another in a scene; give "
     "a point map, depth or a depth model (--pointmap, --depth, --depth-model)"
@@ -536,7 +535,7 @@ class Run:
         if depth_model:
             with self._stage("depth"):
                 photo = images.load_photo(image, mask, mask_upright)
-                found = self._looked_at(photo.rgba, fov_of(fov, image))
+                found = self.looked_at(photo.rgba, fov_of(fov, image))
         with self._stage("image"):
             if photo is None:
                 photo = images.load_photo(image, mask, mask_upright)
@@ -553,7 +552,7 @@ class Run:
                     points = clipped(points, rgba[..., 3], options.clip_pointmap_beyond_scale)
             return preprocess(rgba, points, options.size, options.box_size_factor, options.padding_factor)
 
-    def _looked_at(self, rgba: np.ndarray, fov_x: float | None) -> PointMap:
+    def looked_at(self, rgba: np.ndarray, fov_x: float | None) -> PointMap:
         """What the depth model makes of a photo uint8 [H, W, 4], without regard to its mask."""
 
         def make() -> PointMap:

@@ -130,6 +130,7 @@ def generate(
     with shown.without_warnings(verbose), shown.bars() as tell:
         from sam3d_tvm import memory
         from sam3d_tvm.checks import check_size
+        from sam3d_tvm.depth import fov_of
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
         from sam3d_tvm.photo.images import check_mask, load_photo
@@ -150,6 +151,7 @@ def generate(
             check_mask(image, mask, mask_upright)
         points = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics}
         load_points(pointmap, pointmap_axes, **points, size=photo.size, orientation=photo.orientation)
+        fov_of(view, image)
         del photo
         check_folder(output, max(1, len(given)), names, resume is not None, from_structure)
         if resume is not None and not is_begun(resume):

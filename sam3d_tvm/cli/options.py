@@ -1,6 +1,5 @@
 """Options that several commands share, and what commands do before they begin."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -17,6 +16,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 EXAMPLES = {
     "generate": "Example: sam3d-tvm generate photo.jpg mask.png --checkpoint checkpoints/hf -o out --formats ply,glb",
     "batch": "Example: sam3d-tvm batch photos -o out --checkpoint checkpoints/hf --max-memory 16G",
+    "depth": "Example: sam3d-tvm depth photo.jpg --depth-model model.pt -o out",
     "compile": "Example: sam3d-tvm compile checkpoints/hf -o artifacts",
     "calibrate": "Example: sam3d-tvm calibrate cup.jpg cup_mask.png chair.jpg chair_mask.png --checkpoint checkpoints/hf",
     "view": "Example: sam3d-tvm view out/splat.ply",
@@ -155,13 +155,12 @@ def open_pipeline(
     """The pipeline that the options name, with the decoders that `formats` need, if given. ValueError if they name none, or
     two, artifacts of another precision or kind of target, or a depth model that does not belong there."""
     from sam3d_tvm.pipeline import Pipeline
-    from sparse_ops.devices import parse_target
 
     def on_model(name: str, done: int, total: int) -> None:
         if total:
             tell("compile", done, total)
 
-    compiled_for = None if target is None else parse_target(target)
+    compiled_for = parsed_target(target)
     options = {"precision": precision or "float32", "target": compiled_for, "on_model": on_model}
     if checkpoint is not None and preset is not None:
         raise ValueError(f"preset: expected no --checkpoint beside it, given {str(checkpoint)!r}")
@@ -177,15 +176,18 @@ def open_pipeline(
                 f"depth_model: expected with --checkpoint or --preset, given {depth_model!r} with --artifacts alone"
             )
         pipeline = Pipeline.from_artifacts(artifacts)
-        if precision not in (None, pipeline.artifacts.precision):
-            raise ValueError(f"precision: expected that of the artifacts, {pipeline.artifacts.precision}, given {precision!r}")
-        if compiled_for is not None and compiled_for.kind.name != pipeline.artifacts.target["kind"]:
-            made_for = json.dumps(pipeline.artifacts.target)
-            raise ValueError(f"target: expected that of the artifacts, {made_for}, given {target!r}")
+        pipeline.artifacts.check_made_for(precision, compiled_for)
     else:
         raise ValueError("checkpoint: expected --checkpoint FOLDER, --artifacts FOLDER of compiled models, or --preset tiny")
     say_integers(pipeline.artifacts)
     return pipeline
+
+
+def parsed_target(target: str | None):
+    """What TVM calls a `Target`; None without one."""
+    from sparse_ops.devices import parse_target
+
+    return None if target is None else parse_target(target)
 
 
 def say_integers(artifacts) -> None:

@@ -186,12 +186,12 @@ def in_camera_axes(points: np.ndarray, axes: str, name: str = "pointmap") -> np.
                 f"the camera, x / |z| change along the columns, y / |z| along the rows; name them by --pointmap-axes "
                 f"(pointmap_axes): {', '.join(AXES)}"
             )
-        names = [known for known, frame in AXES.items() if _seen_of(frame) == seen]
+        names = [known for known, frame in AXES.items() if signs_of(frame) == seen]
         words = _words(seen)
         say(f"{name}: axes are {f'those of {names[0]}, ' if names else ''}{words}, by the signs of its points")
         signs = seen
     else:
-        signs = _seen_of(AXES[axes])
+        signs = signs_of(AXES[axes])
         if seen[2] == -signs[2]:
             raise ValueError(
                 f"{name}: expected points in front of the camera, given z {'below' if seen[2] < 0 else 'above'} 0, which is "
@@ -205,7 +205,7 @@ def in_camera_axes(points: np.ndarray, axes: str, name: str = "pointmap") -> np.
 def _turned(points: np.ndarray, signs: Sequence[int]) -> np.ndarray:
     """Points float32 [3, H, W] of which `axes_seen` are `signs`, in `CAMERA`; themselves where they are that."""
     # What is seen of CAMERA itself: x falls along the columns, y falls along the rows, z is away.
-    factors = np.float32([sign * own for sign, own in zip(signs, _seen_of(CAMERA), strict=True)])
+    factors = np.float32([sign * own for sign, own in zip(signs, signs_of(CAMERA), strict=True)])
     return points if (factors == 1).all() else points * factors[:, None, None]
 
 
@@ -239,7 +239,7 @@ def _trend(values: np.ndarray, places: np.ndarray) -> int:
     return int(np.sign(excess)) if abs(excess) >= CLEAR else 0
 
 
-def _seen_of(frame: Frame) -> tuple[int, int, int]:
+def signs_of(frame: Frame) -> tuple[int, int, int]:
     """What `axes_seen` says of points in a frame whose axes are those of OpenCV up to their signs."""
     return tuple(int(sign) for sign in np.diagonal(rotation(frame, OPENCV)))
 
@@ -287,7 +287,7 @@ def _points_of_depth(depth, intrinsics, depth_scale: float | None) -> tuple[np.n
     rows, columns = (np.arange(length, dtype=np.float64) for length in values.shape)
     points = np.empty((3, *values.shape), np.float32)
     with np.errstate(over="ignore"):
-        for axis, sign in zip(range(3), _seen_of(CAMERA), strict=True):
+        for axis, sign in zip(range(3), signs_of(CAMERA), strict=True):
             ray = inverse[axis, 0] * columns[None] + (inverse[axis, 1] * rows[:, None] + inverse[axis, 2])
             points[axis] = sign * (ray * z)
     return points, in_fractions(matrix, values.shape[::-1])
