@@ -113,8 +113,8 @@ class DepthEstimator:
     def from_artifacts(
         cls, folder: str | os.PathLike, *, precision: str | None = None, target: tvm.target.Target | None = None
     ) -> "DepthEstimator":
-        """That of a pipeline that was compiled before. ValueError as `Artifacts`, for one without a depth model, and for another
-        precision or kind of target, if such is asked for."""
+        """That of a pipeline that was compiled before. ValueError as `Artifacts`, for one without a depth model, and where
+        another precision or kind of target is asked for."""
         found = Artifacts(folder)
         found.check_made_for(precision, target)
         if found.config.depth_model is None:

@@ -99,6 +99,6 @@ def _opened(
     if artifacts is not None:
         return DepthEstimator.from_artifacts(artifacts, precision=precision, target=options["target"])
     raise ValueError(
-        "depth_model: expected --depth-model PATH of a model.pt, --checkpoint FOLDER, --artifacts FOLDER of compiled models, or "
-        "--preset tiny"
+        "depth_model: expected --depth-model PATH of a model.pt, --checkpoint FOLDER, --artifacts FOLDER of compiled models, "
+        "or --preset tiny"
     )
