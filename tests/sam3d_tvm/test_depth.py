@@ -170,7 +170,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(pipeline, photo, t
         generate_into(pipeline, tmp_path / "out", photo, resume=True, depth_model=False, **QUICK)
 
 
-@pytest.mark.parametrize("shape", [(1, 1000), (1000, 1), (53, 37), (37, 53)])
+@pytest.mark.parametrize("shape", [(1, 30), (30, 1), (53, 37), (37, 53)])
 def test_photos_of_any_shape(estimator, pipeline, tmp_path, shape):
     """Where axes show by no signs the file says them."""
     rgb = noise(*shape)
@@ -184,6 +184,15 @@ def test_photos_of_any_shape(estimator, pipeline, tmp_path, shape):
     mask[:, : shape[1] // 2] = shape[1] == 1
     result = pipeline.generate(rgb, mask, **FIRST)
     assert result.in_pointmap_units and result.camera.size == found.size
+
+
+def test_a_photo_of_less_than_a_patch_is_refused(estimator, pipeline):
+    """The tiny model takes 40 patches along a row, the published one 2,551."""
+    for call in (estimator, lambda rgb: pipeline.generate(rgb, rgb[..., 0] >= 0, **FIRST)):
+        with pytest.raises(ValueError, match="image: expected sides that differ by at most 40 times"):
+            call(noise(1, 1000))
+    result = pipeline.generate(noise(1, 1000), np.ones((1, 1000), bool), depth_model=False, **FIRST)
+    assert not result.in_pointmap_units
 
 
 def test_transparent_pixels_and_masks_take_no_part(estimator, pipeline, photo, tmp_path):
