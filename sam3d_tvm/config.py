@@ -48,8 +48,9 @@ class Preprocessing:
 
     def __post_init__(self):
         check_size("size", self.size, 1)
-        if self.clip_pointmap_beyond_scale is not None and not self.clip_pointmap_beyond_scale > 0:
-            raise ValueError(f"clip_pointmap_beyond_scale: expected a number above 0, given {self.clip_pointmap_beyond_scale}")
+        beyond = self.clip_pointmap_beyond_scale
+        if beyond is not None and (isinstance(beyond, bool) or not isinstance(beyond, (int, float)) or not beyond > 0):
+            raise ValueError(f"clip_pointmap_beyond_scale: expected a number above 0, given {beyond!r}")
         if not self.box_size_factor > 0 or not self.padding_factor >= 0:
             raise ValueError(
                 "preprocessing: expected box_size_factor above 0 and padding_factor of at least 0, given "
@@ -137,7 +138,7 @@ PRESETS = {
 }
 
 
-def preset(name: str) -> PipelineConfig:
-    """A config of `PRESETS`; ValueError for another name."""
+def preset(name: str, depth_model: bool = False) -> PipelineConfig:
+    """A config of `PRESETS`, without its depth model unless that is asked for; ValueError for another name."""
     check_choice("preset", name, PRESETS)
-    return PRESETS[name]
+    return PRESETS[name] if depth_model else dataclasses.replace(PRESETS[name], depth_model=None)

@@ -8,14 +8,15 @@ pixel. A point map, `pointmap` and `rgb_pointmap`, is a position in space for ea
     scale = median over all pixels of max(|x - shift_x|, |y - shift_y|, |z - shift_z|)
     point = (point - shift) / scale
 
-where a median is the lower of two middle values and passes over NaN.
+where a median is the lower of two middle values and passes over NaN. Where the map has no point inside the mask the shift is 0
+and the scale 1: points stay in the map's units, and so does the pose.
 
 What is empty: outside of the photo everything is 0, and so are the points there. A pixel with a component that is not finite is
 NaN in all three, and so is the rim by which a crop is filled up to a square.
 
 Source: the preprocessing of the public SAM-3D-Objects code, from which two things differ. That refuses masks of one or two
-pixels across, around which a crop of at least two pixels is taken here; and points that leave the scale or the shift undefined
-are an error here.
+pixels across, around which a crop of at least two pixels is taken here; and points that leave the scale or the shift infinite,
+or the scale 0, are an error here.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from sam3d_tvm.checks import check_size
+from sam3d_tvm.notices import say
 from sam3d_tvm.photo.arrays import array_kind
 from sam3d_tvm.photo.images import check_rgba
 
@@ -66,8 +68,8 @@ def preprocess(
     Beside the arguments it holds no copy of the photo, and of a point map one axis at a time.
 
     Raises ValueError as `images.check_rgba`, for a point map of another kind, a `size` below 1, a `box_size_factor` below 1, a
-    negative `padding_factor`, and points of which none is finite where the mask is above one half, or which have no scale and
-    shift that are finite.
+    negative `padding_factor`, a mask that is above one half at no pixel of the point map, and points that have no scale and
+    shift that are finite. Where the map has no point inside the mask a `Notice` says so.
     """
     check_rgba(rgba)
     check_size("size", size, 1)
@@ -156,6 +158,8 @@ def _resampled(plane: np.ndarray, shape: tuple[int, int], window: _Window, size:
     """The nearest pixels [size, size] of one axis of a point map [h, w], resized to a picture's (H, W), through a window."""
 
     def points(rows, columns):
+        if len(rows) == 0 or len(columns) == 0:  # of a crop that is looked at beyond the picture alone
+            return np.zeros((len(rows), len(columns)), np.float32)
         holes = np.isnan(plane)
         # Columns are interpolated before rows, so that only what is looked at need be kept of either.
         narrow = _bilinear(np.where(holes, np.float32(0), plane), plane.shape[0], shape[1])[:, columns]
@@ -199,11 +203,17 @@ def _scale_and_shift(pointmap: np.ndarray, mask: np.ndarray) -> tuple[np.float32
     """float32 [] and [3]: where the object is, and how far from it the scene reaches. pointmap [3, h, w], mask uint8 [H, W]."""
     rows, columns = (_nearest(mask.shape[i], pointmap.shape[i + 1]) for i in range(2))
     inside = mask[rows][:, columns] > 127  # [h, w], above one half
-    if not np.isfinite(pointmap[:, inside]).all(0).any():
+    if not inside.any():
         raise ValueError(
-            "pointmap: expected a finite point where the mask is above one half, "
-            f"given none in the {inside.sum()} such pixels of {inside.size}"
+            "mask: expected pixels above one half, where points are the object's, "
+            f"given none at the {list(inside.shape)} pixels of the point map, up to {mask.max()} of 255"
         )
+    if not np.isfinite(pointmap[:, inside]).all(0).any():
+        say(
+            f"pointmap: has no point in the {np.count_nonzero(inside)} pixels of the mask, so that nothing tells where the "
+            "object is and how large: its pose is as if it were at the camera, one unit of the map in size"
+        )
+        return np.float32(1), np.zeros(3, np.float32)
     shift = np.array([_lower_median(plane[inside]) for plane in pointmap])
     if np.isfinite(shift).all():
         farthest = np.zeros(inside.shape, np.float32)

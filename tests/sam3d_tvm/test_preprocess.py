@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from sam3d_tvm.notices import Notice
 from sam3d_tvm.photo.preprocess import SIZE, mask_box, preprocess
 from tests import DATA
 from tests.golden.runner import check_file
@@ -84,8 +85,11 @@ def expected(rgba, pointmap, size, factor, padding, dtype=np.float64, normalise=
         "rgb_image_mask": interpolated(square(mask, 0), size, size, "nearest"),
     }
     inside = interpolated(mask, *pointmap.shape[1:], "nearest")[0] > 0.5
-    shift = np.nanquantile(pointmap[:, inside], 0.5, axis=1, method="lower")
-    scale = np.nanquantile(np.abs(pointmap - shift[:, None, None]).max(0), 0.5, method="lower")
+    if np.isfinite(pointmap[:, inside]).all(0).any():
+        shift = np.nanquantile(pointmap[:, inside], 0.5, axis=1, method="lower")
+        scale = np.nanquantile(np.abs(pointmap - shift[:, None, None]).max(0), 0.5, method="lower")
+    else:
+        shift, scale = np.zeros(3, np.float32), np.float32(1)
     own = normalise(pointmap, scale, shift)
     whole = own
     if own.shape[1:] != rgba.shape[:2]:
@@ -107,17 +111,18 @@ def scenes(draw):
     return photo(height, width, box, seed, softest=1), points(*shape, seed)
 
 
+@pytest.mark.filterwarnings("ignore:pointmap. has no point")
 @settings(deadline=None, max_examples=60)
 @given(scenes(), st.integers(1, 50), st.sampled_from([1.0, 1.2, 3.0]), st.sampled_from([0.0, 0.25]))
 def test_as_pytorch_interpolates(scene, size, factor, padding):
     rgba, pointmap = scene
     try:
         found = preprocess(rgba, pointmap, size, factor, padding)
-    except ValueError as error:  # few pixels, of which none may have a point
-        assert "finite" in str(error)
+    except ValueError as error:  # few pixels, of which one may have a point, and none be above one half
+        assert "finite" in str(error) or "above one half" in str(error)
         return
     arrays, scale, shift = expected(rgba, pointmap, size, factor, padding)
-    reach = np.nanmax(np.abs(pointmap))
+    reach = np.nanmax(np.abs(pointmap), initial=0)
     assert_close(found.scale, np.full((1, 3), scale, np.float32), ROUNDINGS, scale=reach)
     assert_close(found.shift, shift[None].astype(np.float32), ROUNDINGS, scale=reach)
     assert set(found.structure) == set(arrays) and set(found.slat) == set(arrays) - {"pointmap", "rgb_pointmap"}
@@ -233,6 +238,12 @@ def test_points_beyond_the_photo_are_zero_and_the_rim_of_the_crop_is_not_a_numbe
     assert np.all(found[:, :9, 8:] == 0) and np.all(found[:, :9, :8].any(0))
 
 
+def test_a_crop_may_be_looked_at_beyond_the_photo_alone():
+    rgba, pointmap = photo(1, 1, (0, 0, 0, 0)), points(2, 1, missing=0)
+    assert mask_box(rgba[..., 3], 1.0) == (-1, -1, 1, 1)
+    assert np.array_equal(preprocess(rgba, pointmap, 1, 1.0).structure["pointmap"], np.zeros((1, 3, 1, 1)))
+
+
 def test_a_pixel_is_a_point_only_if_all_of_it_is_finite():
     rgba, pointmap = photo(6, 6, (0, 5, 0, 5)), points(6, 6, missing=0)
     pointmap[0, 0, 0], pointmap[1, 1, 1], pointmap[2, 2, 2] = np.nan, np.inf, -np.inf
@@ -242,11 +253,28 @@ def test_a_pixel_is_a_point_only_if_all_of_it_is_finite():
     assert np.array_equal(np.isnan(found), np.broadcast_to(holes, found.shape))
 
 
+@pytest.mark.parametrize("unknown", [np.nan, np.inf])
+def test_a_mask_without_a_point_leaves_the_map_in_its_units_and_is_told(unknown):
+    rgba, pointmap = photo(8, 8, (2, 5, 2, 5)), points(8, 8, missing=0)
+    pointmap[:, 2:6, 2:6] = unknown
+    with pytest.warns(Notice, match="pointmap: has no point in the 16 pixels of the mask"):
+        found = preprocess(rgba, pointmap, size=8)
+    assert np.array_equal(found.scale, np.ones((1, 3))) and np.array_equal(found.shift, np.zeros((1, 3)))
+    expected_map = pointmap.copy()
+    expected_map[:, 2:6, 2:6] = np.nan
+    assert np.array_equal(found.structure["rgb_pointmap"][0], expected_map, equal_nan=True)
+    assert np.isnan(found.structure["pointmap"][0, :, 2:6, 2:6]).all()
+
+
+def test_a_map_without_any_point_is_all_holes():
+    with pytest.warns(Notice, match="has no point in the 16 pixels"):
+        found = preprocess(photo(8, 8, (2, 5, 2, 5)), np.full((3, 8, 8), np.nan, np.float32), size=8)
+    assert np.isnan(found.structure["rgb_pointmap"]).all() and found.scale.dtype == found.shift.dtype == np.float32
+
+
 def wrong_points(kind):
     pointmap = points(8, 8, missing=0)
-    if kind == "none":
-        pointmap[:, 2:6, 2:6] = np.nan
-    elif kind == "far":
+    if kind == "far":
         pointmap[0, 2:6, 2:6] = np.inf
         pointmap[:, 3, 3] = 1
     elif kind == "sky":
@@ -261,8 +289,8 @@ def wrong_points(kind):
     ("arguments", "message"),
     [
         (
-            {"pointmap": wrong_points("none")},
-            r"pointmap: expected a finite point where the mask is .*, given none in the 16 such .* 64",
+            {"rgba": photo(8, 8, (2, 5, 2, 5)) // np.uint8([1, 1, 1, 3]), "pointmap": points(8, 8)},
+            r"mask: expected pixels above one half, .* given none at .* up to \d+ of 255",
         ),
         (
             {"pointmap": wrong_points("far")},
