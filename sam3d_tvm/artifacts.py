@@ -18,19 +18,21 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import tvm
 
-from sam3d_tvm.checkpoint import Checkpoint
+from sam3d_tvm.checkpoint import Checkpoint, check_config, with_finite
 from sam3d_tvm.checkpoint_files import PIPELINE as CHECKPOINT
 from sam3d_tvm.checks import check_choice, check_size
 from sam3d_tvm.config import PipelineConfig, preset
 from sam3d_tvm.fingerprint import fingerprint
 from sam3d_tvm.lock import locked, wait_while_held
 from sam3d_tvm.models import FOLDERS, MODELS
+from sam3d_tvm.models.moge.config import MogeConfig
 from sam3d_tvm.notices import say
 from sparse_ops.deploy.calibrate import is_calibrated, is_integer
 from sparse_ops.deploy.component import LIBRARY, MANIFEST, MODULE, PARAMETERS, Component, leftovers
@@ -73,15 +75,7 @@ class CheckpointSource(Checkpoint):
     """A checkpoint folder, with the decoders that it has, see `Checkpoint`."""
 
     def identity(self, name: str) -> str:
-        """Of the file: size, time of its last change, and a hash over three parts of it, as all of it is gigabytes."""
-        file = self.file(name)
-        status = file.stat()
-        digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
-        with open(file, "rb") as opened:
-            for place in (0, status.st_size // 2, max(0, status.st_size - SAMPLE)):
-                opened.seek(place)
-                digest.update(opened.read(SAMPLE))
-        return digest.hexdigest()
+        return _identity(self.file(name))
 
     def label(self, precision: str, target: tvm.target.Target | None = None) -> str:
         """Of the folder, by whichever of its paths it was given."""
@@ -90,17 +84,28 @@ class CheckpointSource(Checkpoint):
         return f"{folder.name}-{hashlib.sha256(place).hexdigest()[:12]}-{precision}{_suffix(target)}"
 
 
+def _identity(file: Path) -> str:
+    """Of a file: size, time of its last change, and a hash over three parts of it, as all of it is gigabytes."""
+    status = file.stat()
+    digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
+    with open(file, "rb") as opened:
+        for place in (0, status.st_size // 2, max(0, status.st_size - SAMPLE)):
+            opened.seek(place)
+            digest.update(opened.read(SAMPLE))
+    return digest.hexdigest()
+
+
 def _suffix(target: tvm.target.Target | None) -> str:
     """What tells artifacts for a device from those for CPUs."""
     return "" if target is None or target.kind.name == "llvm" else f"-{target.kind.name}-{target.attrs['arch']}"
 
 
 class SeededSource:
-    """Random weights of a preset. ValueError for another preset, or a seed below 0."""
+    """Random weights of a preset, with a depth model if that is asked for. ValueError for another preset, or a seed below 0."""
 
-    def __init__(self, name: str, seed: int = 0):
+    def __init__(self, name: str, seed: int = 0, depth_model: bool = False):
         check_size("seed", seed, 0)
-        self.config, self._name, self._seed = preset(name), name, seed
+        self.config, self._name, self._seed = preset(name, depth_model), name, seed
 
     def state(self, name: str) -> State:
         return MODELS[name].random_weights(getattr(self.config, name), self._seed)
@@ -113,6 +118,49 @@ class SeededSource:
 
     def label(self, precision: str, target: tvm.target.Target | None = None) -> str:
         return f"preset-{self._name}-{self._seed}-{precision}{_suffix(target)}"
+
+
+@dataclass(frozen=True)
+class DepthModelConfig:
+    """What `DepthModelSource` has in place of the config of a pipeline."""
+
+    depth_model: MogeConfig
+
+    @property
+    def models(self) -> dict[str, Any]:
+        return vars(self)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class DepthModelSource:
+    """The depth model alone, of its published file, wherever `OwnFile.find_given` finds that. ValueError for a file that is
+    missing or none of such."""
+
+    def __init__(self, path: str | os.PathLike):
+        (name,) = (field.name for field in fields(DepthModelConfig))
+        place = MODELS[name].place
+        self._file = place.find_given(path)
+        config, self._state = place.read(self._file)
+        check_config(config, self._file.name)
+        self.config = DepthModelConfig(config)
+
+    def file(self, name: str) -> Path:
+        return self._file
+
+    def state(self, name: str) -> State:
+        return with_finite(self._state, self._file)
+
+    def offset_perturbation(self, name: str) -> np.ndarray:
+        raise LookupError(name)  # it has no Gaussians
+
+    def identity(self, name: str) -> str:
+        return _identity(self._file)
+
+    def label(self, precision: str, target: tvm.target.Target | None = None) -> str:
+        place = hashlib.sha256(os.fsencode(self._file.resolve())).hexdigest()[:12]
+        return f"depth-model-{place}-{precision}{_suffix(target)}"
 
 
 class Artifacts:
@@ -200,6 +248,13 @@ class Artifacts:
             for part, spec in enumerate(specs, 1)
         }
 
+    def check_made_for(self, precision: str | None, target: tvm.target.Target | None) -> None:
+        """ValueError if they are of another precision, or for another kind of target, than is asked for."""
+        if precision not in (None, self.precision):
+            raise ValueError(f"precision: expected that of the artifacts, {self.precision}, given {precision!r}")
+        if target is not None and target.kind.name != self.target["kind"]:
+            raise ValueError(f"target: expected that of the artifacts, {json.dumps(self.target)}, given {target.kind.name!r}")
+
     @property
     def integers(self) -> list[str]:
         """The models with integer layers."""
@@ -252,6 +307,31 @@ def compile_artifacts(
         names = []
     on_model("", len(names), len(names))
     return Artifacts(folder)
+
+
+def compile_one(
+    source: Source,
+    folder: Path,
+    name: str,
+    precision: str = "float32",
+    target: tvm.target.Target | None = None,
+    on_model: OnCompile = lambda name, done, total: None,
+) -> Component:
+    """Model `name` of `source` alone, in `folder`, where those of its pipeline are or may come beside it. Kept, taken in turns
+    and told as by `compile_artifacts`, which see."""
+    check_choice("precision", precision, PRECISIONS)
+    done = is_made(source, folder, name, precision, target)
+    if not done:
+        with locked(folder / LOCK, lambda: say_waiting(folder)) as held:
+            if held:
+                _tidy(folder, [name])
+            if isinstance(source.config, PipelineConfig):
+                begin(source, folder, precision, target)
+            if not is_made(source, folder, name, precision, target):
+                on_model(name, 0, 1)
+                compile_model(source, folder, name, precision, target)
+    on_model("", 1 - done, 1 - done)
+    return Component.load(folder / name)
 
 
 def begin(source: Source, folder: str | os.PathLike, precision: str = "float32", target=None) -> Path:
@@ -322,7 +402,7 @@ def compile_model(source: Source, folder: Path, name: str, precision: str = "flo
             options = {"precision": model.precision(precision, target), "target": target, **model.options(source.config)}
             component = model.compile(config, state, name=name, **options)
     except ValueError as error:
-        where = f"{name} in {source.file(name).name}" if isinstance(source, Checkpoint) else name
+        where = name if isinstance(source, SeededSource) else f"{name} in {source.file(name).name}"
         raise ValueError(f"{where}: {error}") from error
     if made is not None and made.get(CALIBRATION):
         say(f"{name} was compiled or packed anew, without the channels that calibrate had kept apart: calibrate it again")

@@ -22,6 +22,7 @@ from sam3d_tvm.sampler import Guidance, flow_schedule
 
 TIME_SCALE = 1000.0
 MEASURED_STEPS = 3
+FOV = 60.0  # degrees: no focal length is to be found for noise
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class StageCost:
 
 
 def measure(artifacts: Artifacts, coords: np.ndarray | None = None, seed: int = 0) -> list[StageCost]:
-    """The costs of all stages for one random photo with a point map, in order.
+    """The costs of all stages for one random photo with a point map, in order; that is not the depth model's, which is a stage
+    of its own, if there is one.
 
     coords int32 [N, 4]: voxels for the second half, by default those that the structure comes to.
     """
@@ -60,6 +62,8 @@ def measure(artifacts: Artifacts, coords: np.ndarray | None = None, seed: int = 
         found.append(StageCost(name, seconds, total, 1 if sampling is None else sampling.steps, peak))
         return result
 
+    if config.depth_model is not None:
+        stage("depth", lambda: run.looked_at(rgba, FOV))
     inputs = stage("image", lambda: run.inputs(rgba, None, points))
     tokens = stage("condition of the structure", lambda: run.condition("ss_condition_embedder", inputs.structure))
     latents = stage("structure", lambda: run.structure(tokens, seed, few(config.ss_sampling), False), config.ss_sampling)

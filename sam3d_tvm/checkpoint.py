@@ -31,10 +31,11 @@ from sam3d_tvm.checkpoint_files import (
 )
 from sam3d_tvm.config import PipelineConfig, Preprocessing, Sampling
 from sam3d_tvm.models import MODELS
+from sam3d_tvm.models.descriptor import OwnFile
 from sam3d_tvm.models.upstream import pick
 from sam3d_tvm.reading import read_yaml
 from sparse_ops.deploy.reading import brief, shown
-from sparse_ops.deploy.weights import LazyArray
+from sparse_ops.deploy.weights import LazyArray, State
 
 OFFSETS = "offset_perturbation"  # saved with the Gaussian decoder, but no parameter of it
 # The largest numbers that are taken, by name: what is made of them is made before weights are looked at.
@@ -51,6 +52,8 @@ class Checkpoint:
     path: the folder, the root of the downloaded repository or its place in the cache of a hub, or `pipeline.yaml` itself.
     needed: the decoders that must be there; others may be missing, or something else may stand in their place, such as the
     pointer of a download that was not asked for. By default all may be missing, and what is there must be whole.
+    depth_model: where the depth model is, which is published apart: its file, or as `moge.checkpoint.find_given`; by default it
+    is looked for by the name that `pipeline.yaml` has for it, and may be missing.
 
     `pipeline_file`, `folder`: where it was found. `missing`: why a decoder is not part of it, by name. `notes`: what should be
     told of what was found, in sentences.
@@ -59,13 +62,19 @@ class Checkpoint:
     known, and models of other kinds or sizes than this package has. The message names the file and the place in it.
     """
 
-    def __init__(self, path: str | os.PathLike, needed: Collection[str] | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        needed: Collection[str] | None = None,
+        depth_model: str | os.PathLike | None = None,
+    ):
         self.pipeline_file = find_pipeline(path)
         self.folder, where = self.pipeline_file.parent, self.pipeline_file.name
         self.missing: dict[str, str] = {}
         self.notes: list[str] = []
         self._files: dict[str, Path] = {}
         self._parsed: dict[str, Mapping[str, Any]] = {}
+        self._own: dict[str, State] = {}  # weights of models in files of their own
         pipeline = self._yaml(where)
         options = _options(pipeline, where)
         for name, part in options.items():
@@ -73,13 +82,18 @@ class Checkpoint:
         read = {}
         for name, model in MODELS.items():
             try:
-                read[name] = self._read(pipeline, name)
+                if not isinstance(model.place, OwnFile):
+                    read[name] = self._read(pipeline, name)
+                elif (config := self._read_own(pipeline, name, depth_model)) is not None:
+                    read[name] = config
             except MissingFile as error:
                 whole = needed is None and isinstance(error, OtherFile)
                 if whole or not model.optional or name in (needed or ()):
                     raise
                 self.missing[name] = str(error)
-                if f"{model.place.files}_config_path" in pipeline:
+                if isinstance(model.place, OwnFile):
+                    self.notes.append(f"{error}: {model.place.lost}")
+                elif f"{model.place.files}_config_path" in pipeline:
                     self.notes.append(f"left out {name}: {error}")
         try:
             models = {name: MODELS[name].complete(found, read) for name, found in read.items()}
@@ -110,6 +124,30 @@ class Checkpoint:
         self._files[name] = file
         return _model(self._parsed[config], path, config, MODELS[name].read_as or MODELS[name].config)
 
+    def _read_own(self, pipeline: Mapping[str, Any], name: str, given: str | os.PathLike | None) -> Any:
+        """The config of model `name`, which has a file of its own; None where neither pipeline.yaml names it nor a user."""
+        place, where = MODELS[name].place, self.pipeline_file.name
+        if given is not None:
+            try:
+                file = place.find_given(given)
+            except MissingFile as error:
+                raise ValueError(str(error)) from error
+        else:
+            node = pipeline.get(place.key)
+            if node is None:
+                return None
+            try:
+                called = _built(node)
+            except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
+                raise ValueError(f"{where}: {place.key}: {brief(error)}") from error
+            if not isinstance(called, str):
+                raise ValueError(f"{where}: expected the name of a model at {place.key}, given {shown(called)}")
+            file = place.find(called, self.folder)
+        config, self._own[name] = place.read(file)
+        check_config(config, file.name)
+        self._files[name] = file
+        return config
+
     def file(self, name: str) -> Path:
         """Where the weights of model `name` are."""
         return self._files[name]
@@ -127,12 +165,14 @@ class Checkpoint:
         return np.asarray(state[OFFSETS], np.float32)
 
     def _state(self, name: str) -> dict[str, LazyArray]:
-        file, prefix = self.file(name), MODELS[name].place.prefix
-        found = {}
-        for key, value in read_weights(file).items():
-            if key.startswith(prefix) and not any(part in f".{key}" for part in TRAINING):
-                found[key.removeprefix(prefix)] = LazyArray(value.shape, value.dtype, _finite(value, key, file))
-        return found
+        file, prefix = self.file(name), ""
+        if (state := self._own.get(name)) is None:
+            state, prefix = read_weights(file), MODELS[name].place.prefix
+        return {
+            key.removeprefix(prefix): value
+            for key, value in with_finite(state, file).items()
+            if key.startswith(prefix) and not any(part in f".{key}" for part in TRAINING)
+        }
 
     def _yaml(self, name: str) -> Mapping[str, Any]:
         """A .yaml file, of which every `_target_` is known."""
@@ -144,6 +184,16 @@ class Checkpoint:
             raise ValueError(f"{name}: expected names and values, given {given}")
         _check_targets(value, name)
         return value
+
+
+def with_finite(state: State, file: Path) -> dict[str, LazyArray]:
+    """Weights that raise ValueError when they are asked for and are not finite."""
+    return {name: LazyArray(value.shape, value.dtype, _finite(value, name, file)) for name, value in state.items()}
+
+
+def check_config(config: Any, where: str) -> None:
+    """ValueError for the config of a model with numbers or lists beyond all limits."""
+    _check_sizes(dataclasses.asdict(config), where)
 
 
 def _finite(value: LazyArray, name: str, file: Path) -> Callable[[], np.ndarray]:
@@ -188,7 +238,7 @@ def _model(value: Mapping[str, Any], path: tuple[str, ...], file: str, expected:
     if not isinstance(found, expected):
         given = node.get("_target_") if isinstance(node, Mapping) else node
         raise ValueError(f"{where}: expected a model that makes a {expected.__name__}, given {shown(given)}")
-    _check_sizes(dataclasses.asdict(found), where)
+    check_config(found, where)
     return found
 
 
@@ -231,7 +281,7 @@ def _normalizer(values: Mapping[str, Any]) -> None:
 
 
 def _ignored(values: Mapping[str, Any]) -> None:
-    """What has no part in what is computed here: training, the depth model, and transforms without sizes."""
+    """What has no part in what is computed here: training, and transforms without sizes."""
 
 
 def _as_is(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -246,8 +296,6 @@ TARGETS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     **{target: make for model in MODELS.values() for target, make in model.targets.items()},
     "sam3d_objects.pipeline.inference_pipeline_pointmap.InferencePipelinePointMap": _as_is,
     "sam3d_objects.pipeline.inference_pipeline.InferencePipeline": _as_is,
-    "sam3d_objects.pipeline.depth_models.moge.MoGe": _ignored,
-    "moge.model.v1.MoGeModel.from_pretrained": _ignored,
     "sam3d_objects.config.utils.make_dict": _as_is,
     GENERATORS + "shortcut.model.ShortCut": _wrapper,
     GENERATORS + "flow_matching.model.FlowMatching": _wrapper,

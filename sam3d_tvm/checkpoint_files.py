@@ -5,6 +5,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def find_pipeline(path: str | os.PathLike) -> Path:
     try:
         if path.is_file() and path.suffix in (".yaml", ".yml"):
             return path
-        for folder in _roots(path):
+        for folder in roots(path):
             for place in PLACES:
                 if (found := folder / place / PIPELINE).is_file():
                     return found
@@ -54,7 +55,7 @@ def find_pipeline(path: str | os.PathLike) -> Path:
     )
 
 
-def _roots(path: Path) -> Iterator[Path]:
+def roots(path: Path) -> Iterator[Path]:
     """The folder; in the cache of a hub the snapshot that is meant. ValueError if that cannot be told."""
     yield path
     if not (path / "snapshots").is_dir():
@@ -84,9 +85,9 @@ def inside(name: str, where: str) -> str:
     return plain
 
 
-def find_file(folder: Path, name: str) -> Path:
-    """The file at a path that is `inside`. MissingFile, which tells links that lead nowhere and downloads that were not
-    finished."""
+def find_file(folder: Path, name: str, of: str = "checkpoint") -> Path:
+    """The file at a path that is `inside`, of what errors call `of`. MissingFile, which tells links that lead nowhere and
+    downloads that were not finished."""
     path = folder / name
     try:
         if path.is_file():
@@ -100,7 +101,7 @@ def find_file(folder: Path, name: str) -> Path:
             given += f"; {partial.name} is there: its download was not finished, start it again"
     except (OSError, ValueError) as error:
         given = f"cannot be read: {error}"
-    raise MissingFile(f"checkpoint {str(folder)!r}: {name} {given}")
+    raise MissingFile(f"{of} {str(folder)!r}: {name} {given}")
 
 
 def _partial(path: Path) -> Iterator[Path]:
@@ -204,15 +205,28 @@ def read_weights(path: Path) -> dict[str, LazyArray]:
 def _torch_state(path: Path, kind: str) -> dict[str, LazyArray]:
     """The tensors of a file of torch: a dict of them, or a dict that has such a one as "state_dict"."""
     value = load_torch(path, path.name, kind)
-    import torch
-
     if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
         value = value["state_dict"]
+    return tensors_by_name(value, path.name)
+
+
+def read_pickle(path: Path) -> Any:
+    """What a file of torch holds, as it is. ValueError as `check_weights`, and for .safetensors, which hold tensors alone."""
+    kind = check_weights(path)
+    if kind == "safetensors":
+        raise ValueError(f"{path.name}: expected a file of torch, given .safetensors, which hold tensors alone")
+    return load_torch(path, path.name, kind)
+
+
+def tensors_by_name(value: Any, file: str) -> dict[str, LazyArray]:
+    """Of what `load_torch` returned of a file. ValueError for anything but tensors by name."""
+    import torch
+
     kinds = (torch.Tensor, torch.nn.Parameter)
     if not isinstance(value, Mapping) or not all(type(tensor) in kinds for tensor in value.values()):
-        raise ValueError(f"{path.name}: expected tensors by name, given {type(value).__name__}")
+        raise ValueError(f"{file}: expected tensors by name, given {type(value).__name__}")
     if strange := [name for name in value if not isinstance(name, str)]:
-        raise ValueError(f"{path.name}: expected strings as names of tensors, given {shown(strange[0])}")
+        raise ValueError(f"{file}: expected strings as names of tensors, given {shown(strange[0])}")
     dtypes = {torch.float32: DTYPES["F32"], torch.float16: DTYPES["F16"], torch.bfloat16: DTYPES["BF16"]}
 
     def array(tensor) -> np.ndarray:

@@ -138,7 +138,7 @@ PRESETS = {
 }
 
 
-def preset(name: str) -> PipelineConfig:
-    """A config of `PRESETS`; ValueError for another name."""
+def preset(name: str, depth_model: bool = False) -> PipelineConfig:
+    """A config of `PRESETS`, without its depth model unless that is asked for; ValueError for another name."""
     check_choice("preset", name, PRESETS)
-    return PRESETS[name]
+    return PRESETS[name] if depth_model else dataclasses.replace(PRESETS[name], depth_model=None)

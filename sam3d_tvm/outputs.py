@@ -17,6 +17,7 @@ from sam3d_tvm.mesh.mesh import Mesh, save_mesh, save_mesh_scene
 from sam3d_tvm.mesh.simplify import simplify
 from sam3d_tvm.mesh.textured_files import save_mtl, save_textured_glb, save_textured_obj
 from sam3d_tvm.overview import overview
+from sam3d_tvm.photo.camera import PhotoCamera
 from sam3d_tvm.png import save_png
 from sam3d_tvm.pose import Pose
 from sam3d_tvm.run_folder import RunFolder
@@ -39,6 +40,7 @@ class Result:
 
     photo: uint8 [h, w, 4], the photo and its mask for views.png. random_weights: whether the models have such.
     in_pointmap_units: whether there was a point map, whose units then are those of the pose; else they are of the object.
+    camera: of the photo, where the depth model found it, or it came with the point map or depth.
     made_with: what decided the result, see `structure`. surface: how its mesh is written.
     """
 
@@ -54,6 +56,7 @@ class Result:
     photo: np.ndarray | None = None
     random_weights: bool = False
     in_pointmap_units: bool = False
+    camera: PhotoCamera | None = None
     made_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     surface: Surface = AS_IT_IS
     _made: dict = field(default_factory=dict, repr=False)  # meshes that were simplified or baked, also by copies of this
@@ -138,7 +141,8 @@ class Result:
     def overview(self) -> Image.Image | None:
         """What views.png shows; None if there is nothing to be seen."""
         gaussians = self.few_gaussians if self.gaussians is None else self.gaussians
-        return overview(gaussians, self.mesh, self.photo, self.pose if self.in_pointmap_units else None, self.random_weights)
+        pose = self.pose if self.in_pointmap_units else None
+        return overview(gaussians, self.mesh, self.photo, pose, self.random_weights, camera=self.camera)
 
     def pose_as_json(self) -> dict[str, Any]:
         """What pose.json holds: the raw values of the pose, and for every file that one object may become the matrix that takes
@@ -158,6 +162,7 @@ class Result:
                 else "of the object, whose true size is not known without a point map",
                 "to_opencv": matrix(CAMERA, OPENCV).tolist(),
                 "to_opengl": matrix(CAMERA, OPENGL).tolist(),
+                **({} if self.camera is None else self.camera.as_json()),
             },
             "matrices": matrices,
         }
@@ -170,6 +175,7 @@ class Result:
 
 
 POSE, VIEWS, VOXELS_PICTURE = "pose.json", "views.png", "voxels.png"
+SCENE_VIEWS = f"scene_{VIEWS}"
 VOXELS, LATENTS = "voxels", "latents"  # what structure.safetensors goes up to
 
 # Which part of a result a model decodes.
@@ -327,7 +333,27 @@ def _scene_files(results: Sequence[Result], formats: Sequence[str]) -> dict[str,
     """How files are written, by name; none after the first stage alone."""
     if any(result.latents is None for result in results):
         return {}
-    return {file: write for name in formats for file, write in FORMATS[name].scene_writers.items()}
+    found = {file: write for name in formats for file, write in FORMATS[name].scene_writers.items()}
+    return found | ({SCENE_VIEWS: _save_scene_views} if found and results[0].camera is not None else {})
+
+
+def _save_scene_views(path: Path, results: Sequence[Result]) -> None:
+    """The photo with the masks of all objects, and them all from its camera and from around."""
+    placed = [result.in_scene() for result in results]
+
+    def merged(name: str) -> Any:
+        parts = [getattr(result, name) for result in placed]
+        return None if any(part is None for part in parts) else type(parts[0]).merged(parts)
+
+    gaussians = next((found for found in map(merged, ("gaussians", "few_gaussians")) if found is not None), None)
+    photo = None if results[0].photo is None else results[0].photo.copy()
+    for result in results if photo is not None else ():
+        np.maximum(photo[..., 3], result.photo[..., 3], out=photo[..., 3])
+    picture = overview(
+        gaussians, merged("mesh"), photo, None, results[0].random_weights, camera=results[0].camera, frame=CAMERA
+    )
+    if picture is not None:
+        save_png(path, picture)
 
 
 def _scene_of(results: Sequence[Result]) -> str:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from sam3d_tvm.frames import CAMERA, OBJECT
+from sam3d_tvm.frames import CAMERA, OBJECT, Frame
 from sam3d_tvm.mesh.mesh import Mesh
-from sam3d_tvm.mesh.picture import mesh_picture
+from sam3d_tvm.mesh.picture import LARGEST_SIZE, mesh_picture
+from sam3d_tvm.photo.camera import PhotoCamera
 from sam3d_tvm.pose import Pose
 from sam3d_tvm.splat.cameras import Camera, camera_towards, orbit_box
 from sam3d_tvm.splat.gaussians import Gaussians
@@ -22,6 +23,7 @@ WHITE, BLACK, RED = (255, 255, 255), (30, 30, 30), (200, 0, 0)
 LARGEST_PHOTO = 960  # pixels along the longer side, of what is kept of a photo
 DIM = 0.25  # how much of its colour is left of what the mask leaves out
 OUTLINE = 2  # pixels
+SQUARE = 0.05  # by which width and height of a photo's pixels may differ, as a ratio
 RANDOM = "RANDOM WEIGHTS: shapes and colours have no meaning"
 
 
@@ -53,11 +55,15 @@ def overview(
     pose: Pose | None = None,
     random_weights: bool = False,
     size: int = 320,
+    camera: PhotoCamera | None = None,
+    frame: Frame = OBJECT,
 ) -> Image.Image | None:
     """A sheet of views of `size` pixels from around the object: Gaussians above, the mesh below; None if there is neither.
 
     With a `photo`, uint8 [H, W, 4], it is at the head: what its mask leaves out is pale, and the mask has an outline. With the
-    `pose` of the object in the photo's camera, it is beside the photo as seen from there, if it is in front of it. Below every
+    `pose` of the object in the photo's camera, it is beside the photo as seen from there, if it is in front of it: in the very
+    place that it has in the photo where its `camera` is known, else as large as it fits. `frame`: of what is shown, OBJECT, or
+    CAMERA, in which it has its place without a pose, as scenes have. Below every
     view is where its camera is: azimuth around the axis that is up, counterclockwise from the front, elevation above the
     ground, and position in the object's units. `random_weights` is said in red. Equal input gives equal pictures.
     """
@@ -71,10 +77,12 @@ def overview(
         views.append((title, box, lambda camera: mesh_picture(mesh, camera, size)))
     if not views:
         return None
-    frame = OBJECT if gaussians is None else gaussians.frame
+    frame = frame if gaussians is None else gaussians.frame
     if photo is not None:
-        tiles = [_Tile(masked_photo(photo, VIEWS * size, size), ("photo, what is outside of its mask is pale",))]
-        if pose is not None and (tile := _from_the_photo(gaussians, mesh, pose, size)) is not None:
+        has_place = pose is not None or frame == CAMERA
+        width = (VIEWS * size - GAP) // 2 if has_place and camera is not None else VIEWS * size
+        tiles = [_Tile(masked_photo(photo, width, size), ("photo, what is outside of its mask is pale",))]
+        if has_place and (tile := _from_the_photo(gaussians, mesh, pose, size, camera, tiles[0].picture.size)) is not None:
             tiles.append(tile)
         rows.append(("Photo and mask", tiles))
     for title, box, draw in views:
@@ -100,17 +108,42 @@ def masked_photo(photo: np.ndarray, width: int, height: int) -> Image.Image:
     return Image.fromarray(np.rint(shown).astype(np.uint8))
 
 
-def _from_the_photo(gaussians: Gaussians | None, mesh: Mesh | None, pose: Pose, size: int) -> _Tile | None:
-    """The object as the photo's camera sees it, which is turned towards it; None where it is not in front."""
+def _from_the_photo(
+    gaussians: Gaussians | None,
+    mesh: Mesh | None,
+    pose: Pose | None,
+    size: int,
+    photo_camera: PhotoCamera | None,
+    photo_size: tuple[int, int],
+) -> _Tile | None:
+    """The object as the photo's camera sees it: in a picture of `photo_size` if that camera is known, else by one that is
+    turned towards it; None where it is not in front."""
     if gaussians is not None and len(gaussians):
-        placed, draw = gaussians.transformed(pose), splat_picture
+        placed, draw = gaussians if pose is None else gaussians.transformed(pose), splat_picture
         low, high = placed.bounds
     else:
-        placed, draw = mesh.transformed(pose.matrix()[0]), mesh_picture
+        placed, draw = mesh if pose is None else mesh.transformed(pose.matrix()[0]), mesh_picture
         low, high = placed.vertices.min(0), placed.vertices.max(0)
     ahead = (low + high) @ CAMERA.away > 0
+    if ahead and photo_camera is not None and (whole := _as_in_the_photo(placed, draw, photo_camera, photo_size)) is not None:
+        return _Tile(whole, ("from the photo's camera",))
     camera = camera_towards(np.zeros(3), low, high, CAMERA) if ahead else None
     return None if camera is None else _Tile(draw(placed, camera, size), ("from where the photo was taken",))
+
+
+def _as_in_the_photo(placed, draw: Callable, camera: PhotoCamera, size: tuple[int, int]) -> Image.Image | None:
+    """Gaussians or a mesh in `CAMERA` in a picture of `size`, (width, height), of a photo by its camera; None for a camera
+    whose pixels are no squares, or whose middle is far from that of the photo, which pictures here do not have."""
+    width, height = size
+    across, down = camera.intrinsics[0, 0] * width, camera.intrinsics[1, 1] * height  # focal lengths in pixels
+    middle = camera.intrinsics[:2, 2] * size
+    half = int(np.ceil(np.maximum(middle, size - middle).max()))  # of a square around the middle that has all of the photo
+    if abs(across / down - 1) > SQUARE or not 0 < 2 * half <= LARGEST_SIZE:
+        return None
+    axes = np.array([CAMERA.right, np.negative(CAMERA.up), CAMERA.away], np.float64)
+    picture = draw(placed, Camera(axes, np.zeros(3), across / (2 * half)), 2 * half)
+    left, top = np.rint(half - middle).astype(int)
+    return picture.crop((left, top, left + width, top + height))
 
 
 def _place(number: int, camera: Camera) -> tuple[str, str]:

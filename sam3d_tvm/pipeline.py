@@ -33,6 +33,7 @@ from sam3d_tvm.artifacts import (
 )
 from sam3d_tvm.checks import Failure, check_size
 from sam3d_tvm.config import PipelineConfig, Sampling
+from sam3d_tvm.depth import DEPTH_MODEL, check_view, fov_of, point_map
 from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface, TexturedMesh
 from sam3d_tvm.mesh.flexicubes import extract_mesh
 from sam3d_tvm.mesh.mesh import Mesh
@@ -42,7 +43,9 @@ from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import DECODED, FORMATS, Result, check_formats
 from sam3d_tvm.overview import thumbnail
 from sam3d_tvm.photo import images, pointmaps
+from sam3d_tvm.photo.camera import PhotoCamera
 from sam3d_tvm.photo.images import Picture
+from sam3d_tvm.photo.pointmaps import PointMap
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.pose import decode_pose
 from sam3d_tvm.sampler import Guidance, Step
@@ -52,7 +55,7 @@ from sam3d_tvm.structure import STAGES, Structure, differences
 POINTMAPS = ("pointmap", "rgb_pointmap")
 OVERLAP = (
     "several masks without a point map: nothing tells where the objects are, and they lie over one another in a scene; give "
-    "a point map or depth (--pointmap, --depth)"
+    "a point map, depth or a depth model (--pointmap, --depth, --depth-model)"
 )
 GIVEN = ("image", "mask", "pointmap")
 
@@ -112,12 +115,16 @@ class Pipeline:
         formats: Sequence[str] | None = None,
         precision: str = "float32",
         target: tvm.target.Target | None = None,
+        depth_model: str | os.PathLike | None = None,
         on_model: OnCompile = lambda name, done, total: None,
     ) -> "Pipeline":
         """The pipeline of a checkpoint folder as SAM-3D-Objects publishes it, or of another path that `Checkpoint` takes.
 
         formats: the decoders that these need must be there; by default any may be missing. A notice says which is left out, and
         which file was taken for another.
+
+        depth_model: the file of its depth model, a folder with a model.pt, or that in the cache of a hub; by default it is
+        looked for where `pipeline.yaml` says, see `Checkpoint`, and the pipeline goes without where it is not.
 
         Compiled for `target`, by default this CPU, into the folder `artifacts`, by default one in the user's cache, unless that
         was done before. `precision`: "float32", or another of `PRECISIONS` inside the models. `on_model` as in
@@ -126,7 +133,7 @@ class Pipeline:
         Raises ValueError for anything about the folder that is not as it should be: a file that is missing, truncated or holds
         code, a `_target_` that is not known, parameters that are missing, not known, misshapen or not finite.
         """
-        source = CheckpointSource(folder, None if formats is None else check_formats(formats))
+        source = CheckpointSource(folder, None if formats is None else check_formats(formats), depth_model)
         for note in source.notes:
             say(note)
         place = artifacts or default_folder(source.label(precision, target))
@@ -141,13 +148,15 @@ class Pipeline:
         seed: int = 0,
         precision: str = "float32",
         target: tvm.target.Target | None = None,
+        depth_model: bool = False,
         on_model: OnCompile = lambda name, done, total: None,
     ) -> "Pipeline":
         """A pipeline of random weights from `seed`: "tiny" runs in seconds, "full" has the sizes of SAM-3D-Objects.
 
-        Options as of `from_checkpoint`. ValueError for another preset, a negative seed, another precision.
+        depth_model: whether it has one, of random weights too. Other options as of `from_checkpoint`. ValueError for another
+        preset, a negative seed, another precision.
         """
-        source = SeededSource(name, seed)
+        source = SeededSource(name, seed, depth_model)
         place = artifacts or default_folder(source.label(precision, target))
         return cls(compile_artifacts(source, place, precision, target, on_model))
 
@@ -166,6 +175,8 @@ class Pipeline:
         depth: Picture | None = None,
         depth_scale: float | None = None,
         intrinsics: str | os.PathLike | Sequence[float] | np.ndarray | None = None,
+        depth_model: bool = True,
+        fov: float | str | None = None,
         mask_upright: bool = False,
         seed: int = 42,
         steps: int | None = None,
@@ -183,14 +194,18 @@ class Pipeline:
         on_progress: OnProgress = lambda progress: None,
         on_part: OnPart = lambda result: None,
         models: "OpenModels | None" = None,
+        point_maps: "PointMaps | None" = None,
     ) -> Generator[str, None, Result]:
         """One object from a photo. `generate` returns it; `steps` is for who has several objects, and opens each model once for
         all of them: it yields the name of the model that the next stage runs, and returns the object in the end.
 
         image, mask, mask_upright: files, arrays or Pillow images, see `images.load_photo`; without a mask the image's alpha
         channel is it. pointmap: a position in space for each pixel, floats [H, W, 3] or [3, H, W] or a file of such, in
-        `pointmap_axes`, which "auto" tells from the points; or depth with intrinsics, see `pointmaps.load_points`. Without them
-        the pose is in units of the object, and the structure sees no crop. What was understood is said by a `notices.Notice`.
+        `pointmap_axes`, which "auto" tells from the points; or depth with intrinsics, see `pointmaps.load_point_map`. Without
+        them the depth model makes a point map of the photo, if the pipeline has one and `depth_model` is true; fov: the angle
+        of view across the photo in degrees, or "exif" for that of its EXIF data, which the depth model then need not find.
+        Without any of them the pose is in units of the object, and the structure sees no crop. What was understood is said by
+        a `notices.Notice`.
 
         seed: of the noise. steps, guidance: of the structure, slat_steps, slat_guidance: of the structured latents, which
         default to the same steps, and all else to the checkpoint's values. shortcut: a structure in few steps, without
@@ -202,13 +217,18 @@ class Pipeline:
         stage, and latents in place of the second generator if this run would come to the same. resume: what an earlier run
         with these very arguments came to, which is refused if an option differs, but for formats. on_part: told what is known
         so far after the first stage, after the latents and after each decoder, so that it can be written at once, see
-        `runs.generate_into`, which does all this. models: where models stay open between stages.
+        `runs.generate_into`, which does all this. models: where models stay open between stages. point_maps: where the point
+        map of a photo stays, for several objects of it.
 
         Equal arguments give equal results. Raises ValueError for arguments that make no sense, before any work is done; if the
         memory that a stage is estimated to take is above `max_memory`, as soon as that is known: for a typical number of
         voxels before any work, for the real number after the structure; and, `checks.Failure`, where no voxel is occupied.
         """
         check_size("seed", seed, 0)
+        looks = self.runs_depth_model({"pointmap": pointmap, "depth": depth, "depth_model": depth_model})
+        check_view(fov)
+        if fov is not None and not looks:
+            raise ValueError(f"fov: expected with a depth model that makes the point map, given {fov!r} without one")
         wanted, surface = check_formats(formats, self.config.models), Surface(triangles, texture_size)
         begun, resumed = self._structure(structure), self._structure(resume)
         first = _sampling(self.config.ss_sampling, "steps", steps, "guidance", guidance)
@@ -217,15 +237,18 @@ class Pipeline:
         )
         known = begun or resumed
         voxels = memory.TYPICAL_VOXELS if known is None else len(known.coords)
-        self.check_memory(max_memory, voxels, stage1_only, formats)
+        self.check_memory(max_memory, voxels, stage1_only, formats, depth_model=looks)
 
         def stages() -> Generator[str, None, Result]:
             nonlocal begun
-            photo = 0 if max_memory is None else memory.of_photo(image, mask, pointmap is not None or depth is not None)
-            self.check_memory(max_memory, voxels, stage1_only, formats, photo)
-            run = Run(self.artifacts, on_progress, models=models)
+            with_points = looks or pointmap is not None or depth is not None
+            photo = 0 if max_memory is None else memory.of_photo(image, mask, with_points)
+            self.check_memory(max_memory, voxels, stage1_only, formats, photo, looks)
+            run = Run(self.artifacts, on_progress, models=models, point_maps=point_maps)
             seen = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics, "mask_upright": mask_upright}
-            inputs = run.inputs(image, mask, pointmap, axes=pointmap_axes, **seen)
+            if looks:
+                yield DEPTH_MODEL
+            inputs = run.inputs(image, mask, pointmap, axes=pointmap_axes, **seen, depth_model=looks, fov=fov)
             made_with = self._made_with(run.given | {"seed": seed}, first, slat, shortcut)
             if begun is not None:
                 begun, made_with = self._from_structure(begun, made_with)
@@ -259,13 +282,14 @@ class Pipeline:
                 photo=run.photo,
                 random_weights=self.artifacts.random_weights,
                 in_pointmap_units=inputs.scale is not None,
+                camera=run.camera,
                 made_with=made_with,
                 surface=surface,
             )
             on_part(result)
             if stage1_only:
                 return result
-            self.check_memory(max_memory, len(coords), stage1_only, formats)
+            self.check_memory(max_memory, len(coords), stage1_only, formats, depth_model=looks)
             if feats is None:
                 yield "slat_condition_embedder"
                 tokens = run.condition("slat_condition_embedder", inputs.slat)
@@ -288,6 +312,16 @@ class Pipeline:
 
     generate = _to_the_end(steps)
 
+    def runs_depth_model(self, options: Mapping[str, Any]) -> bool:
+        """Whether a run of these options of `generate` has its point map made by the depth model."""
+        given = any(options.get(name) is not None for name in ("pointmap", "depth"))
+        return self.config.depth_model is not None and not given and options.get(DEPTH_MODEL, True) is not False
+
+    def has_points(self, options: Mapping[str, Any]) -> bool:
+        """Whether a run of these options of `generate` has what puts objects into one scene."""
+        given = any(options.get(name) is not None for name in ("pointmap", "depth"))
+        return given or self.runs_depth_model(options)
+
     def _made_with(
         self, given: Mapping[str, Any], first: Sampling, slat: Sampling, shortcut: bool
     ) -> dict[str, dict[str, Any]]:
@@ -297,6 +331,8 @@ class Pipeline:
         shared = {**given, "precision": self.artifacts.precision, "version": __version__, "pipeline": _digest(between)}
         models: dict[str, dict[str, str]] = {stage: {} for stage in STAGES}
         for name in self.config.models:
+            if name == DEPTH_MODEL:  # the digest of its point map is what decides
+                continue
             stage = STAGES[0] if MODELS[name].stage == 1 else STAGES[2] if name in DECODED else STAGES[1]
             models[stage][name] = _digest(self.artifacts.keys[name])
 
@@ -353,13 +389,13 @@ class Pipeline:
         if isinstance(masks, (str, os.PathLike)) or len(masks) < 1:
             raise ValueError(f"masks: expected a list of at least one, given {masks!r}")
         on_progress = options.pop("on_progress", lambda progress: None)
-        if len(masks) > 1 and not has_points(options):
+        if len(masks) > 1 and not self.has_points(options):
             say(OVERLAP)
         check_masks(image, masks, options)
-        results = []
+        results, point_maps = [], PointMaps()
         for number, mask in enumerate(masks, 1):
             tell = of_object(on_progress, number) if len(masks) > 1 else on_progress
-            result = self.generate(image, mask, on_progress=tell, **options)
+            result = self.generate(image, mask, on_progress=tell, **{"point_maps": point_maps, **options})
             results.append(replace(result, name=f"object_{number}"))
         return results
 
@@ -369,13 +405,16 @@ class Pipeline:
         stage1_only: bool = False,
         formats: Sequence[str] | None = None,
         photo: int = 0,
+        depth_model: bool = True,
     ) -> dict[str, int]:
         """The bytes that each stage is estimated to take at its peak, for so many voxels. `formats`: those that are decoded,
-        by default all. `photo`: what the photo takes, if that is to be a stage, "image", too."""
+        by default all. `photo`: what the photo takes, if that is to be a stage, "image", too. `depth_model`: whether that
+        runs."""
         check_size("voxels", voxels, 0)
         weights = {name: self.artifacts.weight_bytes(name) for name in self.config.models}
         found = memory.estimate(self.config, weights, voxels, stage1_only)
         idle = set() if formats is None else set(DECODED) - check_formats(formats, self.config.models)
+        idle |= set() if depth_model else {DEPTH_MODEL}
         first = {memory.IMAGE: photo} if photo else {}
         return first | {name: value for name, value in found.items() if name not in idle}
 
@@ -386,11 +425,12 @@ class Pipeline:
         stage1_only: bool = False,
         formats: Sequence[str] | None = None,
         photo: int = 0,
+        depth_model: bool = True,
     ) -> None:
         """ValueError with the estimate if a stage is estimated to take more than `max_memory` bytes."""
         if max_memory is None:
             return
-        found = self.memory(voxels, stage1_only, formats, photo)
+        found = self.memory(voxels, stage1_only, formats, photo, depth_model)
         memory.check(found, max_memory, f"for {voxels:,} voxels")
 
 
@@ -415,6 +455,23 @@ class OpenModels:
         gc.collect()
 
 
+class PointMaps:
+    """Keeps the point map that the depth model made last, so that several objects of one photo have it made once."""
+
+    def __init__(self):
+        self._of, self._kept = None, None
+
+    def __call__(self, of: Any, make: Callable[[], PointMap]) -> PointMap:
+        """The point map of the photo `of`, anything that compares, from `make` if it is not the one that is kept."""
+        if self._kept is None or of != self._of:
+            self.let_go()
+            self._of, self._kept = of, make()
+        return self._kept
+
+    def let_go(self) -> None:
+        self._of, self._kept = None, None
+
+
 class Run:
     """The stages of one object; each lets go of its model when it returns, or leaves that to `models`. `on_step(stage, step)`:
     told of every step of a sampler, and its state, beside `on_progress`."""
@@ -425,10 +482,13 @@ class Run:
         on_progress: OnProgress = lambda progress: None,
         on_step: Callable[[str, Step], None] = lambda stage, step: None,
         models: OpenModels | None = None,
+        point_maps: PointMaps | None = None,
     ):
         self.artifacts, self.config, self.seconds, self._models = artifacts, artifacts.config, {}, models
         self.given: dict[str, str | None] = {}  # digests of image, mask and point map
         self.photo = None  # what views.png shows of it
+        self.camera: PhotoCamera | None = None  # of the photo, if it is known
+        self._point_maps = PointMaps() if point_maps is None else point_maps
         self._on_progress, self._on_step = on_progress, on_step
 
     @contextmanager
@@ -464,23 +524,42 @@ class Run:
         *,
         axes: str = "pytorch3d",
         mask_upright: bool = False,
+        depth_model: bool = False,
+        fov: float | str | None = None,
         **depth: Any,
     ) -> Preprocessed:
         """What the generators see. `axes`: those of the point map, as upstream has them, or "auto". `depth`: depth, depth_scale
-        and intrinsics of `pointmaps.load_points`."""
+        and intrinsics of `pointmaps.load_point_map`. `depth_model`: whether that makes the point map, for a camera of the field
+        of view `fov`."""
+        photo = found = None
+        if depth_model:
+            with self._stage("depth"):
+                photo = images.load_photo(image, mask, mask_upright)
+                found = self.looked_at(photo.rgba, fov_of(fov, image))
         with self._stage("image"):
-            photo = images.load_photo(image, mask, mask_upright)
+            if photo is None:
+                photo = images.load_photo(image, mask, mask_upright)
+                found = pointmaps.load_point_map(pointmap, axes, **depth, size=photo.size, orientation=photo.orientation)
             rgba = photo.rgba
             self.given = {"image": _sha256(rgba[..., :3]), "mask": _sha256(rgba[..., 3]), "pointmap": None}
-            self.photo = thumbnail(rgba)
+            self.photo, points = thumbnail(rgba), None
             options = self.config.preprocessing
-            pointmap = pointmaps.load_points(pointmap, axes, **depth, size=photo.size, orientation=photo.orientation)
-            if pointmap is not None:
-                self.given["pointmap"] = _sha256(pointmap)
-                pointmap = _over_pixels(pointmap, rgba.shape[:2])
+            if found is not None:
+                self.camera, points = found.camera(photo.size), found.points
+                self.given["pointmap"] = _sha256(points)
+                points = _over_pixels(points, rgba.shape[:2])
                 if options.clip_pointmap_beyond_scale is not None:
-                    pointmap = clipped(pointmap, rgba[..., 3], options.clip_pointmap_beyond_scale)
-            return preprocess(rgba, pointmap, options.size, options.box_size_factor, options.padding_factor)
+                    points = clipped(points, rgba[..., 3], options.clip_pointmap_beyond_scale)
+            return preprocess(rgba, points, options.size, options.box_size_factor, options.padding_factor)
+
+    def looked_at(self, rgba: np.ndarray, fov_x: float | None) -> PointMap:
+        """What the depth model makes of a photo uint8 [H, W, 4], without regard to its mask."""
+
+        def make() -> PointMap:
+            with self._model(DEPTH_MODEL) as model:
+                return point_map(model, rgba, fov_x)
+
+        return self._point_maps((_sha256(rgba[..., :3]), fov_x), make)
 
     def condition(self, name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [1, L, C]. Inputs that are not there are dropped."""
@@ -550,11 +629,6 @@ def check_masks(image: Picture, masks: Sequence[Picture], options: Mapping[str, 
     """ValueError for any of several masks that is refused, before work on the first one begins."""
     for mask in masks if len(masks) > 1 else ():
         images.check_mask(image, mask, options.get("mask_upright", False))
-
-
-def has_points(options: Mapping[str, Any]) -> bool:
-    """Whether options of `Pipeline.generate` have what puts objects into one scene."""
-    return any(options.get(name) is not None for name in ("pointmap", "depth"))
 
 
 def denormalised(feats: np.ndarray, config: PipelineConfig) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface
 from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import FORMATS, POSE, VIEWS, Result, ResultFolder, check_formats, lacks_scene, write_scene
-from sam3d_tvm.pipeline import OVERLAP, OnProgress, Picture, Pipeline, Progress, check_masks, has_points, of_object
+from sam3d_tvm.pipeline import OVERLAP, OnProgress, Picture, Pipeline, PointMaps, Progress, check_masks, of_object
 from sam3d_tvm.run_folder import RunFolder, check_free, check_writable
 from sam3d_tvm.structure import STRUCTURE, Structure
 
@@ -58,12 +58,13 @@ def generate_into(
     masks, several = list(masks), len(masks) > 1
     check_masks(image, masks, options)
     run = check_folder(folder, max(1, len(masks)), formats, resume, from_structure)
-    scene_known = has_points(options)
+    scene_known = pipeline.has_points(options)
     scene = scene_known if scene is None else scene
     if several and not scene_known:
         say(OVERLAP if scene else f"{OVERLAP}; no scene_* file is written, unless asked for by --scene (scene=True)")
     results: list[Result] = []
     written: list[Path] = []
+    point_maps = PointMaps()
 
     def told(number: int) -> OnProgress:
         return of_object(on_progress, number) if several else on_progress
@@ -78,6 +79,7 @@ def generate_into(
             resume=writer.structure,
             on_progress=told(number),
             on_part=writer,
+            point_maps=point_maps,
             triangles=triangles,
             texture_size=texture_size,
             **options,

@@ -13,6 +13,8 @@ from tir_kernels.cpu.isa import Isa, forced_isa
 
 # Compiled functions are kept beside the project, not in the user's cache, and shared with the processes that tests start.
 os.environ.setdefault("SPARSE_OPS_CACHE", str(Path(__file__).parent.parent / "build" / "cache"))
+# No test finds what the user's hub cache may have.
+os.environ["HF_HUB_CACHE"] = str(Path(__file__).parent.parent / "build" / "no_hub_cache")
 # Tests run beside each other on all cores, so workers that wait for their next kernel leave theirs to others.
 os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
 

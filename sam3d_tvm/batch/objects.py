@@ -16,7 +16,7 @@ from sam3d_tvm.models import MODELS
 from sam3d_tvm.notices import heard_by
 from sam3d_tvm.outputs import DECODED, Result, ResultFolder, check_formats
 from sam3d_tvm.overview import masked_photo
-from sam3d_tvm.pipeline import OpenModels, Pipeline
+from sam3d_tvm.pipeline import DEPTH_MODEL, OpenModels, Pipeline, PointMaps
 from sam3d_tvm.png import save_png
 from sam3d_tvm.run_folder import RunFolder
 
@@ -32,7 +32,8 @@ def group_size(pipeline: Pipeline, options: Mapping[str, Any]) -> int:
     beside the largest stage, and no more than `LARGEST_GROUP`."""
     if options["max_memory"] is None:
         return LARGEST_GROUP
-    taken = pipeline.memory(stage1_only=options["stage1_only"], formats=options["formats"])
+    looks = pipeline.runs_depth_model(options)
+    taken = pipeline.memory(stage1_only=options["stage1_only"], formats=options["formats"], depth_model=looks)
     room = options["max_memory"] - max(taken.values())
     return max(1, min(LARGEST_GROUP, 1 + room // held_bytes(pipeline)))
 
@@ -49,9 +50,10 @@ def held_bytes(pipeline: Pipeline, voxels: int | None = None) -> int:
 
 def stages(pipeline: Pipeline, options: Mapping[str, Any]) -> int:
     """How many stages an object has: the photo, and each model that runs."""
+    idle = set() if pipeline.runs_depth_model(options) else {DEPTH_MODEL}
     if options["stage1_only"]:
-        return 1 + sum(MODELS[name].stage == 1 for name in pipeline.config.models)
-    idle = set(DECODED) - check_formats(options["formats"])
+        return 1 + sum(MODELS[name].stage == 1 and name not in idle for name in pipeline.config.models)
+    idle |= set(DECODED) - check_formats(options["formats"])
     return 1 + sum(name not in idle for name in pipeline.config.models)
 
 
@@ -65,8 +67,8 @@ def run_group(
     options: those of `Pipeline.generate`. OSError where files cannot be written, with the name of one; ValueError for a model
     that cannot be opened.
     """
-    models = OpenModels(pipeline.artifacts)
-    steps = [_steps(pipeline, task, options, models) for task in tasks]
+    models, point_maps = OpenModels(pipeline.artifacts), PointMaps()
+    steps = [_steps(pipeline, task, options, models, point_maps) for task in tasks]
     order = ("", *pipeline.config.models)  # first what needs no model: the photo
     waiting = dict.fromkeys(range(len(tasks)), "")  # by the number of a task the model that its next stage runs
     while waiting:
@@ -89,10 +91,13 @@ def run_group(
                 del waiting[number]
                 steps[number] = None  # lets go of all that it holds
             yield Event(tasks[number], model, row, tuple(notes))
+        point_maps.let_go()
     models.let_go()
 
 
-def _steps(pipeline: Pipeline, task: Task, options: Mapping[str, Any], models: OpenModels) -> Generator[str, None, Row]:
+def _steps(
+    pipeline: Pipeline, task: Task, options: Mapping[str, Any], models: OpenModels, point_maps: PointMaps
+) -> Generator[str, None, Row]:
     """The stages of a task: yields the model that the next one runs, and returns the row. What an earlier run has written is
     gone on from, and kept."""
     job, run = task.job, RunFolder(task.folder, resume=True)
@@ -103,7 +108,8 @@ def _steps(pipeline: Pipeline, task: Task, options: Mapping[str, Any], models: O
             writer(result)
 
     own = {"pointmap": job.pointmap, "seed": job.seed, "resume": writer.structure, "formats": writer.formats}
-    result = yield from pipeline.steps(job.photo, job.mask, **{**options, **own}, models=models, on_part=write)
+    shared = {"models": models, "point_maps": point_maps}
+    result = yield from pipeline.steps(job.photo, job.mask, **{**options, **own}, **shared, on_part=write)
     with _writing():
         files = [path.name for path in writer.finish(result)]
         picture = masked_photo(result.photo, SIDE, SIDE)

@@ -1,5 +1,5 @@
-"""The command line: `sam3d-tvm generate`, `batch`, `compile`, `calibrate`, `view`, `validate`, `bench`, `info` and `demo`; a
-file a command.
+"""The command line: `sam3d-tvm generate`, `batch`, `depth`, `compile`, `calibrate`, `view`, `validate`, `bench`, `info` and
+`demo`; a file a command.
 
 Only what every command needs is imported here; TVM is imported by the commands, after `--threads` has been looked at.
 """
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from sam3d_tvm import console as shown
-from sam3d_tvm.cli import batch, bench, calibrate, compile, generate, info, validate, view
+from sam3d_tvm.cli import batch, bench, calibrate, compile, depth, generate, info, validate, view
 from sam3d_tvm.cli.options import BAD_OPTIONS, EXAMPLES, FAILED, STOPPED
 
 LABELS = re.compile(r"all|#?[0-9a-fA-F]+(,#?[0-9a-fA-F]+)*")
@@ -27,6 +27,7 @@ app = typer.Typer(
 COMMANDS = {
     "generate": generate.generate,
     "batch": batch.batch,
+    "depth": depth.depth,
     "demo": generate.demo,
     "compile": compile.compile_,
     "calibrate": calibrate.calibrate,

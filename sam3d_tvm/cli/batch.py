@@ -10,11 +10,14 @@ from sam3d_tvm.cli.options import (
     FAILED,
     Artifacts,
     Checkpoint,
+    DepthModel,
     Device,
     Formats,
+    Fov,
     Guidance,
     MaskUpright,
     MaxMemory,
+    NoDepth,
     Output,
     PointmapAxes,
     Precision,
@@ -31,6 +34,7 @@ from sam3d_tvm.cli.options import (
     Triangles,
     Verbose,
     as_bytes,
+    as_fov,
     as_names,
     as_surface,
     begin,
@@ -56,6 +60,9 @@ def batch(
     preset: Preset = None,
     mask_upright: MaskUpright = False,
     pointmap_axes: PointmapAxes = "auto",
+    depth_model: DepthModel = None,
+    no_depth: NoDepth = False,
+    fov: Fov = None,
     seed: Seed = 42,
     steps: Steps = None,
     slat_steps: SlatSteps = None,
@@ -83,7 +90,7 @@ def batch(
     is opened once for as many objects as --max-memory leaves room for.
     """
     begin(threads, device)
-    limit, names = as_bytes(max_memory), as_names(formats)
+    limit, names, view = as_bytes(max_memory), as_names(formats), as_fov(fov)
     if (photos is None) == (csv is None):
         raise ValueError(f"photos: expected a folder, or --csv FILE, given {'neither' if csv is None else 'both'}")
     console = shown.output()
@@ -107,7 +114,8 @@ def batch(
             from sam3d_tvm.batch.cluster import on_ray
 
             runner = on_ray(ray, threads)
-        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, () if stage1_only else names, target=target)
+        needed = () if stage1_only else names
+        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, needed, target=target, depth_model=depth_model)
 
         def show(row: Row) -> None:
             shown.print_line(console, _line(row))
@@ -121,6 +129,8 @@ def batch(
             on_progress=lambda progress: tell(progress.stage, progress.done, progress.total),
             mask_upright=mask_upright,
             pointmap_axes=pointmap_axes,
+            depth_model=not no_depth,
+            fov=view,
             seed=seed,
             steps=steps,
             slat_steps=slat_steps,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sam3d_tvm import console as shown
-from sam3d_tvm.cli.options import Device, Precision, Preset, Target, Threads, Verbose, begin, open_pipeline
+from sam3d_tvm.cli.options import DepthModel, Device, Precision, Preset, Target, Threads, Verbose, begin, open_pipeline
 
 
 def compile_(
@@ -16,6 +16,7 @@ def compile_(
         typer.Option("--output", "-o", help="Folder for the compiled models.", show_default="one in the user's cache"),
     ] = None,
     preset: Preset = None,
+    depth_model: DepthModel = None,
     precision: Precision = None,
     target: Target = None,
     device: Device = None,
@@ -32,7 +33,7 @@ def compile_(
     with shown.without_warnings(verbose), shown.bars() as tell:
         if checkpoint is None and preset is None:
             raise ValueError("checkpoint: expected a checkpoint folder, or --preset, given neither")
-        pipeline = open_pipeline(checkpoint, output, preset, precision, tell, target=target)
+        pipeline = open_pipeline(checkpoint, output, preset, precision, tell, target=target, depth_model=depth_model)
     rows = {name: f"{pipeline.artifacts.weight_bytes(name) / 2**20:,.1f} MiB" for name in pipeline.config.models}
     console.print(shown.pairs_table(rows), highlight=False)
     shown.print_line(console, f"compiled into {pipeline.artifacts.folder}")

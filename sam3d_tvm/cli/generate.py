@@ -9,11 +9,14 @@ from sam3d_tvm import console as shown
 from sam3d_tvm.cli.options import (
     Artifacts,
     Checkpoint,
+    DepthModel,
     Device,
     Formats,
+    Fov,
     Guidance,
     MaskUpright,
     MaxMemory,
+    NoDepth,
     OptionalOutput,
     Output,
     PointmapAxes,
@@ -31,6 +34,7 @@ from sam3d_tvm.cli.options import (
     Triangles,
     Verbose,
     as_bytes,
+    as_fov,
     as_names,
     as_surface,
     begin,
@@ -77,9 +81,12 @@ def generate(
             show_default="those in the file of the depth",
         ),
     ] = None,
+    depth_model: DepthModel = None,
+    no_depth: NoDepth = False,
+    fov: Fov = None,
     scene: Annotated[
         bool,
-        typer.Option("--scene", help="Write several objects into scene_* files even without a point map or depth."),
+        typer.Option("--scene", help="Write several objects into scene_* files even where nothing says where they are."),
     ] = False,
     seed: Seed = 42,
     steps: Steps = None,
@@ -111,17 +118,19 @@ def generate(
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """One photo and a mask to a Gaussian splat and a mesh; several masks and a point map or depth also to a scene of them all.
+    """One photo and a mask to a Gaussian splat and a mesh; several masks also to a scene of them all, where a depth model, a
+    point map or depth says where they are.
 
     Writes splat.ply, mesh.glb, structure.safetensors, pose.json and views.png. Equal options give equal bytes.
     """
     begin(threads, device)
-    limit, names = as_bytes(max_memory), as_names(formats)
+    limit, names, view = as_bytes(max_memory), as_names(formats), as_fov(fov)
     output = _folder(output, resume)
     console = shown.output()
     with shown.without_warnings(verbose), shown.bars() as tell:
         from sam3d_tvm import memory
         from sam3d_tvm.checks import check_size
+        from sam3d_tvm.depth import fov_of
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
         from sam3d_tvm.photo.images import check_mask, load_photo
@@ -142,11 +151,13 @@ def generate(
             check_mask(image, mask, mask_upright)
         points = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics}
         load_points(pointmap, pointmap_axes, **points, size=photo.size, orientation=photo.orientation)
+        fov_of(view, image)
         del photo
         check_folder(output, max(1, len(given)), names, resume is not None, from_structure)
         if resume is not None and not is_begun(resume):
             say(f"resume: nothing in {str(resume)!r} to go on with, the run begins anew")
-        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, () if stage1_only else names, target=target)
+        needed = () if stage1_only else names
+        pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, needed, target=target, depth_model=depth_model)
         try:
             results, written = generate_into(
                 pipeline,
@@ -161,6 +172,8 @@ def generate(
                 pointmap=pointmap,
                 pointmap_axes=pointmap_axes,
                 **points,
+                depth_model=not no_depth,
+                fov=view,
                 mask_upright=mask_upright,
                 seed=seed,
                 steps=steps,
@@ -180,7 +193,9 @@ def generate(
             raise
     if verbose:
         shown.print_line(console, f"artifacts in {pipeline.artifacts.folder}")
-        estimate = pipeline.memory(max(len(result.coords) for result in results), stage1_only, names)
+        looked = pipeline.runs_depth_model({"pointmap": pointmap, "depth": depth, "depth_model": not no_depth})
+        most = max(len(result.coords) for result in results)
+        estimate = pipeline.memory(most, stage1_only, names, depth_model=looked)
         console.print(shown.pairs_table({name: f"{value / 2**30:.2f} GiB estimated" for name, value in estimate.items()}))
         for result in results:
             console.print(shown.seconds_table(result.seconds))

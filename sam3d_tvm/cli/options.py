@@ -1,6 +1,5 @@
 """Options that several commands share, and what commands do before they begin."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -10,12 +9,14 @@ import typer
 
 from sam3d_tvm.tvm_without_torch import import_tvm
 
+RANDOM = "random"  # in place of the path of a depth model
 BAD_OPTIONS, FAILED, STOPPED = 2, 1, 130  # exit codes
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 EXAMPLES = {
     "generate": "Example: sam3d-tvm generate photo.jpg mask.png --checkpoint checkpoints/hf -o out --formats ply,glb",
     "batch": "Example: sam3d-tvm batch photos -o out --checkpoint checkpoints/hf --max-memory 16G",
+    "depth": "Example: sam3d-tvm depth photo.jpg --depth-model model.pt -o out",
     "compile": "Example: sam3d-tvm compile checkpoints/hf -o artifacts",
     "calibrate": "Example: sam3d-tvm calibrate cup.jpg cup_mask.png chair.jpg chair_mask.png --checkpoint checkpoints/hf",
     "view": "Example: sam3d-tvm view out/splat.ply",
@@ -81,6 +82,24 @@ PointmapAxes = Annotated[
         "y up, z towards the viewer."
     ),
 ]
+DepthModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="The depth model, MoGe's model.pt: the file, its folder, or that in the cache of the hub; with --preset: random, "
+        "for one of random weights.",
+        show_default="where the checkpoint says, beside it or in the cache of the hub",
+    ),
+]
+NoDepth = Annotated[bool, typer.Option("--no-depth", help="Leave the depth model out.")]
+Fov = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEGREES",
+        help="Angle of view across the photo, or exif: that of its EXIF data. The depth model then need not find it.",
+        show_default="found by the depth model",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of the noise, from 0. Equal seeds give equal results.")]
 Steps = Annotated[
     int | None, typer.Option(help="Steps of both samplers, at least 1.", show_default="the checkpoint's, 25 as published")
@@ -131,35 +150,44 @@ def open_pipeline(
     tell,
     formats=None,
     target: str | None = None,
+    depth_model: str | None = None,
 ):
     """The pipeline that the options name, with the decoders that `formats` need, if given. ValueError if they name none, or
-    two, or artifacts of another precision or kind of target."""
+    two, artifacts of another precision or kind of target, or a depth model that does not belong there."""
     from sam3d_tvm.pipeline import Pipeline
-    from sparse_ops.devices import parse_target
 
     def on_model(name: str, done: int, total: int) -> None:
         if total:
             tell("compile", done, total)
 
-    compiled_for = None if target is None else parse_target(target)
+    compiled_for = parsed_target(target)
     options = {"precision": precision or "float32", "target": compiled_for, "on_model": on_model}
     if checkpoint is not None and preset is not None:
         raise ValueError(f"preset: expected no --checkpoint beside it, given {str(checkpoint)!r}")
     if checkpoint is not None:
-        pipeline = Pipeline.from_checkpoint(checkpoint, artifacts, formats=formats, **options)
+        pipeline = Pipeline.from_checkpoint(checkpoint, artifacts, formats=formats, depth_model=depth_model, **options)
     elif preset is not None:
-        pipeline = Pipeline.from_preset(preset, artifacts, **options)
+        if depth_model not in (None, RANDOM):
+            raise ValueError(f"depth_model: expected {RANDOM} with --preset, given {depth_model!r}")
+        pipeline = Pipeline.from_preset(preset, artifacts, depth_model=depth_model is not None, **options)
     elif artifacts is not None:
+        if depth_model is not None:
+            raise ValueError(
+                f"depth_model: expected with --checkpoint or --preset, given {depth_model!r} with --artifacts alone"
+            )
         pipeline = Pipeline.from_artifacts(artifacts)
-        if precision not in (None, pipeline.artifacts.precision):
-            raise ValueError(f"precision: expected that of the artifacts, {pipeline.artifacts.precision}, given {precision!r}")
-        if compiled_for is not None and compiled_for.kind.name != pipeline.artifacts.target["kind"]:
-            made_for = json.dumps(pipeline.artifacts.target)
-            raise ValueError(f"target: expected that of the artifacts, {made_for}, given {target!r}")
+        pipeline.artifacts.check_made_for(precision, compiled_for)
     else:
         raise ValueError("checkpoint: expected --checkpoint FOLDER, --artifacts FOLDER of compiled models, or --preset tiny")
     say_integers(pipeline.artifacts)
     return pipeline
+
+
+def parsed_target(target: str | None):
+    """What TVM calls a `Target`; None without one."""
+    from sparse_ops.devices import parse_target
+
+    return None if target is None else parse_target(target)
 
 
 def say_integers(artifacts) -> None:
@@ -196,6 +224,18 @@ def begin(threads: int | None, device: int | None = None) -> None:
         from sparse_ops.devices import use_device
 
         use_device(device)
+
+
+def as_fov(text: str | None) -> float | str | None:
+    """A field of view in degrees, "exif" or None. ValueError for anything else."""
+    from sam3d_tvm.depth import EXIF, check_view
+
+    try:
+        value = text if text in (None, EXIF) else float(text)
+    except ValueError:
+        value = text
+    check_view(value)
+    return value
 
 
 def as_names(formats: str) -> list[str]:

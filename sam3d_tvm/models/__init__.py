@@ -9,6 +9,7 @@ from sam3d_tvm.models.descriptor import Model
 
 # The folder of each model by upstream's name for it, in the order in which they run.
 FOLDERS = {
+    "depth_model": "moge",
     "ss_condition_embedder": "condition_embedder",
     "ss_generator": "structure_flow",
     "ss_decoder": "structure_decoder",

@@ -5,8 +5,10 @@ else is derived: the fields of `PipelineConfig` and its presets, what a checkpoi
 memory, and what `validate` compares.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +26,21 @@ class Place(NamedTuple):
     files: str
     path: tuple[str, ...] = ()
     prefix: str = ""
+
+
+class OwnFile(NamedTuple):
+    """Where a model lies that is published apart from the checkpoint, in a file that holds its config beside its weights.
+
+    key: where pipeline.yaml has it, of which the model's targets make its name. find(name, folder): its file, of that name and
+    the checkpoint's folder; find_given(path): where a user says that it is; both raise `MissingFile` where none is found.
+    read(file): its config, and its weights by upstream's names. lost: what a pipeline cannot do without it, in words.
+    """
+
+    key: str
+    find: Callable[[str, Path], Path]
+    find_given: Callable[[str | os.PathLike], Path]
+    read: Callable[[Path], tuple[Any, State]]
+    lost: str
 
 
 class Compile(Protocol):
@@ -51,7 +68,8 @@ class Model:
     integers: whether its layers may have integer products, "int8" or "int7". A model that has no layers that gain, or whose
     activations such numbers are not enough for, is compiled in the fastest floats where a pipeline is asked for them.
 
-    place: in a published checkpoint. targets: what makes something of the values beside a `_target_`, by upstream's name.
+    place: in a published checkpoint, or the file that it has of its own. targets: what makes something of the values beside a
+    `_target_`, by upstream's name.
     read_as, complete(read, models): for a model whose config takes more than the values beside its `_target_`: the type of what
     these make, and what makes the config of that and of what was read of all models, by name.
     offset_perturbation(config): where Gaussians of random weights begin, for models of which a checkpoint holds that.
@@ -75,7 +93,7 @@ class Model:
     memory: Callable[[Any, Any, int], int]
     integers: bool = False
 
-    place: Place
+    place: Place | OwnFile
     targets: Mapping[str, Callable[[Mapping[str, Any]], Any]]
     read_as: type | None = None
     complete: Callable[[Any, Mapping[str, Any]], Any] = lambda read, models: read

@@ -57,13 +57,14 @@ def read_array(path: str | os.PathLike, name: str, wanted: Sequence[str]) -> np.
     raise ValueError(f"{name}: expected one array, or one called {_either(wanted)}, given {_listed(found)}")
 
 
-def read_arrays(path: str | os.PathLike, name: str, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of a file whose names are in `wanted`; where none has such a name, the only one, under its own.
+def read_arrays(path: str | os.PathLike, name: str, wanted: Sequence[str], beside: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of a file whose names are in `wanted`; where none has such a name, the only one, under its own. Those whose
+    names are in `beside` do not count for that, and come along.
 
     ValueError as `read_array`.
     """
     if Path(path).suffix.lower() in (".pt", ".pth"):
-        return _of_torch(path, name, wanted)
+        return _of_torch(path, name, wanted, beside)
     try:
         check_is_file(path)
         with open(path, "rb") as file:
@@ -73,7 +74,7 @@ def read_arrays(path: str | os.PathLike, name: str, wanted: Sequence[str]) -> di
             files = npz_entries(Path(path), Path(path).name)
             with zipfile.ZipFile(file) as members:
                 found = {}
-                for key in _chosen(files, wanted):
+                for key in _chosen(files, wanted, beside):
                     with members.open(files[key]) as member:
                         found[key] = read_npy(member, files[key].file_size, f"{Path(path).name}: {key}")
                 if found:
@@ -84,12 +85,14 @@ def read_arrays(path: str | os.PathLike, name: str, wanted: Sequence[str]) -> di
     raise ValueError(f"{name}: expected one array, or one called {_either(wanted)}, given {_listed(files)}")
 
 
-def _chosen(names: Mapping, wanted: Sequence[str]) -> list[str]:
-    """Names that are wanted, or else the only one."""
-    return [key for key in wanted if key in names] or (list(names) if len(names) == 1 else [])
+def _chosen(names: Mapping, wanted: Sequence[str], beside: Sequence[str]) -> list[str]:
+    """Names that are wanted, or else the only one, and with them those beside."""
+    own = [key for key in names if key not in beside]
+    found = [key for key in wanted if key in names] or (own if len(own) == 1 else [])
+    return [*found, *(key for key in beside if key in names)] if found else []
 
 
-def _of_torch(path: str | os.PathLike, name: str, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+def _of_torch(path: str | os.PathLike, name: str, wanted: Sequence[str], beside: Sequence[str]) -> dict[str, np.ndarray]:
     """Tensors of a file of torch, which is read without running what it may hold."""
     try:
         value = load_torch(Path(path), Path(path).name)
@@ -99,7 +102,7 @@ def _of_torch(path: str | os.PathLike, name: str, wanted: Sequence[str]) -> dict
 
     tensors = value if isinstance(value, Mapping) else {"": value}
     tensors = {str(key): tensor for key, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
-    found = {key: tensors[key] for key in _chosen(tensors, wanted)}
+    found = {key: tensors[key] for key in _chosen(tensors, wanted, beside)}
     if not found:
         raise ValueError(f"{name}: expected one tensor, or one called {_either(wanted)}, given {_listed(tensors)}")
     return {key: _numbers(tensor) for key, tensor in found.items()}

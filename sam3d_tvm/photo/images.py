@@ -23,6 +23,7 @@ __all__ = [
     "as_rgba",
     "check_mask",
     "check_rgba",
+    "load_colours",
     "load_image",
     "load_mask",
     "load_photo",
@@ -107,6 +108,11 @@ def load_image(path: str | os.PathLike) -> np.ndarray:
     Raises ValueError for a file that cannot be read as a picture, and for one that is too large, of floats, or beyond 16 bits.
     """
     return _pixels(Path(path), None)[0]
+
+
+def load_colours(image: Picture) -> np.ndarray:
+    """The colours of a photo as it is seen, uint8 `[H, W, 3]`: `load_photo` without its mask."""
+    return _pixels(image, 3)[0][..., :3]
 
 
 def load_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -13,6 +13,7 @@ In fractions of width and height, as MoGe has them, the middle of the first is a
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from sam3d_tvm.checks import check_choice
 from sam3d_tvm.frames import CAMERA, OPENCV, OPENGL, Frame, rotation
 from sam3d_tvm.notices import say
 from sam3d_tvm.photo.arrays import ARRAYS, array_kind, as_array, check_is_file, check_sides, read_array, read_arrays
+from sam3d_tvm.photo.camera import PhotoCamera
 from sam3d_tvm.photo.orientation import UPRIGHT, in_words, swaps_sides, upright_points
 from sam3d_tvm.photo.pictures import WIDE_MODES, load_pixels, opened, wide_values
 from sparse_ops.deploy.reading import brief, parse_json
 
 POINTS = ("pointmap", "pointmaps", "points")  # names of arrays in a file of several
 DEPTH = ("depth",)
+SEEN = "axes_seen"  # beside points in a file: what `axes_seen` would say of them
 INTRINSICS = ("intrinsics", "K", "intrinsic_matrix", "camera_matrix")
 AXES: dict[str, Frame] = {"pytorch3d": CAMERA, "opencv": OPENCV, "opengl": OPENGL}
 AUTO = "auto"
@@ -41,6 +44,19 @@ NORMALISED = 10  # focal lengths below are no pixels, but fractions of the sides
 MAX_TEXT = 1 << 16  # bytes of a text file of intrinsics
 
 
+@dataclass(frozen=True, eq=False)
+class PointMap:
+    """points: float32 `[3, H, W]` in the axes `CAMERA`, NaN where they are unknown. intrinsics: of their camera, float64
+    `[3, 3]` in fractions of width and height, or None where they are not known."""
+
+    points: np.ndarray
+    intrinsics: np.ndarray | None = None
+
+    def camera(self, size: tuple[int, int]) -> PhotoCamera | None:
+        """The camera of the photo of that width and height, if it is known."""
+        return None if self.intrinsics is None else PhotoCamera(self.intrinsics, size)
+
+
 def load_pointmap(path: str | os.PathLike) -> np.ndarray:
     """A point map, float32 `[3, H, W]` in the axes of its file: .npy, or .npz, .pt or .pth of one array or one of `POINTS`.
 
@@ -48,6 +64,14 @@ def load_pointmap(path: str | os.PathLike) -> np.ndarray:
     """
     name = f"pointmap {str(path)!r}"
     return as_pointmap(read_array(path, name, POINTS), name)
+
+
+def _pointmap_and_beside(path: str | os.PathLike, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """As `load_pointmap`, and what stands beside the points in their file, of `SEEN` and `INTRINSICS`."""
+    beside = (SEEN, *INTRINSICS)
+    found = read_arrays(path, name, POINTS, beside)
+    key = next(key for key in found if key not in beside)
+    return as_pointmap(found.pop(key), name), found
 
 
 def as_pointmap(points: np.ndarray, name: str = "pointmap") -> np.ndarray:
@@ -74,7 +98,13 @@ def as_pointmap(points: np.ndarray, name: str = "pointmap") -> np.ndarray:
     return found
 
 
-def load_points(
+def load_points(*args, **options) -> np.ndarray | None:
+    """The points of `load_point_map`."""
+    found = load_point_map(*args, **options)
+    return None if found is None else found.points
+
+
+def load_point_map(
     pointmap: str | os.PathLike | np.ndarray | None,
     axes: str = AUTO,
     depth: str | os.PathLike | np.ndarray | Image.Image | None = None,
@@ -82,13 +112,14 @@ def load_points(
     intrinsics: str | os.PathLike | Sequence[float] | np.ndarray | None = None,
     size: tuple[int, int] | None = None,
     orientation: int = UPRIGHT,
-) -> np.ndarray | None:
-    """A point map float32 `[3, H, W]` in the axes `CAMERA` from what there is, or None where there is nothing.
+) -> PointMap | None:
+    """A point map from what there is, or None where there is nothing.
 
     pointmap: a file as in `load_pointmap`, or an array as in `as_pointmap`, in `axes`: "pytorch3d", "opencv", "opengl", or
-    "auto", which tells them by the points and says so. depth, depth_scale, intrinsics: in place of a point map, see
-    `depth_as_points`; `axes` do not count then. size, orientation: width and height of the photo as it is seen, and how its
-    file lies; a map whose shape fits the file alone is turned with it, and a `Notice` says so.
+    "auto", which tells them by the points and says so, unless the file has its own in `SEEN`. Intrinsics in the file are those
+    of the result. depth, depth_scale, intrinsics: in place of a point map, see `depth_as_points`; `axes` do not count then.
+    size, orientation: width and height of the photo as it is seen, and how its file lies; a map whose shape fits the file alone
+    is turned with it, and a `Notice` says so; its intrinsics are lost then.
 
     Raises ValueError for both a point map and depth, intrinsics or a scale without depth, maps without points or where all are
     the same, points behind the camera, and axes that "auto" cannot tell.
@@ -100,17 +131,45 @@ def load_points(
                 raise ValueError(f"{name}: expected with depth alone, given {value!r} without it")
         if pointmap is None:
             return None
-        name = f"pointmap {str(pointmap)!r}" if isinstance(pointmap, (str, os.PathLike)) else "pointmap"
-        points = load_pointmap(pointmap) if isinstance(pointmap, (str, os.PathLike)) else as_pointmap(pointmap)
+        name, beside = "pointmap", {}
+        if isinstance(pointmap, (str, os.PathLike)):
+            name = f"pointmap {str(pointmap)!r}"
+            points, beside = _pointmap_and_beside(pointmap, name)
+        else:
+            points = as_pointmap(pointmap)
         _check_points(points, name)
-        points = _unknown_as_nan(in_camera_axes(points, axes, name))
+        signs = _signs_beside(beside.get(SEEN)) if axes == AUTO else None
+        points = _unknown_as_nan(in_camera_axes(points, axes, name) if signs is None else _turned(points, signs))
+        matrix = _intrinsics_beside(beside, points, name)
     elif pointmap is not None:
         raise ValueError("depth: expected depth or a point map, given both")
     else:
         name = f"depth {str(depth)!r}" if isinstance(depth, (str, os.PathLike)) else "depth"
-        points = depth_as_points(depth, intrinsics, depth_scale)
+        points, matrix = _points_of_depth(depth, intrinsics, depth_scale)
         _check_points(points, name)
-    return points if size is None else _as_the_photo(points, size, orientation, name)
+    if size is None:
+        return PointMap(points, matrix)
+    turned = _as_the_photo(points, size, orientation, name)
+    return PointMap(turned, matrix if turned is points else None)
+
+
+def _signs_beside(seen: np.ndarray | None) -> tuple[int, int, int] | None:
+    """What the entry `SEEN` of a file says; None without one, and for one that says something else."""
+    signs = None if seen is None or seen.shape != (3,) else tuple(seen.tolist())
+    return signs if signs is not None and all(sign in (-1, 1) for sign in signs) else None
+
+
+def _intrinsics_beside(beside: Mapping[str, np.ndarray], points: np.ndarray, name: str) -> np.ndarray | None:
+    """The intrinsics, in fractions, that stand beside points; None without, and for what is none, as they are not needed."""
+    given = next((beside[key] for key in INTRINSICS if key in beside), None)
+    if given is None:
+        return None
+    try:
+        matrix = _as_matrix(given, "intrinsics")
+    except ValueError as error:
+        say(f"{name}: what it has as intrinsics is not used: {error}")
+        return None
+    return matrix if _is_normalised(matrix) else in_fractions(matrix, points.shape[:0:-1])
 
 
 def in_camera_axes(points: np.ndarray, axes: str, name: str = "pointmap") -> np.ndarray:
@@ -127,12 +186,12 @@ def in_camera_axes(points: np.ndarray, axes: str, name: str = "pointmap") -> np.
                 f"the camera, x / |z| change along the columns, y / |z| along the rows; name them by --pointmap-axes "
                 f"(pointmap_axes): {', '.join(AXES)}"
             )
-        names = [known for known, frame in AXES.items() if _seen_of(frame) == seen]
+        names = [known for known, frame in AXES.items() if signs_of(frame) == seen]
         words = _words(seen)
         say(f"{name}: axes are {f'those of {names[0]}, ' if names else ''}{words}, by the signs of its points")
         signs = seen
     else:
-        signs = _seen_of(AXES[axes])
+        signs = signs_of(AXES[axes])
         if seen[2] == -signs[2]:
             raise ValueError(
                 f"{name}: expected points in front of the camera, given z {'below' if seen[2] < 0 else 'above'} 0, which is "
@@ -140,8 +199,13 @@ def in_camera_axes(points: np.ndarray, axes: str, name: str = "pointmap") -> np.
             )
         if any(found == -sign for found, sign in zip(seen, signs, strict=True)):
             say(f"{name}: axes are named as those of {axes} ({_words(signs)}), but its points look like {_words(seen)}")
+    return _turned(points, signs)
+
+
+def _turned(points: np.ndarray, signs: Sequence[int]) -> np.ndarray:
+    """Points float32 [3, H, W] of which `axes_seen` are `signs`, in `CAMERA`; themselves where they are that."""
     # What is seen of CAMERA itself: x falls along the columns, y falls along the rows, z is away.
-    factors = np.float32([sign * own for sign, own in zip(signs, _seen_of(CAMERA), strict=True)])
+    factors = np.float32([sign * own for sign, own in zip(signs, signs_of(CAMERA), strict=True)])
     return points if (factors == 1).all() else points * factors[:, None, None]
 
 
@@ -175,7 +239,7 @@ def _trend(values: np.ndarray, places: np.ndarray) -> int:
     return int(np.sign(excess)) if abs(excess) >= CLEAR else 0
 
 
-def _seen_of(frame: Frame) -> tuple[int, int, int]:
+def signs_of(frame: Frame) -> tuple[int, int, int]:
     """What `axes_seen` says of points in a frame whose axes are those of OpenCV up to their signs."""
     return tuple(int(sign) for sign in np.diagonal(rotation(frame, OPENCV)))
 
@@ -196,6 +260,11 @@ def depth_as_points(depth, intrinsics=None, depth_scale: float | None = None) ->
 
     Raises ValueError for negative depth, 8 bits of it without a scale, none or wrong intrinsics, files that cannot be read.
     """
+    return _points_of_depth(depth, intrinsics, depth_scale)[0]
+
+
+def _points_of_depth(depth, intrinsics, depth_scale: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """What `depth_as_points` returns, and the intrinsics in fractions."""
     name = f"depth {str(depth)!r}" if isinstance(depth, (str, os.PathLike)) else "depth"
     values, beside = _depth_values(depth, name)
     if depth_scale is None:
@@ -218,10 +287,10 @@ def depth_as_points(depth, intrinsics=None, depth_scale: float | None = None) ->
     rows, columns = (np.arange(length, dtype=np.float64) for length in values.shape)
     points = np.empty((3, *values.shape), np.float32)
     with np.errstate(over="ignore"):
-        for axis, sign in zip(range(3), _seen_of(CAMERA), strict=True):
+        for axis, sign in zip(range(3), signs_of(CAMERA), strict=True):
             ray = inverse[axis, 0] * columns[None] + (inverse[axis, 1] * rows[:, None] + inverse[axis, 2])
             points[axis] = sign * (ray * z)
-    return points
+    return points, in_fractions(matrix, values.shape[::-1])
 
 
 def _depth_values(depth, name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -277,6 +346,35 @@ def as_intrinsics(given, size: tuple[int, int]) -> np.ndarray:
         given = numbers
     if isinstance(given, Mapping):
         given = _intrinsics_of_names(given, name)
+    matrix = _as_matrix(given, name)
+    width, height = size
+    if _is_normalised(matrix):
+        say(f"{name}: taken as fractions of width and height, as focal lengths are {matrix[0, 0]:g} and {matrix[1, 1]:g}")
+        matrix = np.diag([width, height, 1.0]) @ matrix
+        matrix[:2, 2] -= 0.5
+    x, y = in_fractions(matrix, size)[:2, 2]
+    if not (0.1 <= x <= 0.9 and 0.1 <= y <= 0.9):
+        say(
+            f"{name}: the camera's middle, ({matrix[0, 2]:g}, {matrix[1, 2]:g}), is not near that of the depth map, {width} x "
+            f"{height} pixels; if they are those of another size, scale them"
+        )
+    return matrix
+
+
+def in_fractions(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Intrinsics [3, 3] in pixels of pictures of that width and height, the middle of the first at 0, in fractions of both,
+    from the corner: float64 [3, 3]."""
+    found = matrix.copy()
+    found[:2, 2] += 0.5
+    return found / np.array([[size[0]], [size[1]], [1.0]])
+
+
+def _is_normalised(matrix: np.ndarray) -> bool:
+    return max(matrix[0, 0], matrix[1, 1]) < NORMALISED
+
+
+def _as_matrix(given, name: str) -> np.ndarray:
+    """Intrinsics float64 [3, 3] of four numbers or a matrix, in whichever units they are. ValueError for anything else."""
     try:
         matrix = np.array(as_array(given, name), np.float64)
     except (TypeError, ValueError) as error:
@@ -299,17 +397,6 @@ def as_intrinsics(given, size: tuple[int, int]) -> np.ndarray:
     if matrix[0, 0] <= 0 or matrix[1, 1] <= 0 or not np.array_equal(matrix[2], [0, 0, 1]) or matrix[1, 0] != 0:
         raise ValueError(
             f"{name}: expected [[fx, skew, cx], [0, fy, cy], [0, 0, 1]] with focal lengths above 0, given {matrix.tolist()}"
-        )
-    width, height = size
-    if max(matrix[0, 0], matrix[1, 1]) < NORMALISED:
-        say(f"{name}: taken as fractions of width and height, as focal lengths are {matrix[0, 0]:g} and {matrix[1, 1]:g}")
-        matrix = np.diag([width, height, 1.0]) @ matrix
-        matrix[:2, 2] -= 0.5
-    x, y = (matrix[0, 2] + 0.5) / width, (matrix[1, 2] + 0.5) / height
-    if not (0.1 <= x <= 0.9 and 0.1 <= y <= 0.9):
-        say(
-            f"{name}: the camera's middle, ({matrix[0, 2]:g}, {matrix[1, 2]:g}), is not near that of the depth map, {width} x "
-            f"{height} pixels; if they are those of another size, scale them"
         )
     return matrix
 

@@ -1,17 +1,14 @@
 """The condition embedder in a published checkpoint."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from sam3d_tvm.models.condition_embedder.config import DinoConfig, Embedder, EmbedderFuserConfig, PointPatchConfig
+from sam3d_tvm.models.dinov2 import HUB
 from sam3d_tvm.models.upstream import EMBEDDERS, pick
 
-# The ViTs of DINOv2 with registers by the names of its hub: width, blocks, heads.
-DINO_MODELS = {
-    "dinov2_vits14_reg": (384, 12, 6),
-    "dinov2_vitb14_reg": (768, 12, 12),
-    "dinov2_vitl14_reg": (1024, 24, 16),
-}
+DINO_MODELS = tuple(name for name, sizes in HUB.items() if sizes.num_register_tokens)
 
 
 def _dino(values: Mapping[str, Any]) -> DinoConfig:
@@ -20,7 +17,7 @@ def _dino(values: Mapping[str, Any]) -> DinoConfig:
         raise ValueError(f"dino_model: expected one of {', '.join(DINO_MODELS)}, given {name!r}")
     ignored = ("dino_model", "repo_or_dir", "source", "freeze_backbone", "prune_network", "backbone_kwargs", "normalize_images")
     picked = pick(values, ("input_size", "prenorm_features"), {}, ignored)
-    sizes = dict(zip(("embed_dim", "depth", "num_heads"), DINO_MODELS[name], strict=True)) | {"img_size": 518}
+    sizes = asdict(HUB[name])
     more = values.get("backbone_kwargs") or {}
     taken = ("embed_dim", "depth", "num_heads", "img_size", "patch_size", "num_register_tokens", "mlp_ratio")
     return DinoConfig(**sizes | picked | pick(more, taken, {}, ("pretrained", "interpolate_antialias", "interpolate_offset")))

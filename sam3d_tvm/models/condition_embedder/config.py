@@ -5,52 +5,31 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sam3d_tvm.checks import check_choice, check_size
+from sam3d_tvm.models.dinov2 import DinoV2Config, check_multiple, check_ratio
 
 CHANNELS = {"image": 3, "mask": 1, "pointmap": 3}  # of every kind of input
 HIDDEN_MULTIPLE = 256
 
 
-@dataclass(frozen=True)
-class DinoConfig:
+@dataclass(frozen=True, kw_only=True)
+class DinoConfig(DinoV2Config):
     """Sizes of a DINOv2 with registers, named as upstream names them.
 
-    Images are resized to `input_size`; positional embeddings are those of an image of `img_size`. `prenorm_features`: tokens
-    as they are before the last norm, registers included.
+    Images are resized to `input_size`. `prenorm_features`: tokens as they are before the last norm, registers included.
     """
 
-    embed_dim: int
-    depth: int
-    num_heads: int
     input_size: int
-    img_size: int
-    patch_size: int = 14
-    num_register_tokens: int = 4
-    mlp_ratio: float = 4
     prenorm_features: bool = False
 
     def __post_init__(self):
-        for name in ("embed_dim", "depth", "num_heads", "patch_size", "input_size", "img_size"):
-            check_size(name, getattr(self, name), 1)
-        check_size("num_register_tokens", self.num_register_tokens, 0)
-        for name in ("input_size", "img_size"):
-            _check_multiple(name, getattr(self, name), "patch_size", self.patch_size)
-        _check_multiple("embed_dim", self.embed_dim, "num_heads", self.num_heads)
-        _check_ratio("mlp_ratio", self.mlp_ratio, self.embed_dim)
-
-    @property
-    def hidden(self) -> int:
-        """Width of the feed-forward layers."""
-        return int(self.embed_dim * self.mlp_ratio)
+        super().__post_init__()
+        check_size("input_size", self.input_size, 1)
+        check_multiple("input_size", self.input_size, "patch_size", self.patch_size)
 
     @property
     def grid(self) -> int:
         """Patches along each side of an image."""
         return self.input_size // self.patch_size
-
-    @property
-    def stored_grid(self) -> int:
-        """Patches along each side of an image for which there are positional embeddings."""
-        return self.img_size // self.patch_size
 
     @property
     def tokens(self) -> int:
@@ -72,9 +51,9 @@ class PointPatchConfig:
     def __post_init__(self):
         for name in ("embed_dim", "input_size", "patch_size", "num_heads"):
             check_size(name, getattr(self, name), 1)
-        _check_multiple("input_size", self.input_size, "patch_size", self.patch_size)
-        _check_multiple("embed_dim", self.embed_dim, "num_heads", self.num_heads)
-        _check_ratio("mlp_ratio", self.mlp_ratio, self.embed_dim)
+        check_multiple("input_size", self.input_size, "patch_size", self.patch_size)
+        check_multiple("embed_dim", self.embed_dim, "num_heads", self.num_heads)
+        check_ratio("mlp_ratio", self.mlp_ratio, self.embed_dim)
         check_choice("remap_output", self.remap_output, ("linear",))
 
     @property
@@ -134,7 +113,7 @@ class EmbedderFuserConfig:
                 raise ValueError(
                     f"embedders: expected {what} that differ, and one at least, given {', '.join(given) or 'none'}"
                 )
-        _check_ratio("projection_net_hidden_dim_multiplier", self.projection_net_hidden_dim_multiplier, self.channels)
+        check_ratio("projection_net_hidden_dim_multiplier", self.projection_net_hidden_dim_multiplier, self.channels)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "EmbedderFuserConfig":
@@ -180,17 +159,6 @@ class EmbedderFuserConfig:
     def tokens(self) -> int:
         """Tokens of all inputs."""
         return sum(len(embedder.inputs) * embedder.model.tokens for embedder in self.embedders)
-
-
-def _check_multiple(name: str, value: int, of: str, divisor: int) -> None:
-    if value % divisor:
-        raise ValueError(f"{name}: expected a multiple of {of} {divisor}, given {value}")
-
-
-def _check_ratio(name: str, ratio: float, channels: int) -> None:
-    """ValueError unless `ratio` times `channels` is one at least."""
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not ratio * channels >= 1:
-        raise ValueError(f"{name}: expected a positive number, given {ratio!r}")
 
 
 def fuser_config(image: DinoConfig, pointmap: PointPatchConfig | None = None) -> EmbedderFuserConfig:

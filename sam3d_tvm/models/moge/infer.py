@@ -136,13 +136,18 @@ def check_fov(fov_x: float | None) -> None:
         raise ValueError(f"fov_x: expected degrees above 0 and below 180, given {fov_x!r}")
 
 
+def check_level(level: float) -> None:
+    """ValueError unless it is a number from 0 to `LEVELS`."""
+    if isinstance(level, bool) or not isinstance(level, Real) or not 0 <= level <= LEVELS:
+        raise ValueError(f"resolution_level: expected a number from 0 to {LEVELS}, given {level!r}")
+
+
 def _tokens(span: tuple[int, int], level: float, tokens: int | None) -> int:
     """How many tokens a photo is made of, at most."""
     if tokens is not None:
         check_size("num_tokens", tokens, 1)
         return int(tokens)
-    if isinstance(level, bool) or not isinstance(level, Real) or not 0 <= level <= LEVELS:
-        raise ValueError(f"resolution_level: expected a number from 0 to {LEVELS}, given {level!r}")
+    check_level(level)
     low, high = span
     return int(low + level / LEVELS * (high - low))
 

@@ -1,13 +1,15 @@
 """Layers on dense tensors that TVM's importer lacks or gets wrong."""
 
+from collections.abc import Sequence
 from functools import partial
 
-from tvm import relax
+import tvm
+from tvm import relax, te
 
 from .context import Context
 from .layout import cut
 from .registry import converts
-from .sizes import known
+from .sizes import known, smallest
 
 PRODUCTS = ("linear", "mm", "bmm", "addmm", "convolution")
 
@@ -58,13 +60,43 @@ def grid_sampler(context: Context) -> relax.Expr:
 
 def _resized(method: str, context: Context) -> relax.Expr:
     x = context["input"] if "input" in context.args else context["self"]
-    size = [known(dim) for dim in context.result_dims([0] * 4)[2:]]
+    dims = context.result_dims([0] * 4)[2:]
+    size = [known(dim) for dim in dims]
+    corners = context.args.get("align_corners", False)
+    if None in size and method == "linear" and not corners and 0 not in size:
+        factors = context.args.get("scale_factors") or [context.args.get("scales_h"), context.args.get("scales_w")]
+        return _bilinear(context, x, dims, factors)
     if None in size or 0 in size:
         context.refuse("expected an output size that is known when the model is exported")
-    corners = context.args.get("align_corners", False)
     mode = "align_corners" if corners else "asymmetric" if method == "nearest_neighbor" else "half_pixel"
     options = {"coordinate_transformation_mode": mode, "rounding_method": "floor" if method == "nearest_neighbor" else ""}
     return context.emit(relax.op.image.resize2d(x, tuple(size), layout="NCHW", method=method, **options))
+
+
+def _bilinear(context: Context, x: relax.Expr, size: Sequence, factors: Sequence[float | None]) -> relax.Expr:
+    """x [B, C, H, W] -> [B, C, *size], sizes that only the running module knows: TVM's own takes such for numbers.
+
+    Place i of n reads at max(0, (i + 1/2) N / n - 1/2), in float32 as torch does; a factor takes the place of n / N.
+    """
+    batch, channels, *old = context.dims(x)
+
+    def bilinear(source: te.Tensor) -> te.Tensor:
+        def taps(place: tvm.tirx.Var, axis: int) -> tuple:
+            number, half, real = old[axis], tvm.tirx.const(0.5, "float32"), partial(tvm.tirx.Cast, "float32")
+            factor = factors[axis]
+            step = real(number) / real(size[axis]) if factor is None else tvm.tirx.const(1 / factor, "float32")
+            at = tvm.tirx.max((real(place) + half) * step - half, tvm.tirx.const(0, "float32"))
+            low = smallest(tvm.tirx.Cast("int64", at), number - 1)
+            return low, smallest(low + 1, number - 1), at - real(low)
+
+        def element(b, c, i, j):
+            (top, bottom, down), (left, right, across) = taps(i, 0), taps(j, 1)
+            rows = [source(b, c, row, left) * (1 - across) + source(b, c, row, right) * across for row in (top, bottom)]
+            return rows[0] * (1 - down) + rows[1] * down
+
+        return te.compute([batch, channels, *size], element, "bilinear")
+
+    return context.compute(bilinear, x)
 
 
 converts("aten::upsample_nearest2d", "aten::upsample_nearest2d.vec")(partial(_resized, "nearest_neighbor"))

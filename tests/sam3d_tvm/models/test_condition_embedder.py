@@ -22,7 +22,7 @@ from sam3d_tvm.models.condition_embedder import (
     EmbedderFuserConfig,
     fuser_config,
 )
-from sam3d_tvm.models.condition_embedder.dinov2_torch import Block, Dino, DinoV2
+from sam3d_tvm.models.condition_embedder.dinov2_torch import Dino
 from sam3d_tvm.models.condition_embedder.network_torch import EmbedderFuser
 from sam3d_tvm.models.condition_embedder.point_patch_embed_torch import PointPatchEmbed
 from sam3d_tvm.models.condition_embedder.run import nearest_index, resized_bilinear, resized_nearest

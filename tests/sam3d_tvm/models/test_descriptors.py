@@ -16,6 +16,7 @@ from sam3d_tvm.config import PRESETS, PipelineConfig
 from sam3d_tvm.fingerprint import ROOT
 from sam3d_tvm.memory import estimate
 from sam3d_tvm.models import FOLDERS, MODELS
+from sam3d_tvm.models.descriptor import OwnFile
 
 FOLDER = ROOT / "sam3d_tvm" / "models"
 FULL = PRESETS["full"]
@@ -41,7 +42,9 @@ def test_all_that_lists_models_follows_from_the_descriptors():
     assert list(fields)[: len(MODELS)] == list(MODELS)
     assert {name for name in MODELS if fields[name].default is None} == {name for name in MODELS if MODELS[name].optional}
     assert all(checkpoint.TARGETS[target] is make for model in MODELS.values() for target, make in model.targets.items())
-    places = [(model.place.files, model.place.prefix) for model in MODELS.values()]
+    places = [
+        place if isinstance(place, OwnFile) else (place.files, place.prefix) for place in (m.place for m in MODELS.values())
+    ]
     assert len(set(places)) == len(places)
     assert list(validate.EXAMPLES) == [example for model in MODELS.values() for example in model.examples]
     assert list(estimate(FULL, {}, 1000)) == list(MODELS)

@@ -1,0 +1,12 @@
+"""The network of the depth model, which is PyTorch's, for photos of any shape."""
+
+from sam3d_tvm.models.torch_network import TorchNetwork
+
+
+def _network():
+    from sam3d_tvm.models.moge.network_torch import MoGeModel
+
+    return MoGeModel
+
+
+NETWORK = TorchNetwork(_network, lambda module: module.inputs())
