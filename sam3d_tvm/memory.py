@@ -12,8 +12,9 @@ TYPICAL_VOXELS = 16_000  # of an object at 64^3
 BASE = 640 << 20  # bytes of Python, TVM and numpy with a photo of a few megapixels
 FLOAT = 4
 # Bytes a pixel of a photo while the images of the models are made of it: it and its mask, and the copies that are turned, cut
-# out or made smaller; with a point map also that, in the form it has in its file and by pixels of the photo.
-PHOTO, WITH_POINTS = 12, 40
+# out or made smaller; with a point map also that, in the form it has in its file and by pixels of the photo; with one that the
+# depth model makes also the photo in floats, and what becomes of its points.
+PHOTO, WITH_POINTS, WITH_DEPTH_MODEL = 12, 40, 72
 IMAGE = "image"  # the stage in which that is
 
 
@@ -33,10 +34,11 @@ def estimate(
     }
 
 
-def of_photo(image: Picture, mask: Picture | None, has_points: bool) -> int:
-    """Bytes that the stage `IMAGE` takes at its peak, from the headers of files."""
+def of_photo(image: Picture, mask: Picture | None, has_points: bool, looks: bool = False) -> int:
+    """Bytes that the stage `IMAGE` takes at its peak, from the headers of files. `looks`: whether the depth model runs."""
     width, height = size_of_photo(image)
-    return BASE + max(memory_of_photo(image, mask), width * height * (WITH_POINTS if has_points else PHOTO))
+    each = WITH_DEPTH_MODEL if looks else WITH_POINTS if has_points else PHOTO
+    return BASE + max(memory_of_photo(image, mask), width * height * each)
 
 
 def check(found: Mapping[str, int], max_memory: int, of: str) -> None:

@@ -253,10 +253,10 @@ class Pipeline:
 
         def stages() -> Generator[str, None, Result]:
             nonlocal begun
-            with_points = looks or pointmap is not None or depth is not None
-            photo = 0 if max_memory is None else memory.of_photo(image, mask, with_points)
+            given = pointmap is not None or depth is not None
+            photo = 0 if max_memory is None else memory.of_photo(image, mask, given, looks)
             for view in () if max_memory is None else further:
-                photo = max(photo, memory.of_photo(*view, looks_on))
+                photo = max(photo, memory.of_photo(*view, False, looks_on))
             self.check_memory(max_memory, voxels, stage1_only, formats, photo, **limits)
             run = Run(self.artifacts, on_progress, models=models, point_maps=point_maps)
             seen = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics, "mask_upright": mask_upright}
@@ -434,6 +434,8 @@ class Pipeline:
         idle = set() if formats is None else set(DECODED) - check_formats(formats, self.config.models)
         idle |= set() if depth_model else {DEPTH_MODEL}
         first = {memory.IMAGE: photo} if photo else {}
+        if photo and DEPTH_MODEL in found:  # while it runs the photo is there
+            found[DEPTH_MODEL] += photo - memory.BASE
         return first | {name: value for name, value in found.items() if name not in idle}
 
     def check_memory(

@@ -29,7 +29,7 @@ QUICK = {"steps": 1, "formats": ("ply", "mesh.ply"), "seed": 3}
 FIRST = {"structure.safetensors", "pose.json", "run.json"}
 
 
-def small_overview(gaussians, mesh, *rest) -> Image.Image:
+def small_overview(gaussians, mesh, *rest, **options) -> Image.Image:
     """In place of views.png, which takes seconds: it says of what it is."""
     return Image.new(
         "RGB", (1 if gaussians is None else len(gaussians) % 99 + 2, 1 if mesh is None else len(mesh.faces) % 99 + 2)

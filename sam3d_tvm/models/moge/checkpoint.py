@@ -101,6 +101,8 @@ def read(file: Path) -> tuple[MogeConfig, State]:
     if not isinstance(value, Mapping) or not isinstance(value.get(CONFIG), Mapping) or WEIGHTS not in value:
         given = ", ".join(map(str, list(value)[:8])) if isinstance(value, Mapping) else type(value).__name__
         raise ValueError(f"{file.name}: expected {CONFIG} and {WEIGHTS} of a depth model, given {shown(given, 200)}")
+    if not isinstance(value[CONFIG].get("encoder"), str):
+        raise ValueError(f"{file.name}: {CONFIG}: expected version 1 of the model, whose encoder has a name, given another")
     try:
         config = MogeConfig.from_upstream({str(name): part for name, part in value[CONFIG].items()})
     except (LookupError, TypeError, ArithmeticError, AttributeError, ValueError) as error:
