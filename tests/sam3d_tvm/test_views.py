@@ -9,6 +9,7 @@ from PIL import Image
 
 from sam3d_tvm import cli, memory, outputs
 from sam3d_tvm.notices import Notice
+from sam3d_tvm.photo.pointmaps import PointMap
 from sam3d_tvm.pipeline import Pipeline, Run
 from sam3d_tvm.runs import generate_into
 from sam3d_tvm.structure import STRUCTURE, Structure
@@ -100,6 +101,21 @@ def test_the_pose_is_that_in_the_first_photo(pipeline, photos, points):
     np.testing.assert_allclose(found.pose.translation, 2 * nearer.pose.translation, rtol=1e-4)
     assert np.array_equal(run.photo, found.photo)
     assert run.given["pointmap"] is not None and run.given["multi_view"] == "mean"
+
+
+def test_the_depth_model_looks_at_further_photos_too(pipeline, photos, points, monkeypatch):
+    seen = []
+
+    def looked_at(run, rgba, fov_x):
+        seen.append((rgba.shape[:2], fov_x))
+        return PointMap(np.ascontiguousarray(points.transpose(2, 0, 1)), None)
+
+    monkeypatch.setattr(Run, "looked_at", looked_at)
+    run = Run(pipeline.artifacts)
+    run.inputs(photos[0], None, points)
+    found = run.further_inputs([(photo, None) for photo in photos[1:]], "cycle", depth_model=True, fov=50)
+    assert seen == [((40, 50), 50), ((64, 48), 50)]
+    assert all(other.scale is not None and "pointmap" in other.structure for other in found)
 
 
 def test_stages_are_told_of_all_views(pipeline, photos):
