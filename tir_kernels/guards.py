@@ -31,6 +31,9 @@ RAISE_PARENT = "tir_kernels.raise_parent_error"
 RAISE_ROW = "tir_kernels.raise_row_error"
 RAISE_REPEATED_ROW = "tir_kernels.raise_repeated_row_error"
 RAISE_KERNEL_SIZE = "tir_kernels.raise_kernel_size_error"
+RAISE_EDGE = "tir_kernels.raise_edge_error"
+RAISE_OUTPUT_SIZE = "tir_kernels.raise_output_size_error"
+RAISE_RESIZE = "tir_kernels.raise_resize_error"
 RAISE_POINT = "tir_kernels.raise_point_error"
 RAISE_GRID_NUMBER = "tir_kernels.raise_grid_number_error"
 RAISE_TERM = "tir_kernels.raise_term_error"
@@ -143,6 +146,21 @@ def kernel_size_words(axis: int, size: int, reach: int) -> str:
     return f"x: expected a padded size of at least the {reach} of the kernel along axis {axis}, given {size}"
 
 
+def edge_words(axis: int) -> str:
+    """A dense convolution pads an axis by replicating its edge, and there is none."""
+    return f"x: expected a size of at least 1 along axis {axis}, whose edge is replicated, given 0"
+
+
+def output_size_words(axis: int, size: int, size_out: int) -> str:
+    """A transposed dense convolution has no output, or nothing to make it of."""
+    return f"x: expected a size that gives at least 1 output along axis {axis}, given {size}, which gives {max(size_out, 0)}"
+
+
+def resize_words(height: int, width: int, height_out: int, width_out: int) -> str:
+    """Images without pixels are resized to some with."""
+    return f"x: expected at least 1 row and 1 column to resize to {height_out} x {width_out}, given {height} x {width}"
+
+
 def map_words(given_in: int, given_out: int, rows_in: int, rows_out: int) -> str:
     """A kernel map meets features of another coordinate set."""
     return (
@@ -234,6 +252,9 @@ REFUSALS: dict[int, Refusal] = {
     16: Refusal(RAISE_SITE_COUNT, site_count_words),
     24: Refusal(RAISE_SITE_MEMORY, site_memory_words),
     20: Refusal(RAISE_SET_DUPLICATE, set_duplicate_words),
+    25: Refusal(RAISE_EDGE, edge_words),
+    26: Refusal(RAISE_OUTPUT_SIZE, output_size_words),
+    27: Refusal(RAISE_RESIZE, resize_words),
 }
 
 

@@ -17,13 +17,14 @@ from sparse_ops.deploy.weights import State, check_arrays
 @dataclass(frozen=True)
 class TorchNetwork:
     """`network()`: the class, whose instance of a config is a torch.nn.Module; `inputs(module, **options)`: example inputs of
-    every method that is compiled.
+    every method that is compiled; `dynamic(module)`: which of their sizes are any, as `port_component` takes them.
 
     Both import torch. The methods raise ValueError where it is not installed.
     """
 
     network: Callable[[], Callable[[Any], Any]]
     inputs: Callable[..., Mapping[str, tuple]]
+    dynamic: Callable[[Any], Mapping[str, Any] | None] = lambda module: None
 
     def shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter."""
@@ -34,8 +35,8 @@ class TorchNetwork:
     ) -> Component:
         """The component of a config with the weights of `state`.
 
-        Sizes are numbers, as compiling for any takes many times as long. Raises ValueError for a state that does not fit, see
-        `check_arrays`, and as `port_component`.
+        Sizes that are not `dynamic` are numbers, as compiling for any takes longer. Raises ValueError for a state that does not
+        fit, see `check_arrays`, and as `port_component`.
         """
         module = self._empty(config)
         import torch
@@ -46,10 +47,10 @@ class TorchNetwork:
         check_arrays(shapes, state)
         tensors = {key: torch.from_numpy(np.ascontiguousarray(np.asarray(state[key]), np.float32)) for key in shapes}
         module.load_state_dict(tensors, assign=True)  # over the memory of the state, which may be a mapped file
-        inputs = self.inputs(module, **options)
+        inputs, dynamic = self.inputs(module, **options), self.dynamic(module)
         module = module.requires_grad_(False).eval()
         # Its example is a whole pass of a large network, and golden files hold its numbers.
-        return port_component(module, inputs, name, precision=precision, target=target, check=False)
+        return port_component(module, inputs, name, dynamic=dynamic, precision=precision, target=target, check=False)
 
     def _empty(self, config: Any) -> Any:
         """The module without memory for its parameters."""

@@ -6,6 +6,7 @@ from .batch_offsets import batch_offsets
 from .channel_affine import channel_affine
 from .channel_layer_norm import channel_layer_norm
 from .conv import conv3d
+from .conv_transpose import conv_transpose3d
 from .dense import from_dense, to_dense
 from .dense_group_norm import dense_group_norm
 from .flatnonzero import flatnonzero
@@ -18,6 +19,7 @@ from .lookup import lookup
 from .modulated_add import modulated_add
 from .pool import pool, segment_pool
 from .quantize import quantize
+from .resize import resize_bilinear
 from .rms_norm_heads import rms_norm_heads
 from .serialize import serialize, serialized_partition
 from .softmax import softmax
@@ -37,6 +39,7 @@ __all__ = [
     "channel_affine",
     "channel_layer_norm",
     "conv3d",
+    "conv_transpose3d",
     "dense_group_norm",
     "downsample",
     "flatnonzero",
@@ -52,6 +55,7 @@ __all__ = [
     "modulated_add",
     "pool",
     "quantize",
+    "resize_bilinear",
     "rms_norm_heads",
     "segment_pool",
     "serialize",

@@ -7,8 +7,9 @@ import tvm
 from tvm import relax
 
 from tir_kernels.dispatch import kernel_for
+from tir_kernels.guards import edge_words
 from tir_kernels.spec.activation import ACTIVATIONS
-from tir_kernels.spec.conv3d import Conv3d, out_size, reach
+from tir_kernels.spec.conv3d import PADDING_MODES, Conv3d, out_size, reach
 from tir_kernels.spec.geometry import Geometry
 
 from .index import triple
@@ -24,7 +25,7 @@ SIGNATURE = Signature(
         parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
         features("residual", "batch", "cout", *OUT_SIZE, dtype="x", optional=True, epilogue=(1, Epilogue.ADD)),
     ),
-    options=("stride", "padding", "dilation", "activation"),
+    options=("stride", "padding", "dilation", "padding_mode", "activation"),
     known=("cin", "cout", "kd", "kh", "kw"),
     summed=("cin",),
     result=("batch", "cout", *OUT_SIZE),
@@ -39,23 +40,25 @@ def conv3d(
     stride: int | tuple[int, int, int] = 1,
     padding: int | tuple[int, int, int] = 0,
     dilation: int | tuple[int, int, int] = 1,
+    padding_mode: str = "zeros",
     activation: str = "none",
 ) -> relax.Call:
-    """`activation(conv + bias + residual)`, as torch's conv3d with zero padding and without groups, summed in float32.
+    """`activation(conv + bias + residual)`, as torch's Conv3d without groups, summed in float32.
 
     x float32, bfloat16 or float16 [B, Cin, D, H, W]; weight, same dtype, [Cout, Cin, kd, kh, kw]; bias float32 [Cout];
     residual, dtype of x, [B, Cout, D', H', W']; stride, padding (on both sides) and dilation an int or three of them;
-    activation one of `ACTIVATIONS`. Returns dtype of x, [B, Cout, D', H', W'], where D' = (D + 2 padding - dilation (kd - 1) -
-    1) // stride + 1. Batch and D, H, W may be symbolic. The weight is packed for the target by a kernel of its own, which folds
-    away where the weight is constant. A convolution of images is one with D = kd = 1. In float32, kernels of 3^3 and
-    1 x 3^2 with unit stride and dilation go by Winograd's algorithm on a CPU where that pays: what is rounded is then up to
-    about twice as large as the result, in shorter sums, and an infinity or NaN of x may make NaN of outputs next to those
-    that read it.
+    padding_mode "zeros", or "replicate": outside of x is its nearest voxel along each axis, however far outside; activation one
+    of `ACTIVATIONS`. Returns dtype of x, [B, Cout, D', H', W'], where D' = (D + 2 padding - dilation (kd - 1) - 1) // stride +
+    1. Batch and D, H, W may be symbolic. The weight is packed for the target by a kernel of its own, which folds away where the
+    weight is constant. A convolution of images is one with D = kd = 1. In float32, kernels of 3^3 and 1 x 3^2 with unit stride
+    and dilation go by Winograd's algorithm on a CPU where that pays: what is rounded is then up to about twice as large as the
+    result, in shorter sums, and an infinity or NaN of x may make NaN of outputs next to those that read it.
 
     Raises ValueError naming the argument whose dtype or shape does not fit, also from the running module when the kernel
-    is larger than the padded input.
+    is larger than the padded input, and when an axis without elements has no edge to replicate.
     """
     check_choice("conv3d", "activation", activation, ACTIVATIONS)
+    check_choice("conv3d", "padding_mode", padding_mode, PADDING_MODES)
     return _make(
         x=x,
         weight=weight,
@@ -64,6 +67,7 @@ def conv3d(
         stride=triple("conv3d", "stride", stride, 1),
         padding=triple("conv3d", "padding", padding, 0),
         dilation=triple("conv3d", "dilation", dilation, 1),
+        padding_mode=padding_mode,
         activation=activation,
     )
 
@@ -81,6 +85,10 @@ def _derive(bound: Bound) -> Mapping[str, tvm.tirx.Expr]:
             f"x: expected a size of at least {reach(geometry)}, which the kernel covers, with padding "
             f"{geometry.padding} on both sides, given {tuple(size)}"
         )
+    padded = enumerate(zip(size, geometry.padding, strict=True)) if bound.options["padding_mode"] == "replicate" else ()
+    for axis, (extent, pad) in padded:
+        if pad and analyzer.can_prove(extent < 1):
+            bound.refuse(edge_words(axis + 2))
     # A size known at run time only may turn out too small: the kernel says so, if the result can be allocated.
     least = out_size((0, 0, 0), geometry)
     sizes = (n if low >= 0 else tvm.tirx.max(n, 0) for n, low in zip(size_out, least, strict=True))
@@ -90,7 +98,9 @@ def _derive(bound: Bound) -> Mapping[str, tvm.tirx.Expr]:
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     cin, cout, has_residual = bound.dims["cin"], bound.dims["cout"], bound.has("residual")
     size = tuple(extent.value if isinstance(extent, tvm.tirx.IntImm) else None for extent in bound.type.shape.values[2:])
-    spec = Conv3d(cin, cout, _geometry(bound), size, bound.dtype, has_residual, bound.options["activation"])
+    geometry, options = _geometry(bound), bound.options
+    padding_mode = options["padding_mode"] if any(geometry.padding) else "zeros"
+    spec = Conv3d(cin, cout, geometry, size, bound.dtype, has_residual, options["activation"], padding_mode)
     kernel = kernel_for(spec)
     bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
     residual = [bound["residual"]] if has_residual else []

@@ -35,9 +35,15 @@ def int32_of_rank(ndim: int) -> relax.TensorType:
 
 def triple(op: str, argument: str, value, least: int, most: int = MOST_STEP) -> tuple[int, int, int]:
     """An int or three of them, each from `least` to `most`, as a tuple along x, y, z; ValueError otherwise."""
-    axes = as_axes(value, 3)
+    return several(op, argument, value, least, most, 3)
+
+
+def several(op: str, argument: str, value, least: int, most: int, count: int) -> tuple[int, ...]:
+    """As `triple`, for another count of axes."""
+    axes = as_axes(value, count)
     if axes is None or min(axes) < least:
-        raise ValueError(f"sparse_ops.{op}: {argument}: expected an int or three of at least {least}, given {shown(value)}")
+        words = f"an int or {('one', 'two', 'three')[count - 1]} of at least {least}"
+        raise ValueError(f"sparse_ops.{op}: {argument}: expected {words}, given {shown(value)}")
     check_most(f"sparse_ops.{op}: {argument}", value, axes, most)
     return axes
 
@@ -71,10 +77,10 @@ def dimensions(op: str, argument: str, value, least: int, count: int = 3) -> rel
         axes = [value] * count
     elif isinstance(value, list | tuple) and any(isinstance(axis, tvm.ir.Expr) for axis in value):
         plain = tuple(least if isinstance(axis, tvm.ir.Expr) else axis for axis in value)
-        numbers = triple(op, argument, plain, least, MOST_SIZE)
+        numbers = several(op, argument, plain, least, MOST_SIZE, count)
         axes = [axis if isinstance(axis, tvm.ir.Expr) else n for axis, n in zip(value, numbers, strict=True)]
     else:
-        axes = triple(op, argument, value, least, MOST_SIZE)
+        axes = several(op, argument, value, least, MOST_SIZE, count)
     return relax.ShapeExpr([axis if isinstance(axis, tvm.ir.Expr) else tvm.tirx.IntImm("int64", axis) for axis in axes])
 
 

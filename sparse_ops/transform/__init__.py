@@ -4,7 +4,7 @@ from .activation import RecognizeActivation
 from .attention import RecognizeAttention
 from .batch_norm import FoldBatchNorm, RecognizeBatchNorm
 from .channel_layer_norm import RecognizeChannelLayerNorm
-from .conv import RecognizeConv
+from .conv import RecognizeConv, RecognizeConvTranspose
 from .cpu.pipeline import cpu_pipeline
 from .cpu.schedule_rest import ScheduleRest
 from .fold_constants import FoldConstants
@@ -32,6 +32,7 @@ __all__ = [
     "RecognizeBatchNorm",
     "RecognizeChannelLayerNorm",
     "RecognizeConv",
+    "RecognizeConvTranspose",
     "RecognizeGroupNorm",
     "RecognizeLayerNorm",
     "RecognizeLinear",

@@ -7,7 +7,7 @@ from .activation import RecognizeActivation
 from .attention import RecognizeAttention
 from .batch_norm import FoldBatchNorm, RecognizeBatchNorm
 from .channel_layer_norm import RecognizeChannelLayerNorm
-from .conv import RecognizeConv
+from .conv import RecognizeConv, RecognizeConvTranspose
 from .group_norm import RecognizeGroupNorm
 from .layer_norm import RecognizeLayerNorm
 from .layout import SimplifyLayout
@@ -29,6 +29,7 @@ def recognize() -> tvm.transform.Pass:
             RecognizeChannelLayerNorm(),
             RecognizeLayerNorm(),
             RecognizeConv(),
+            RecognizeConvTranspose(),
             RecognizeBatchNorm(),
             FoldBatchNorm(),
             RecognizeGroupNorm(),

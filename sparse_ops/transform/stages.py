@@ -7,6 +7,7 @@ from .check_sizes import CheckSizes
 from .fold_constants import FoldConstants
 from .keep import KeepKernels
 from .recognize import recognize
+from .reshape import legalize_reshape
 from .share import ShareCalls
 from .sizes_first import SizesFirst
 from .take import BoundTakes
@@ -25,7 +26,7 @@ def to_kernels(narrow: tvm.transform.Pass, lift: Passes) -> Passes:
         BoundTakes(),
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
-        relax.transform.LegalizeOps(),
+        relax.transform.LegalizeOps({"relax.reshape": legalize_reshape}),
         ShareCalls(),
         FoldConstants(),
         *lift,

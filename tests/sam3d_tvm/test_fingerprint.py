@@ -43,6 +43,7 @@ def changed(root: Path, file: str) -> set[str]:
         ("splat/cameras.py", {"gaussian_decoder"}),  # by way of the one above
         ("checks.py", set(PACKAGES)),
         ("models/descriptor.py", set(PACKAGES)),
+        ("models/dinov2_torch.py", {"condition_embedder", "moge"}),
         ("models/torch_network.py", {"condition_embedder", "structure_flow", "structure_decoder", "moge"}),
         ("models/slat_decoder.py", {"gaussian_decoder", "mesh_decoder"}),
         ("models/sparse_blocks.py", {"structure_flow", "slat_generator", "gaussian_decoder", "mesh_decoder"}),

@@ -6,10 +6,12 @@ from tvm.script import tirx as T
 
 from ..guards import (
     RAISE_BATCH_INDEX,
+    RAISE_EDGE,
     RAISE_INDEX,
     RAISE_KERNEL_SIZE,
     RAISE_MAP,
     RAISE_OFFSETS,
+    RAISE_OUTPUT_SIZE,
     RAISE_PARENT,
     RAISE_RANGE,
     RAISE_REPEATED_ROW,
@@ -19,6 +21,7 @@ from ..guards import (
 from ..integers import last_of_all
 from ..script import inline
 from ..spec.conv3d import reach
+from ..spec.conv_transpose3d import out_size
 from ..spec.geometry import Geometry
 
 
@@ -170,3 +173,17 @@ def check_size(size, geometry: Geometry):
     for axis, (given, covered) in enumerate(zip(size, reach(geometry), strict=True)):
         with T.If(given < covered), T.Then():
             T.evaluate(T.call_packed(RAISE_KERNEL_SIZE, axis + 2, given, covered))
+
+
+def check_edges(size, axes: tuple[int, ...]):
+    """Emit: raise for the first of the axes, 2 for the first one in `size`, whose edge is replicated and which has none."""
+    for axis in axes:
+        with T.If(size[axis - 2] < 1), T.Then():
+            T.evaluate(T.call_packed(RAISE_EDGE, axis))
+
+
+def check_outputs(size, geometry: Geometry):
+    """Emit: raise for the first axis along which a transposed convolution has no voxel, or no output."""
+    for axis, (given, outputs) in enumerate(zip(size, out_size(size, geometry), strict=True)):
+        with T.If(T.Or(given < 1, outputs < 1)), T.Then():
+            T.evaluate(T.call_packed(RAISE_OUTPUT_SIZE, axis + 2, given, T.if_then_else(given < 1, T.int64(0), outputs)))

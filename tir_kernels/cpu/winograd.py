@@ -33,7 +33,7 @@ from ..spec.conv3d import Conv3d
 from ..spec.geometry import Geometry
 from ..vector_math import EMIT
 from . import caches
-from .guards import check_size
+from .guards import check_edges, check_size
 from .isa import Isa, kernel_name
 from .register_tile import RegisterTile
 
@@ -261,7 +261,35 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
             )
 
     @inline
-    def pad(x, padded, planes, size, held):
+    def copy(x, source, padded, row, size, held):
+        """A line of x into one of `padded`"""
+        for j in range(size[2] // (2 * VECTOR)):
+            split(x, source + j * 2 * VECTOR, padded, row, held[2], j * VECTOR)
+        whole: T.let = size[2] // (2 * VECTOR) * VECTOR
+        for parity in T.unroll(2):
+            target: T.let = row + (pad_w + parity) % 2 * held[2] + (pad_w + parity) // 2
+            for j in range((size[2] + 1 - parity) // 2 - whole):
+                padded[target + whole + j] = x[source + 2 * (whole + j) + parity]
+
+    @inline
+    def replicate(x, padded, planes, size, held):
+        """padded[plane, d, h, w % 2, w // 2] = x[plane, d - pad_d, h - pad_h, w - pad_w], outside of x that of its
+        nearest voxel, also where only the last tiles reach"""
+        for slab in T.parallel(planes * held[0]):
+            d: T.let = T.max(T.min(slab % held[0] - pad_d, size[0] - 1), T.int64(0))
+            for i in range(held[1]):
+                h: T.let = T.max(T.min(i - pad_h, size[1] - 1), T.int64(0))
+                row: T.let = (slab * held[1] + i) * 2 * held[2]
+                source: T.let = ((slab // held[0] * size[0] + d) * size[1] + h) * size[2]
+                copy(x, source, padded, row, size, held)
+                for w in range(pad_w):
+                    padded[row + w % 2 * held[2] + w // 2] = x[source]
+                for j in range(2 * held[2] - pad_w - size[2]):
+                    w: T.let = pad_w + size[2] + j
+                    padded[row + w % 2 * held[2] + w // 2] = x[source + size[2] - 1]
+
+    @inline
+    def fill(x, padded, planes, size, held):
         """padded[plane, d, h, w % 2, w // 2] = x[plane, d - pad_d, h - pad_h, w - pad_w], zero outside"""
         for slab in T.parallel(planes * held[0]):
             d: T.let = slab % held[0] - pad_d
@@ -271,17 +299,12 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
                 for j in range(2 * held[2]):
                     padded[row + j] = T.float32(0)
                 if T.And(T.And(d >= 0, d < size[0]), T.And(h >= 0, h < size[1])):
-                    source: T.let = ((slab // held[0] * size[0] + d) * size[1] + h) * size[2]
-                    for j in range(size[2] // (2 * VECTOR)):
-                        split(x, source + j * 2 * VECTOR, padded, row, held[2], j * VECTOR)
-                    whole: T.let = size[2] // (2 * VECTOR) * VECTOR
-                    for parity in T.unroll(2):
-                        target: T.let = row + (pad_w + parity) % 2 * held[2] + (pad_w + parity) // 2
-                        for j in range((size[2] + 1 - parity) // 2 - whole):
-                            padded[target + whole + j] = x[source + 2 * (whole + j) + parity]
+                    copy(x, ((slab // held[0] * size[0] + d) * size[1] + h) * size[2], padded, row, size, held)
 
     def place_of(place):
         return place if places > 1 else None
+
+    pad = replicate if spec.edges else fill
 
     @inline
     def transform_x(place, padded, start, stride, first, count, block, v):
@@ -413,6 +436,7 @@ def winograd(spec: Conv3d, isa: Isa) -> tvm.tirx.PrimFunc:
         out = match_buffer(out_, (batch, cout, *size_out), "float32")
         residual = match_buffer(residual_, (batch, cout, *size_out), "float32")
         check_size(size_padded, Geometry(kernel_size))
+        check_edges(size, spec.edges)
         flat = T.decl_buffer((elements,), "float32", data=x.data)
         flat_residual = T.decl_buffer((elements_out,), "float32", data=(residual if has_residual else out).data)
         flat_out = T.decl_buffer((elements_out,), "float32", data=out.data)

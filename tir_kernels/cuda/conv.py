@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..guards import RAISE_KERNEL_SIZE
+from ..guards import RAISE_EDGE, RAISE_KERNEL_SIZE
 from ..script import drop_parameters
 from ..spec.conv3d import Conv3d, reach
 from .epilogue import Epilogue
@@ -74,8 +74,11 @@ def conv3d(spec: Conv3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
         inside, place = tvm.tirx.IntImm("bool", True), T.int32(0)
         for axis in range(3):
             own = at[axis] * geometry.stride[axis] + steps[axis] * geometry.dilation[axis] - geometry.padding[axis]
+            if axis + 2 in spec.edges:
+                own = T.max(T.min(own, size[axis] - 1), 0)
             T.buffer_store(at, own, [axis])
-            inside = T.And(inside, T.And(at[axis] >= 0, at[axis] < size[axis]))
+            if not spec.edges:
+                inside = T.And(inside, T.And(at[axis] >= 0, at[axis] < size[axis]))
             place = place * size[axis] + at[axis]
         return T.if_then_else(inside, place, -1)
 
@@ -134,11 +137,15 @@ def conv3d(spec: Conv3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
     size, size_out = ([tvm.tirx.Var(f"{name}{axis}", "int64") for axis in "dhw"] for name in ("", "out_"))
 
     def check_size():
-        """Emit, on the host, which knows sizes: raise for the first axis along which the kernel is larger than the input."""
+        """Emit, on the host, which knows sizes: raise for the first axis along which the kernel is larger than the input, or
+        which has no edge to replicate."""
         axes = zip(size, geometry.padding, reach(geometry), strict=True)
         for axis, (n, pad, covered) in enumerate(axes):
             with T.If(n + 2 * pad < covered), T.Then():
                 T.evaluate(T.call_packed(RAISE_KERNEL_SIZE, axis + 2, n + 2 * pad, covered))
+            if axis + 2 in spec.edges:
+                with T.If(n < 1), T.Then():
+                    T.evaluate(T.call_packed(RAISE_EDGE, axis + 2))
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle):

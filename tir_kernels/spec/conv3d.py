@@ -1,7 +1,9 @@
 """Dense convolution in three dimensions.
 
 out[b, o, p] = act(bias[o] + residual[b, o, p] + sum over channels c, taps t of
-                   weight[o, c, t] * x[b, c, stride * p + dilation * t - padding]),   x zero outside
+                   weight[o, c, t] * x[b, c, stride * p + dilation * t - padding])
+
+Outside of its size x is zero, or, padded by replicating, its nearest voxel along each axis.
 """
 
 from dataclasses import dataclass
@@ -13,10 +15,23 @@ from . import Spec
 from .activation import ACTIVATIONS
 from .geometry import Geometry
 
+PADDING_MODES = {"zeros": "constant", "replicate": "edge"}  # what lies outside of x, by torch's names: those of numpy
 
-def naive(x, weight, bias=None, residual=None, stride=(1, 1, 1), padding=(0, 0, 0), dilation=(1, 1, 1), activation="none"):
+
+def naive(
+    x,
+    weight,
+    bias=None,
+    residual=None,
+    stride=(1, 1, 1),
+    padding=(0, 0, 0),
+    dilation=(1, 1, 1),
+    padding_mode="zeros",
+    activation="none",
+):
     """Oracle, in float64. x [B, Cin, D, H, W], weight [Cout, Cin, kd, kh, kw], bias [Cout] -> [B, Cout, D', H', W']."""
-    x = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *((p, p) for p in padding)])
+    around = [(0, 0), (0, 0), *((p, p) for p in padding)]
+    x = np.pad(x.astype(np.float64), around, PADDING_MODES[padding_mode])
     size = out_size(x.shape[2:], Geometry(weight.shape[2:], stride, (0, 0, 0), dilation))
     out = np.zeros((len(x), len(weight), *size))
     for tap in np.ndindex(*weight.shape[2:]):
@@ -48,7 +63,8 @@ class Conv3d(Spec):
 
     x `dtype` [B, cin, D, H, W]; weight `dtype` [cout, cin, *geometry.kernel], packed; bias float32 [cout]; residual, out
     `dtype` [B, cout, D', H', W']; `size_out`: (D', H', W'), None where only the running kernel will know; `activation`: one of
-    `ACTIVATIONS`. Sums are float32. Raises ValueError when the kernel is larger than the padded input.
+    `ACTIVATIONS`; `padding_mode`: one of `PADDING_MODES`. Sums are float32. Raises ValueError when the kernel is larger
+    than the padded input, and where there is no edge to replicate.
     """
 
     family: ClassVar[str] = "conv3d"
@@ -59,3 +75,10 @@ class Conv3d(Spec):
     dtype: str = "float32"
     has_residual: bool = False
     activation: str = "none"
+    padding_mode: str = "zeros"
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """The axes of x, from 2 on, whose edges are replicated."""
+        padded = enumerate(self.geometry.padding) if self.padding_mode == "replicate" else ()
+        return tuple(axis + 2 for axis, pad in padded if pad)

@@ -10,6 +10,7 @@ import numpy as np
 
 from sam3d_tvm.checks import check_finite
 from sam3d_tvm.models.condition_embedder.config import CHANNELS, EmbedderFuserConfig
+from sam3d_tvm.models.resize import resized_bilinear
 from sparse_ops.deploy.component import Component
 
 
@@ -60,7 +61,7 @@ class ConditionEmbedder:
                 if name not in dropped:
                     number = np.array([self.config.groups[group]])
                     for b, image in enumerate(images[name]):
-                        image = np.ascontiguousarray(resize(image, embedder.model.input_size))
+                        image = np.ascontiguousarray(resize(image, (embedder.model.input_size,) * 2))
                         out[b, self.rows[name]] = self._functions[embedder.kind](image[None], number)[0]
         return out
 
@@ -98,23 +99,10 @@ def nearest_index(old: int, new: int) -> np.ndarray:
     return np.minimum(np.arange(new, dtype=np.float32) * scale, old - 1).astype(np.int64)
 
 
-def resized_nearest(image: np.ndarray, size: int) -> np.ndarray:
-    """[C, H, W] -> [C, size, size]; every pixel is one of the image."""
-    rows, columns = (nearest_index(old, size) for old in image.shape[1:])
+def resized_nearest(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[C, H, W] -> [C, *size]; every pixel is one of the image."""
+    rows, columns = (nearest_index(old, new) for old, new in zip(image.shape[1:], size, strict=True))
     return image[:, rows[:, None], columns]
-
-
-def resized_bilinear(image: np.ndarray, size: int) -> np.ndarray:
-    """float32 [C, H, W] -> [C, size, size], without antialiasing, as torch's "bilinear" with `align_corners=False`."""
-    for axis, old in ((1, image.shape[1]), (2, image.shape[2])):
-        if old != size:
-            scale = np.float32(old) / np.float32(size)
-            place = np.clip((np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0, old - 1)
-            low = place.astype(np.int64)
-            share = (place - low).astype(np.float32).reshape(-1, *[1] * (2 - axis))
-            high = np.minimum(low + 1, old - 1)
-            image = image.take(low, axis) * (1 - share) + image.take(high, axis) * share
-    return image
 
 
 def _check_image(name: str, image: np.ndarray, kind: str) -> None:

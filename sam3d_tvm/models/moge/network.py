@@ -1,12 +1,12 @@
-"""The network of the depth model, which is PyTorch's, for photos of any shape."""
+"""The network of the depth model, which is in PyTorch: one function for photos of any shape."""
 
 from sam3d_tvm.models.torch_network import TorchNetwork
 
 
-def _network():
+def _network() -> type:
     from sam3d_tvm.models.moge.network_torch import MoGeModel
 
     return MoGeModel
 
 
-NETWORK = TorchNetwork(_network, lambda module: module.inputs())
+NETWORK = TorchNetwork(_network, lambda module: module.inputs(), lambda module: module.dynamic())

@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.export import Dim
 
 from sam3d_tvm.models.dinov2 import MEAN, STD
 from sam3d_tvm.models.dinov2_torch import DinoV2
@@ -156,6 +157,12 @@ class MoGeModel(nn.Module):
         image, matrices = (3, rows, patch, columns, patch), ((rows, stored), (columns, stored))
         shapes = (image, *matrices, (2,), (columns * patch,), (rows * patch,))
         return {"forward": tuple(torch.zeros(shape) for shape in shapes)}
+
+    def dynamic(self) -> dict[str, dict[str, dict]]:
+        """Sizes of the inputs that are any."""
+        rows, columns, height, width = map(Dim, ("rows", "columns", "height", "width"))
+        sizes = {"image": {1: rows, 3: columns}, "along_rows": {0: rows}, "along_columns": {0: columns}, "span": {}}
+        return {"forward": sizes | {"u": {0: width}, "v": {0: height}}}
 
 
 def _conv(channels: int, out_channels: int, size: int) -> nn.Conv2d:

@@ -14,6 +14,7 @@ from . import (  # noqa: F401  each registers its converters
     numbers,
     order,
     own_ops,
+    padding,
     reduce,
     rows,
     scatter,

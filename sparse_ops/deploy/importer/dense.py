@@ -1,25 +1,49 @@
 """Layers on dense tensors that TVM's importer lacks or gets wrong."""
 
-from collections.abc import Sequence
-from functools import partial
+from tvm import relax
 
-import tvm
-from tvm import relax, te
+from sparse_ops.op import conv_transpose3d, resize_bilinear
 
 from .context import Context
-from .layout import cut
 from .registry import converts
-from .sizes import known, smallest
+from .sizes import known
 
-PRODUCTS = ("linear", "mm", "bmm", "addmm", "convolution")
+PRODUCTS = ("linear", "mm", "bmm", "addmm")
 
 
 @converts(*(f"aten::{name}" for name in PRODUCTS))
 def product(context: Context) -> relax.Expr:
     """TVM's, which multiplies in float32 whatever it is given."""
+    check_dtype(context)
+    return context.default()
+
+
+def check_dtype(context: Context) -> None:
     if context.dtype not in ("float32", "float16", "bfloat16"):
         context.refuse(f"expected float32, given {context.dtype}; call .float() before it")
-    return context.default()
+
+
+@converts("aten::convolution")
+def convolution(context: Context) -> relax.Expr:
+    """TVM's, and a transposed one by our op, which takes axes that are missing as of size 1."""
+    check_dtype(context)
+    if not context["transposed"]:
+        return context.default()
+    if context["groups"] != 1:
+        context.refuse(f"expected a transposed convolution of one group, given {context['groups']} groups")
+    x, weight, bias = context["input"], context["weight"], context["bias"]
+    flat = [1] * (5 - x.ty.ndim)
+
+    def deep(tensor):
+        dims = context.dims(tensor)
+        return context.reshape(tensor, [*dims[:2], *flat, *dims[2:]]) if flat else tensor
+
+    fills = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+    options = {name: (*([fill] * len(flat)), *context[name]) for name, fill in fills.items()}
+    bias = bias if bias is None else context.cast(bias, "float32")
+    out = context.emit(conv_transpose3d(deep(x), deep(weight), bias, **options))
+    dims = context.dims(out)
+    return context.reshape(out, [*dims[:2], *dims[2 + len(flat) :]]) if flat else out
 
 
 @converts("aten::native_group_norm")
@@ -58,63 +82,22 @@ def grid_sampler(context: Context) -> relax.Expr:
     )
 
 
-def _resized(method: str, context: Context) -> relax.Expr:
+@converts("aten::upsample_nearest2d", "aten::upsample_nearest2d.vec")
+def upsample_nearest(context: Context) -> relax.Expr:
     x = context["input"] if "input" in context.args else context["self"]
-    dims = context.result_dims([0] * 4)[2:]
-    size = [known(dim) for dim in dims]
-    corners = context.args.get("align_corners", False)
-    if None in size and method == "linear" and not corners and 0 not in size:
-        factors = context.args.get("scale_factors") or [context.args.get("scales_h"), context.args.get("scales_w")]
-        return _bilinear(context, x, dims, factors)
+    size = [known(dim) for dim in context.result_dims([0] * 4)[2:]]
     if None in size or 0 in size:
         context.refuse("expected an output size that is known when the model is exported")
-    mode = "align_corners" if corners else "asymmetric" if method == "nearest_neighbor" else "half_pixel"
-    options = {"coordinate_transformation_mode": mode, "rounding_method": "floor" if method == "nearest_neighbor" else ""}
-    return context.emit(relax.op.image.resize2d(x, tuple(size), layout="NCHW", method=method, **options))
+    options = {"coordinate_transformation_mode": "asymmetric", "rounding_method": "floor"}
+    return context.emit(relax.op.image.resize2d(x, tuple(size), layout="NCHW", method="nearest_neighbor", **options))
 
 
-def _bilinear(context: Context, x: relax.Expr, size: Sequence, factors: Sequence[float | None]) -> relax.Expr:
-    """x [B, C, H, W] -> [B, C, *size], sizes that only the running module knows: TVM's own takes such for numbers.
-
-    Place i of n reads at max(0, (i + 1/2) N / n - 1/2), in float32 as torch does; a factor takes the place of n / N.
-    """
-    batch, channels, *old = context.dims(x)
-
-    def bilinear(source: te.Tensor) -> te.Tensor:
-        def taps(place: tvm.tirx.Var, axis: int) -> tuple:
-            number, half, real = old[axis], tvm.tirx.const(0.5, "float32"), partial(tvm.tirx.Cast, "float32")
-            factor = factors[axis]
-            step = real(number) / real(size[axis]) if factor is None else tvm.tirx.const(1 / factor, "float32")
-            at = tvm.tirx.max((real(place) + half) * step - half, tvm.tirx.const(0, "float32"))
-            low = smallest(tvm.tirx.Cast("int64", at), number - 1)
-            return low, smallest(low + 1, number - 1), at - real(low)
-
-        def element(b, c, i, j):
-            (top, bottom, down), (left, right, across) = taps(i, 0), taps(j, 1)
-            rows = [source(b, c, row, left) * (1 - across) + source(b, c, row, right) * across for row in (top, bottom)]
-            return rows[0] * (1 - down) + rows[1] * down
-
-        return te.compute([batch, channels, *size], element, "bilinear")
-
-    return context.compute(bilinear, x)
-
-
-converts("aten::upsample_nearest2d", "aten::upsample_nearest2d.vec")(partial(_resized, "nearest_neighbor"))
-converts("aten::upsample_bilinear2d", "aten::upsample_bilinear2d.vec")(partial(_resized, "linear"))
-
-
-@converts("aten::constant_pad_nd")
-def pad(context: Context) -> relax.Expr:
-    """Negative padding cuts."""
-    x, given, value = context["self"], list(context["pad"]), context["value"]
-    rank = x.ty.ndim
-    around = [(0, 0)] * (rank - len(given) // 2) + [tuple(given[i : i + 2]) for i in range(len(given) - 2, -1, -2)]
-    for axis, (before, after) in enumerate(around):
-        size = context.dims(x)[axis]
-        if isinstance(before, int) and isinstance(after, int) and min(before, after) >= 0:
-            continue
-        if not (isinstance(before, int) and isinstance(after, int)):
-            context.refuse("expected padding that is known when the model is exported")
-        x = cut(context, x, axis, max(-before, 0), size - max(-after, 0))
-    widths = [max(width, 0) for pair in around for width in pair]
-    return context.emit(relax.op.nn.pad(x, widths, pad_value=float(value))) if any(widths) else x
+@converts("aten::upsample_bilinear2d", "aten::upsample_bilinear2d.vec")
+def upsample_bilinear(context: Context) -> relax.Expr:
+    """By our op, at sizes that only the running module knows, too."""
+    x = context["input"] if "input" in context.args else context["self"]
+    size = context.result_dims()[2:]
+    if None in size:
+        context.refuse("expected an output size that follows from sizes of the inputs")
+    size = context.checked(size, 1, what="size")
+    return context.emit(resize_bilinear(x, size, context["align_corners"]))
