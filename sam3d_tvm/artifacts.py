@@ -26,7 +26,7 @@ import tvm
 
 from sam3d_tvm.checkpoint import Checkpoint
 from sam3d_tvm.checkpoint_files import PIPELINE as CHECKPOINT
-from sam3d_tvm.checks import check_choice, check_size
+from sam3d_tvm.checks import check_size
 from sam3d_tvm.config import PipelineConfig, preset
 from sam3d_tvm.fingerprint import fingerprint
 from sam3d_tvm.lock import locked, wait_while_held
@@ -39,7 +39,7 @@ from sparse_ops.deploy.manifest import Manifest, PackedSpec, system, versions
 from sparse_ops.deploy.reading import JSON_BYTES, brief, read_bytes, read_json
 from sparse_ops.deploy.weights import State
 from sparse_ops.eager.cache import cache_folder, source_digest
-from sparse_ops.transform.precision import PRECISIONS
+from sparse_ops.transform.precision import check_precision
 from tir_kernels.dispatch import current_target
 
 PIPELINE, MADE_FROM, LOCK = "pipeline.json", "made_from.json", ".lock"
@@ -228,9 +228,11 @@ def compile_artifacts(
     Processes that want to compile into one folder take turns, and what one has made the next finds; a process that died holds
     up nobody. Nothing is written to a folder that is complete.
 
-    `precision`: one of `PRECISIONS`. `on_model(name, done, total)` is told which model is being compiled, of how many that
-    have to be, and in the end ("", total, total). Raises ValueError for a folder that holds something else, and for weights
-    that do not fit, with the name of the model; OSError that names the folder if it cannot be written to.
+    `precision`: one of `sparse_ops.transform.precision.PRECISIONS` that the target has. `on_model(name, done, total)` is told
+    which model is being compiled, of how many that have to be, and in the end ("", total, total).
+
+    Raises ValueError for a folder that holds something else, and for weights that do not fit, with the name of the model;
+    OSError that names the folder if it cannot be written to.
     """
     folder, data = _described(source, folder, precision, target)
 
@@ -264,7 +266,7 @@ def begin(source: Source, folder: str | os.PathLike, precision: str = "float32",
 
 def _described(source: Source, folder: str | os.PathLike, precision: str, target) -> tuple[Path, bytes]:
     """The folder, and what its `pipeline.json` should hold. ValueError for a folder that holds something else."""
-    check_choice("precision", precision, PRECISIONS)
+    check_precision(precision, target)
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and ((folder / PIPELINE).is_file() or {*os.listdir(folder)} <= {LOCK})):
         raise ValueError(f"artifacts: expected a new folder or one with {PIPELINE}, given {str(folder)!r}")

@@ -44,8 +44,8 @@ Preset = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        help="Inside the models: float32, bfloat16 or float16; int8 for integer products in the layers that gain by them, see "
-        "calibrate; int7 for fewer bits, where int8 gains nothing.",
+        help="Inside the models: float32, bfloat16 or float16; tf32 for float32 of coarser products, on CUDA alone; int8 for "
+        "integer products in the layers that gain by them, see calibrate; int7 for fewer bits, where int8 gains nothing.",
         show_default="float32, or that of --artifacts",
     ),
 ]

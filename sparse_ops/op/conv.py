@@ -10,6 +10,7 @@ from tir_kernels.dispatch import kernel_for
 from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.conv3d import Conv3d, out_size, reach
 from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.linear import OF_FLOATS
 
 from .index import triple
 from .register import call_kernel, check_choice, packed_weight, register_op
@@ -24,7 +25,7 @@ SIGNATURE = Signature(
         parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
         features("residual", "batch", "cout", *OUT_SIZE, dtype="x", optional=True, epilogue=(1, Epilogue.ADD)),
     ),
-    options=("stride", "padding", "dilation", "activation"),
+    options=("stride", "padding", "dilation", "activation", "products"),
     known=("cin", "cout", "kd", "kh", "kw"),
     summed=("cin",),
     result=("batch", "cout", *OUT_SIZE),
@@ -40,6 +41,7 @@ def conv3d(
     padding: int | tuple[int, int, int] = 0,
     dilation: int | tuple[int, int, int] = 1,
     activation: str = "none",
+    products: str = "float",
 ) -> relax.Call:
     """`activation(conv + bias + residual)`, as torch's conv3d with zero padding and without groups, summed in float32.
 
@@ -50,12 +52,13 @@ def conv3d(
     away where the weight is constant. A convolution of images is one with D = kd = 1. In float32, kernels of 3^3 and
     1 x 3^2 with unit stride and dilation go by Winograd's algorithm on a CPU where that pays: what is rounded is then up to
     about twice as large as the result, in shorter sums, and an infinity or NaN of x may make NaN of outputs next to those
-    that read it.
+    that read it. `products`: "float", or "tf32" as in `linear`.
 
     Raises ValueError naming the argument whose dtype or shape does not fit, also from the running module when the kernel
     is larger than the padded input.
     """
     check_choice("conv3d", "activation", activation, ACTIVATIONS)
+    check_choice("conv3d", "products", products, OF_FLOATS)
     return _make(
         x=x,
         weight=weight,
@@ -65,6 +68,7 @@ def conv3d(
         padding=triple("conv3d", "padding", padding, 0),
         dilation=triple("conv3d", "dilation", dilation, 1),
         activation=activation,
+        products=products,
     )
 
 
@@ -90,7 +94,8 @@ def _derive(bound: Bound) -> Mapping[str, tvm.tirx.Expr]:
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     cin, cout, has_residual = bound.dims["cin"], bound.dims["cout"], bound.has("residual")
     size = tuple(extent.value if isinstance(extent, tvm.tirx.IntImm) else None for extent in bound.type.shape.values[2:])
-    spec = Conv3d(cin, cout, _geometry(bound), size, bound.dtype, has_residual, bound.options["activation"])
+    products = bound.options["products"] or "float"
+    spec = Conv3d(cin, cout, _geometry(bound), size, bound.dtype, has_residual, bound.options["activation"], products=products)
     kernel = kernel_for(spec)
     bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
     residual = [bound["residual"]] if has_residual else []

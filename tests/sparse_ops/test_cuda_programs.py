@@ -1,5 +1,7 @@
 """Programs, eager calls and components on the emulated CUDA device: where tensors lie, what is refused, what artifacts say."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from sparse_ops.torch import spconv
 from tests.cuda_device import cuda_target, device
 from tests.sparse_ops.walk import module_of
 from tests.tolerance import assert_close
+from tir_kernels.dispatch import host_target
 
 rng = np.random.default_rng(3)
 X = rng.standard_normal((70, 8)).astype("float32")
@@ -95,6 +98,51 @@ def test_components_are_saved_for_a_device_and_loaded(precision, tmp_path):
     assert_close(out, expected, 24 + 70, dtype=precision)
     assert isinstance(loaded(torch.tensor(X)), torch.Tensor)
     assert loaded(tvm.runtime.tensor(X, device())).device == device()
+
+
+def test_tf32_is_asked_for(tmp_path):
+    """Components say so, and differ from float32 by no more than TF32 rounds."""
+    component = ported(target=cuda_target(), precision="tf32")  # compared with torch as it is made
+    folder = component.save(tmp_path / "network")
+    assert json.loads((folder / "manifest.json").read_text())["precision"] == "tf32"
+    loaded = Component.load(folder)
+    assert {spec.runs_in for spec in loaded.manifest.packed if len(spec.shape) == 2} == {"tf32"}
+    found, exact = loaded(X), ported(target=cuda_target())(X)
+    assert_close(found, exact, 2, dtype="float16")  # two layers; TF32 has as many bits
+    with pytest.raises(AssertionError):
+        assert_close(found, exact, 24 + 70)
+
+
+def test_eager_calls_of_tf32():
+    weight, x = rng.standard_normal((9, 8)).astype("float32"), tvm.runtime.tensor(X, device())
+    exact, on_cpu = F.linear(x, weight).numpy(), F.linear(X, weight)
+    devices.use_tf32()
+    try:
+        found = F.linear(x, weight).numpy()
+        np.testing.assert_array_equal(F.linear(X, weight), on_cpu)
+    finally:
+        devices.use_tf32(False)
+    np.testing.assert_array_equal(F.linear(x, weight).numpy(), exact)
+    assert_close(found, exact, dtype="float16")
+    with pytest.raises(AssertionError):
+        assert_close(found, exact, 8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: build(module_of(op.gather_rows, (X, INDEX), [("n", 8), ("m",)]), host_target(), precision="tf32"),
+        lambda: ported(precision="tf32"),
+    ],
+    ids=["build", "port_component"],
+)
+def test_no_cpu_has_tf32(make):
+    words = (
+        "precision: expected one of 'float32', 'bfloat16', 'float16', 'int8', 'int7', given 'tf32', which only CUDA devices "
+        "have, and a target of kind 'llvm'"
+    )
+    with pytest.raises(ValueError, match=words):
+        make()
 
 
 def test_integer_products_are_float16_on_a_device():

@@ -59,7 +59,7 @@ def conv3d(spec: Conv3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
     taps, (_, kernel_h, kernel_w) = geometry.taps, geometry.kernel
     vector = width(dtype)
     channels = -(-cin // vector) * vector
-    gemm = Gemm(tile_for(cout, dtype), dtype, channels)
+    gemm = Gemm(tile_for(cout, dtype), dtype, channels, spec.products)
     tile = gemm.tile
     across = -(-cout // tile.cols)
 
@@ -142,7 +142,7 @@ def conv3d(spec: Conv3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle):
-        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("conv3d", dtype, str(tile))})
+        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("conv3d", gemm.of, str(tile))})
         x = match_buffer(x_, (batch, cin, *size), dtype)
         weight = match_buffer(weight_, (cout, cin, *geometry.kernel), dtype)
         bias = match_buffer(bias_, (cout,), "float32")

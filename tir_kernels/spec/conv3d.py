@@ -48,7 +48,8 @@ class Conv3d(Spec):
 
     x `dtype` [B, cin, D, H, W]; weight `dtype` [cout, cin, *geometry.kernel], packed; bias float32 [cout]; residual, out
     `dtype` [B, cout, D', H', W']; `size_out`: (D', H', W'), None where only the running kernel will know; `activation`: one of
-    `ACTIVATIONS`. Sums are float32. Raises ValueError when the kernel is larger than the padded input.
+    `ACTIVATIONS`. `products`: "float", or "tf32" as in `Linear`. Sums are float32. Raises ValueError when the kernel is larger
+    than the padded input.
     """
 
     family: ClassVar[str] = "conv3d"
@@ -59,3 +60,4 @@ class Conv3d(Spec):
     dtype: str = "float32"
     has_residual: bool = False
     activation: str = "none"
+    products: str = "float"
