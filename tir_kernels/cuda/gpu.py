@@ -9,8 +9,6 @@ from tvm_ffi.structural import DefRegionKind, structural_map
 ON_DEVICE = "tir_kernels.on_device"  # attribute of kernels that run on a device
 REGISTERS = "tir_kernels.registers"  # attribute, see `stating`
 MULTIPLIES = "tir_kernels.multiplies"  # attribute: in which numbers a kernel multiplies by its weight, its second buffer
-    "tir_kernels.multiplies"  # attribute of a kernel whose second buffer is a weight: in which numbers it multiplies by it
-)
 
 WARP = 32  # threads that run together
 LEAST = (8, 0)  # cp.async and tensor cores for bfloat16 and TF32

@@ -107,7 +107,8 @@ def slat_component(
     model = SlatFlow(dataclasses.replace(config, num_blocks=1), features_of(precision, target))
     first = [key for key, _ in model.named_parameters() if key.startswith(FIRST_BLOCK)]
     blocks = [{key: f"blocks.{i}." + key.removeprefix(FIRST_BLOCK) for key in first} for i in range(1, config.num_blocks)]
-    parts = model.specs()
+    with current_target(target):  # maps have other dimensions on a device
+        parts = model.specs()
     copies = {part: blocks for part in parts if part.startswith(BLOCK)}
     return component_from_nn(model, parts, name, state, precision=precision, target=target, copies=copies)
 

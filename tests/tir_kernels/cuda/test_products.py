@@ -396,3 +396,11 @@ def test_dense_convolution(cin, cout, dtype, size, geometry):
     small = array(rng, (1, cin, 0, 6, 7), dtype)
     with pytest.raises(ValueError, match="of at least the 3 of the kernel along axis 2, given 2"):
         run(spec, [small, weight, bias, array(rng, (1, cout, 0, 6, 7), dtype)], [((1, cout, 0, 6, 7), dtype)])
+
+
+def test_dense_convolution_of_more_voxels_than_are_numbered():
+    spec = Conv3d(1, 1, Geometry((1, 1, 1)), dtype="float16")
+    shape = (0, 1, 2048, 2048, 512)
+    x, weight, bias = np.zeros(shape, "float16"), np.zeros((1, 1, 1, 1, 1), "float16"), np.zeros(1, "float32")
+    with pytest.raises(ValueError, match=r"x: expected at most 2147483519 voxels in a batch element, .* given 2147483648"):
+        run(spec, [x, weight, bias], [(shape, "float16")])
