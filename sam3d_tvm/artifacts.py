@@ -186,10 +186,7 @@ class Artifacts:
     def layers(self, name: str) -> dict[str, PackedSpec]:
         """The weights of the layers of model `name` by the names of their parameters, with numbers for layers that share one.
         ValueError as `Component.load`."""
-        try:
-            manifest, _ = Manifest.from_json(read_bytes(self.folder / name / MANIFEST, JSON_BYTES))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"artifacts {str(self.folder)!r}: {name}: {error}") from error
+        manifest = self._manifest(name)
         known, found = {spec.name for spec in manifest.parameters}, defaultdict(list)
         for spec in manifest.packed:
             if spec.runs_in:
@@ -199,6 +196,20 @@ class Artifacts:
             for weight, specs in found.items()
             for part, spec in enumerate(specs, 1)
         }
+
+    def check_runs_here(self) -> None:
+        """ValueError where this machine lacks what the models were compiled for: the version of TVM, instructions, a device."""
+        name = next(iter(self.config.models))  # one for all: they have one target
+        try:
+            self._manifest(name).check_runs_here()
+        except ValueError as error:
+            raise ValueError(f"artifacts {str(self.folder)!r}: {error}") from error
+
+    def _manifest(self, name: str) -> Manifest:
+        try:
+            return Manifest.from_json(read_bytes(self.folder / name / MANIFEST, JSON_BYTES))[0]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"artifacts {str(self.folder)!r}: {name}: {error}") from error
 
     @property
     def integers(self) -> list[str]:

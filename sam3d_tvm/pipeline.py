@@ -204,11 +204,13 @@ class Pipeline:
         so far after the first stage, after the latents and after each decoder, so that it can be written at once, see
         `runs.generate_into`, which does all this. models: where models stay open between stages.
 
-        Equal arguments give equal results. Raises ValueError for arguments that make no sense, before any work is done; if the
+        Equal arguments give equal results. Raises ValueError for arguments that make no sense, and for models that this machine
+        cannot run, before any work is done; if the
         memory that a stage is estimated to take is above `max_memory`, as soon as that is known: for a typical number of
         voxels before any work, for the real number after the structure; and, `checks.Failure`, where no voxel is occupied.
         """
         check_size("seed", seed, 0)
+        self.artifacts.check_runs_here()
         wanted, surface = check_formats(formats, self.config.models), Surface(triangles, texture_size)
         begun, resumed = self._structure(structure), self._structure(resume)
         first = _sampling(self.config.ss_sampling, "steps", steps, "guidance", guidance)

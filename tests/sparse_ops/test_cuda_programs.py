@@ -153,7 +153,8 @@ def test_integer_products_are_float16_on_a_device():
         component = port_component(model, inputs, "network", precision="int8", target=cuda_target(), check=False)
     expected = port_component(model, inputs, "network", precision="float16", target=cuda_target(), check=False)
     assert component.manifest.packed == expected.manifest.packed
-    with pytest.raises(ValueError, match="component: expected one with layers of integer products, given 'network'"):
+    words = "component: expected one with layers of integer products, given 'network' of precision int8: CUDA devices have none"
+    with pytest.raises(ValueError, match=words):
         calibrate(component, [inputs], {name: value.numpy() for name, value in model.state_dict().items()})
 
 
