@@ -12,7 +12,8 @@
 
 All code is compiled first, by as many processes as there are cores. A time is the median of many launches between events of
 the device, so that what the host does counts only where it is slower than the kernels. The whole takes at most six minutes on
-an H100 with 16 cores, with --quick two. --small cuts sizes to what an emulated device can do, to try the command itself.
+an H100 with 16 cores, with --quick two. --small puts the emulated device of `tests.cuda_emulator` in the place of a GPU, and
+cuts sizes to what that can do, to try the command itself.
 
 A mark is a time in microseconds, computed for an H100 or H200 from its peak; a peer's is taken in the same run.
 """
@@ -43,6 +44,7 @@ from sparse_ops import devices
 from sparse_ops.build import build
 from sparse_ops.eager import functional as F
 from sparse_ops.program import Program, tensors_of
+from tests import cuda_emulator
 from tests.sparse_ops.walk import CASES, case_id, digest, example_module, example_of
 from tests.tolerance import compare
 from tir_kernels.dispatch import kernel_for
@@ -410,13 +412,20 @@ def table_of_rows(rows: list[Row]) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 if everything that was checked is right."""
+    """0 if everything that was checked is right, 2 without a device."""
     parser = argparse.ArgumentParser(description="CUDA kernels on a GPU: checks, then times against peers.")
     parser.add_argument("--quick", action="store_true", help="check float16 alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write device and rows to FILE")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="run only cases whose names contain this")
-    parser.add_argument("--small", action="store_true", help="few rows, no peers: to try the command on an emulated device")
-    run = Run(parser.parse_args(arguments))
+    parser.add_argument("--small", action="store_true", help="few rows, no peers, on an emulated device: to try the command")
+    options = parser.parse_args(arguments)
+    if options.small:
+        cuda_emulator.install()
+    try:
+        run = Run(options)
+    except ValueError as error:
+        print(f"{error}; --small tries the command on an emulated device", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory() as folder:
         run_checks(run, folder, (1, 30) if run.options.small else ROWS)
         for name, measure in times(run):

@@ -27,7 +27,7 @@ import tvm
 
 from sam3d_tvm.checkpoint import Checkpoint, check_config, with_finite
 from sam3d_tvm.checkpoint_files import PIPELINE as CHECKPOINT
-from sam3d_tvm.checks import check_choice, check_size
+from sam3d_tvm.checks import check_size
 from sam3d_tvm.config import PipelineConfig, preset
 from sam3d_tvm.fingerprint import fingerprint
 from sam3d_tvm.lock import locked, wait_while_held
@@ -41,7 +41,7 @@ from sparse_ops.deploy.manifest import Manifest, PackedSpec, system, versions
 from sparse_ops.deploy.reading import JSON_BYTES, brief, read_bytes, read_json
 from sparse_ops.deploy.weights import State
 from sparse_ops.eager.cache import cache_folder, source_digest
-from sparse_ops.transform.precision import PRECISIONS
+from sparse_ops.transform.precision import check_precision
 from tir_kernels.dispatch import current_target
 
 PIPELINE, MADE_FROM, LOCK = "pipeline.json", "made_from.json", ".lock"
@@ -234,10 +234,7 @@ class Artifacts:
     def layers(self, name: str) -> dict[str, PackedSpec]:
         """The weights of the layers of model `name` by the names of their parameters, with numbers for layers that share one.
         ValueError as `Component.load`."""
-        try:
-            manifest, _ = Manifest.from_json(read_bytes(self.folder / name / MANIFEST, JSON_BYTES))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"artifacts {str(self.folder)!r}: {name}: {error}") from error
+        manifest = self._manifest(name)
         known, found = {spec.name for spec in manifest.parameters}, defaultdict(list)
         for spec in manifest.packed:
             if spec.runs_in:
@@ -254,6 +251,20 @@ class Artifacts:
             raise ValueError(f"precision: expected that of the artifacts, {self.precision}, given {precision!r}")
         if target is not None and target.kind.name != self.target["kind"]:
             raise ValueError(f"target: expected that of the artifacts, {json.dumps(self.target)}, given {target.kind.name!r}")
+
+    def check_runs_here(self) -> None:
+        """ValueError where this machine lacks what the models were compiled for: the version of TVM, instructions, a device."""
+        name = next(iter(self.config.models))  # one for all: they have one target
+        try:
+            self._manifest(name).check_runs_here()
+        except ValueError as error:
+            raise ValueError(f"artifacts {str(self.folder)!r}: {error}") from error
+
+    def _manifest(self, name: str) -> Manifest:
+        try:
+            return Manifest.from_json(read_bytes(self.folder / name / MANIFEST, JSON_BYTES))[0]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"artifacts {str(self.folder)!r}: {name}: {error}") from error
 
     @property
     def integers(self) -> list[str]:
@@ -283,9 +294,11 @@ def compile_artifacts(
     Processes that want to compile into one folder take turns, and what one has made the next finds; a process that died holds
     up nobody. Nothing is written to a folder that is complete.
 
-    `precision`: one of `PRECISIONS`. `on_model(name, done, total)` is told which model is being compiled, of how many that
-    have to be, and in the end ("", total, total). Raises ValueError for a folder that holds something else, and for weights
-    that do not fit, with the name of the model; OSError that names the folder if it cannot be written to.
+    `precision`: one of `sparse_ops.transform.precision.PRECISIONS` that the target has. `on_model(name, done, total)` is told
+    which model is being compiled, of how many that have to be, and in the end ("", total, total).
+
+    Raises ValueError for a folder that holds something else, and for weights that do not fit, with the name of the model;
+    OSError that names the folder if it cannot be written to.
     """
     folder, data = _described(source, folder, precision, target)
 
@@ -319,7 +332,7 @@ def compile_one(
 ) -> Component:
     """Model `name` of `source` alone, in `folder`, where those of its pipeline are or may come beside it. Kept, taken in turns
     and told as by `compile_artifacts`, which see."""
-    check_choice("precision", precision, PRECISIONS)
+    check_precision(precision, target)
     done = is_made(source, folder, name, precision, target)
     if not done:
         with locked(folder / LOCK, lambda: say_waiting(folder)) as held:
@@ -344,7 +357,7 @@ def begin(source: Source, folder: str | os.PathLike, precision: str = "float32",
 
 def _described(source: Source, folder: str | os.PathLike, precision: str, target) -> tuple[Path, bytes]:
     """The folder, and what its `pipeline.json` should hold. ValueError for a folder that holds something else."""
-    check_choice("precision", precision, PRECISIONS)
+    check_precision(precision, target)
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and ((folder / PIPELINE).is_file() or {*os.listdir(folder)} <= {LOCK})):
         raise ValueError(f"artifacts: expected a new folder or one with {PIPELINE}, given {str(folder)!r}")

@@ -229,11 +229,13 @@ class Pipeline:
         `runs.generate_into`, which does all this. models: where models stay open between stages. point_maps: where the point
         map of a photo stays, for several objects of it.
 
-        Equal arguments give equal results. Raises ValueError for arguments that make no sense, before any work is done; if the
+        Equal arguments give equal results. Raises ValueError for arguments that make no sense, and for models that this machine
+        cannot run, before any work is done; if the
         memory that a stage is estimated to take is above `max_memory`, as soon as that is known: for a typical number of
         voxels before any work, for the real number after the structure; and, `checks.Failure`, where no voxel is occupied.
         """
         check_size("seed", seed, 0)
+        self.artifacts.check_runs_here()
         further = as_views(views, multi_view)
         looks = self.runs_depth_model({"pointmap": pointmap, "depth": depth, "depth_model": depth_model})
         looks_on = bool(further) and self.runs_depth_model({"depth_model": depth_model})  # of further views

@@ -21,10 +21,10 @@ def build(
     `lift_params=True`: a function with the attribute `num_input`, as `export_tvm` makes them, takes what `pack_params`
     returns in place of its parameters, so that weights are packed once and are not part of what is compiled.
     Without it weights that are constants are packed while compiling. The plain `tvm.compile` takes such modules too, but packs
-    at every call. `precision`: one of `transform.precision.PRECISIONS` inside of the module.
+    at every call. `precision`: one of `transform.precision.PRECISIONS` inside of the module, "tf32" on CUDA alone.
     What is returned may be called from any number of threads, see `Program`.
 
-    Raises ValueError for another precision, or a kind of target that has no kernels.
+    Raises ValueError for another precision, or one that the target has not, or a kind of target that has no kernels.
     """
     target = current_target(target)
     return Program(tvm.compile(mod, target=target, relax_pipeline=pipeline_for(target, precision, lift_params)))

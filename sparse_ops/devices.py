@@ -16,11 +16,13 @@ import tvm_ffi
 
 from tir_kernels.cuda.gpu import Gpu
 from tir_kernels.dispatch import host_target
+from tir_kernels.spec.linear import TF32
 
 HOST = tvm.cpu()
 CPU, CUDA = "cpu", "cuda"  # names of kinds of devices, as `parse_target` takes them
 _number = 0  # of the CUDA device that is used
 _graphs = os.environ.get("SPARSE_OPS_CUDA_GRAPHS") == "1"  # whether CUDA graphs are
+_tf32 = False  # whether eager calls multiply float32 so
 _scope: ContextVar[int | None] = ContextVar("device", default=None)  # the one inside of `using`
 
 
@@ -46,6 +48,18 @@ def use_cuda_graphs(on: bool = True) -> None:
 def cuda_graphs_in_use() -> bool:
     """What `use_cuda_graphs` was last told."""
     return _graphs
+
+
+def use_tf32(on: bool = True) -> None:
+    """Whether eager calls on a CUDA device multiply float32 as TF32 from now on, as `build(precision="tf32")` does. Off unless
+    asked for; calls on a CPU stay as they are."""
+    global _tf32
+    _tf32 = on
+
+
+def eager_precision() -> str:
+    """The precision of eager calls for the target in scope, one of `transform.precision.PRECISIONS`."""
+    return TF32 if _tf32 and place()[0] == CUDA else "float32"
 
 
 @contextmanager

@@ -28,7 +28,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from tir_kernels.guards import READ_STATUS, STATUS_CODE, STATUS_SIZE, read_status
+from tir_kernels.guards import READ_STATUS, STATUS_CODE, STATUS_SIZE, read_status, reading_once
 
 from .devices import HOST, cuda_graphs_in_use, is_on, placed
 from .program import RECORDING, Function, Program
@@ -84,7 +84,8 @@ class Captured:
 
     def plain(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The results, without a graph."""
-        return [result.numpy() for result in self.function(*(placed(tvm.runtime.tensor(a), self.device) for a in arrays))]
+        with reading_once():
+            return [result.numpy() for result in self.function(*(placed(tvm.runtime.tensor(a), self.device) for a in arrays))]
 
     @property
     def graphs(self) -> int:

@@ -2,14 +2,16 @@
 
 On a CPU a kernel calls the packed function of a refusal, which raises `ValueError`; `cpu.guards` has the loops that look for
 errors. A device cannot call: its kernels write a code and the arguments into a status buffer, and the host, which reads it once
-a call, raises the words.
+a call, or once for several calls in `reading_once`, raises the words.
 
 The functions are registered when `tir_kernels` (or anything above it) is imported; a process that runs a compiled module
 without importing it gets TVM's "function not found" with the same name instead of the text.
 """
 
 import struct
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from math import isfinite
@@ -40,6 +42,7 @@ RAISE_TERM = "tir_kernels.raise_term_error"
 RAISE_SIZE = "tir_kernels.raise_size_error"
 RAISE_SITE_COUNT = "tir_kernels.raise_site_count_error"
 RAISE_SITE_MEMORY = "tir_kernels.raise_site_memory_error"
+RAISE_VOXELS = "tir_kernels.raise_voxels_error"
 
 LARGEST = 32767  # of coordinates
 GIB = 1 << 30
@@ -217,6 +220,11 @@ def site_memory_words(sites: int, size: int, left: int) -> str:
     return memory_words("strided_map", "int32", [sites, 4], size, left)
 
 
+def voxels_words(voxels: int, most: int) -> str:
+    """A batch element of a dense convolution has more voxels than a device numbers."""
+    return f"x: expected at most {most} voxels in a batch element, and as many in one of the result, given {voxels}"
+
+
 @dataclass(frozen=True)
 class Refusal:
     """`function`: the packed function that raises ValueError with what `words` makes of the arguments.
@@ -240,6 +248,7 @@ REFUSALS: dict[int, Refusal] = {
     7: Refusal(RAISE_MAP, map_words),
     8: Refusal(RAISE_TAPS, taps_words),
     9: Refusal(RAISE_SITES, sites_words),
+    30: Refusal(RAISE_VOXELS, voxels_words),
     10: Refusal(RAISE_PARENT, parent_words),
     11: Refusal(RAISE_ROW, row_words),
     12: Refusal(RAISE_REPEATED_ROW, repeated_row_words),
@@ -275,8 +284,35 @@ READ_STATUS = "tir_kernels.read_status"
 REPORTS = "tir_kernels.reports"  # attribute of kernels that take a status buffer behind their inputs
 
 
+class _Unread(threading.local):
+    """The status buffers that this thread has not read yet; None where it reads each at once."""
+
+    buffers: list[tvm.runtime.Tensor] | None = None
+
+
+_unread = _Unread()
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Inside, calls on a device do not wait until it is known what their kernels refuse: the first ValueError of all calls is
+    raised at the end, which waits once. Until then what follows a refusal computes with what is there."""
+    before, _unread.buffers = _unread.buffers, []
+    buffers = _unread.buffers
+    try:
+        yield
+    finally:  # what a call before has refused comes before what was raised since
+        _unread.buffers = before
+        for buffer in buffers:
+            read_status(buffer)
+
+
 def read_status(status: tvm.runtime.Tensor) -> None:
-    """ValueError of what kernels wrote into a status buffer, if they refused something. Waits for them."""
+    """ValueError of what kernels wrote into a status buffer, if they refused something. Waits for them, unless in
+    `reading_once`."""
+    if _unread.buffers is not None:
+        _unread.buffers.append(status)
+        return
     code, _, *arguments = status.numpy().tolist()
     if code:
         refusal = REFUSALS[code]

@@ -45,8 +45,8 @@ Preset = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        help="Inside the models: float32, bfloat16 or float16; int8 for integer products in the layers that gain by them, see "
-        "calibrate; int7 for fewer bits, where int8 gains nothing.",
+        help="Inside the models: float32, bfloat16 or float16; tf32 for float32 of coarser products, on CUDA alone; int8 for "
+        "integer products in the layers that gain by them, see calibrate; int7 for fewer bits, where int8 gains nothing.",
         show_default="float32, or that of --artifacts",
     ),
 ]
@@ -192,13 +192,17 @@ def parsed_target(target: str | None):
 
 def say_integers(artifacts) -> None:
     """Notices of artifacts of int8 or int7: that nothing is gained, by this CPU or these models, or what is not calibrated."""
+    from tvm.target import Target
+
     from sam3d_tvm.notices import say
     from sparse_ops.transform.precision import QUANTIZED, features_of, gains
 
     precision, missing = artifacts.precision, artifacts.uncalibrated
     if precision in QUANTIZED and not artifacts.integers:
-        where = "in these models" if gains(precision) else "on this CPU"
-        say(f"{precision} gains nothing {where}: all layers are in {features_of(precision)}")
+        target = Target(dict(artifacts.target))
+        there = "on this CPU" if target.kind.name == "llvm" else f"on targets of kind {target.kind.name!r}"
+        where = "in these models" if gains(precision, target) else there
+        say(f"{precision} gains nothing {where}: all layers are in {features_of(precision, target)}")
     if missing:
         say(f"{precision} without calibration in {', '.join(missing)}: sam3d-tvm calibrate makes it more exact")
 

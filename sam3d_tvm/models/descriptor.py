@@ -16,7 +16,7 @@ import tvm
 
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.weights import State
-from sparse_ops.transform.precision import features_of, gains
+from sparse_ops.transform.precision import TF32, features_of, gains
 
 
 class Place(NamedTuple):
@@ -105,4 +105,5 @@ class Model:
 
     def precision(self, asked: str, target: tvm.target.Target | None = None) -> str:
         """The precision that it is compiled in for `target`, by default this CPU, in a pipeline of the precision `asked`."""
-        return asked if self.integers and gains(asked, target) else features_of(asked, target)
+        kept = asked == TF32 or (self.integers and gains(asked, target))
+        return asked if kept else features_of(asked, target)

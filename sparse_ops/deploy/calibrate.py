@@ -19,6 +19,7 @@ import tvm
 
 from sparse_ops.deploy.component import Component, pack_function
 from sparse_ops.deploy.weights import State, check_arrays
+from sparse_ops.devices import CUDA
 from sparse_ops.eager.arrays import as_kind
 from sparse_ops.transform.precision import QUANTIZED
 from tir_kernels.dispatch import kernel_for
@@ -155,7 +156,9 @@ def _check_integers(component: Component) -> None:
     if not is_integer(component):
         precision = component.manifest.precision
         advice = "port it by precision='int8', where the CPU gains by that"
-        if precision in QUANTIZED:
+        if component.manifest.target["kind"] == CUDA:
+            advice = "CUDA devices have none, port it for a CPU"
+        elif precision in QUANTIZED:
             advice = "no layer of it gains by them on its CPU"
         raise ValueError(
             f"component: expected one with layers of integer products, given {component.name!r} of precision "

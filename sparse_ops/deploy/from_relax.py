@@ -26,6 +26,7 @@ from sparse_ops.program import Program
 from sparse_ops.transform import packing_pipeline_for, pipeline_for
 from sparse_ops.transform.lift_params import PACKED_NAMES, TRANSFORM_PARAMS
 from sparse_ops.transform.precision import QUANTIZED, features_of, gains
+from tir_kernels.cuda.gpu import MULTIPLIES
 from tir_kernels.dispatch import host_target
 
 
@@ -123,7 +124,7 @@ def _number_packed(
 ) -> tuple[tuple[PackedSpec, ...], dict[str, FunctionSpec]]:
     """The packed parameters of all functions, each once, and the functions with the numbers of theirs."""
     packed: dict[str, PackedSpec] = {}
-    runs_in = {gv.name_hint: str(f.attrs[RUNS_IN]) for gv, f in lowered.functions_items() if RUNS_IN in (f.attrs or {})}
+    runs_in = _attributes(lowered, RUNS_IN)
     numbered = {}
     for name, function in functions.items():
         own = functions[function.code or name]  # the code says what becomes of its own parameters
@@ -132,13 +133,34 @@ def _number_packed(
             re.sub(r"[\w.]+", lambda found, renamed=renamed: renamed.get(found[0], found[0]), str(made))
             for made in lowered[(function.code or name) + TRANSFORM_PARAMS].attrs[PACKED_NAMES]
         ]
-        for key, var in zip(made, lowered[function.code or name].params[len(function.inputs) :], strict=True):
+        code = lowered[function.code or name]
+        read = _weights_read(code, _attributes(lowered, MULTIPLIES))
+        for key, var in zip(made, code.params[len(function.inputs) :], strict=True):
             kernel = key.partition("(")[0]
-            spec = PackedSpec(key, str(var.ty.dtype), static_shape(var.ty, {}), runs_in.get(kernel, ""))
+            spec = PackedSpec(key, str(var.ty.dtype), static_shape(var.ty, {}), runs_in.get(kernel) or read.get(var, ""))
             packed.setdefault(key, spec)
         order = {key: number for number, key in enumerate(packed)}
         numbered[name] = replace(function, packed=tuple(order[key] for key in made))
     return tuple(packed.values()), numbered
+
+
+def _attributes(lowered: tvm.IRModule, name: str) -> dict[str, str]:
+    """An attribute of kernels, by the names of those that have it."""
+    return {gv.name_hint: str(f.attrs[name]) for gv, f in lowered.functions_items() if name in (f.attrs or {})}
+
+
+def _weights_read(function: relax.Function, multiplies: Mapping[str, str]) -> dict[relax.Var, str]:
+    """In which numbers kernels that read weights as they are, their second argument, multiply by them: by the parameters that
+    these are, or views of."""
+    bound = {binding.var: binding.value for block in function.body.blocks for binding in block.bindings}
+    found = {}
+    for call in bound.values():
+        if isinstance(call, relax.Call) and getattr(call.op, "name_hint", "") in multiplies:
+            weight = call.args[1]
+            while isinstance(value := bound.get(weight), relax.Var | relax.Call):
+                weight = value if isinstance(value, relax.Var) else value.args[0]
+            found[weight] = multiplies[call.op.name_hint]
+    return found
 
 
 def _packing_here(

@@ -18,10 +18,10 @@ from sparse_ops.deploy.from_relax import component_from_relax, static_shape
 from sparse_ops.deploy.importer import CONVERTERS, Converter, TooCoarse, check_converters, compare, export, import_program
 from sparse_ops.deploy.manifest import FunctionSpec, Structure, TensorSpec, names
 from sparse_ops.op.numbers import as_int, check_flag, shown
-from sparse_ops.op.register import check_choice, flat_types
+from sparse_ops.op.register import flat_types
 from sparse_ops.torch.spconv.core import is_sparse
 from sparse_ops.transform.lift_params import PARAMETER_NAMES
-from sparse_ops.transform.precision import PRECISIONS, features_of
+from sparse_ops.transform.precision import TF32, check_precision, features_of
 from tir_kernels.dispatch import check_target, current_target
 
 
@@ -41,7 +41,7 @@ def port_component(
     `inputs`: example tensors for `forward`, or, to export several methods over the same parameters, such by the name of the
     method; tensors may stand in lists, tuples and dicts; a SparseConvTensor that the module returns comes as the dict of its
     `features` and `indices`. `dynamic`: what torch.export calls dynamic_shapes, for `forward`, or by the name of the method.
-    `precision`: "float32", or "bfloat16", "float16", "int8" or "int7" inside, see
+    `precision`: "float32", or "tf32", "bfloat16", "float16", "int8" or "int7" inside, see
     `sparse_ops.transform.precision.to_precision`; with the last two `calibrate` makes it more exact. `converters`:
     functions of an `importer.Context` by the names of ops, such as "my_library::my_op", for ops that are not covered or are to
     be written otherwise, see docs/bridge.md.
@@ -69,7 +69,7 @@ def port_component(
     check_flag("deploy.port_component", "check", check)
     target, converters = current_target(target), check_converters(converters)
     check_target(target)
-    check_choice("deploy.port_component", "precision", precision, PRECISIONS)
+    check_precision(precision, target, "sparse_ops.deploy.port_component: ")
     module = _with_named_buffers(module)
     state = {key: value for key, value in module.state_dict(keep_vars=True).items() if isinstance(value, torch.nn.Parameter)}
     for key, value in state.items():
@@ -85,7 +85,7 @@ def port_component(
     arrays = {key: value.detach().numpy() for key, value in state.items()}
     component = component_from_relax(name, imported, functions, parameters, arrays, precision, target)
     if check and component.manifest.problem_here() is None:
-        precision = precision if is_integer(component) else features_of(precision, target)
+        precision = precision if is_integer(component) or precision == TF32 else features_of(precision, target)
         for method, (program, arguments) in exported.items():
             outputs = [spec.name for spec in functions[method].outputs]
             theirs = _Method(module, method).with_names

@@ -7,7 +7,7 @@ rows are not. A function is compiled at the first call of its kind and kept, see
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from tir_kernels.dispatch import map_layout
 from tir_kernels.layout import MapLayout
 from tir_kernels.spec.geometry import Geometry
 
-from ..devices import CPU, CUDA, HOST, place, using
+from ..devices import CPU, CUDA, HOST, eager_precision, place, using
 from ..op.numbers import shown
 from ..op.register import OPS, op_of
 from ..op.signature import INDEX, MAP_DTYPES, RETURNS_INDEX, Kind, Signature, Table
@@ -245,7 +245,9 @@ def prepared(
     with on_device_of([tensor for tensors, _ in given.values() for tensor in tensors]):
         if isinstance(arrays.get("kernel_map"), KernelMap):
             arrays["kernel_map"].check_place()
-        function = compiled(identity, lambda: module(signature, make, given, options, weights is not None))["main"]
+        made = partial(module, signature, make, given, options, weights is not None)
+        precision = eager_precision() if "products" in signature.options else "float32"
+        function = compiled(identity, made, precision)["main"]
     inputs = []
     for argument, (tensors, _) in given.items():
         if weights is None or argument not in PACKED:

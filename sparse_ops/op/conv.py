@@ -11,6 +11,7 @@ from tir_kernels.guards import edge_words
 from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.conv3d import PADDING_MODES, Conv3d, out_size, reach
 from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.linear import OF_FLOATS
 
 from .index import triple
 from .register import call_kernel, check_choice, packed_weight, register_op
@@ -25,7 +26,7 @@ SIGNATURE = Signature(
         parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
         features("residual", "batch", "cout", *OUT_SIZE, dtype="x", optional=True, epilogue=(1, Epilogue.ADD)),
     ),
-    options=("stride", "padding", "dilation", "padding_mode", "activation"),
+    options=("stride", "padding", "dilation", "padding_mode", "activation", "products"),
     known=("cin", "cout", "kd", "kh", "kw"),
     summed=("cin",),
     result=("batch", "cout", *OUT_SIZE),
@@ -42,6 +43,7 @@ def conv3d(
     dilation: int | tuple[int, int, int] = 1,
     padding_mode: str = "zeros",
     activation: str = "none",
+    products: str = "float",
 ) -> relax.Call:
     """`activation(conv + bias + residual)`, as torch's Conv3d without groups, summed in float32.
 
@@ -52,13 +54,15 @@ def conv3d(
     1. Batch and D, H, W may be symbolic. The weight is packed for the target by a kernel of its own, which folds away where the
     weight is constant. A convolution of images is one with D = kd = 1. In float32, kernels of 3^3 and 1 x 3^2 with unit stride
     and dilation go by Winograd's algorithm on a CPU where that pays: what is rounded is then up to about twice as large as the
-    result, in shorter sums, and an infinity or NaN of x may make NaN of outputs next to those that read it.
+    result, in shorter sums, and an infinity or NaN of x may make NaN of outputs next to those that read it. `products`:
+    "float", or "tf32" as in `linear`.
 
     Raises ValueError naming the argument whose dtype or shape does not fit, also from the running module when the kernel
     is larger than the padded input, and when an axis without elements has no edge to replicate.
     """
     check_choice("conv3d", "activation", activation, ACTIVATIONS)
     check_choice("conv3d", "padding_mode", padding_mode, PADDING_MODES)
+    check_choice("conv3d", "products", products, OF_FLOATS)
     return _make(
         x=x,
         weight=weight,
@@ -69,6 +73,7 @@ def conv3d(
         dilation=triple("conv3d", "dilation", dilation, 1),
         padding_mode=padding_mode,
         activation=activation,
+        products=products,
     )
 
 
@@ -100,7 +105,8 @@ def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     size = tuple(extent.value if isinstance(extent, tvm.tirx.IntImm) else None for extent in bound.type.shape.values[2:])
     geometry, options = _geometry(bound), bound.options
     padding_mode = options["padding_mode"] if any(geometry.padding) else "zeros"
-    spec = Conv3d(cin, cout, geometry, size, bound.dtype, has_residual, options["activation"], padding_mode)
+    products = options["products"] or "float"
+    spec = Conv3d(cin, cout, geometry, size, bound.dtype, has_residual, options["activation"], padding_mode, products)
     kernel = kernel_for(spec)
     bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
     residual = [bound["residual"]] if has_residual else []

@@ -47,6 +47,7 @@ def linear(
 
     `products` "int8": rows of x and rows of the weight are rounded to integers of at least 8 bits, as `tir_kernels.spec.linear`
     says, where the target gains by it; "int7" allows 7 bits of x. Elsewhere nothing changes.
+    "tf32": float32 is rounded to 11 bits as it is multiplied, on CUDA devices alone; other types are multiplied as they are.
 
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, for the first entry
     of batch_index that is not in 0 to B - 1.

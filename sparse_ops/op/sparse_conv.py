@@ -53,7 +53,7 @@ def sparse_conv(
     `groups`, which divides Cin and Cout: output channel c reads the input channels of group c // (Cout / groups) alone, as in
     torch; with as many groups as input channels the convolution is depthwise, of Cout / Cin channels to each.
 
-    `products`: as in `linear`, rounded for each tap and output channel apart; floats with groups and with few channels.
+    `products`: as in `linear`, integers rounded for each tap and output channel apart; floats with groups and few channels.
 
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, when the map was
     built for another number of rows or taps.

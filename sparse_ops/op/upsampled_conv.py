@@ -6,6 +6,7 @@ import numpy as np
 from tvm import relax
 
 from tir_kernels.spec.activation import ACTIVATIONS
+from tir_kernels.spec.linear import OF_FLOATS
 from tir_kernels.spec.upsampled_conv import AddTaps, tap_groups
 
 from .index import map_fields
@@ -24,7 +25,7 @@ SIGNATURE = Signature(
         parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
         features("residual", "n", "cout", dtype="x", optional=True, epilogue=(1, Epilogue.ADD)),
     ),
-    options=("activation",),
+    options=("activation", "products"),
     known=("cin", "cout", "kx", "ky", "kz"),
     result=("n", "cout"),
 )
@@ -38,6 +39,7 @@ def upsampled_conv(
     bias: relax.Expr | None = None,
     residual: relax.Expr | None = None,
     activation: str = "none",
+    products: str = "float",
 ) -> relax.Call:
     """`sparse_conv(gather_rows(x, parent), weight, kernel_map, ...)`, with products made once for all rows of a parent.
 
@@ -48,13 +50,16 @@ def upsampled_conv(
     kernel_map from `submanifold_map` of the N fine sites, any of which may be missing; parent int32 [N]: the row of x that each
     takes, as `downsample` returns it, or -1 for zeros; bias float32 [Cout]; residual, dtype of x, [N, Cout]; activation one of
     `ACTIVATIONS`. Returns dtype of x, [N, Cout]; sums are float32. While it runs it needs float32 [M, 1024] or, if that is
-    more, [M, Cout], and up to two of [N, Cout]. The weight is packed as that of `linear`.
+    more, [M, Cout], and up to two of [N, Cout]. The weight is packed as that of `linear`. `products`: "float", or "tf32" as in
+    `linear`.
 
     Raises ValueError naming the argument whose dtype or shape does not fit and, from the running module, when the map was
     built for another number of rows or taps, and for the first parent that is not in -1 to M - 1.
     """
     check_choice("upsampled_conv", "activation", activation, ACTIVATIONS)
-    return _make(x=x, weight=weight, kernel_map=kernel_map, parent=parent, bias=bias, residual=residual, activation=activation)
+    check_choice("upsampled_conv", "products", products, OF_FLOATS)
+    options = {"activation": activation, "products": products}
+    return _make(x=x, weight=weight, kernel_map=kernel_map, parent=parent, bias=bias, residual=residual, **options)
 
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
@@ -68,7 +73,8 @@ def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     groups = tap_groups(taps, cout)
     for group in groups:
         columns = relax.op.strided_slice(matrix, [0], [group.start * cout], [group.stop * cout])
-        y = bb.emit(linear(bound["x"], bb.emit(columns), out_dtype="float32"))  # products are added unrounded
+        options = {"out_dtype": "float32", "products": bound.options["products"] or "float"}  # they are added unrounded
+        y = bb.emit(linear(bound["x"], bb.emit(columns), **options))
         last = group is groups[-1]
         out_ty = bound.type if last else relax.TensorType(bound.type.shape, "float32")
         residual_dtype = str(rest[0].ty.dtype) if rest else None

@@ -24,9 +24,10 @@ from tir_kernels.dispatch import PAIRS, map_layout
 from tir_kernels.layout import MapLayout
 
 from .. import op
+from ..devices import CPU, CUDA, HOST, place
 from ..eager.arrays import Checked, as_kind, describe, dtype_of
 from ..eager.cache import scope
-from ..eager.call import PACKED, CoordinateIndex, MapArrays, Packing, Weights, indexed, prepared
+from ..eager.call import PACKED, WORDS, CoordinateIndex, MapArrays, Packing, Weights, indexed, prepared
 from ..op.register import OPS, flat_types
 from ..op.signature import MAP_DTYPES, RETURNS_INDEX, Argument, Kind, Signature
 from ..program import Function, tensors_of
@@ -237,7 +238,7 @@ def _implementation(made: TorchOp) -> Callable:
         for name, value in arguments.items():
             kind = kinds[name]
             if kind is Kind.MAP:
-                arrays[name] = _map_of(value)
+                arrays[name] = _map_of(value, on_device)  # behind the features
                 continue
             if kind is Kind.SHAPE:
                 arrays[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -307,7 +308,8 @@ def _inputs(arrays: Mapping[str, Any], packs: bool) -> list:
     return inputs
 
 
-_fields: dict[int, tuple[weakref.ref, int | None, Checked]] = {}  # by the identity of a map's tensors, what they were made of
+# By the identity of a map's tensors: what they were made of, and for which kind of device.
+_fields: dict[int, tuple[weakref.ref, int | None, Checked, str]] = {}
 
 
 def _remember(tensor: torch.Tensor, same: tvm.runtime.Tensor) -> None:
@@ -317,6 +319,7 @@ def _remember(tensor: torch.Tensor, same: tvm.runtime.Tensor) -> None:
         weakref.ref(tensor, lambda _: _fields.pop(key, None)),
         _version(tensor),
         Checked(same, str(same.dtype)),
+        CPU if same.device == HOST else CUDA,
     )
 
 
@@ -324,13 +327,21 @@ def _version(tensor: torch.Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _map_of(given: tuple[torch.Tensor, ...]) -> MapArrays:
-    """A map as its ops made it, or from elsewhere: then it is looked at first, as kernels trust it."""
+def _map_of(given: tuple[torch.Tensor, ...], on_device: bool) -> MapArrays:
+    """A map as its ops made it, or from elsewhere: then it is looked at first, as kernels trust it.
+
+    `on_device`: whether an argument lies on one, where the call then runs. ValueError for a map of another kind of device.
+    """
     fields = []
     for tensor in given:
         found = _fields.get(id(tensor))
         if found is None or found[0]() is not tensor or found[1] != _version(tensor):
             return MapArrays(*map(_compact, _looked_at(given)))
+        if (here := CUDA if on_device else place()[0]) != found[3]:
+            raise ValueError(
+                f"kernel_map: expected one that was built for {WORDS[here]}, where this call runs, given one for "
+                f"{WORDS[found[3]]}: build another there"
+            )
         fields.append(found[2])
     return MapArrays(*fields)
 

@@ -1,36 +1,48 @@
-"""bfloat16 or float16 inside of a float32 model, and integer products."""
+"""bfloat16 or float16 inside of a float32 model, and products of TF32 or integers."""
 
 from functools import partial
 
 import tvm
 from tvm import relax
 
-from tir_kernels.dispatch import fastest_features
+from tir_kernels.dispatch import current_target, fastest_features
+from tir_kernels.spec.linear import INTEGERS, TF32
 
 from ..op.register import check_choice, op_of
-from .products import IntegerProducts, has_integers
+from .products import IntegerProducts, Tf32Products, has_integers, has_tf32
 from .rewrite import Walk, op_is, rewrite_pass
 
-QUANTIZED = ("int8", "int7")
-PRECISIONS = ("float32", "bfloat16", "float16", *QUANTIZED)
-WIDE = PRECISIONS[0]
+QUANTIZED = INTEGERS
+WIDE = "float32"
+PRECISIONS = (WIDE, TF32, "bfloat16", "float16", *QUANTIZED)
 
 MOVES = ("reshape", "permute_dims", "strided_slice", "concat")  # ops that compute nothing
 
 
+def check_precision(precision: str, target: tvm.target.Target | None = None, where: str = "") -> None:
+    """ValueError, which begins with `where`, unless models can be compiled in a precision for `target`, by default the current
+    one."""
+    known, given = PRECISIONS, repr(precision)
+    if precision == TF32 and not has_tf32(target):
+        known = [name for name in PRECISIONS if name != TF32]
+        given += f", which only CUDA devices have, and a target of kind {current_target(target).kind.name!r}"
+    if precision not in known:
+        raise ValueError(f"{where}precision: expected one of {', '.join(map(repr, known))}, given {given}")
+
+
 def features_of(precision: str, target: tvm.target.Target | None = None) -> str:
     """The dtype of what flows between our ops in a model of `precision` on `target`, by default the current one: what it is
-    called by, and of "int8" and "int7" what else is fastest there, "bfloat16" or "float32".
+    called by, of "tf32" "float32", and of "int8" and "int7" what else is fastest there, "bfloat16" or "float32".
 
     Raises ValueError for another precision, and for a target that has no kernels.
     """
     check_choice("transform.features_of", "precision", precision, PRECISIONS)
-    return fastest_features(target) if precision in QUANTIZED else precision
+    return fastest_features(target) if precision in QUANTIZED else WIDE if precision == TF32 else precision
 
 
 def gains(precision: str, target: tvm.target.Target | None = None) -> bool:
     """Whether "int8" or "int7" changes anything on `target`, by default the current one: where integers are not faster than
-    floats all layers stay as they are. Of "float32", "bfloat16" and "float16" False. ValueError as `features_of`."""
+    floats all layers stay as they are. Of other precisions False. ValueError as `features_of`."""
     check_choice("transform.gains", "precision", precision, PRECISIONS)
     return precision in QUANTIZED and has_integers(precision, target)
 
@@ -45,6 +57,9 @@ def to_precision(precision: str) -> tvm.transform.Pass:
     bfloat16 differ from float32 by 1.0% (relative L2), torch's by 1.1%. What other ops compute is float32; the casts around
     them fuse with them. Weights are cast where parameters are lifted or constants folded.
 
+    "tf32" is "float32" whose linear layers and convolutions multiply numbers of 11 bits, by a half of 2^-10 less exact; on CUDA
+    devices alone, elsewhere a ValueError when the pass runs.
+
     "int8" and "int7" are `features_of(precision)` with integer products in the layers that `IntegerProducts` finds; which
     target that is for is asked when the pass runs.
 
@@ -53,6 +68,14 @@ def to_precision(precision: str) -> tvm.transform.Pass:
     check_choice("transform.to_precision", "precision", precision, PRECISIONS)
     if precision == WIDE:
         return tvm.transform.Sequential([])
+    if precision == TF32:
+
+        @tvm.transform.module_pass(opt_level=0, name="ToTf32")
+        def to_tf32(mod: tvm.IRModule, context) -> tvm.IRModule:
+            check_precision(precision)
+            return Tf32Products()(mod)
+
+        return to_tf32
     if precision in QUANTIZED:
 
         @tvm.transform.module_pass(opt_level=0, name=f"To{precision.capitalize()}")

@@ -1,4 +1,4 @@
-"""Integer products in the layers of a model that gain by them and can bear them."""
+"""Other products than of floats as they are: integers in the layers that gain by them and can bear them, and TF32."""
 
 from collections.abc import Callable
 
@@ -7,18 +7,16 @@ from tvm import relax
 
 from tir_kernels.dispatch import implementation_for
 from tir_kernels.spec import Spec
-from tir_kernels.spec.linear import PRODUCTS, Linear
+from tir_kernels.spec.linear import INTEGERS, TF32, Linear
 
 from ..op.linear import spec_of as linear_spec
 from ..op.register import Op, check_choice, op_of
 from ..op.signature import Kind, bind
-from .rewrite import op_is, readers_of
+from .rewrite import Walk, op_is, readers_of, rewrite_pass
 
 # Input and output channels. Rounding a row costs as much as products with some hundred output channels save: with 256 and 256
 # a layer takes half of the time of float32, and about that of bfloat16 where the CPU has its dot product.
 LEAST = (256, 256)
-
-INTEGERS = PRODUCTS[1:]  # "int8", "int7"
 
 # Ops that have integer products: what kernel a call is for.
 SPECS: dict[str, Callable[..., Spec]] = {"linear": linear_spec}
@@ -58,6 +56,26 @@ def has_integers(products: str, target: tvm.target.Target | None = None) -> bool
     return _has_own(Linear(1024, 1024, products=products), Linear(1024, 1024), target)
 
 
+def Tf32Products() -> tvm.transform.Pass:
+    """Every op of ours that has the option `products`, and features of float32, gets "tf32"."""
+    return rewrite_pass("Tf32Products", _to_tf32)
+
+
+def _to_tf32(walk: Walk, call: relax.Call) -> relax.Call | None:
+    op = op_of(call)
+    if op is None or "products" not in op.signature.options:
+        return None
+    x = op.signature.arguments_of(call)["x"]
+    if str(x.ty.dtype) != "float32" or op.signature.options_of(call)["products"] not in (None, "float"):
+        return None
+    return op.with_more(call, {}, {"products": TF32})
+
+
+def has_tf32(target: tvm.target.Target | None = None) -> bool:
+    """Whether float32 can be multiplied as TF32 on `target`, by default the current one."""
+    return _has(Linear(64, 64, products=TF32), target)
+
+
 def _with_products(function: relax.Function, products: str) -> relax.Function:
     graph, builder = _Graph(function), relax.BlockBuilder()
 
@@ -87,10 +105,16 @@ def _differ(op: Op, *calls: relax.Call) -> bool:
 def _has_own(chosen: Spec, plain: Spec, target: tvm.target.Target | None = None) -> bool:
     """Whether the target has a kernel for `chosen` that is not that of `plain`. ValueError if it has none for `plain`."""
     other = implementation_for(plain, target)
+    return _has(chosen, target) and implementation_for(chosen, target) is not other
+
+
+def _has(spec: Spec, target: tvm.target.Target | None) -> bool:
+    """Whether the target has a kernel for a description."""
     try:
-        return implementation_for(chosen, target) is not other
-    except ValueError:  # no kernel of this kind of target has such products
+        implementation_for(spec, target)
+    except ValueError:
         return False
+    return True
 
 
 class _Graph:

@@ -251,6 +251,10 @@ def test_bad_options_are_one_line_and_no_work(capsys, monkeypatch, tmp_path, qui
         (["info", "--threads", "0"], "error: threads: expected an integer of at least 1, given 0"),
         (["info", "nowhere"], "error: artifacts: expected a folder with pipeline.json, given 'nowhere'"),
         (["compile"], "error: checkpoint: expected a checkpoint folder, or --preset, given neither"),
+        (
+            ["compile", "--preset", "tiny", "--precision", "tf32"],
+            "error: precision: expected one of 'float32', 'bfloat16', 'float16', 'int8', 'int7', given 'tf32', which only CUDA",
+        ),
         (["compile", "nowhere"], "error: checkpoint: expected a folder with pipeline.yaml"),
         (["view", "nothing.ply"], "error: path: "),
         (["view", "nothing.ply", "--views", "0"], "error: views: expected an integer of at least 1, given 0"),

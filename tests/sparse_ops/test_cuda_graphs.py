@@ -17,6 +17,7 @@ from sparse_ops.graphs import Captured
 from sparse_ops.program import tensors_of
 from tests.cuda_device import cuda_graphs, cuda_target, device
 from tests.sparse_ops.walk import CASES, case_id, example_module, example_of
+from tir_kernels import guards
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +95,33 @@ def plainly(function, *arrays):
 
 def assert_same(outs, expected):
     assert [(out.shape, out.tobytes()) for out in outs] == [(out.shape, out.tobytes()) for out in expected]
+
+
+def test_calls_without_a_graph_wait_once(monkeypatch):
+    """Of several calls that refuse something it is the first whose words are raised, before those of what fails on the host."""
+    events, program = [], network()
+    devices.use_cuda_graphs(False)
+    read = guards.read_status
+    monkeypatch.setattr(guards, "read_status", lambda status: (events.append("read"), read(status)))
+
+    def run(x, index):
+        h = x
+        for _ in range(3):
+            h = program["select"](h, index)
+            events.append("called")
+        return [h]
+
+    x, index = arguments(9)
+    (out,) = Captured(run, device())(x, index)
+    assert events == ["called"] * 3 + ["read"] * 3
+    assert_same([out], plainly(run, x, index))
+    index[4] = 9
+    with pytest.raises(ValueError, match="index: entry 4 is 9, expected a row from 0 to 8, or -1"):
+        Captured(run, device())(x, index)
+    with pytest.raises(ValueError, match="index: entry 4 is 9"):
+        Captured(lambda x, index: [program["select"](*run(x, index), x)], device())(x, index)  # no index at all
+    index[4] = 0
+    assert_same(Captured(run, device())(x, index), plainly(run, x, index))
 
 
 def test_steps_of_a_sampler_are_one_launch_with_the_same_bits():

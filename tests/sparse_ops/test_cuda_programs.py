@@ -1,5 +1,7 @@
 """Programs, eager calls and components on the emulated CUDA device: where tensors lie, what is refused, what artifacts say."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from sparse_ops.torch import spconv
 from tests.cuda_device import cuda_target, device
 from tests.sparse_ops.walk import module_of
 from tests.tolerance import assert_close
+from tir_kernels.dispatch import host_target
 
 rng = np.random.default_rng(3)
 X = rng.standard_normal((70, 8)).astype("float32")
@@ -97,6 +100,51 @@ def test_components_are_saved_for_a_device_and_loaded(precision, tmp_path):
     assert loaded(tvm.runtime.tensor(X, device())).device == device()
 
 
+def test_tf32_is_asked_for(tmp_path):
+    """Components say so, and differ from float32 by no more than TF32 rounds."""
+    component = ported(target=cuda_target(), precision="tf32")  # compared with torch as it is made
+    folder = component.save(tmp_path / "network")
+    assert json.loads((folder / "manifest.json").read_text())["precision"] == "tf32"
+    loaded = Component.load(folder)
+    assert {spec.runs_in for spec in loaded.manifest.packed if len(spec.shape) == 2} == {"tf32"}
+    found, exact = loaded(X), ported(target=cuda_target())(X)
+    assert_close(found, exact, 2, dtype="float16")  # two layers; TF32 has as many bits
+    with pytest.raises(AssertionError):
+        assert_close(found, exact, 24 + 70)
+
+
+def test_eager_calls_of_tf32():
+    weight, x = rng.standard_normal((9, 8)).astype("float32"), tvm.runtime.tensor(X, device())
+    exact, on_cpu = F.linear(x, weight).numpy(), F.linear(X, weight)
+    devices.use_tf32()
+    try:
+        found = F.linear(x, weight).numpy()
+        np.testing.assert_array_equal(F.linear(X, weight), on_cpu)
+    finally:
+        devices.use_tf32(False)
+    np.testing.assert_array_equal(F.linear(x, weight).numpy(), exact)
+    assert_close(found, exact, dtype="float16")
+    with pytest.raises(AssertionError):
+        assert_close(found, exact, 8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: build(module_of(op.gather_rows, (X, INDEX), [("n", 8), ("m",)]), host_target(), precision="tf32"),
+        lambda: ported(precision="tf32"),
+    ],
+    ids=["build", "port_component"],
+)
+def test_no_cpu_has_tf32(make):
+    words = (
+        "precision: expected one of 'float32', 'bfloat16', 'float16', 'int8', 'int7', given 'tf32', which only CUDA devices "
+        "have, and a target of kind 'llvm'"
+    )
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
 def test_integer_products_are_float16_on_a_device():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
@@ -105,7 +153,8 @@ def test_integer_products_are_float16_on_a_device():
         component = port_component(model, inputs, "network", precision="int8", target=cuda_target(), check=False)
     expected = port_component(model, inputs, "network", precision="float16", target=cuda_target(), check=False)
     assert component.manifest.packed == expected.manifest.packed
-    with pytest.raises(ValueError, match="component: expected one with layers of integer products, given 'network'"):
+    words = "component: expected one with layers of integer products, given 'network' of precision int8: CUDA devices have none"
+    with pytest.raises(ValueError, match=words):
         calibrate(component, [inputs], {name: value.numpy() for name, value in model.state_dict().items()})
 
 
@@ -184,3 +233,27 @@ def test_layers_of_torch_run_for_the_target_in_scope():
         found = call()
     assert found.device.type == "cpu"
     assert_close(found.numpy(), expected.numpy(), 27 * 4, dtype="float32")
+
+
+def test_a_map_of_torch_serves_where_it_was_built():
+    """Layers with one key, and tensors on the same indices, build another; the ops refuse it."""
+    torch.manual_seed(2)
+    down, up = spconv.SparseConv3d(4, 8, 3, 2, 1, indice_key="down"), spconv.SparseInverseConv3d(8, 4, 3, indice_key="down")
+    same = spconv.SubMConv3d(4, 4, 3, indice_key="same")
+    indices = (torch.rand(1, 5, 5, 5) < 0.4).nonzero().int().contiguous()
+    x = spconv.SparseConvTensor(torch.randn(len(indices), 4), indices, [5, 5, 5], 1)
+    with torch.no_grad():
+        same_of_cpu = same(x)
+        down_of_cpu = down(same_of_cpu)
+        expected = up(down_of_cpu).features
+        with cuda_target():
+            for start in (x, same_of_cpu):  # without maps, and with those that the CPU left under the keys
+                found = up(down(same(start).replace_feature(same_of_cpu.features)))
+                assert_close(found.features.numpy(), expected.numpy(), 27 * 12)
+            assert_close(up(down_of_cpu).features.numpy(), expected.numpy(), 27 * 12)
+        pairs = found.find_indice_pair("same").indice_pairs
+    assert torch.equal(pairs, same_of_cpu.find_indice_pair("same").indice_pairs)
+    arrays = torch.ops.sparse_ops.submanifold_map(indices, [3, 3, 3])
+    words = "kernel_map: expected one that was built for a CUDA device, where this call runs, given one for a CPU"
+    with cuda_target(), pytest.raises(ValueError, match=words):
+        torch.ops.sparse_ops.sparse_conv(x.features, same.weight.detach(), *arrays, indices)

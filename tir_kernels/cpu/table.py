@@ -8,6 +8,7 @@ import tvm
 from ..implementation import Implementation, Kernel, Target
 from ..layout import MapLayout, PairsByBlock, WeightLayout
 from ..spec import Spec
+from ..spec.linear import TF32
 from . import (
     attention,
     batch_offsets,
@@ -87,6 +88,8 @@ def on_cpu(
             return f"dtype: expected bfloat16, given {spec.dtype}"
         if dot and not isa.bf16_dot:
             return f"expected an instruction that multiplies pairs of bfloat16, which {isa.name} has not"
+        if getattr(spec, "products", "float") == TF32:
+            return "products: expected 'float' or integers, as a CPU multiplies float32 as it is, given 'tf32'"
         if integer and spec.products == "float":
             return "products: expected integers, given 'float'"
         if integer and not isa.integer:

@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..guards import RAISE_EDGE, RAISE_KERNEL_SIZE
+from ..guards import RAISE_EDGE, RAISE_KERNEL_SIZE, RAISE_VOXELS
 from ..script import drop_parameters
 from ..spec.conv3d import Conv3d, reach
 from .epilogue import Epilogue
@@ -20,6 +20,8 @@ from .launch import THREADS, left_to_nvcc
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
 from .tensor_core import Gemm, Operand, Steps, tile_for
 from .vectors import width
+
+MOST_VOXELS = 2**31 - 1 - 128  # of a batch element, numbered by int32 up to the end of the last tile
 
 SIDE = 32  # channels, and places, that a block exchanges at a time
 
@@ -59,7 +61,7 @@ def conv3d(spec: Conv3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
     taps, (_, kernel_h, kernel_w) = geometry.taps, geometry.kernel
     vector = width(dtype)
     channels = -(-cin // vector) * vector
-    gemm = Gemm(tile_for(cout, dtype), dtype, channels)
+    gemm = Gemm(tile_for(cout, dtype), dtype, channels, spec.products)
     tile = gemm.tile
     across = -(-cout // tile.cols)
 
@@ -149,7 +151,7 @@ def conv3d(spec: Conv3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle):
-        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("conv3d", dtype, str(tile))})
+        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("conv3d", gemm.of, str(tile))})
         x = match_buffer(x_, (batch, cin, *size), dtype)
         weight = match_buffer(weight_, (cout, cin, *geometry.kernel), dtype)
         bias = match_buffer(bias_, (cout,), "float32")
@@ -158,6 +160,8 @@ def conv3d(spec: Conv3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
         check_size()
         voxels_in: T.let = size[0] * size[1] * size[2]
         voxels: T.let = size_out[0] * size_out[1] * size_out[2]
+        if T.max(voxels_in, voxels) > MOST_VOXELS:
+            T.call_packed(RAISE_VOXELS, T.max(voxels_in, voxels), T.int64(MOST_VOXELS))
         flat = T.decl_buffer((batch, cin, voxels_in), dtype, data=x.data)
         flat_weight = T.decl_buffer((T.int64(cout), T.int64(cin), T.int64(taps)), dtype, data=weight.data)
         flat_out = T.decl_buffer((batch, cout, voxels), dtype, data=out.data)

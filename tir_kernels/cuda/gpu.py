@@ -8,6 +8,7 @@ from tvm_ffi.structural import DefRegionKind, structural_map
 
 ON_DEVICE = "tir_kernels.on_device"  # attribute of kernels that run on a device
 REGISTERS = "tir_kernels.registers"  # attribute, see `stating`
+MULTIPLIES = "tir_kernels.multiplies"  # attribute: in which numbers a kernel multiplies by its weight, its second buffer
 
 WARP = 32  # threads that run together
 LEAST = (8, 0)  # cp.async and tensor cores for bfloat16 and TF32
@@ -107,5 +108,5 @@ def stating(kernel: tvm.tirx.PrimFunc, registers: int) -> tvm.tirx.PrimFunc:
 
 def kernel_name(op: str, dtype: str = "", tile: str = "") -> str:
     """`<op>_<dtype>_<tile>__cuda`, for example `implicit_gemm_f16_128x64__cuda`."""
-    short = {"": "", "float32": "_f32", "bfloat16": "_bf16", "float16": "_f16", "int32": "_i32"}[dtype]
+    short = {"": "", "float32": "_f32", "bfloat16": "_bf16", "float16": "_f16", "int32": "_i32"}.get(dtype, f"_{dtype}")
     return f"{op}{short}{'_' if tile else ''}{tile}__cuda"

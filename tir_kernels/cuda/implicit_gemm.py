@@ -21,13 +21,13 @@ from .launch import left_to_nvcc
 from .map_sums import Fit, TileOfSlots, fill_unfit
 from .neighbour_table import TILE_ROWS, Table, match_table
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
-from .tensor_core import VECTOR, Gemm, Operand, Steps, tile_for
+from .tensor_core import VECTOR, Gemm, Operand, Steps, products_of, tile_for
 from .vectors import aligned
 
 
 def shared(spec: SparseConv, gpu: Gpu) -> SparseConv:
     """One kernel serves kernels of all sizes."""
-    return replace(spec, kernel=(1, 1, 1), products="float")
+    return replace(spec, kernel=(1, 1, 1), products=products_of(spec))
 
 
 @cache
@@ -35,7 +35,7 @@ def implicit_gemm(spec: SparseConv, gpu: Gpu) -> tvm.tirx.PrimFunc:
     """See `SparseConv`."""
     cin, cout, groups, dtype, has_residual = spec.cin, spec.cout, spec.groups, spec.dtype, spec.has_residual
     depth, width = spec.group_cin, spec.group_cout
-    gemm = Gemm(tile_for(width, dtype), dtype, depth)
+    gemm = Gemm(tile_for(width, dtype), dtype, depth, spec.products)
     tile = gemm.tile
     assert tile.rows == TILE_ROWS
     across_group = -(-width // tile.cols)
@@ -91,7 +91,7 @@ def implicit_gemm(spec: SparseConv, gpu: Gpu) -> tvm.tirx.PrimFunc:
         status_: T.handle,
         out_: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("implicit_gemm", dtype, str(tile))})
+        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("implicit_gemm", gemm.of, str(tile))})
         n, m, kx, ky, kz = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
         feats = match_buffer(feats_, (n, cin), dtype)
         weight = match_buffer(weight_, (cout, kx, ky, kz, depth), dtype)

@@ -15,13 +15,13 @@ from .gpu import Gpu, kernel_name, stating
 from .guards import batch_element, check_batch_index, match_status, reporting
 from .launch import left_to_nvcc
 from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
-from .tensor_core import VECTOR, Gemm, Operand, Steps, tile_for
+from .tensor_core import VECTOR, Gemm, Operand, Steps, products_of, tile_for
 from .vectors import aligned
 
 
 def shared(spec: Linear, gpu: Gpu) -> Linear:
     """One kernel for all layers with the same results."""
-    return replace(spec, out_dtype=spec.out_dtype or spec.dtype, products="float")
+    return replace(spec, out_dtype=spec.out_dtype or spec.dtype, products=products_of(spec))
 
 
 @cache
@@ -30,7 +30,7 @@ def linear(spec: Linear, gpu: Gpu) -> tvm.tirx.PrimFunc:
     cin, cout, dtype = spec.cin, spec.cout, spec.dtype
     has_residual, has_gate, has_index = spec.has_residual, spec.has_gate, spec.has_index
     out_dtype = spec.out_dtype or dtype
-    gemm = Gemm(tile_for(cout, dtype), dtype, cin)
+    gemm = Gemm(tile_for(cout, dtype), dtype, cin, spec.products)
     tile = gemm.tile
     across = -(-cout // tile.cols)
 
@@ -79,7 +79,7 @@ def linear(spec: Linear, gpu: Gpu) -> tvm.tirx.PrimFunc:
         status_: T.handle,
         out_: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("linear", dtype, str(tile))})
+        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("linear", gemm.of, str(tile))})
         n, batch = T.int64(), T.int64()
         x = match_buffer(x_, (n, cin), dtype)
         weight = match_buffer(weight_, (cout, cin), dtype)

@@ -16,8 +16,11 @@ from ..spec.pool import Pool
 from .gpu import Gpu, kernel_name
 from .guards import check_map, match_status, reporting
 from .launch import THREADS, blocks_for, left_to_nvcc
+from .map_sums import fill_unfit
 from .neighbour_table import TILE_ROWS, match_table
 from .vectors import load_vector, store_vector, width
+
+FILLING = 64  # blocks that write a result where a map does not fit
 
 
 @cache
@@ -28,10 +31,12 @@ def pool(spec: Pool, gpu: Gpu) -> tvm.tirx.PrimFunc:
     pieces = channels // lanes  # of a row
 
     @inline
-    def check(status, map_rows, n, m, taps):
-        with T.launch_thread("blockIdx.x", 1):
-            T.launch_thread("threadIdx.x", 1)
-            check_map(status, map_rows, n, m, taps, taps)
+    def check(status, map_rows, n, m, taps, out):
+        with T.launch_thread("blockIdx.x", FILLING) as block:
+            thread = T.launch_thread("threadIdx.x", THREADS)
+            if T.And(block == 0, thread == 0):
+                check_map(status, map_rows, n, m, taps, taps)
+            fill_unfit(out, block, FILLING, thread, THREADS, T.And(map_rows[0] == n, map_rows[1] == m))
 
     @inline
     def add_taps(x, neighbours, tiles, value, count, n, tile, slot, c):
@@ -101,7 +106,7 @@ def pool(spec: Pool, gpu: Gpu) -> tvm.tirx.PrimFunc:
         # Each thread counts on its own, at its first channel.
         sums = T.alloc_buffer((T.Select(groups > 1, m, T.int64(0)), channels), "float32")
         counts = T.alloc_buffer((T.Select(groups > 1, m, T.int64(0)), channels), "int32")
-        check(status, map_rows, n, m, taps)
+        check(status, map_rows, n, m, taps, out)
         for group in range(groups):
             reduce_group(
                 *(x, table.neighbours, table.order, table.tiles, out, sums, counts),

@@ -8,6 +8,7 @@ import tvm
 from ..implementation import Implementation, Kernel, Target
 from ..layout import MapLayout, WeightLayout
 from ..spec import Spec
+from ..spec.linear import TF32
 from . import (
     attention,
     batch_offsets,
@@ -39,6 +40,7 @@ from . import (
     sites,
     softmax,
     subdivide,
+    tensor_core,
     trilinear,
     union,
     unique,
@@ -46,7 +48,7 @@ from . import (
     weight_gradient,
     windows,
 )
-from .gpu import Gpu, on_device
+from .gpu import MULTIPLIES, Gpu, on_device
 from .neighbour_table import NEIGHBOURS
 
 
@@ -66,14 +68,17 @@ def on_cuda(
         if target.kind.name != "cuda":
             return f"expected a target of kind 'cuda', given kind {target.kind.name!r}"
         gpu = Gpu.of(target)
-        if getattr(spec, "products", "float") != "float":
-            return f"products: expected 'float', given {spec.products!r}"
+        if getattr(spec, "products", "float") not in ("float", TF32):
+            return f"products: expected 'float' or 'tf32', given {spec.products!r}"
         return gpu.problem() or (refuses(spec, gpu) if refuses else None)
 
     def make(spec: Spec, target: Target) -> Kernel:
         gpu = Gpu.of(target)
-        function, layout = build(shared(spec, gpu) if shared else spec, gpu), weight(spec, gpu) if weight else None
-        return Kernel(name, on_device(function), layout and replace(layout, pack=on_device(layout.pack)), map_layout)
+        own = shared(spec, gpu) if shared else spec
+        function, layout = on_device(build(own, gpu)), weight(spec, gpu) if weight else None
+        if hasattr(own, "products"):
+            function = function.with_attr(MULTIPLIES, spec.dtype if own.products == "float" else own.products)
+        return Kernel(name, function, layout and replace(layout, pack=on_device(layout.pack)), map_layout)
 
     return Implementation(name, accepts, make)
 
@@ -86,7 +91,7 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "build_index": (on_cuda(coordinate_index.build_index),),
     "channel_affine": (on_cuda(channel_affine.channel_affine),),
     "channel_layer_norm": (on_cuda(channel_layer_norm.channel_layer_norm),),
-    "conv3d": (on_cuda(conv.conv3d),),
+    "conv3d": (on_cuda(conv.conv3d, shared=tensor_core.shared),),
     "checksum": (on_cuda(checksum.checksum),),
     "copy_sites": (on_cuda(sites.copy_sites),),
     "count_cuts": (on_cuda(serialize.count_cuts),),

@@ -9,19 +9,21 @@ A chunk is 16 bytes. Chunks of a row lie in an order that depends on the row (`s
 
 Sums are float32. float32 itself is multiplied as three products of TF32: each factor is a number of 11 bits and a rest, and
 only the product of the rests is dropped. Tensor cores cut off where they add, so what eight channels give begins at zero and is
-added to the sums by an addition that rounds.
+added to the sums by an addition that rounds. On request it is one product, of the factors rounded to 11 bits.
 
 Zeros that stand for nothing, and rests of infinite numbers, make NaN of infinities. So sums that are NaN are made again, one
 product at a time.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm
 from tvm.script import tirx as T
 
-from .gpu import WARP
+from ..spec import Spec
+from ..spec.linear import TF32
+from .gpu import WARP, Gpu
 from .shared_memory import copy_elements, load, load_vector, store_pair
 from .shared_memory import store as store_one
 from .vectors import BYTES as CHUNK
@@ -33,6 +35,7 @@ MMA = {
     "float32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
 }
 LOAD_FRAGMENT = "ldmatrix.sync.aligned.m8n8.x4.shared.b16"
+ROUND = "cvt.rna.tf32.f32"
 COPY = "cp.async.cg.shared.global"
 VECTOR = 4  # columns that a thread finishes at once
 PADDING = 8  # columns between staged rows, which puts the rows of a fragment into different banks
@@ -84,11 +87,17 @@ class Steps:
 
 @dataclass(frozen=True)
 class Gemm:
-    """The products of a tile: `dtype` of the factors; `channels` that are summed for each tap."""
+    """The products of a tile: `dtype` of the factors; `channels` summed for each tap; `products`: "float" or "tf32"."""
 
     tile: Tile
     dtype: str
     channels: int
+    products: str = "float"
+
+    @property
+    def of(self) -> str:
+        """What is multiplied, for the name of a kernel."""
+        return self.dtype if self.products == "float" else self.products
 
     @property
     def vector(self) -> int:
@@ -230,7 +239,6 @@ class Gemm:
         warp, lane = thread // WARP, thread % WARP
         first_row = T.bind(warp // self.tile.warps[1] * self.warp_rows + lane % 16)
         first_column = T.bind(self.tile.rows + warp % self.tile.warps[1] * self.warp_cols + lane // 16 * 8 + lane % 8)
-        exact = self.dtype != "float32"
         a = T.alloc_buffer((down, 4), "uint32", scope="local")
         b = T.alloc_buffer((across // 2, 4), "uint32", scope="local")
         for k in range(self.chunks // 2):
@@ -242,16 +250,25 @@ class Gemm:
             with T.unroll(across // 2) as j:
                 words = (b[j, word] for word in range(4))
                 T.evaluate(T.ptx[LOAD_FRAGMENT](*words, shared.ptr_to([stage, first_column + j * 16, of_weight])))
-            if exact:
-                self._add(sums, a, b)
-            else:
+            if self.of == "float32":
                 self._add_split(sums, a, b)
+                continue
+            if self.of == TF32:
+                self._round(a, down)
+                self._round(b, across // 2)
+            self._add(sums, a, b)
 
     def _mma(self, sums, at, a, i, b, j) -> None:
         """Emit: 16 x 8 sums += one product."""
         own = [sums[(*at, k)] for k in range(4)]
         words = [a[i, word] for word in range(4)], [b[j // 2, j % 2 * 2 + word] for word in range(2)]
         T.evaluate(T.ptx[MMA[self.dtype]](*own, *words[0], *words[1], *own))
+
+    @staticmethod
+    def _round(words, count: int) -> None:
+        """Emit: float32 to the nearest number of 11 bits; what is larger than all of them becomes infinite."""
+        with T.unroll(count) as i, T.unroll(4) as word:
+            T.evaluate(T.ptx[ROUND](words[i, word], T.reinterpret("float32", words[i, word])))
 
     def _add(self, sums, a, b) -> None:
         with T.unroll(self.warp_rows // 16) as i, T.unroll(self.warp_cols // 8) as j:
@@ -354,3 +371,13 @@ def tile_for(columns: int, dtype: str) -> Tile:
     """The tile for a result of so many columns: the narrowest that has them, or the widest."""
     tiles = FLOAT32 if dtype == "float32" else NARROW_TYPES
     return next((tile for tile in tiles if columns <= tile.cols), tiles[-1])
+
+
+def products_of(spec: Spec) -> str:
+    """How factors are multiplied: "tf32" of float32 that asks for it, else "float"."""
+    return TF32 if spec.products == TF32 and spec.dtype == "float32" else "float"
+
+
+def shared(spec: Spec, gpu: Gpu) -> Spec:
+    """One kernel where `products` change nothing."""
+    return replace(spec, products=products_of(spec))

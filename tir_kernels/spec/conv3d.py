@@ -63,8 +63,8 @@ class Conv3d(Spec):
 
     x `dtype` [B, cin, D, H, W]; weight `dtype` [cout, cin, *geometry.kernel], packed; bias float32 [cout]; residual, out
     `dtype` [B, cout, D', H', W']; `size_out`: (D', H', W'), None where only the running kernel will know; `activation`: one of
-    `ACTIVATIONS`; `padding_mode`: one of `PADDING_MODES`. Sums are float32. Raises ValueError when the kernel is larger
-    than the padded input, and where there is no edge to replicate.
+    `ACTIVATIONS`; `padding_mode`: one of `PADDING_MODES`; `products`: "float", or "tf32" as in `Linear`. Sums are float32.
+    Raises ValueError when the kernel is larger than the padded input, and where there is no edge to replicate.
     """
 
     family: ClassVar[str] = "conv3d"
@@ -76,6 +76,7 @@ class Conv3d(Spec):
     has_residual: bool = False
     activation: str = "none"
     padding_mode: str = "zeros"
+    products: str = "float"
 
     @property
     def edges(self) -> tuple[int, ...]:

@@ -11,7 +11,10 @@ import numpy as np
 from . import Spec
 from .activation import ACTIVATIONS
 
-PRODUCTS = ("float", "int8", "int7")
+TF32 = "tf32"  # float32 by factors of 11 bits, as tensor cores take them
+INTEGERS = ("int8", "int7")
+OF_FLOATS = ("float", TF32)
+PRODUCTS = (*OF_FLOATS, *INTEGERS)
 
 
 def naive(x, weight, bias=None, residual=None, activation="none", gate=None, batch_index=None):
@@ -41,6 +44,7 @@ class Linear(Spec):
 
     `products`, one of `PRODUCTS`: "int8" for integer products of at least 8 bits where the CPU gains by them, "int7" for at
     least 7 bits of x; the layer is then computed as `spec.int8_linear` says. Where nothing is gained it is computed as "float".
+    "tf32", of float32: each factor is rounded to 11 bits, of which no CPU has kernels; of narrower types it is "float".
     """
 
     family: ClassVar[str] = "linear"

@@ -31,7 +31,7 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.nn import spec
 
-from sam3d_tvm.checks import check_choice, check_size
+from sam3d_tvm.checks import check_size
 from sam3d_tvm.fingerprint import fingerprint
 from sam3d_tvm.models.slat_generator.config import ALL_SAVINGS, FACTOR, Savings, SlatConfig
 from sam3d_tvm.models.sparse_blocks import ModulatedCrossBlock, SparseResBlock3d, TimestepEmbedder, absolute_positions
@@ -55,7 +55,7 @@ from sparse_ops.nn import (
 from sparse_ops.nn.carrier import emit
 from sparse_ops.op.signature import FLOATS
 from sparse_ops.program import Program
-from sparse_ops.transform.precision import PRECISIONS, features_of
+from sparse_ops.transform.precision import check_precision, features_of
 from tir_kernels.dispatch import current_target
 
 FINAL_NORM_EPS = 1e-5
@@ -73,7 +73,7 @@ def compile_model(
 ) -> Program:
     """Compile the parts for `target`, by default this CPU, and load them. Weights are not part of the result.
 
-    `precision`: one of `PRECISIONS`, see `sparse_ops.transform.precision.to_precision`; x, times, tokens and velocities
+    `precision`: one that the target has, see `sparse_ops.transform.precision.to_precision`; x, times, tokens and velocities
     are float32 in any. Packed bfloat16 weights take half of the memory where the target has an instruction for their dot
     product, elsewhere as much as float32 ones.
 
@@ -81,7 +81,7 @@ def compile_model(
     precision, ValueError and ImportError as `sparse_convolutions.convolution`.
     """
     one_block = dataclasses.replace(config, num_blocks=1)
-    check_choice("precision", precision, PRECISIONS)
+    check_precision(precision, target)
     options = {"sparse_backend": sparse_backend, "parent_convolution": savings.parent_convolution}
     model = SlatFlow(one_block, features_of(precision, target), **options)
     configuration = {"slat": dataclasses.asdict(one_block), **options, "source": fingerprint(__package__)}
@@ -107,7 +107,8 @@ def slat_component(
     model = SlatFlow(dataclasses.replace(config, num_blocks=1), features_of(precision, target))
     first = [key for key, _ in model.named_parameters() if key.startswith(FIRST_BLOCK)]
     blocks = [{key: f"blocks.{i}." + key.removeprefix(FIRST_BLOCK) for key in first} for i in range(1, config.num_blocks)]
-    parts = model.specs()
+    with current_target(target):  # maps have other dimensions on a device
+        parts = model.specs()
     copies = {part: blocks for part in parts if part.startswith(BLOCK)}
     return component_from_nn(model, parts, name, state, precision=precision, target=target, copies=copies)
 

@@ -23,6 +23,7 @@ from torch import fx
 from .registry import name_of
 
 SHARES = {"int8": 0.02, "int7": 0.035}
+EPSILONS = {"tf32": 2.0**-10}  # of what is no dtype
 IS_ROUNDING = " is rounding"  # ends what is said of values that are too far apart
 C = 4.0  # see above: a random walk of roundings, the worst of very many values, in two computations
 PRODUCTS = {"linear": 1, "mm": 1, "bmm": 1, "addmm": 2, "baddbmm": 2, "matmul": 1, "convolution": 1}  # place of the weight
@@ -183,7 +184,7 @@ def difference(mine: torch.Tensor, theirs: torch.Tensor, precision: str, depth: 
     if precision in SHARES:
         return _share(np.where(finite, a, 0), np.where(finite, b, 0), SHARES[precision] * math.sqrt(max(layers, 1)))
     kinds = {str(theirs.dtype).removeprefix("torch."), "float32", precision}
-    epsilon = max(float(ml_dtypes.finfo(kind).eps) for kind in kinds)  # sums are float32 at best
+    epsilon = max(EPSILONS.get(kind) or float(ml_dtypes.finfo(kind).eps) for kind in kinds)  # sums are float32 at best
     scale = np.abs(b[finite]).max(initial=0.0) or 1.0
     allowed = C * math.sqrt(max(depth, 1.0)) * epsilon * scale
     error = np.abs(a[finite] - b[finite]).max(initial=0.0)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tir_kernels.dispatch import host_target
 from tir_kernels.layout import PairsByBlock
 
 from ...eager.arrays import describe
@@ -105,7 +106,8 @@ class IndiceData:
 
     def _both_pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self._pairs is None:
-            pair_in, pair_out, segment, _ = self._built.arrays
+            with host_target():  # whose maps are pairs
+                pair_in, pair_out, segment, _ = self._built.arrays
             block_rows = PairsByBlock.block_rows(len(self.out_indices))
             sides = pairs_by_tap(pair_in, pair_out, segment, block_rows)
             pairs = torch.full((2, len(sides[0]), len(self.indices)), -1, dtype=torch.int32)

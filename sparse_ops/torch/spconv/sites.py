@@ -5,6 +5,8 @@ long as a tensor on these voxels, or an entry of an `indice_dict` that names the
 """
 
 import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -12,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.sites import out_extent
 
+from ...devices import place
 from ...eager.arrays import as_tensor
 from ...eager.call import CoordinateIndex
 from ...eager.checksum import checksum
@@ -63,18 +66,37 @@ def widen(values, fill: int) -> list:
     return [fill] * (MOST_AXES - len(values)) + list(values)
 
 
-class Built:
-    """A kernel map, as its four tensors, and the voxels on its output side; None where these are those of the input."""
+def _here() -> tuple[str, int] | None:
+    """For what maps are built: the place where calls run, None where none does."""
+    return None if torch.compiler.is_compiling() else place()
 
-    def __init__(self, arrays, target: "Sites | None"):
-        self.arrays, self.target = tuple(arrays), target
-        self._inverse: tuple[torch.Tensor, ...] | None = None
+
+class Built:
+    """A kernel map, and the voxels on its output side; None where these are those of the input.
+
+    `make()` returns its four tensors for the place where calls run now: devices read other arrays than CPUs. `arrays`: what it
+    would return here, if that is there already.
+    """
+
+    def __init__(self, make: Callable[[], Sequence[torch.Tensor]], target: "Sites | None", arrays=None):
+        self._make, self.target = make, target
+        self._arrays = {} if arrays is None else {_here(): tuple(arrays)}
+        self._inverse: dict[object, tuple[torch.Tensor, ...]] = {}
+
+    @property
+    def arrays(self) -> tuple[torch.Tensor, ...]:
+        """The four tensors, for the place where calls run."""
+        here = _here()
+        if here not in self._arrays:
+            self._arrays[here] = tuple(self._make())
+        return self._arrays[here]
 
     def inverse(self, source: "Sites") -> tuple[torch.Tensor, ...]:
         """The map back to `source`, on which this one was built."""
-        if self._inverse is None:
-            self._inverse = tuple(CALLS["inverse_map"](*self.arrays, source.coords))
-        return self._inverse
+        here = _here()
+        if here not in self._inverse:
+            self._inverse[here] = tuple(CALLS["inverse_map"](*self.arrays, source.coords))
+        return self._inverse[here]
 
 
 class Sites:
@@ -107,8 +129,8 @@ class Sites:
 
     def submanifold(self, geometry: Geometry) -> Built:
         if geometry not in self._maps:
-            arrays = CALLS["submanifold_map"](self.coords, geometry.kernel, geometry.dilation, index=self._index)
-            self._maps.setdefault(geometry, Built(arrays, None))
+            make = partial(CALLS["submanifold_map"], self.coords, geometry.kernel, geometry.dilation, index=self._index)
+            self._maps.setdefault(geometry, Built(make, None))
         return self._maps[geometry]
 
     def strided(self, geometry: Geometry, spatial_shape: list[Size]) -> tuple[Built, "Sites", list[Size]]:
@@ -126,7 +148,8 @@ class Sites:
         built = self._maps.get(key)
         if built is not None and not built.target.changed:
             return built, built.target.again(), list(behind)
-        coords, *arrays = CALLS["strided_map"](
+        make = partial(
+            CALLS["strided_map"],
             self.coords,
             geometry.kernel,
             geometry.stride,
@@ -137,7 +160,8 @@ class Sites:
             output_padding=geometry.output_padding,
             index=self._index,
         )
-        built = self._maps[key] = Built(arrays, made_sites(narrow_coords(coords, axes), coords))
+        coords, *arrays = make()
+        built = self._maps[key] = Built(lambda: make()[1:], made_sites(narrow_coords(coords, axes), coords), arrays)
         return built, built.target, list(behind)
 
     def again(self) -> "Sites":

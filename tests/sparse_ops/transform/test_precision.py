@@ -146,6 +146,6 @@ def test_24_blocks_stay_within_two_percent(precision, share):
 
 def test_wrong_precision():
     with pytest.raises(
-        ValueError, match=r"precision: expected one of 'float32', 'bfloat16', 'float16', 'int8', 'int7', given 'int4'"
+        ValueError, match=r"precision: expected one of 'float32', 'tf32', 'bfloat16', 'float16', 'int8', 'int7', given 'int4'"
     ):
         to_precision("int4")

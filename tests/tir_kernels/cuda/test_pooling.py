@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.cuda_emulator import same_bits
+from tests.cuda_emulator import same_bits, strict
 from tests.tir_kernels.cuda.maps import neighbour_table
 from tests.tir_kernels.cuda.on_device import run
 from tests.tolerance import assert_close
@@ -74,3 +74,6 @@ def test_map_of_other_rows():
     arrays = neighbour_table(np.zeros((3, 4), "int32"), 6, 1)
     with pytest.raises(ValueError, match=r"^kernel_map: expected a map from 5 input rows to 4 output rows"):
         run(Pool(2, Reduction("max")), [features(5, 2), *arrays], [((4, 2), "float32")])
+    with strict(copies=True):  # a result of other rows is written all the same
+        (out,) = run(Pool(2, Reduction("sum")), [features(5, 2), *arrays], [((6, 2), "float32")], read=False)
+    assert out.shape == (6, 2) and not out[4:].any()

@@ -9,12 +9,13 @@ import pytest
 import tvm
 import tvm_ffi
 
-from tests.cuda_device import device
+from tests.cuda_device import cuda_target, device
 from tests.cuda_emulator import clear_statistics, same_bits, statistics
 from tests.tir_kernels.cuda.maps import neighbour_table, random_table
 from tests.tir_kernels.cuda.on_device import run
 from tests.tolerance import assert_close
 from tir_kernels.cuda.partial_sums import LEAST_STEPS
+from tir_kernels.dispatch import host_target, kernel_for
 from tir_kernels.spec import conv3d, linear, sparse_conv, weight_gradient
 from tir_kernels.spec.conv3d import Conv3d
 from tir_kernels.spec.geometry import Geometry
@@ -165,26 +166,95 @@ def test_float32_is_as_accurate_as_float32():
         assert_close(high @ weight.T, expected, cin)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_infinities_and_nan(dtype):
+def rounded(values: np.ndarray) -> np.ndarray:
+    """To the nearest numbers of 11 bits, ties away from zero."""
+    return (values.view("uint32") + np.uint32(0x1000) & np.uint32(0xFFFFE000)).view("float32")
+
+
+TF32 = [
+    Linear(200, 72, products="tf32"),
+    Linear(33, 24, products="tf32"),
+    SparseConv(20, 36, KERNEL, products="tf32"),
+    SparseConv(32, 64, KERNEL, products="tf32", groups=2),
+    SparseConv(6, 15, KERNEL, products="tf32", groups=3),  # of channels too few for tensor cores
+    Conv3d(9, 12, Geometry((3, 1, 2), (2, 1, 2), (1, 0, 1), (1, 1, 2)), products="tf32"),
+]
+
+
+def tf32_example(rng, spec, exact: bool):
+    """Inputs, and the result of the oracle: of factors as they are, or of 11 bits."""
+    factor = (lambda values: values) if exact else rounded
+    bias = array(rng, spec.cout)
+    if isinstance(spec, Linear):
+        x, weight = array(rng, (130, spec.cin)), array(rng, (spec.cout, spec.cin))
+        return [x, weight, bias], linear.naive(factor(x), factor(weight), bias)
+    if isinstance(spec, Conv3d):
+        geometry = spec.geometry
+        x, weight = array(rng, (2, spec.cin, 5, 9, 8)), array(rng, (spec.cout, spec.cin, *geometry.kernel))
+        options = {"stride": geometry.stride, "padding": geometry.padding, "dilation": geometry.dilation}
+        return [x, weight, bias], conv3d.naive(factor(x), factor(weight), bias, **options)
+    x, weight = array(rng, (150, spec.cin)), array(rng, (spec.cout, *KERNEL, spec.group_cin))
+    by_tap = factor(weight).reshape(spec.cout, TAPS, spec.group_cin).transpose(1, 2, 0)
+    pairs = random_table(rng, TAPS, 150, 129)
+    expected = sparse_conv.naive(factor(x), by_tap, pairs, bias, groups=spec.groups)
+    return [x, weight, bias, *neighbour_table(pairs, 150, 1)], expected
+
+
+@pytest.mark.parametrize("spec", TF32, ids=lambda s: f"{type(s).__name__}-{s.cin}-{s.cout}")
+def test_tf32(spec):
+    """Exactly what float32 gives of factors of 11 bits, which is within the rounding of 10 bits of what was asked for."""
+    narrow = getattr(spec, "groups", 1) == 3
+    inputs, expected = tf32_example(np.random.default_rng(15), spec, exact=narrow)
+    _, asked = tf32_example(np.random.default_rng(15), spec, exact=True)
+    clear_statistics()
+    (out,) = same_bits(lambda: run(spec, inputs, [(expected.shape, "float32")]), (1, 2))
+    assert (sum(figures["mma"] for figures in statistics().values()) > 0) != narrow
+    terms = spec.cin * (spec.geometry.taps if isinstance(spec, Conv3d) else TAPS if isinstance(spec, SparseConv) else 1)
+    assert_close(out, expected.astype("float32"), terms)
+    assert_close(out, asked.astype("float32"), dtype="float16")  # which has as many bits
+    if not narrow:
+        with pytest.raises(AssertionError):
+            assert_close(out, asked.astype("float32"), terms)
+
+
+def test_tf32_takes_a_third_of_the_products():
+    rng, counts = np.random.default_rng(16), {}
+    inputs = [array(rng, (40, 48)), array(rng, (24, 48)), array(rng, 24)]
+    for products in ("float", "tf32"):
+        clear_statistics()
+        run(Linear(48, 24, products=products), inputs, [((40, 24), "float32")])
+        counts[products] = sum(figures["mma"] for figures in statistics().values())
+    assert counts["float"] == 3 * counts["tf32"] > 0
+
+
+def test_tf32_is_of_float32_and_of_devices():
+    plain, asked = (kernel_for(Linear(16, 16, "float16", products=p), cuda_target()).function for p in ("float", "tf32"))
+    assert tvm_ffi.structural_equal(plain, asked)
+    words = "products: expected 'float' or integers, as a CPU multiplies float32 as it is, given 'tf32'"
+    with pytest.raises(ValueError, match=words):
+        kernel_for(Linear(16, 16, products="tf32"), host_target())
+
+
+@pytest.mark.parametrize(("dtype", "products"), [("float16", "float"), ("float32", "float"), ("float32", "tf32")])
+def test_infinities_and_nan(dtype, products):
     """As of plain sums: no NaN where there is none, and infinities of the right sign."""
     rng = np.random.default_rng(6)
     cin, cout, rows = 20, 12, 40
     x, weight = array(rng, (rows, cin), dtype), array(rng, (cout, cin), dtype)
     x[3, 2], x[4, 5], x[5, 0], x[5, 1] = np.inf, np.nan, np.inf, -np.inf
     weight[2, 7], weight[3, 1] = -np.inf, np.nan
-    if dtype == "float32":
+    if dtype == "float32" and products == "float":
         x[7, 3] = np.finfo("float32").max  # which TF32 would round to infinity
         weight[:, 3] = 0.25
-    (out,) = run(
-        Linear(cin, cout, dtype, out_dtype="float32"), [x, weight, np.zeros(cout, "float32")], [((rows, cout), "float32")]
-    )
+    spec = Linear(cin, cout, dtype, out_dtype="float32", products=products)
+    (out,) = run(spec, [x, weight, np.zeros(cout, "float32")], [((rows, cout), "float32")])
     expected = multiplied(x, weight)
     np.testing.assert_array_equal(np.isnan(out), np.isnan(expected))
     infinite = np.isinf(expected)
     np.testing.assert_array_equal(out[infinite], expected[infinite])
     finite = np.isfinite(expected)
-    assert_close(out[finite], expected[finite], cin)
+    factors = [rounded(values) if products == "tf32" else values for values in (x, weight)]
+    assert_close(out[finite], multiplied(*factors)[finite], cin)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -326,3 +396,11 @@ def test_dense_convolution(cin, cout, dtype, size, geometry):
     small = array(rng, (1, cin, 0, 6, 7), dtype)
     with pytest.raises(ValueError, match="of at least the 3 of the kernel along axis 2, given 2"):
         run(spec, [small, weight, bias, array(rng, (1, cout, 0, 6, 7), dtype)], [((1, cout, 0, 6, 7), dtype)])
+
+
+def test_dense_convolution_of_more_voxels_than_are_numbered():
+    spec = Conv3d(1, 1, Geometry((1, 1, 1)), dtype="float16")
+    shape = (0, 1, 2048, 2048, 512)
+    x, weight, bias = np.zeros(shape, "float16"), np.zeros((1, 1, 1, 1, 1), "float16"), np.zeros(1, "float32")
+    with pytest.raises(ValueError, match=r"x: expected at most 2147483519 voxels in a batch element, .* given 2147483648"):
+        run(spec, [x, weight, bias], [(shape, "float16")])
