@@ -7,9 +7,11 @@ from .rewrite import Walk, op_is, rewrite_pass, same_shape, shape_of, static
 
 
 def ViewReshapes() -> tvm.transform.Pass:
-    """`R.reshape` between shapes with two sizes or more that are not known -> a view, as `RewriteDataflowReshape` makes of those
-    whose kernel it sees through. There it sees none: the kernel would copy, dividing for each element, and takes half a minute
-    to compile. What a function returns stays a tensor of its own."""
+    """`R.reshape` between shapes with two sizes or more that are not known -> a view.
+
+    `RewriteDataflowReshape` makes views too, but not of these, whose kernels it does not see through: they would copy, dividing
+    for each element, and take half a minute to compile. What a function returns stays a tensor of its own.
+    """
     return rewrite_pass("ViewReshapes", _view)
 
 
