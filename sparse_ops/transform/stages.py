@@ -7,10 +7,10 @@ from .check_sizes import CheckSizes
 from .fold_constants import FoldConstants
 from .keep import KeepKernels
 from .recognize import recognize
+from .reshape import legalize_reshape
 from .share import ShareCalls
 from .sizes_first import SizesFirst
 from .take import BoundTakes
-from .views import ViewReshapes
 
 Passes = list[tvm.transform.Pass]
 
@@ -26,8 +26,7 @@ def to_kernels(narrow: tvm.transform.Pass, lift: Passes) -> Passes:
         BoundTakes(),
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
-        ViewReshapes(),
-        relax.transform.LegalizeOps(),
+        relax.transform.LegalizeOps({"relax.reshape": legalize_reshape}),
         ShareCalls(),
         FoldConstants(),
         *lift,

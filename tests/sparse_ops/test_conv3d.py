@@ -63,7 +63,7 @@ def test_geometries(cin, cout, size, kernel, options):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [(3, 4, 6), (1, 1, 1), (2, 9, 130)])
-def test_replicated_edges(size, dtype, isa):
+def test_replicated_edges(size, dtype):
     """Also where more is added to an axis than it has."""
     rng = np.random.default_rng(6)
     x, weight = features(rng, 2, 5, *size, dtype=dtype), features(rng, 7, 5, 3, 2, 3, dtype=dtype)

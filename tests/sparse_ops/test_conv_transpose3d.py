@@ -64,7 +64,7 @@ def check(x, weight, bias=None, residual=None, shapes=None, activation="none", *
     out = evaluate(
         lambda *args: op.conv_transpose3d(**dict(zip(given, args, strict=True)), **options), *given.values(), shapes=shapes
     )
-    depth = weight.shape[0] * weight[0, 0].size if x.dtype == "float32" else 1
+    depth = max(2, weight.shape[0] * np.prod(weight.shape[2:])) if x.dtype == "float32" else 1
     assert_close(out, naive(x, weight, bias, residual, **options), depth, dtype=x.dtype)
     return out
 
@@ -87,7 +87,7 @@ def test_geometries(cin, cout, size, kernel, options):
 axis = st.tuples(*[st.integers(1, 3)] * 2, st.integers(0, 2), st.integers(0, 2), st.integers(1, 3), st.integers(1, 5))
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(st.tuples(axis, axis, axis), st.tuples(*[st.integers(1, 9)] * 2), st.integers(0, 3))
 def test_any_geometry(axes, channels, batch):
     kernel, stride, padding, more, dilation, size = zip(*axes, strict=True)

@@ -90,7 +90,8 @@ def test_sizes(batch, size, isa_of_float32):
         ((1, 3, 3), (1, 1, 1), (0, 6, 9)),  # all is edge
     ],
 )
-def test_replicated_edges(kernel, size, padding, isa_of_float32):
+def test_replicated_edges(kernel, size, padding):
+    """The padded copy is made alike for every instruction set."""
     rng = np.random.default_rng(3)
     x, weight, bias = features(rng, 2, 16, *size), features(rng, 18, 16, *kernel), features(rng, 18)
     shapes = [("b", 16, "d", "h", "w"), weight.shape, bias.shape]

@@ -342,12 +342,12 @@ class Images(nn.Module):
 
 @pytest.fixture(scope="module")
 def images():
-    dynamic = {"x": {2: Dim("h"), 3: Dim("w")}, "like": {0: Dim("n")}}
+    dynamic = {"x": {2: Dim("h"), 3: Dim("w", min=3)}, "like": {0: Dim("n")}}
     model, example = Images().eval(), (torch.zeros(1, 6, 8, 9), torch.zeros(7))
     return model, port_component(model, example, "images", dynamic=dynamic)
 
 
-@pytest.mark.parametrize("size", [(5, 6, 11), (3, 41, 2), (17, 4, 1)])
+@pytest.mark.parametrize("size", [(5, 6, 11), (3, 41, 2), (17, 3, 1)])
 def test_images_of_any_size(images, size):
     model, component = images
     height, width, like = size
@@ -361,7 +361,7 @@ def test_images_of_any_size(images, size):
 
 def test_images_too_small_for_their_padding_are_refused(images):
     _, component = images
-    with pytest.raises(ValueError, match=r"axis 3 of what is padded by 2 in mode 'reflect'.* 3.* 2"):
+    with pytest.raises(ValueError, match=r"axis 3 of what is padded by 2 in mode 'reflect': expected at least 3, given \[2\]"):
         component(torch.zeros(1, 6, 4, 2), torch.zeros(3))
 
 
