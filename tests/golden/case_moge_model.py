@@ -6,7 +6,6 @@
 from functools import cache
 
 import numpy as np
-import torch
 
 from sam3d_tvm.models.dinov2 import DinoV2Config
 from sam3d_tvm.models.moge import DepthModel, MogeConfig

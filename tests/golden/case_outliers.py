@@ -7,6 +7,7 @@ float32. The bounds are for float32; `compute` has the tokens of any precision.
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
+from math import prod
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from sam3d_tvm.models.condition_embedder.dinov2_torch import PRENORM_EPS, Dino
 from sam3d_tvm.models.dinov2 import DinoV2Config
 from sam3d_tvm.models.dinov2_torch import DinoV2
 from sparse_ops.deploy.from_torch import port_component
-from tests.golden import case_dino
+from tests.golden import case_dino, depths
 from tests.golden.case import Case, Tensors
 
 
@@ -85,23 +86,26 @@ def run(tensors: Tensors, config: dict) -> Tensors:
 def depth(name: str, tensors: Tensors, config: dict) -> float:
     _, part, tensor = name.split(".")
     sizes = _taken(DinoV2Config, config[part])
-    image = tensors["mid.dino.preprocessed_image" if part == "dino" else "in.moge.image_14"]
-    tokens = 1 + sizes.num_register_tokens + image[0, 0].size // sizes.patch_size**2
+    image, resized = tensors[f"in.{'dino.image' if part == 'dino' else 'moge.image_14'}"], 1.0
+    grid = [n // sizes.patch_size for n in image.shape[2:]]
+    if part == "dino":
+        grid = [config[part]["input_size"] // sizes.patch_size] * 2
+        resized += depths.resize(image.shape[2:], [n * sizes.patch_size for n in grid])
     if tensor == "preprocessed_image":
-        return case_dino.RESIZED
+        return resized
+    tokens = 1 + sizes.num_register_tokens + prod(grid)
     blocks = int(tensor.removeprefix("block")) + 1 if tensor.startswith("block") else sizes.depth
-    start = case_dino.RESIZED + 3 * sizes.patch_size**2 + 2 * sizes.stored_grid
+    start = resized + depths.conv(3, sizes.patch_size**2) + 2 * sizes.stored_grid
     return start + blocks * case_dino.block_depth(sizes.embed_dim, sizes.num_heads, sizes.hidden, tokens)
 
 
 def scale(name: str, tensors: Tensors, config: dict) -> float | None:
-    """Logits are sums of terms as large as the common part of the keys: they cancel in the softmax, what is rounded does not."""
+    """Terms of logits are as large as the common part of the keys: they cancel in the softmax, what is rounded does not."""
     _, part, tensor = name.split(".")
-    return None if tensor == "preprocessed_image" else config[part]["outliers"]["key"] / np.sqrt(_head_dim(config[part]))
-
-
-def _head_dim(config: dict) -> int:
-    return config["embed_dim"] // config["num_heads"]
+    if tensor == "preprocessed_image":
+        return None
+    logits = config[part]["outliers"]["key"] / np.sqrt(config[part]["embed_dim"] // config[part]["num_heads"])
+    return max(logits, np.abs(tensors[name]).max())
 
 
 CASE = Case(run, depth, scale)
