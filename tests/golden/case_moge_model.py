@@ -10,7 +10,7 @@ import numpy as np
 from sam3d_tvm.models.dinov2 import DinoV2Config
 from sam3d_tvm.models.moge import DepthModel, MogeConfig
 from sam3d_tvm.models.moge.network_torch import MoGeModel
-from sam3d_tvm.models.moge.run import Sizes, shrunk, sizes_of
+from sam3d_tvm.models.moge.run import Sizes, arguments_of, shrunk, sizes_of
 from sam3d_tvm.models.resize import resized_bilinear
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_torch import port_component
@@ -56,7 +56,7 @@ def run(tensors: Tensors, config: dict) -> Tensors:
         for image in images:
             points, mask = model.forward(image, case["num_tokens"])
             small = shrunk(image, grid := sizes_of(*image.shape[1:], case["num_tokens"]))
-            inner = {key: np.asarray(x) for key, x in component(*model.arguments(small, grid)).items()}
+            inner = {key: np.asarray(x) for key, x in component(*arguments_of(small, grid, sizes.encoder)).items()}
             before = resized_bilinear(inner["points"], image.shape[1:])
             found.append(
                 {f"mid.{name}.{key}": x[0] for key, x in inner.items() if key not in ("points", "mask")}

@@ -78,6 +78,13 @@ def compute(tensors: Tensors, config: dict, precision: str = "float32", products
     return found
 
 
+def reference(tensors: Tensors, config: dict) -> dict[str, dict]:
+    """What each part returns in PyTorch."""
+    with torch.no_grad():
+        parts = {part: module(torch.from_numpy(image)) for part, (module, image) in modules_of(tensors, config).items()}
+    return {part: {name: x.numpy() for name, x in found.items()} for part, found in parts.items()}
+
+
 def run(tensors: Tensors, config: dict) -> Tensors:
     found = compute(tensors, config)
     return {f"{where}.{part}.{name}": x for part, out in found.items() for name, x in out.items() for where in ("mid", "out")}
