@@ -3,6 +3,7 @@
     python -m benchmarks.components [--quick] [--json FILE] [--only SUBSTRING] [--blocks NUMBER]
 
     dinov2                   ViT-L/14 with registers, one image of 518 x 518
+    moge                     the depth model, one photo of 1024 x 768 at 2,551 tokens, of which its shape leaves 58 x 43
     point_patch_embed        one point map of 256 x 256
     structure_decoder        16^3 latents to 64^3 logits
     structure_flow           one velocity with the condition, its keys and values computed before, as all steps share them
@@ -32,11 +33,13 @@ import tvm
 from torch.utils.flop_counter import FlopCounterMode
 
 from sam3d_tvm.models.example_torch import Example
+from sam3d_tvm.models.moge.network_torch import example as moge
 from sam3d_tvm.models.structure_flow import GUIDANCE, SHAPE, TIME_SCALE, StructureFlow, network_torch
 from sam3d_tvm.sampler import flow_schedule
 from sam3d_tvm.validate import BOUNDS, EXAMPLES, relative_errors
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_torch import port_component
+from sparse_ops.transform.precision import features_of
 from tests.tolerance import Comparison
 
 from .harness import Benchmark, Case, Peer, arrays, parse_options
@@ -50,7 +53,8 @@ KINDS = ("conditional", "unconditional")
 
 def loaded(example: Example, name: str, precision: str) -> tuple[Component, dict]:
     """The component as a user has it, from its artifact folder, and what there is to say of it."""
-    ported = port_component(example.module, example.inputs, name, dynamic=example.dynamic, precision=precision)
+    options = {"dynamic": example.dynamic, "precision": precision, "products_only": example.products_only}
+    ported = port_component(example.module, example.inputs, name, **options)
     with tempfile.TemporaryDirectory() as folder:
         saved = ported.save(Path(folder) / name)
         start = time.perf_counter()
@@ -89,7 +93,7 @@ def check_against(expected: Mapping[str, np.ndarray], precision: str) -> Callabl
 
 def component_case(name: str, size: str, precision: str) -> Case:
     """A component of `validate` against the module it was ported from."""
-    example = EXAMPLES[name](size)
+    example = (EXAMPLES | {"moge": moge})[name](size)
     component, facts = loaded(example, name, precision)
     return paired_case(example, component, facts, precision)
 
@@ -175,7 +179,9 @@ def main(arguments: list[str] | None = None) -> int:
     size = "tiny" if options.quick else "full"
     for precision in ("float32", "bfloat16", "int8"):
         # torch's bfloat16 convolution takes minutes on a CPU without an instruction for it; embedders have no integer layers
-        names = {"float32": ("dinov2", "point_patch_embed", "structure_decoder"), "bfloat16": ("dinov2", "point_patch_embed")}
+        both = ("dinov2", "point_patch_embed")
+        moges = ("moge",) if precision == "float32" or features_of("int8") == precision else ()
+        names = {"float32": (*both, *moges, "structure_decoder"), "bfloat16": (*both, *moges)}
         for name in names.get(precision, ()):
             bench.run(name, functools.partial(component_case, name, size, precision))
         few = FEW_BLOCKS if precision != "float32" and size == "full" else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sam3d_tvm.checks import check_choice, check_size
-from sam3d_tvm.models.config_checks import from_names
+from sam3d_tvm.models.config_checks import check_only, from_names
 from sam3d_tvm.models.dinov2 import HUB, DinoV2Config
 
 AREA = 14 * 14  # pixels of a token, by which an area of pixels becomes a number of tokens
@@ -53,7 +53,7 @@ class MogeConfig:
         for name in names:
             check_size(name, getattr(self, name), 1)
         check_size("num_res_blocks", self.num_res_blocks, 0)
-        check_size("last_res_blocks", self.last_res_blocks, 0)
+        check_only(self, {"last_res_blocks": 0})
         if self.intermediate_layers > self.encoder.depth:
             raise ValueError(
                 f"intermediate_layers: expected at most the encoder's {self.encoder.depth} blocks, "
@@ -93,7 +93,7 @@ class MogeConfig:
                 raise ValueError(f"trained_area_range: expected two areas in pixels, given {area!r}")
             given["num_tokens_range"] = [int(n // AREA) for n in area]
         if encoder is None:
-            check_choice("encoder", given.get("encoder"), HUB)
+            check_choice("encoder", given.get("encoder"), list(HUB))
             encoder = HUB[given["encoder"]]
         return from_names(cls, given | {"encoder": encoder})
 
