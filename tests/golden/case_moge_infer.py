@@ -6,23 +6,17 @@ several photos unless `single`, and its photos `in.<image>.image` [B, 3, H, W]. 
 several point maps.
 """
 
-from dataclasses import fields
-
 import numpy as np
 
-from sam3d_tvm.models.dinov2 import DinoV2Config
-from sam3d_tvm.models.moge.config import MogeConfig
 from sam3d_tvm.models.moge.focal import recover_focal_shift
 from sam3d_tvm.models.moge.infer import infer
 from sam3d_tvm.models.moge.network import NETWORK
-from sam3d_tvm.models.moge.run import DepthModel
-from tests.golden import depths
+from sam3d_tvm.models.moge.run import DepthModel, sizes_of
 from tests.golden.case import Case, Tensors, precision
-from tests.golden.case_dino import block_depth
+from tests.golden.case_moge_model import config_of, depths_of
 
 # Focal length and shift are those of upstream within this, relative to the depth of what is seen: 1e-5 are 441 roundings.
 SOLVED = (1e-5 / (4 * float(np.finfo(np.float32).eps))) ** 2
-TAPS, UV = 9, 2  # of a 3 x 3 convolution, and channels that say where a pixel is
 RESULTS = ("points", "depth", "intrinsics", "mask", "mask_prob")
 
 
@@ -35,13 +29,6 @@ class Watched:
     def forward(self, image: np.ndarray, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         self.returned = self.model.forward(image, num_tokens)
         return self.returned
-
-
-def config_of(config: dict) -> MogeConfig:
-    """The sizes of the network; a file's config also tells how it was made."""
-    vit = {field.name: config["vit"][field.name] for field in fields(DinoV2Config) if field.name in config["vit"]}
-    encoder = DinoV2Config(**{"num_register_tokens": 0, "interpolate_antialias": False, "interpolate_offset": 0.1} | vit)
-    return MogeConfig.from_upstream(config["model"], encoder)
 
 
 def model_of(tensors: Tensors, config: dict) -> DepthModel:
@@ -94,19 +81,9 @@ def depth(name: str, tensors: Tensors, config: dict) -> float:
     _, call, what = name.split(".")
     if what in ("focal", "shift", "intrinsics"):
         return SOLVED
-    sizes, tokens = config_of(config), config["calls"][call]["num_tokens"]
-    encoder = sizes.encoder
-    hidden = round(encoder.embed_dim * encoder.mlp_ratio)
-    total = encoder.depth * block_depth(encoder.embed_dim, encoder.num_heads, hidden, 1 + tokens)
-    total += depths.linear(encoder.embed_dim) + sizes.intermediate_layers
-    before = sizes.dim_proj
-    for width in sizes.dim_upsample:
-        inner = width * sizes.dim_times_res_block_hidden
-        norms = depths.layer_norm(width) + depths.layer_norm(inner)
-        block = norms + depths.conv(width, TAPS) + depths.conv(inner, TAPS)
-        total += depths.linear(before + UV) + depths.conv(width, TAPS) + sizes.num_res_blocks * block
-        before = width
-    return total + depths.conv(before + UV, TAPS) + depths.linear(sizes.last_conv_channels)
+    photo = tensors[f"in.{config['calls'][call]['image']}.image"].shape[2:]
+    found = depths_of(config_of(config), photo, sizes_of(*photo, config["calls"][call]["num_tokens"]))
+    return found["mask" if "mask" in what else "points"]
 
 
 CASE = Case(run, depth)
