@@ -50,7 +50,8 @@ KINDS = ("conditional", "unconditional")
 
 def loaded(example: Example, name: str, precision: str) -> tuple[Component, dict]:
     """The component as a user has it, from its artifact folder, and what there is to say of it."""
-    ported = port_component(example.module, example.inputs, name, dynamic=example.dynamic, precision=precision)
+    options = {"dynamic": example.dynamic, "precision": precision, "products_only": example.products_only}
+    ported = port_component(example.module, example.inputs, name, **options)
     with tempfile.TemporaryDirectory() as folder:
         saved = ported.save(Path(folder) / name)
         start = time.perf_counter()

@@ -1,6 +1,7 @@
 """How much memory each stage of a pipeline takes: weights, which are known, and what grows with tokens and voxels."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from sam3d_tvm.checks import check_size
 from sam3d_tvm.config import PipelineConfig
@@ -17,10 +18,17 @@ PHOTO, WITH_POINTS, WITH_DEPTH_MODEL = 12, 40, 72
 IMAGE = "image"  # the stage in which that is
 
 
-def estimate(config: PipelineConfig, weights: Mapping[str, int], voxels: int, stage1_only: bool = False) -> dict[str, int]:
-    """Bytes that each stage takes at its peak, by the name of its model. `weights`: bytes of each model."""
+def estimate(
+    config: PipelineConfig, weights: Mapping[str, int], voxels: int, stage1_only: bool = False, views: int = 1
+) -> dict[str, int]:
+    """Bytes that each stage takes at its peak, by the name of its model. `weights`: bytes of each model. `views`: photos of the
+    object."""
+
+    def numbers(name: str, model: Any) -> int:
+        return MODELS[name].memory(model, config, voxels) + (views - 1) * MODELS[name].memory_of_view(model, config)
+
     return {
-        name: BASE + weights.get(name, 0) + FLOAT * MODELS[name].memory(model, config, voxels)
+        name: BASE + weights.get(name, 0) + FLOAT * numbers(name, model)
         for name, model in config.models.items()
         if MODELS[name].stage == 1 or not stage1_only
     }

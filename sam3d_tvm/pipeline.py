@@ -39,6 +39,7 @@ from sam3d_tvm.mesh.flexicubes import extract_mesh
 from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.condition_embedder.run import nearest_index
+from sam3d_tvm.multi_view import MEAN, Views
 from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import DECODED, FORMATS, Result, check_formats
 from sam3d_tvm.overview import thumbnail
@@ -57,7 +58,8 @@ OVERLAP = (
     "several masks without a point map: nothing tells where the objects are, and they lie over one another in a scene; give "
     "a point map, depth or a depth model (--pointmap, --depth, --depth-model)"
 )
-GIVEN = ("image", "mask", "pointmap")
+GIVEN = ("image", "mask", "pointmap", "views")
+View = Picture | tuple[Picture, Picture | None]
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ class Pipeline:
         depth_model: bool = True,
         fov: float | str | None = None,
         mask_upright: bool = False,
+        views: Sequence[View] = (),
+        multi_view: str = MEAN,
         seed: int = 42,
         steps: int | None = None,
         slat_steps: int | None = None,
@@ -207,6 +211,11 @@ class Pipeline:
         Without any of them the pose is in units of the object, and the structure sees no crop. What was understood is said by
         a `notices.Notice`.
 
+        views: up to seven further photos of the same object, each (image, mask), or an image whose alpha channel is its mask.
+        What both generators follow is the mean of all photos, or each photo has its turn, "cycle", see `multi_view`. The pose
+        is that in the first photo, `image`, whose are also the point map or depth that are given; of the others, the depth
+        model makes point maps where there is one, for the same `fov`.
+
         seed: of the noise. steps, guidance: of the structure, slat_steps, slat_guidance: of the structured latents, which
         default to the same steps, and all else to the checkpoint's values. shortcut: a structure in few steps, without
         guidance. formats: what the result is for, a part of `outputs.FORMATS`: only what they need is decoded. triangles,
@@ -225,7 +234,9 @@ class Pipeline:
         voxels before any work, for the real number after the structure; and, `checks.Failure`, where no voxel is occupied.
         """
         check_size("seed", seed, 0)
+        further = as_views(views, multi_view)
         looks = self.runs_depth_model({"pointmap": pointmap, "depth": depth, "depth_model": depth_model})
+        looks_on = bool(further) and self.runs_depth_model({"depth_model": depth_model})  # of further views
         check_view(fov)
         if fov is not None and not looks:
             raise ValueError(f"fov: expected with a depth model that makes the point map, given {fov!r} without one")
@@ -237,18 +248,22 @@ class Pipeline:
         )
         known = begun or resumed
         voxels = memory.TYPICAL_VOXELS if known is None else len(known.coords)
-        self.check_memory(max_memory, voxels, stage1_only, formats, depth_model=looks)
+        limits = {"depth_model": looks or looks_on, "views": 1 + len(further)}
+        self.check_memory(max_memory, voxels, stage1_only, formats, **limits)
 
         def stages() -> Generator[str, None, Result]:
             nonlocal begun
             given = pointmap is not None or depth is not None
             photo = 0 if max_memory is None else memory.of_photo(image, mask, given, looks)
-            self.check_memory(max_memory, voxels, stage1_only, formats, photo, looks)
+            for view in () if max_memory is None else further:
+                photo = max(photo, memory.of_photo(*view, False, looks_on))
+            self.check_memory(max_memory, voxels, stage1_only, formats, photo, **limits)
             run = Run(self.artifacts, on_progress, models=models, point_maps=point_maps)
             seen = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics, "mask_upright": mask_upright}
-            if looks:
+            if looks or looks_on:
                 yield DEPTH_MODEL
             inputs = run.inputs(image, mask, pointmap, axes=pointmap_axes, **seen, depth_model=looks, fov=fov)
+            all_inputs = [inputs, *run.further_inputs(further, multi_view, mask_upright, looks_on, fov)]
             made_with = self._made_with(run.given | {"seed": seed}, first, slat, shortcut)
             if begun is not None:
                 begun, made_with = self._from_structure(begun, made_with)
@@ -256,10 +271,11 @@ class Pipeline:
                 begun = self._resumed(resumed, made_with)
             if begun is None:
                 yield "ss_condition_embedder"
-                tokens = run.condition("ss_condition_embedder", inputs.structure)
-                inputs.structure.clear()  # what is held is held for all objects that are under way
+                tokens = run.conditions("ss_condition_embedder", [found.structure for found in all_inputs])
+                for found in all_inputs:
+                    found.structure.clear()  # what is held is held for all objects that are under way
                 yield "ss_generator"
-                latents = run.structure(tokens, seed, first, shortcut)
+                latents = run.structure(tokens, seed, first, shortcut, multi_view)
                 del tokens
                 yield "ss_decoder"
                 coords, factors = run.voxels(latents["shape"])
@@ -289,13 +305,14 @@ class Pipeline:
             on_part(result)
             if stage1_only:
                 return result
-            self.check_memory(max_memory, len(coords), stage1_only, formats, depth_model=looks)
+            self.check_memory(max_memory, len(coords), stage1_only, formats, **limits)
             if feats is None:
                 yield "slat_condition_embedder"
-                tokens = run.condition("slat_condition_embedder", inputs.slat)
-                inputs.slat.clear()
+                tokens = run.conditions("slat_condition_embedder", [found.slat for found in all_inputs])
+                for found in all_inputs:
+                    found.slat.clear()
                 yield "slat_generator"
-                feats = run.latents(coords, tokens, seed, slat)
+                feats = run.latents(coords, tokens, seed, slat, multi_view)
                 del tokens
                 result = replace(result, latents=feats)
                 on_part(result)
@@ -356,9 +373,9 @@ class Pipeline:
         theirs = begun.made_with.get("structure")
         if theirs is None:
             theirs = {"from_structure": _digest([_sha256(array) for array in (begun.coords, *vars(begun.pose).values())])}
-        for name in GIVEN:
-            if name in theirs and theirs[name] != made_with["structure"][name]:
-                say(f"structure: its voxels and pose were made from another {name}")
+        for name in GIVEN if "image" in theirs else ():
+            if theirs.get(name) != made_with["structure"].get(name):
+                say(f"structure: its voxels and pose were made from {'other' if name == 'views' else 'another'} {name}")
         if begun.latents is not None and (found := differences(made_with, begun.made_with, ("latents",))):
             say(f"structure: its latents are made anew, as they are of other options: {found}")
             begun = replace(begun, latents=None)
@@ -392,7 +409,7 @@ class Pipeline:
         if len(masks) > 1 and not self.has_points(options):
             say(OVERLAP)
         check_masks(image, masks, options)
-        results, point_maps = [], PointMaps()
+        results, point_maps = [], PointMaps() if len(masks) > 1 else None
         for number, mask in enumerate(masks, 1):
             tell = of_object(on_progress, number) if len(masks) > 1 else on_progress
             result = self.generate(image, mask, on_progress=tell, **{"point_maps": point_maps, **options})
@@ -406,13 +423,14 @@ class Pipeline:
         formats: Sequence[str] | None = None,
         photo: int = 0,
         depth_model: bool = True,
+        views: int = 1,
     ) -> dict[str, int]:
         """The bytes that each stage is estimated to take at its peak, for so many voxels. `formats`: those that are decoded,
         by default all. `photo`: what the photo takes, if that is to be a stage, "image", too. `depth_model`: whether that
-        runs."""
+        runs. `views`: photos of the object."""
         check_size("voxels", voxels, 0)
         weights = {name: self.artifacts.weight_bytes(name) for name in self.config.models}
-        found = memory.estimate(self.config, weights, voxels, stage1_only)
+        found = memory.estimate(self.config, weights, voxels, stage1_only, views)
         idle = set() if formats is None else set(DECODED) - check_formats(formats, self.config.models)
         idle |= set() if depth_model else {DEPTH_MODEL}
         first = {memory.IMAGE: photo} if photo else {}
@@ -428,11 +446,12 @@ class Pipeline:
         formats: Sequence[str] | None = None,
         photo: int = 0,
         depth_model: bool = True,
+        views: int = 1,
     ) -> None:
         """ValueError with the estimate if a stage is estimated to take more than `max_memory` bytes."""
         if max_memory is None:
             return
-        found = self.memory(voxels, stage1_only, formats, photo, depth_model)
+        found = self.memory(voxels, stage1_only, formats, photo, depth_model, views)
         memory.check(found, max_memory, f"for {voxels:,} voxels")
 
 
@@ -490,7 +509,7 @@ class Run:
         self.given: dict[str, str | None] = {}  # digests of image, mask and point map
         self.photo = None  # what views.png shows of it
         self.camera: PhotoCamera | None = None  # of the photo, if it is known
-        self._point_maps = PointMaps() if point_maps is None else point_maps
+        self._point_maps = point_maps
         self._on_progress, self._on_step = on_progress, on_step
 
     @contextmanager
@@ -533,26 +552,61 @@ class Run:
         """What the generators see. `axes`: those of the point map, as upstream has them, or "auto". `depth`: depth, depth_scale
         and intrinsics of `pointmaps.load_point_map`. `depth_model`: whether that makes the point map, for a camera of the field
         of view `fov`."""
+        seen = self._seen("", image, mask, pointmap, axes, mask_upright, depth_model, fov, **depth)
+        self.given, self.photo, self.camera = seen.given, seen.photo, seen.camera
+        return seen.inputs
+
+    def further_inputs(
+        self,
+        views: Sequence[tuple[Picture, Picture | None]],
+        multi_view: str,
+        mask_upright: bool = False,
+        depth_model: bool = False,
+        fov: float | str | None = None,
+    ) -> list[Preprocessed]:
+        """What the generators see of further photos of the object, each an image and its mask. Options as of `inputs`."""
+        seen = [
+            self._seen(f" of view {number}", *view, None, pointmaps.AUTO, mask_upright, depth_model, fov)
+            for number, view in enumerate(views, 2)
+        ]
+        if seen:  # with one view results are made with what they ever were
+            self.given |= {"views": _digest([view.given for view in seen]), "multi_view": multi_view}
+        return [view.inputs for view in seen]
+
+    def _seen(
+        self,
+        of_view: str,
+        image: Picture,
+        mask: Picture | None,
+        pointmap: Any,
+        axes: str,
+        mask_upright: bool,
+        depth_model: bool,
+        fov: float | str | None,
+        **depth: Any,
+    ) -> "_Seen":
+        """A photo as the generators see it; `of_view` is added to the names of its stages."""
         photo = found = None
         if depth_model:
-            with self._stage("depth"):
+            with self._stage(f"depth{of_view}"):
                 photo = images.load_photo(image, mask, mask_upright)
                 found = self.looked_at(photo.rgba, fov_of(fov, image))
-        with self._stage("image"):
+        with self._stage(f"image{of_view}"):
             if photo is None:
                 photo = images.load_photo(image, mask, mask_upright)
                 found = pointmaps.load_point_map(pointmap, axes, **depth, size=photo.size, orientation=photo.orientation)
             rgba = photo.rgba
-            self.given = {"image": _sha256(rgba[..., :3]), "mask": _sha256(rgba[..., 3]), "pointmap": None}
-            self.photo, points = thumbnail(rgba), None
+            given = {"image": _sha256(rgba[..., :3]), "mask": _sha256(rgba[..., 3]), "pointmap": None}
+            camera = points = None
             options = self.config.preprocessing
             if found is not None:
-                self.camera, points = found.camera(photo.size), found.points
-                self.given["pointmap"] = _sha256(points)
+                camera, points = found.camera(photo.size), found.points
+                given["pointmap"] = _sha256(points)
                 points = _over_pixels(points, rgba.shape[:2])
                 if options.clip_pointmap_beyond_scale is not None:
                     points = clipped(points, rgba[..., 3], options.clip_pointmap_beyond_scale)
-            return preprocess(rgba, points, options.size, options.box_size_factor, options.padding_factor)
+            inputs = preprocess(rgba, points, options.size, options.box_size_factor, options.padding_factor)
+            return _Seen(given, thumbnail(rgba), camera, inputs)
 
     def looked_at(self, rgba: np.ndarray, fov_x: float | None) -> PointMap:
         """What the depth model makes of a photo uint8 [H, W, 4], without regard to its mask."""
@@ -561,23 +615,36 @@ class Run:
             with self._model(DEPTH_MODEL) as model:
                 return point_map(model, rgba, fov_x)
 
+        if self._point_maps is None:
+            return make()
         return self._point_maps((_sha256(rgba[..., :3]), fov_x), make)
 
     def condition(self, name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [1, L, C]. Inputs that are not there are dropped."""
-        with (
-            self._stage(f"condition of the {'structure' if MODELS[name].stage == 1 else 'latents'}"),
-            self._model(name) as model,
-        ):
-            return model.tokens(arrays, drop=[key for key in model.rows if key in POINTMAPS and key not in arrays])
+        return self.conditions(name, [arrays])[0]
+
+    def conditions(self, name: str, views: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
+        """The same for each of several views."""
+        stage, found = f"condition of the {'structure' if MODELS[name].stage == 1 else 'latents'}", []
+        with self._stage(stage, len(views)), self._model(name) as model:
+            for number, arrays in enumerate(views, 1):
+                found.append(model.tokens(arrays, drop=[key for key in model.rows if key in POINTMAPS and key not in arrays]))
+                if len(views) > 1:
+                    self._on_progress(Progress(stage, number, len(views)))
+        return found
 
     def structure(
-        self, tokens: np.ndarray, noise: Mapping[str, np.ndarray] | int, sampling: Sampling, shortcut: bool = False
+        self,
+        tokens: np.ndarray | Sequence[np.ndarray],
+        noise: Mapping[str, np.ndarray] | int,
+        sampling: Sampling,
+        shortcut: bool = False,
+        multi_view: str = MEAN,
     ) -> dict[str, np.ndarray]:
-        """The latents of shape and pose from their noise, or the seed of it."""
+        """The latents of shape and pose from their noise, or the seed of it. tokens: of one view, or of each of several."""
         with self._stage("structure", sampling.steps) as on_step, self._model("ss_generator") as flow:
             guidance = None if shortcut else Guidance(sampling.strength, sampling.interval)
-            options = {"rescale_t": sampling.rescale_t, "shortcut": shortcut, "on_step": on_step}
+            options = {"rescale_t": sampling.rescale_t, "shortcut": shortcut, "multi_view": multi_view, "on_step": on_step}
             return flow.sample(noise, tokens, sampling.steps, guidance, **options)
 
     def voxels(self, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -585,16 +652,23 @@ class Run:
         with self._stage("voxels"), self._model("ss_decoder") as decoder:
             return decoder.coords(shape, prune_distance=self.config.prune_distance)
 
-    def latents(self, coords: np.ndarray, tokens: np.ndarray, noise: np.ndarray | int, sampling: Sampling) -> np.ndarray:
-        """float32 [N, C], as the decoders take them, from noise of that shape, or the seed of it."""
+    def latents(
+        self,
+        coords: np.ndarray,
+        tokens: np.ndarray | Sequence[np.ndarray],
+        noise: np.ndarray | int,
+        sampling: Sampling,
+        multi_view: str = MEAN,
+    ) -> np.ndarray:
+        """float32 [N, C], as the decoders take them, from noise of that shape, or the seed of it. tokens: of one view, or of
+        each of several."""
         with self._stage("latents", sampling.steps) as on_step, self._model("slat_generator") as generator:
             if not isinstance(noise, np.ndarray):
                 shape = (len(coords), self.config.slat_generator.in_channels)
                 noise = np.random.default_rng([noise, 1]).standard_normal(shape, np.float32)
             guidance = Guidance(sampling.strength, sampling.interval)
-            feats = generator.sample(
-                coords, tokens, noise, sampling.steps, guidance, rescale_t=sampling.rescale_t, on_step=on_step
-            )
+            options = {"rescale_t": sampling.rescale_t, "multi_view": multi_view, "on_step": on_step}
+            feats = generator.sample(coords, tokens, noise, sampling.steps, guidance, **options)
             return denormalised(feats, self.config)
 
     def gaussians(self, name: str, coords: np.ndarray, feats: np.ndarray) -> Gaussians:
@@ -614,6 +688,16 @@ class Run:
             return extract_mesh(fine, features, resolution, decoder.config.representation_config["use_color"])
 
 
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A photo as the generators see it: digests of image, mask and point map; a small picture of it; its camera, if known."""
+
+    given: dict[str, str | None]
+    photo: np.ndarray
+    camera: PhotoCamera | None
+    inputs: Preprocessed
+
+
 def _sha256(array: np.ndarray) -> str:
     """Of the shape and the values of an array; its rows are copied one at a time where they are not contiguous."""
     digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
@@ -627,8 +711,26 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def as_views(views: Sequence[View], multi_view: str = MEAN) -> list[tuple[Picture, Picture | None]]:
+    """Further photos of an object, each with its mask, None where that is the alpha channel. ValueError for what is no list of
+    photos, more of them than there may be, and another mode of `multi_view`."""
+    if not isinstance(views, (list, tuple)):
+        raise ValueError(f"views: expected a list of photos, each (image, mask) or an image, given {type(views).__name__}")
+    Views(1 + len(views), multi_view)
+    found = []
+    for number, view in enumerate(views, 2):
+        pair = tuple(view) if isinstance(view, (list, tuple)) else (view, None)
+        if len(pair) != 2:
+            raise ValueError(f"views: expected (image, mask) or an image, given {len(pair)} values as view {number}")
+        found.append(pair)
+    return found
+
+
 def check_masks(image: Picture, masks: Sequence[Picture], options: Mapping[str, Any]) -> None:
-    """ValueError for any of several masks that is refused, before work on the first one begins."""
+    """ValueError for any of several masks that is refused, before work on the first one begins, and for several masks with
+    several views."""
+    if len(masks) > 1 and options.get("views"):
+        raise ValueError(f"masks: expected one with several views, as they are of one object, given {len(masks)}")
     for mask in masks if len(masks) > 1 else ():
         images.check_mask(image, mask, options.get("mask_upright", False))
 

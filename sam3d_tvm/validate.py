@@ -118,7 +118,8 @@ def _verdict(name: str, size: str, precision: str, progress: Callable[[str], Any
     precision = MODEL_OF[name].precision(precision)
     example = EXAMPLES[name](WIDE if size == "tiny" and precision in QUANTIZED else size)
     progress(f"{name}: compiling")
-    options = {"dynamic": example.dynamic, "precision": precision, "check": False}  # it is compared here, see below
+    options = {"dynamic": example.dynamic, "precision": precision, "products_only": example.products_only}
+    options["check"] = False  # it is compared here, see below
     component = port_component(example.module, example.inputs, name, **options)
     integers = None
     with torch.no_grad():

@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with shown.steady_streams():
         try:
             code = app(
-                args=_with_all_labels(sys.argv[1:] if argv is None else argv), prog_name="sam3d-tvm", standalone_mode=False
+                args=_with_all_masks(_with_all_labels(sys.argv[1:] if argv is None else argv)),
+                prog_name="sam3d-tvm",
+                standalone_mode=False,
             )
         except USAGE_ERROR as error:
             return _fail(error.format_message(), BAD_OPTIONS)
@@ -86,6 +88,24 @@ def _with_all_labels(argv: Sequence[str]) -> list[str]:
         if argument == "--labels" and not LABELS.fullmatch(found[index + 1] if index + 1 < len(found) else ""):
             found[index] = f"--labels={generate.ALL_LABELS}"
     return found
+
+
+def _with_all_masks(argv: Sequence[str]) -> list[str]:
+    """Arguments in which `--masks` stands before each of the files behind it, up to the next option: it takes all of them."""
+    found, taking = [], False
+    for index, argument in enumerate(argv):
+        if argument == "--":
+            return [*found, *argv[index:]]
+        if argument == "--masks" and index + 1 < len(argv) and not _is_option(argv[index + 1]):
+            taking = True
+            continue
+        taking = taking and not _is_option(argument)
+        found.append(f"--masks={argument}" if taking else argument)
+    return found
+
+
+def _is_option(argument: str) -> bool:
+    return argument.startswith("-") and argument != "-"
 
 
 def _fail(message: str, code: int) -> int:

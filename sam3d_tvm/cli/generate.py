@@ -50,7 +50,26 @@ def generate(
     ],
     masks: Annotated[
         list[Path] | None,
-        typer.Argument(help="A mask for each object, of the photo's size: 0 outside, any one value inside, or soft edges."),
+        typer.Argument(
+            help="A mask for each object, of the photo's size: 0 outside, any one value inside, or soft edges. With --masks or "
+            "--multi-view: further photos of the object, up to 7."
+        ),
+    ] = None,
+    photo_masks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--masks",
+            metavar="MASK...",
+            help="Several photos of one object: a mask for each of them, in their order. Without, their alpha channels.",
+        ),
+    ] = None,
+    multi_view: Annotated[
+        str | None,
+        typer.Option(
+            help="Several photos of one object: mean follows all of them in every step, cycle one in each. The pose is that "
+            "in the first photo.",
+            show_default="mean",
+        ),
     ] = None,
     output: OptionalOutput = None,
     checkpoint: Checkpoint = None,
@@ -119,7 +138,7 @@ def generate(
     verbose: Verbose = False,
 ) -> None:
     """One photo and a mask to a Gaussian splat and a mesh; several masks also to a scene of them all, where a depth model, a
-    point map or depth says where they are.
+    point map or depth says where they are; several photos, with --masks or --multi-view, to one object that they all show.
 
     Writes splat.ply, mesh.glb, structure.safetensors, pose.json and views.png. Equal options give equal bytes.
     """
@@ -135,6 +154,7 @@ def generate(
         from sam3d_tvm.outputs import check_formats
         from sam3d_tvm.photo.images import check_mask, load_photo
         from sam3d_tvm.photo.pointmaps import load_points
+        from sam3d_tvm.pipeline import as_views
         from sam3d_tvm.runs import check_folder, generate_into, is_begun
 
         # What is wrong with the input, or with the folder, is said before models are compiled.
@@ -142,9 +162,13 @@ def generate(
         surface = as_surface(triangles, texture_size)
         for name, value, least in (("seed", seed, 0), ("steps", steps, 1), ("slat_steps", slat_steps, 1)):
             check_size(name, least if value is None else value, least)
-        for mask in () if limit is None else masks or [None]:
-            with_points = pointmap is not None or depth is not None
-            memory.check({memory.IMAGE: memory.of_photo(image, mask, with_points)}, limit, "")
+        views, mode = [], multi_view or "mean"
+        if photo_masks is not None or multi_view is not None:
+            masks, views = _of_one_object([image, *(masks or [])], photo_masks, labels)
+        as_views(views, mode)
+        for photo, mask in () if limit is None else [*((image, mask) for mask in masks or [None]), *views]:
+            with_points = photo == image and (pointmap is not None or depth is not None)
+            memory.check({memory.IMAGE: memory.of_photo(photo, mask, with_points)}, limit, "")
         given, objects = (list(masks or []), None) if labels is None else _labelled(image, masks, labels, mask_upright)
         photo = load_photo(image, given[0] if given else None, mask_upright)
         for mask in given[1:]:
@@ -153,6 +177,9 @@ def generate(
         load_points(pointmap, pointmap_axes, **points, size=photo.size, orientation=photo.orientation)
         fov_of(view, image)
         del photo
+        for further, mask in views:
+            load_photo(further, mask, mask_upright)
+            fov_of(view, further)
         check_folder(output, max(1, len(given)), names, resume is not None, from_structure)
         if resume is not None and not is_begun(resume):
             say(f"resume: nothing in {str(resume)!r} to go on with, the run begins anew")
@@ -175,6 +202,8 @@ def generate(
                 depth_model=not no_depth,
                 fov=view,
                 mask_upright=mask_upright,
+                views=views,
+                multi_view=mode,
                 seed=seed,
                 steps=steps,
                 slat_steps=slat_steps,
@@ -193,9 +222,10 @@ def generate(
             raise
     if verbose:
         shown.print_line(console, f"artifacts in {pipeline.artifacts.folder}")
-        looked = pipeline.runs_depth_model({"pointmap": pointmap, "depth": depth, "depth_model": not no_depth})
+        given_points = {} if views else {"pointmap": pointmap, "depth": depth}  # of the first photo alone
+        looked = pipeline.runs_depth_model(given_points | {"depth_model": not no_depth})
         most = max(len(result.coords) for result in results)
-        estimate = pipeline.memory(most, stage1_only, names, depth_model=looked)
+        estimate = pipeline.memory(most, stage1_only, names, depth_model=looked, views=1 + len(views))
         console.print(shown.pairs_table({name: f"{value / 2**30:.2f} GiB estimated" for name, value in estimate.items()}))
         for result in results:
             console.print(shown.seconds_table(result.seconds))
@@ -203,6 +233,17 @@ def generate(
         shown.print_line(console, _summary(result))
     for path in written:
         shown.print_line(console, f"wrote {path}")
+
+
+def _of_one_object(photos: list[Path], masks: list[Path] | None, labels: str | None) -> tuple[list[Path], list[tuple]]:
+    """The mask of the first photo of an object, if one is given, and further photos of it with their masks."""
+    if labels is not None:
+        raise ValueError("labels: expected with masks of one photo, given with --masks or --multi-view, for several photos")
+    if masks is not None and len(masks) != len(photos):
+        several = "; masks of several objects in one photo go behind it, without --masks" if len(photos) == 1 else ""
+        raise ValueError(f"masks: expected one for each of {len(photos)} photos, in their order, given {len(masks)}{several}")
+    first, *further = zip(photos, masks or [None] * len(photos), strict=True)
+    return [mask for mask in first[1:] if mask is not None], further
 
 
 def _labelled(image: Path, masks: list[Path] | None, labels: str, mask_upright: bool) -> tuple[list, list[str]]:

@@ -64,7 +64,8 @@ class Model:
     shapes(config): of its parameters, by upstream's names. random_weights(config, seed): such parameters.
     compile, options(pipeline): what is compiled, and all that it depends on beside the model's own config, as JSON.
     open(component, config): what runs it, without torch.
-    memory(config, pipeline, voxels): numbers that it keeps at its peak, beside its weights.
+    memory(config, pipeline, voxels): numbers that it keeps at its peak, beside its weights; memory_of_view(config, pipeline):
+    those that each photo of the object behind the first one adds.
     integers: whether its layers may have integer products, "int8" or "int7". A model that has no layers that gain, or whose
     activations such numbers are not enough for, is compiled in the fastest floats where a pipeline is asked for them.
 
@@ -91,6 +92,7 @@ class Model:
     options: Callable[[Any], Mapping[str, Any]] = lambda pipeline: {}
     open: Callable[[Component, Any], Any]
     memory: Callable[[Any, Any, int], int]
+    memory_of_view: Callable[[Any, Any], int] = lambda config, pipeline: 0
     integers: bool = False
 
     place: Place | OwnFile

@@ -17,7 +17,8 @@ class Example:
 
     `inputs` and `dynamic` by method, as `port_component` takes them. `reference()` is what PyTorch computes, `run(component)`
     returns the same call of the compiled component; both return arrays by name. `arguments`: of that call. `make_outliers()`
-    changes parameters of the module so that a few channels of what its layers read stand out, as trained ones may.
+    changes parameters of the module so that a few channels of what its layers read stand out, as trained ones
+    may. `products_only` as `port_component` takes it.
     """
 
     module: torch.nn.Module
@@ -27,6 +28,7 @@ class Example:
     dynamic: Mapping[str, Any] = field(default_factory=dict)
     arguments: tuple = ()
     make_outliers: Callable[[], None] | None = None
+    products_only: bool = False
 
 
 OUTLIERS = (100.0, 700.0)  # what channels that stand out are multiplied by

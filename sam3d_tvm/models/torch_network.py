@@ -17,7 +17,8 @@ from sparse_ops.deploy.weights import State, check_arrays
 @dataclass(frozen=True)
 class TorchNetwork:
     """`network()`: the class, whose instance of a config is a torch.nn.Module; `inputs(module, **options)`: example inputs of
-    every method that is compiled; `dynamic(module)`: which of their sizes are any, as `port_component` takes them.
+    every method that is compiled; `dynamic(module)`: which of their sizes are any, and `products_only`,
+    as `port_component` takes them.
 
     Both import torch. The methods raise ValueError where it is not installed.
     """
@@ -25,6 +26,7 @@ class TorchNetwork:
     network: Callable[[], Callable[[Any], Any]]
     inputs: Callable[..., Mapping[str, tuple]]
     dynamic: Callable[[Any], Mapping[str, Any] | None] = lambda module: None
+    products_only: bool = False
 
     def shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter."""
@@ -50,7 +52,8 @@ class TorchNetwork:
         inputs, dynamic = self.inputs(module, **options), self.dynamic(module)
         module = module.requires_grad_(False).eval()
         # Its example is a whole pass of a large network, and golden files hold its numbers.
-        return port_component(module, inputs, name, dynamic=dynamic, precision=precision, target=target, check=False)
+        options = {"dynamic": dynamic, "precision": precision, "products_only": self.products_only}
+        return port_component(module, inputs, name, target=target, check=False, **options)
 
     def _empty(self, config: Any) -> Any:
         """The module without memory for its parameters."""

@@ -4,6 +4,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from sparse_ops.op.register import check_choice, flat_types
 from sparse_ops.torch.spconv.core import is_sparse
 from sparse_ops.transform.lift_params import PARAMETER_NAMES
 from sparse_ops.transform.precision import PRECISIONS, features_of
+from sparse_ops.transform.products import PRODUCTS_ONLY
 from tir_kernels.dispatch import check_target, current_target
 
 
@@ -35,6 +37,7 @@ def port_component(
     target: tvm.target.Target | None = None,
     converters: Mapping[str, Converter] | None = None,
     check: bool = True,
+    products_only: bool = False,
 ) -> Component:
     """Compile a module, which is any that torch.export takes, for `target`, by default this CPU.
 
@@ -50,6 +53,9 @@ def port_component(
     dynamic dimensions; False for components whose example is costly to run. Components for another CPU are not compared. Where
     integers are too coarse for channels that stand out, what `calibrate` makes of the component and the example is compared in
     its place; the result is not calibrated, and a warning says so.
+
+    `products_only`: of a narrower `precision` only what linear layers multiply is narrow, see `to_precision`; the manifest says
+    so of each function.
 
     Parameters, and buffers of floats that are part of the state, keep their names and are packed once; the module is not
     changed. The component may be for another target than this CPU: then it can be saved, but not run.
@@ -67,6 +73,7 @@ def port_component(
     if strange := set(dynamic or ()) - set(methods):
         raise ValueError(f"dynamic: expected methods of inputs, given {', '.join(map(repr, sorted(strange)))}")
     check_flag("deploy.port_component", "check", check)
+    check_flag("deploy.port_component", "products_only", products_only)
     target, converters = current_target(target), check_converters(converters)
     check_target(target)
     check_choice("deploy.port_component", "precision", precision, PRECISIONS)
@@ -80,6 +87,9 @@ def port_component(
     for method, example in methods.items():
         dynamic_of = (dynamic or {}).get(method)
         one, functions[method], exported[method] = _import(module, method, example, dynamic_of, list(state), converters)
+        if products_only:
+            one[method] = one[method].with_attr(PRODUCTS_ONLY, True)
+            functions[method] = replace(functions[method], products_only=True)
         imported.update(one)
     parameters = [TensorSpec(key, "float32", tuple(value.shape)) for key, value in state.items()]
     arrays = {key: value.detach().numpy() for key, value in state.items()}

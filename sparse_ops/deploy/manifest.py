@@ -85,7 +85,8 @@ class PackedSpec(TensorSpec):
 @dataclass(frozen=True)
 class FunctionSpec:
     """One function: its inputs and outputs, how arguments and result are made of them, and the numbers of the parameters and
-    of the packed tensors that it reads."""
+    of the packed tensors that it reads. `products_only`: all but what its linear layers multiply is float32, whatever the
+    precision of the component."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -94,6 +95,7 @@ class FunctionSpec:
     parameters: tuple[int, ...]
     packed: tuple[int, ...]
     code: str = ""
+    products_only: bool = False
 
     @classmethod
     def from_json(cls, value: Mapping) -> "FunctionSpec":
@@ -103,7 +105,10 @@ class FunctionSpec:
             raise ValueError(f"expected arguments by name and the name of a function as code, given {shown(value)}")
         _check_numbers(value["arguments"], len(inputs), "inputs")
         _check_numbers(value["result"], len(outputs), "outputs")
-        return cls(inputs, outputs, value["arguments"], value["result"], parameters, packed, value["code"])
+        only = value.get("products_only", False)
+        if not isinstance(only, bool):
+            raise ValueError(f"expected products_only to be true or false, given {shown(only)}")
+        return cls(inputs, outputs, value["arguments"], value["result"], parameters, packed, value["code"], only)
 
 
 @dataclass(frozen=True)

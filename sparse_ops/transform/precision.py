@@ -8,7 +8,7 @@ from tvm import relax
 from tir_kernels.dispatch import fastest_features
 
 from ..op.register import check_choice, op_of
-from .products import IntegerProducts, has_integers
+from .products import PRODUCTS_ONLY, IntegerProducts, has_integers
 from .rewrite import Walk, op_is, rewrite_pass
 
 QUANTIZED = ("int8", "int7")
@@ -45,6 +45,11 @@ def to_precision(precision: str) -> tvm.transform.Pass:
     bfloat16 differ from float32 by 1.0% (relative L2), torch's by 1.1%. What other ops compute is float32; the casts around
     them fuse with them. Weights are cast where parameters are lifted or constants folded.
 
+    In a function with the attribute `PRODUCTS_ONLY` all stays float32 but the inputs and weights of linear layers, which return
+    float32: keys and values, attention, norms, convolutions and the residual stream are those of a float32 model, and there are
+    no integer products. For networks in which few channels hold values hundreds of times as large as the others: what these
+    lose by rounding is what the others are told apart by.
+
     "int8" and "int7" are `features_of(precision)` with integer products in the layers that `IntegerProducts` finds; which
     target that is for is asked when the pass runs.
 
@@ -66,12 +71,37 @@ def to_precision(precision: str) -> tvm.transform.Pass:
 
 
 def _rule(to: str, walk: Walk, call: relax.Call) -> relax.Expr | None:
+    if walk.attrs.get(PRODUCTS_ONLY):
+        return _products(to, walk, call)
     if op_is(call, "astype") and _dtype(call) == to:
         return _narrowed(walk, call.args[0], to)
     if (op := op_of(call)) is None or _dtype(call) != WIDE or not (names := op.signature.narrow_arguments(call)):
         return None
     narrow = {name: _narrow(walk, arg, to) for name, arg in op.signature.arguments_of(call).items() if name in names}
     return relax.op.astype(walk.emit(op.with_more(call, narrow, {})), WIDE)
+
+
+def _products(to: str, walk: Walk, call: relax.Call) -> relax.Expr | None:
+    """A linear layer whose inputs and weights alone are narrow; what it adds to is added behind it."""
+    op = op_of(call)
+    if op is None or op.signature.name != "linear" or _dtype(call) != WIDE or _dtype(call.args[0]) != WIDE:
+        return None
+    given, options = op.signature.arguments_of(call), op.signature.options_of(call)
+    residual = given.get("residual")
+    if _is_input(walk, given["x"]) or (residual is not None and options["activation"] != "none"):
+        return None
+    given |= {name: _narrow(walk, given[name], to) for name in ("x", "weight")}
+    given.pop("residual", None)
+    chosen = {name: value for name, value in (options | {"out_dtype": WIDE}).items() if value is not None}
+    product = op.make(given, chosen)
+    return product if residual is None else relax.op.add(walk.emit(product), residual)
+
+
+def _is_input(walk: Walk, expr: relax.Expr) -> bool:
+    """Whether nothing was computed of what an input of the function holds."""
+    while (move := walk.call_of(expr, *MOVES)) is not None and not op_is(move, "concat"):
+        expr = move.args[0]
+    return isinstance(walk.value(expr), relax.Var)
 
 
 def _narrow(walk: Walk, expr: relax.Expr, to: str) -> relax.Expr:

@@ -22,6 +22,9 @@ INTEGERS = PRODUCTS[1:]  # "int8", "int7"
 
 # Ops that have integer products: what kernel a call is for.
 SPECS: dict[str, Callable[..., Spec]] = {"linear": linear_spec}
+# The attribute of a function in which only what linear layers multiply is narrow, see `precision.to_precision`.
+PRODUCTS_ONLY = "products_only"
+
 SUMS = ("matmul", "einsum")  # what is no op of ours, and yet no function of single elements
 
 
@@ -32,6 +35,7 @@ def IntegerProducts(products: str) -> tvm.transform.Pass:
     - they are no first layer: an op of ours or a matrix product made what they read, if only in part;
     - they are no last layer: between their result and those of the function lies such an op, or they add to a residual;
     - they do not modulate: some result depends on them otherwise than by the scales, shifts, gates, biases and weights of ops;
+    - the function does not have the attribute `PRODUCTS_ONLY`;
     - the target has a kernel for it. Where integers bring nothing it has none, and the layer stays as it is.
 
     What tells the layers of a transformer block from the embeddings of inputs and times, from adaptive norms and from heads is
@@ -44,7 +48,8 @@ def IntegerProducts(products: str) -> tvm.transform.Pass:
     @tvm.transform.module_pass(opt_level=0, name="IntegerProducts")
     def transform(mod: tvm.IRModule, context) -> tvm.IRModule:
         for variable, function in mod.functions_items():
-            if isinstance(function, relax.Function) and not (function.attrs and "Primitive" in function.attrs):
+            attrs = function.attrs or {}
+            if isinstance(function, relax.Function) and "Primitive" not in attrs and not attrs.get(PRODUCTS_ONLY):
                 mod.update_func(variable, _with_products(function, products))
         return mod
 

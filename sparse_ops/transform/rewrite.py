@@ -38,10 +38,12 @@ class Walk(PyExprMutator):
         self.bound: dict[relax.Var, relax.Expr] = {}  # the values of all variables, before rewriting
         self.readers: dict[relax.Var, list[relax.Var | None]] = {}
         self.parameters: set[relax.Var] = set()  # of the function, without its inputs, if it says how many these are
+        self.attrs = {}  # of the function
 
     def rewritten(self, function: relax.Function) -> relax.Function:
         self.bound = {binding.var: binding.value for block in function.body.blocks for binding in block.bindings}
         self.readers = readers_of(function)
+        self.attrs = dict(function.attrs or {})
         has_inputs = function.attrs and "num_input" in function.attrs
         self.parameters = set(function.params[int(function.attrs["num_input"]) :]) if has_inputs else set()
         return self.visit_expr(function)

@@ -61,4 +61,7 @@ def example(size: str, seed: int = 0) -> Example:
     def reference() -> Mapping[str, torch.Tensor]:
         return {"tokens": module(image)}
 
-    return Example(module, {"forward": (image,)}, reference, lambda component: lambda: {"tokens": component(image)})
+    def run(component):
+        return lambda: {"tokens": component(image)}
+
+    return Example(module, {"forward": (image,)}, reference, run, products_only=True)

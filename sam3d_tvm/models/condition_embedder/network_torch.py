@@ -99,4 +99,4 @@ def example(size: str, seed: int = 0, style: str = "ss") -> Example:
         embedder, arrays = ConditionEmbedder(component, config), {name: image.numpy() for name, image in images.items()}
         return lambda: {"tokens": embedder.tokens(arrays)}
 
-    return Example(module, module.inputs(), reference, run)
+    return Example(module, module.inputs(), reference, run, products_only=True)

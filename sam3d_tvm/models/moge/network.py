@@ -9,4 +9,5 @@ def _network() -> type:
     return MoGeModel
 
 
-NETWORK = TorchNetwork(_network, lambda module: module.inputs(), lambda module: module.dynamic())
+# DINOv2 holds outliers in its residual stream, and large common parts in keys and values: what is rounded there is lost.
+NETWORK = TorchNetwork(_network, lambda module: module.inputs(), lambda module: module.dynamic(), products_only=True)

@@ -77,21 +77,24 @@ class DepthModel:
         check_image(image)
         check_size("num_tokens", num_tokens, 1)
         height, width = image.shape[1:]
-        patch = self.config.encoder.patch_size
-        sizes = sizes_of(height, width, num_tokens, patch)
-        small = self.resized(image, sizes)
-        patches = small.reshape(3, sizes.rows, patch, sizes.columns, patch)
-        matrices = position_matrices(self.config.encoder, sizes.rows, sizes.columns)
-        result = self._function(patches, *matrices, *view(sizes.height, sizes.width))
+        sizes = sizes_of(height, width, num_tokens, self.config.encoder.patch_size)
+        result = self._function(*self.arguments(shrunk(image, sizes), sizes))
         raw = resized_bilinear(result["points"], (height, width))
         mask = resized_bilinear(result["mask"][None], (height, width))[0]
         return remapped(raw), mask
 
-    def resized(self, image: np.ndarray, sizes: Sizes) -> np.ndarray:
-        """image [3, H, W] -> [3, rows * patch, columns * patch]: to the size that the tokens allow, then to whole patches."""
+    def arguments(self, image: np.ndarray, sizes: Sizes) -> tuple[np.ndarray, ...]:
+        """What the network takes, for image [3, sizes.height, sizes.width]: see `network_torch.MoGeModel.forward`."""
         patch = self.config.encoder.patch_size
-        image = resized_with_antialias(image, (sizes.height, sizes.width), Image.Resampling.BICUBIC)
-        return resized_with_antialias(image, (sizes.rows * patch, sizes.columns * patch), Image.Resampling.BILINEAR)
+        whole = resized_with_antialias(image, (sizes.rows * patch, sizes.columns * patch), Image.Resampling.BILINEAR)
+        patches = whole.reshape(3, sizes.rows, patch, sizes.columns, patch)
+        matrices = position_matrices(self.config.encoder, sizes.rows, sizes.columns)
+        return (patches, *matrices, *view(sizes.height, sizes.width))
+
+
+def shrunk(image: np.ndarray, sizes: Sizes) -> np.ndarray:
+    """image [3, H, W] -> [3, sizes.height, sizes.width], which may be larger, too."""
+    return resized_with_antialias(image, (sizes.height, sizes.width), Image.Resampling.BICUBIC)
 
 
 def view(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,9 +17,12 @@ def _fits(name: str, config: SlatConfig, pipeline: Any) -> Iterable[tuple[str, A
     yield f"{name}.resolution", config.resolution, pipeline.ss_decoder.grid
 
 
+def _memory_of_view(config: SlatConfig, pipeline: Any) -> int:
+    return context_numbers(config.num_blocks, pipeline.slat_condition_embedder.tokens, config.model_channels)
+
+
 def _memory(config: SlatConfig, pipeline: Any, voxels: int) -> int:
-    context = context_numbers(config.num_blocks, pipeline.slat_condition_embedder.tokens, config.model_channels)
-    return context + block_numbers(voxels, config.model_channels)
+    return _memory_of_view(config, pipeline) + block_numbers(voxels, config.model_channels)
 
 
 def _read(values: Mapping[str, Any]) -> SlatConfig:
@@ -41,6 +44,7 @@ DESCRIPTORS = {
         compile=slat_component,
         open=lambda component, config: SlatGenerator(config, component),
         memory=_memory,
+        memory_of_view=_memory_of_view,
         integers=True,
         place=Place("slat_generator", *GENERATOR),
         targets={TDFY + "structured_latent_flow.SLatFlowModelTdfyWrapper": _read},

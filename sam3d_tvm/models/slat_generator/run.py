@@ -18,6 +18,7 @@ from sam3d_tvm.checks import check_coords, check_finite
 from sam3d_tvm.models.slat_generator.config import ALL_SAVINGS, Savings, SlatConfig, preset
 from sam3d_tvm.models.slat_generator.network import BLOCK, compile_model, part_parameters
 from sam3d_tvm.models.slat_generator.random_weights import check_state, parameter_shapes, seeded_state
+from sam3d_tvm.multi_view import MEAN, Views, mean
 from sam3d_tvm.sampler import Guidance, Step, sample_flow
 from sparse_ops.build import pack_params
 from sparse_ops.deploy.component import Component
@@ -238,6 +239,15 @@ class SlatGenerator:
         nothing = None if self._constants is not None else self._condition(np.zeros((batch, width), np.float32), batch)
         return SlatPlan(self, len(coords), batch, levels, self._tensor(offsets), positions, given, nothing)
 
+    def with_condition(self, plan: SlatPlan, cond: np.ndarray) -> SlatPlan:
+        """The plan of the same voxels with another condition, float32 [B, L, cond_channels] of as many elements and any number
+        of tokens. ValueError for anything else."""
+        self._check_own("plan", plan, SlatPlan)
+        _check_array("cond", cond, np.float32, (plan.batch, "L", self.config.cond_channels))
+        if cond.shape[1] < 1:
+            raise ValueError(f"cond: expected [B, L, C] with L of at least 1, given {list(cond.shape)}")
+        return replace(plan, conditional=self._condition(cond.reshape(-1, cond.shape[2]), plan.batch))
+
     def modulation(self, times: np.ndarray) -> Modulation:
         """What the model takes from the time, at all of `times` float32 [T], T at least 1; ValueError for anything else."""
         _check_array("times", times, np.float32, ("T",))
@@ -278,44 +288,71 @@ class SlatGenerator:
     def sample(
         self,
         coords: np.ndarray,
-        cond: np.ndarray,
+        cond: np.ndarray | Sequence[np.ndarray],
         noise: np.ndarray,
         steps: int = 25,
         guidance: Guidance | None = None,
         *,
         rescale_t: float = 1.0,
         solver: str = "euler",
+        multi_view: str = MEAN,
         on_step: Callable[[Step], None] | None = None,
     ) -> np.ndarray:
-        """Latents float32 [N, out_channels] from noise float32 [N, in_channels]: see `prepare` and `sampler.sample_flow`."""
-        plan = self.prepare(coords, cond)
-        return self.sample_plan(plan, noise, steps, guidance, rescale_t=rescale_t, solver=solver, on_step=on_step)
+        """Latents float32 [N, out_channels] from noise float32 [N, in_channels]: see `prepare` and `sampler.sample_flow`.
+
+        Several conditions are views of one object, which its latents follow as `multi_view` says, see `sam3d_tvm.multi_view`.
+        """
+        conds = cond if isinstance(cond, (list, tuple)) else [cond]
+        options = {"rescale_t": rescale_t, "solver": solver, "multi_view": multi_view, "on_step": on_step}
+        Views(len(conds), multi_view)  # before anything is prepared
+        plan = self.prepare(coords, conds[0])
+        plans = [plan, *(self.with_condition(plan, other) for other in conds[1:])]
+        return self.sample_plan(plans, noise, steps, guidance, **options)
 
     def sample_plan(
-        self, plan: SlatPlan, noise: np.ndarray, steps: int = 25, guidance: Guidance | None = None, **options
+        self,
+        plan: SlatPlan | Sequence[SlatPlan],
+        noise: np.ndarray,
+        steps: int = 25,
+        guidance: Guidance | None = None,
+        *,
+        multi_view: str = MEAN,
+        on_step: Callable[[Step], None] | None = None,
+        **options,
     ) -> np.ndarray:
-        """As `sample`, with what `prepare` returned in place of coordinates and condition."""
+        """As `sample`, with what `prepare` returned in place of coordinates and condition, and for further views what
+        `with_condition` did."""
         if self.config.in_channels != self.config.out_channels:
             raise ValueError(
                 f"config: expected as many out_channels as in_channels {self.config.in_channels} to sample, "
                 f"given {self.config.out_channels}"
             )
-        self._check_own("plan", plan, SlatPlan)
+        plans = plan if isinstance(plan, (list, tuple)) else [plan]
+        views = Views(len(plans), multi_view)
+        plan = plans[0]
+        for other in plans:
+            self._check_own("plan", other, SlatPlan)
+            if other.levels is not plan.levels:
+                raise ValueError("plan: expected views of the same voxels, given plans that were prepared each for its own")
         _check_array("noise", noise, np.float32, (plan.rows, self.config.in_channels))
         table = self.modulation(_model_times(steps, **options)) if self.savings.modulation_table else None
         unconditional = []  # the velocity that came with the last conditional one
-        captured = {} if table is not None and not self.taps else None
+        captured = [{} if table is not None and not self.taps else None for _ in plans]
 
         def velocity(x: np.ndarray, time: np.float32, conditional: bool) -> np.ndarray:
-            if not self.savings.shared_start or guidance is None or not guidance.applies(time):
-                return self._velocities(x, time, plan, table, [conditional], captured)[0]
             if not conditional:  # called right after the conditional one
-                return unconditional.pop()
-            given, without = self._velocities(x, time, plan, table, [True, False], captured)
-            unconditional.append(without)
-            return given
+                return unconditional.pop() if unconditional else self._velocities(x, time, plan, table, [False], captured[0])[0]
+            shared = self.savings.shared_start and guidance is not None and guidance.applies(time)
+            found = []
+            for i in views.counting:
+                branches = [True, False] if shared and not found else [True]
+                given, *without = self._velocities(x, time, plans[i], table, branches, captured[i])
+                unconditional.extend(without)
+                found.append(given)
+            return mean(found)
 
-        return sample_flow(velocity, noise, steps, guidance=guidance, time_scale=TIME_SCALE, **options)
+        on_step = views.after_step(on_step)
+        return sample_flow(velocity, noise, steps, guidance=guidance, time_scale=TIME_SCALE, on_step=on_step, **options)
 
     def _condition(self, tokens: np.ndarray, batch: int) -> Condition:
         """tokens float32 [T, cond_channels], equally many of every batch element."""
@@ -439,7 +476,7 @@ def _level(arrays: Arrays, last: bool) -> Level:
     return Level(coords, batch_index.numpy(), rest, parent)
 
 
-def _model_times(steps: int, on_step: object = None, **options) -> np.ndarray:
+def _model_times(steps: int, **options) -> np.ndarray:
     """The times at which `sample_flow` calls the model, float32 [calls]: it is let run without one."""
     times = []
 

@@ -17,9 +17,12 @@ def _fits(name: str, config: StructureFlowConfig, pipeline: Any) -> Iterable[tup
     yield f"{name}.cond_channels", config.cond_channels, pipeline.ss_condition_embedder.channels
 
 
+def _memory_of_view(config: StructureFlowConfig, pipeline: Any) -> int:
+    return context_numbers(config.num_blocks, pipeline.ss_condition_embedder.tokens, config.model_channels)
+
+
 def _memory(config: StructureFlowConfig, pipeline: Any, voxels: int) -> int:
-    context = context_numbers(config.num_blocks, pipeline.ss_condition_embedder.tokens, config.model_channels)
-    return context + block_numbers(config.latent_mapping[SHAPE].token_len, config.model_channels)
+    return _memory_of_view(config, pipeline) + block_numbers(config.latent_mapping[SHAPE].token_len, config.model_channels)
 
 
 def _example(size: str) -> Any:
@@ -44,6 +47,7 @@ DESCRIPTORS = {
         options=lambda pipeline: {"cond_tokens": pipeline.ss_condition_embedder.tokens},
         open=StructureFlow,
         memory=_memory,
+        memory_of_view=_memory_of_view,
         integers=True,
         place=Place("ss_generator", *GENERATOR),
         targets=TARGETS,

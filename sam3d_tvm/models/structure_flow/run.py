@@ -15,7 +15,8 @@ import numpy as np
 import tvm
 
 from sam3d_tvm.checks import check_finite, check_size
-from sam3d_tvm.models.structure_flow.config import StructureFlowConfig
+from sam3d_tvm.models.structure_flow.config import SHAPE, StructureFlowConfig
+from sam3d_tvm.multi_view import MEAN, Views, mean
 from sam3d_tvm.sampler import Guidance, Sample, Step, sample_shortcut
 from sparse_ops.deploy.component import Component
 from sparse_ops.devices import placed
@@ -96,36 +97,48 @@ class StructureFlow:
     def sample(
         self,
         noise: Mapping[str, np.ndarray] | int,
-        cond: np.ndarray | StructurePlan,
+        cond: np.ndarray | StructurePlan | Sequence[np.ndarray | StructurePlan],
         steps: int = 25,
         guidance: Guidance | None = None,
         *,
         rescale_t: float = 3.0,
         shortcut: bool = False,
+        multi_view: str = MEAN,
         on_step: Callable[[Step], None] | None = None,
     ) -> dict[str, np.ndarray]:
         """Latents from noise, or from the seed of it, and a condition, or what `prepare` made of it.
 
         With `shortcut` the model is told the length of its steps, for which few of them do. `guidance` is `GUIDANCE` unless
-        given, and none with `shortcut`. ValueError as `prepare`, `velocity` and `sampler.sample_shortcut`.
+        given, and none with `shortcut`.
+
+        Several conditions are views of one object, of one batch size. The shape follows all of them as `multi_view` says, see
+        `sam3d_tvm.multi_view`; it does not see the pose, which is that in the first view and follows the first alone. So the
+        first is evaluated in every step, also where another has its turn.
+
+        ValueError as `prepare`, `velocity`, `multi_view.Views` and `sampler.sample_shortcut`, and for views of other batches.
         """
-        plan = cond if isinstance(cond, StructurePlan) else self.prepare(cond)
+        given = cond if isinstance(cond, (list, tuple)) else [cond]
+        views = Views(len(given), multi_view)
+        plans = [one if isinstance(one, StructurePlan) else self.prepare(one) for one in given]
+        plan = plans[0]
+        if {other.batch for other in plans} != {plan.batch}:
+            raise ValueError(f"cond: expected views of one batch size, given {[other.batch for other in plans]}")
         if not isinstance(noise, Mapping):
             check_size("noise", noise, 0)
             noise = self.noise(noise, plan.batch)
         if guidance is None and not shortcut:
             guidance = GUIDANCE
         unconditional = []  # the velocity that came with the last conditional one
-        captured = {}
+        captured = [{} for _ in plans]
 
         def velocity(x: Sample, time: np.float32, d: np.float32, conditional: bool) -> Sample:
             if not conditional:  # called right after the conditional one
                 return unconditional.pop()
-            if guidance is None or not guidance.applies(time):
-                return self._velocities(x, time, d, plan, [True], captured)[0]
-            given, without = self._velocities(x, time, d, plan, [True, False], captured)
-            unconditional.append(without)
-            return given
+            guided = guidance is not None and guidance.applies(time)
+            given, *without = self._velocities(x, time, d, plan, [True, False] if guided else [True], captured[0])
+            unconditional.extend(without)
+            others = {i: self._velocities(x, time, d, plans[i], [True], captured[i])[0] for i in views.counting if i}
+            return given | {SHAPE: mean([others.get(i, given)[SHAPE] for i in views.counting])}
 
         return sample_shortcut(
             velocity,
@@ -135,7 +148,7 @@ class StructureFlow:
             guidance=guidance,
             no_shortcut=not shortcut,
             time_scale=TIME_SCALE,
-            on_step=on_step,
+            on_step=views.after_step(on_step),
         )
 
     def noise(self, seed: int, batch: int = 1) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from sam3d_tvm.models import slat_generator as slat
 from sam3d_tvm.models.slat_generator import PRESETS, SlatConfig, SlatGenerator
+from sam3d_tvm.multi_view import mean
 from sam3d_tvm.sampler import Guidance, sample_flow
 from sparse_ops.deploy.weights import LazyArray
 from tests.golden import case_slat_flow
@@ -137,6 +138,66 @@ def test_sample_is_the_sampler_on_the_velocity():
     given = model.sample(coords, COND, noise, 4, guidance, rescale_t=3.0, on_step=lambda step: seen.append(step.index))
     np.testing.assert_array_equal(given, expected)
     assert seen == [0, 1, 2, 3] and given.dtype == np.float32
+
+
+COORDS, NOISE = voxels(30), normal(10, 30, CONFIG.in_channels)
+VIEWS = [normal(seed, 1, tokens, CONFIG.cond_channels) for seed, tokens in ((21, 5), (22, 5), (23, 7))]
+GUIDED = Guidance(2.0, (0, 300))  # in the first two of four steps
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint"])
+@pytest.mark.parametrize(
+    ("mode", "counting"), [("mean", lambda step: (0, 1, 2)), ("cycle", lambda step: (step % 3,))], ids=["mean", "cycle"]
+)
+def test_several_views_are_those_of_the_sampler_on_each(mode, counting, solver):
+    model, index = generator(), [0]
+    plans = [model.prepare(COORDS, view) for view in VIEWS]
+
+    def velocity(x, time, conditional):
+        return mean([model.velocity(x, time, plans[i], conditional) for i in counting(index[0])])
+
+    options = {"guidance": GUIDED, "solver": solver}
+    expected = sample_flow(velocity, NOISE, 4, on_step=lambda step: index.__setitem__(0, step.index + 1), **options)
+    found = model.sample(COORDS, VIEWS, NOISE, 4, multi_view=mode, **options)
+    assert found.tobytes() == expected.tobytes()
+    assert found.tobytes() != model.sample(COORDS, VIEWS[0], NOISE, 4, **options).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["mean", "cycle"])
+def test_one_view_and_equal_views_are_that_of_one(mode):
+    expected = generator().sample(COORDS, COND, NOISE, 3, GUIDED)
+    for views in ([COND], [COND, COND], [COND] * 5):
+        assert generator().sample(COORDS, views, NOISE, 3, GUIDED, multi_view=mode).tobytes() == expected.tobytes()
+
+
+def test_the_order_of_views_does_not_count_in_a_mean_but_in_turns():
+    def found(order, mode):
+        return generator().sample(COORDS, [VIEWS[i] for i in order], NOISE, 3, GUIDED, multi_view=mode).tobytes()
+
+    assert found((0, 1, 2), "mean") == found((2, 0, 1), "mean") == found((1, 0, 2), "mean")
+    assert found((0, 1, 2), "cycle") != found((0, 2, 1), "cycle")
+
+
+@pytest.mark.parametrize(
+    ("cond", "options", "message"),
+    [
+        ([], {}, "views: expected an integer of at least 1, given 0"),
+        ([COND] * 9, {}, "views: expected at most 8, given 9"),
+        ([COND, COND], {"multi_view": "most"}, "multi_view: expected one of 'mean', 'cycle', given 'most'"),
+        ([COND, np.concatenate([COND, COND])], {}, r"cond: expected float32 \[1, L, .*\], given float32 \[2, 5"),
+        ([COND, COND[:, :0]], {}, r"cond: expected \[B, L, C\] with L of at least 1"),
+        ([COND, None], {}, "cond: expected a numpy array"),
+    ],
+)
+def test_views_that_are_refused(cond, options, message):
+    with pytest.raises(ValueError, match=message):
+        generator().sample(COORDS, cond, NOISE, 2, **options)
+
+
+def test_plans_of_views_are_of_the_same_voxels():
+    plans = [generator().prepare(COORDS, COND) for _ in range(2)]
+    with pytest.raises(ValueError, match="plan: expected views of the same voxels"):
+        generator().sample_plan(plans, NOISE, 2)
 
 
 def test_weights_from_a_file(tmp_path):

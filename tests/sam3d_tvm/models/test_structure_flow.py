@@ -18,6 +18,7 @@ import torch
 from sam3d_tvm.models.example_torch import seeded
 from sam3d_tvm.models.structure_flow import PRESETS, SHAPE, StructureFlow, StructureFlowConfig, preset
 from sam3d_tvm.models.structure_flow.network_torch import METHODS, StructureFlowModel, example
+from sam3d_tvm.multi_view import mean
 from sam3d_tvm.sampler import Guidance, sample_shortcut
 from tests import DATA
 from tests.golden import case_ss_flow
@@ -220,6 +221,76 @@ def test_sample_is_the_sampler_on_velocities(flow, options, of_sampler):
     assert_velocities_close(found, sample_shortcut(velocity, LATENTS, 3, **of_sampler), (1 + 2 * strength) ** 2)
     assert len(states) == 3
     assert same_bits(states[-1], found)
+
+
+VIEWS = [normal(seed, 2, tokens, CONFIG.cond_channels) for seed, tokens in ((21, 5), (22, 5), (23, 7))]
+GUIDED = {"guidance": Guidance(2.0, (0, 300)), "rescale_t": 1.0}  # in the first two of four steps
+
+
+def test_the_shape_does_not_see_the_pose(flow):
+    plan = flow.prepare(COND)
+    other = {name: x if name == SHAPE else x + 1 for name, x in LATENTS.items()}
+    shapes = [flow.velocity(x, T, 0.0, plan)[SHAPE] for x in (LATENTS, other)]
+    assert shapes[0].tobytes() == shapes[1].tobytes()
+
+
+def of_views(flow, counting):
+    """A sampler on velocities of views one by one: the pose of the first, the shape the mean of those that count in a step."""
+    plans, index = [flow.prepare(view) for view in VIEWS], [0]
+
+    def velocity(x, time, d, conditional):
+        found = [flow.velocity(x, float(time), float(d), plan, conditional) for plan in plans]
+        return found[0] | {SHAPE: mean([found[i][SHAPE] for i in counting(index[0])])}
+
+    options = {"no_shortcut": True, "on_step": lambda step: index.__setitem__(0, step.index + 1), **GUIDED}
+    return sample_shortcut(velocity, LATENTS, 4, **options)
+
+
+@pytest.mark.parametrize(
+    ("mode", "counting"), [("mean", lambda step: (0, 1, 2)), ("cycle", lambda step: (step % 3,))], ids=["mean", "cycle"]
+)
+def test_several_views_are_those_of_the_sampler_on_each(flow, mode, counting):
+    found = flow.sample(LATENTS, VIEWS, 4, multi_view=mode, **GUIDED)
+    assert same_bits(found, of_views(flow, counting))
+    assert not same_bits(found, flow.sample(LATENTS, VIEWS[0], 4, **GUIDED))
+
+
+@pytest.mark.parametrize("mode", ["mean", "cycle"])
+def test_one_view_and_equal_views_are_that_of_one(flow, mode):
+    expected = flow.sample(LATENTS, COND, 4, **GUIDED)
+    for views in ([COND], [COND, COND], [COND] * 3):
+        assert same_bits(flow.sample(LATENTS, views, 4, multi_view=mode, **GUIDED), expected)
+
+
+def test_the_order_of_further_views_does_not_count_in_a_mean(flow):
+    first, second, third = VIEWS
+    expected = flow.sample(LATENTS, [first, second, third], 3)
+    assert same_bits(flow.sample(LATENTS, [first, third, second], 3), expected)
+    other = flow.sample(LATENTS, [second, first, third], 3)
+    assert not np.array_equal(other["rotation"], expected["rotation"])
+
+
+def test_the_velocity_without_a_condition_is_computed_once(flow, monkeypatch):
+    for mode, calls_of_four in (("mean", 12), ("cycle", 6)):
+        with counted(flow, monkeypatch) as calls:
+            flow.sample(LATENTS, VIEWS, 4, multi_view=mode, **GUIDED)
+        assert (calls["context"], calls["finish"], calls["finish_unconditional"]) == (3, calls_of_four, 2)
+
+
+@pytest.mark.parametrize(
+    ("cond", "options", "message"),
+    [
+        ([], {}, "views: expected an integer of at least 1, given 0"),
+        ([COND] * 9, {}, "views: expected at most 8, given 9"),
+        ([COND, COND], {"multi_view": "most"}, "multi_view: expected one of 'mean', 'cycle', given 'most'"),
+        ([COND, COND[:1]], {}, r"cond: expected views of one batch size, given \[2, 1\]"),
+        ([COND, None], {}, "cond: expected a numpy array, given NoneType"),
+        (None, {}, "cond: expected a numpy array, given NoneType"),
+    ],
+)
+def test_views_that_are_refused(flow, cond, options, message):
+    with pytest.raises(ValueError, match=message):
+        flow.sample(LATENTS, cond, 2, **options)
 
 
 @pytest.mark.parametrize("size", PRESETS)
