@@ -35,4 +35,5 @@ def example(size: str) -> Example:
         forward = component["forward"]
         return lambda: forward(*given)
 
-    return Example(module, {"forward": tensors}, lambda: module(*tensors), run, dynamic=module.dynamic())
+    options = {"dynamic": module.dynamic(), "products_only": True}
+    return Example(module, {"forward": tensors}, lambda: module(*tensors), run, **options)
