@@ -409,7 +409,7 @@ class Pipeline:
         if len(masks) > 1 and not self.has_points(options):
             say(OVERLAP)
         check_masks(image, masks, options)
-        results, point_maps = [], PointMaps()
+        results, point_maps = [], PointMaps() if len(masks) > 1 else None
         for number, mask in enumerate(masks, 1):
             tell = of_object(on_progress, number) if len(masks) > 1 else on_progress
             result = self.generate(image, mask, on_progress=tell, **{"point_maps": point_maps, **options})
@@ -509,7 +509,7 @@ class Run:
         self.given: dict[str, str | None] = {}  # digests of image, mask and point map
         self.photo = None  # what views.png shows of it
         self.camera: PhotoCamera | None = None  # of the photo, if it is known
-        self._point_maps = PointMaps() if point_maps is None else point_maps
+        self._point_maps = point_maps
         self._on_progress, self._on_step = on_progress, on_step
 
     @contextmanager
@@ -615,6 +615,8 @@ class Run:
             with self._model(DEPTH_MODEL) as model:
                 return point_map(model, rgba, fov_x)
 
+        if self._point_maps is None:
+            return make()
         return self._point_maps((_sha256(rgba[..., :3]), fov_x), make)
 
     def condition(self, name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:

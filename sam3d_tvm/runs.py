@@ -64,7 +64,7 @@ def generate_into(
         say(OVERLAP if scene else f"{OVERLAP}; no scene_* file is written, unless asked for by --scene (scene=True)")
     results: list[Result] = []
     written: list[Path] = []
-    point_maps = PointMaps()
+    point_maps = PointMaps() if several else None
 
     def told(number: int) -> OnProgress:
         return of_object(on_progress, number) if several else on_progress

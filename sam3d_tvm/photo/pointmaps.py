@@ -370,7 +370,8 @@ def in_fractions(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _is_normalised(matrix: np.ndarray) -> bool:
-    return max(matrix[0, 0], matrix[1, 1]) < NORMALISED
+    """By the smaller focal length: of a narrow photo the other one is many heights or widths."""
+    return min(matrix[0, 0], matrix[1, 1]) < NORMALISED
 
 
 def _as_matrix(given, name: str) -> np.ndarray:

@@ -22,6 +22,7 @@ from sam3d_tvm.frames import CAMERA, OBJECT, OPENCV, OPENGL, rotation
 from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.outputs import FORMATS, Result, save_scene
 from sam3d_tvm.overview import overview, thumbnail
+from sam3d_tvm.photo.camera import PhotoCamera
 from sam3d_tvm.pose import Pose, matrix_to_quaternion
 from sam3d_tvm.splat.cameras import camera_towards, orbit_box
 from sam3d_tvm.splat.files import SPLAT_FORMATS, load_splat, save_splat
@@ -384,3 +385,28 @@ def test_the_pages_and_pictures_are_equal_for_equal_input(tmp_path):
     assert "views.png" in files and len(files) == 10  # with run.json, the list of the others
     for file in files:
         assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("part", ["splat", "mesh"])
+@pytest.mark.parametrize("whole", ["object", "scene"])
+@pytest.mark.parametrize("middle", [(0.5, 0.5), (0.4, 0.6)])
+def test_an_object_is_in_its_place_in_the_photo_where_the_camera_is_known(part, whole, middle):
+    """The end of each arm is where the intrinsics project it, in a picture of the photo's size beside it."""
+    (cx, cy), fx = middle, 0.9
+    camera = PhotoCamera(np.array([[fx, 0, cx], [0, 2 * fx, cy], [0, 0, 1]]), (200, 100))  # square pixels
+    lamp = result(LAMP, pose_of(UPRIGHT, (0.5, 0.2, 4), 1))
+    placed = lamp if whole == "object" else lamp.in_scene()
+    both = (placed.gaussians, None) if part == "splat" else (None, placed.mesh)
+    pose, frame = (lamp.pose, OBJECT) if whole == "object" else (None, CAMERA)
+    sheet = overview(*both, photo(), pose, size=150, camera=camera, frame=frame)
+    width, height = 298, 149  # of the photo, within half of the sheet
+    tile = sheet.crop((width + 4, 27, 2 * width + 4, 27 + height))
+    ends = lamp.in_scene().mesh.vertices[1:] @ np.diag([-1, -1, 1])  # in the axes of OpenCV
+    expected = (ends / ends[:, 2:] @ camera.intrinsics.T)[:, :2] * (width, height)
+    pixels = np.asarray(tile, int)
+    for end, color in zip(expected[::2], LAMP[::2], strict=True):  # the arm that points away may be hidden
+        down, right = np.nonzero(np.abs(pixels - color).max(2) < 120)
+        assert len(down) and np.hypot(right + 0.5 - end[0], down + 0.5 - end[1]).min() < 4, (end, color)
+    wide = PhotoCamera(np.array([[fx, 0, cx], [0, fx, cy], [0, 0, 1]]), (200, 100))  # pixels that are no squares
+    turned = overview(*both, photo(), pose, size=150, camera=wide, frame=frame)
+    assert not np.array_equal(np.asarray(turned), np.asarray(sheet))

@@ -7,8 +7,8 @@ from sam3d_tvm.models.moge import checkpoint
 from sam3d_tvm.models.moge.config import AREA, PRESETS, MogeConfig
 from sam3d_tvm.models.moge.network import NETWORK
 from sam3d_tvm.models.moge.random_weights import seeded_state
+from sam3d_tvm.models.moge.run import DepthModel
 from sam3d_tvm.models.transformer_memory import block_numbers
-from sparse_ops.deploy.component import Component
 
 MAPS = 3  # of features of the last size, at a time
 UV = 2  # channels beside the features
@@ -20,16 +20,10 @@ def _memory(config: MogeConfig, pipeline: Any, voxels: int) -> int:
     return block_numbers(tokens + 1, channels) + features + MAPS * tokens * AREA * (config.dim_upsample[-1] + UV)
 
 
-def _open(component: Component, config: MogeConfig) -> Any:
-    from sam3d_tvm.models.moge.run import DepthModel
-
-    return DepthModel(component, config)
-
-
 def _example(size: str) -> Any:
-    from sam3d_tvm.models.moge import network_torch
+    from sam3d_tvm.models.moge import example_torch
 
-    return network_torch.example(size)
+    return example_torch.example(size)
 
 
 DESCRIPTORS = {
@@ -42,7 +36,7 @@ DESCRIPTORS = {
         shapes=NETWORK.shapes,
         random_weights=lambda config, seed: seeded_state(config, NETWORK.shapes(config), seed),
         compile=NETWORK.compile,
-        open=_open,
+        open=DepthModel,
         memory=_memory,
         place=OwnFile(
             "depth_model",
