@@ -4,7 +4,7 @@ The network sees a photo as large as the number of tokens allows, and once more 
 is what it returns: facts of upstream's code that need no network.
 """
 
-from math import hypot, sqrt
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 from sam3d_tvm.checks import check_finite, check_size
 from sam3d_tvm.models.dinov2 import DinoV2Config, position_matrices
 from sam3d_tvm.models.moge.config import AREA, MogeConfig
+from sam3d_tvm.models.moge.focal import half_sides, view_plane
 from sam3d_tvm.models.resize import resized_bilinear
 from sparse_ops.deploy.component import Component
 
@@ -99,10 +100,8 @@ def shrunk(image: np.ndarray, sizes: Sizes) -> np.ndarray:
 
 def view(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """float32 span [2], u [width], v [height] of a photo of that size: its diagonal reaches from -1 to 1."""
-    diagonal = hypot(width, height)
-    span = np.array([width, height]) / diagonal
-    u, v = ((2 * np.arange(n) + 1 - n) / n * half for n, half in zip((width, height), span, strict=True))
-    return tuple(part.astype(np.float32) for part in (span, u, v))
+    u, v = view_plane(height, width)
+    return np.array(half_sides(height, width), np.float32), u, v
 
 
 def remapped(raw: np.ndarray) -> np.ndarray:
