@@ -38,6 +38,7 @@ LONGEST = (
     "test_nvcc.py",
     "test_cuda_golden.py",
     "test_cuda_graphs.py",
+    "test_cuda_pipeline.py",
     "test_schedule_rest.py",
     "test_structure_flow.py",
     "test_assembly.py",

@@ -120,7 +120,7 @@ def ball(voxels: int) -> Structure:
     distance = np.linalg.norm(np.indices([resolution] * 3) - resolution / 2, axis=0)
     places = np.argwhere(distance <= np.sort(distance.ravel())[voxels - 1])
     pose = Pose(np.float32([[1, 0, 0, 0]]), np.zeros((1, 3), np.float32), np.ones((1, 3), np.float32))
-    coords = np.concatenate([np.zeros((len(places), 1)), places], 1).astype(np.int32)
+    coords = np.ascontiguousarray(np.concatenate([np.zeros((len(places), 1)), places], 1), np.int32)
     return Structure(coords, resolution, pose)
 
 

@@ -95,6 +95,21 @@ def runtime_library() -> Path:
     )
 
 
+@functools.cache
+def _headers() -> Path:
+    """A folder of what kernels include, compiled beforehand: of most kernels that would take longer than their own source."""
+    folder = cache_folder() / f"headers_{_fingerprint(*KERNEL_HEADERS)[:16]}"
+    folder.mkdir(exist_ok=True)
+    for name in KERNEL_HEADERS:
+        handle, temporary = tempfile.mkstemp(dir=folder)
+        with os.fdopen(handle, "wb") as file:
+            file.write((RUNTIME / name).read_bytes())
+        os.replace(temporary, folder / name)
+    # g++ takes it in place of device.h, if it was compiled with the same flags
+    _compile(folder / "device.h.gch", [*KERNEL_FLAGS, *_machine_flags(), "-x", "c++-header", str(folder / "device.h")])
+    return folder
+
+
 def kernel_library(source: str, kernel: str) -> str:
     """The path of a kernel's library, compiled if it is new. Its translated source lies beside it."""
     text = translate(source, kernel)
@@ -106,7 +121,8 @@ def kernel_library(source: str, kernel: str) -> str:
             file.write(text)
         os.replace(temporary, path.with_suffix(".cc"))
         try:
-            _compile(path, [*KERNEL_FLAGS, *_machine_flags(), f"-I{RUNTIME}", str(path.with_suffix(".cc")), *KERNEL_LIBRARIES])
+            source = [f"-I{_headers()}", str(path.with_suffix(".cc")), *KERNEL_LIBRARIES]
+            _compile(path, [*KERNEL_FLAGS, *_machine_flags(), *source])
         except RuntimeError as error:
             raise NotImplementedError(f"kernel {kernel}: the CUDA emulator does not know all of its source. {error}") from None
     return str(path)

@@ -5,6 +5,7 @@ assembly (instruction by instruction, `INSTRUCTIONS`), and the beginning of the 
 call that ends the launch by NotImplementedError, as a helper may stand in the source and never be called.
 """
 
+import functools
 import re
 
 KERNEL = re.compile(
@@ -26,20 +27,25 @@ def translate(source: str, kernel: str) -> str:
     """C++ of `kernel` alone, with all helpers of the source, and `emulator_entry(void** arguments)` that calls it."""
     if "nvcuda::wmma" in source:
         raise NotImplementedError(f"kernel {kernel}: the CUDA emulator does not know nvcuda::wmma, only mma.sync")
-    helpers, definition, parameters = _cut(source, kernel)
+    helpers, definitions = _cut(source)
+    if kernel not in definitions:
+        raise ValueError(f"kernel {kernel}: not in the source, which has {kernel_names(source)}")
+    definition, parameters = definitions[kernel]
     ids = iter(range(1 << 20))
-    text = _assembly(helpers) + "\n" + _assembly(definition)
+    text = helpers + "\n" + _assembly(definition)
     text = text.replace("__restrict__ ", "").replace("tvm_builtin_cuda_cta_sync();", "__syncthreads();")
     text = SHARED.sub(lambda match: _shared(match, ids), text)
     values = ", ".join(f"*static_cast<{kind}*>(arguments[{i}])" for i, kind in enumerate(parameters))
     return f'#include "device.h"\n{text}\nextern "C" PLAIN void emulator_entry(void** arguments) {{ {kernel}({values}); }}\n'
 
 
-def _cut(source: str, kernel: str) -> tuple[str, str, list[str]]:
-    """What stands before and between kernels, without TVM's own headers; one kernel; the types of its parameters."""
+@functools.lru_cache(maxsize=4)  # all kernels of a source ask for it
+def _cut(source: str) -> tuple[str, dict[str, tuple[str, list[str]]]]:
+    """What stands before and between kernels, translated, without TVM's own headers; by their names kernels and the types of
+    their parameters."""
     headers = re.search(r"#define ushort unsigned short\n#endif\n", source)
     rest = source[headers.end() :] if headers else source
-    helpers, definition, parameters = [], None, []
+    helpers, definitions = [], {}
     while match := KERNEL.search(rest):
         helpers.append(rest[: match.start()])
         after = rest[match.end() :]
@@ -47,42 +53,37 @@ def _cut(source: str, kernel: str) -> tuple[str, str, list[str]]:
             rest = after.lstrip()[1:]
             continue
         end = _closing(after, after.index("{")) + 1
-        if match[1] == kernel:
-            begin = after.index("{") + 1
-            indices = "".join(
-                f"const uint3 {name} = emulator_{call}();"
-                for name, call in (
-                    ("threadIdx", "thread_index"),
-                    ("blockIdx", "block_index"),
-                    ("blockDim", "block_dim"),
-                    ("gridDim", "grid_dim"),
-                )
+        begin = after.index("{") + 1
+        indices = "".join(
+            f"const uint3 {name} = emulator_{call}();"
+            for name, call in (
+                ("threadIdx", "thread_index"),
+                ("blockIdx", "block_index"),
+                ("blockDim", "block_dim"),
+                ("gridDim", "grid_dim"),
             )
-            definition = f"static __attribute__((noinline)) void {kernel}({match[2]}) {{ {indices}{after[begin:end]}"
-            kinds = [p.replace("__restrict__", "").strip() for p in match[2].split(",") if p.strip()]
-            parameters = [re.sub(r"\s*\w+$", "", kind) for kind in kinds]
+        )
+        definition = f"static __attribute__((noinline)) void {match[1]}({match[2]}) {{ {indices}{after[begin:end]}"
+        kinds = [p.replace("__restrict__", "").strip() for p in match[2].split(",") if p.strip()]
+        definitions[match[1]] = definition, [re.sub(r"\s*\w+$", "", kind) for kind in kinds]
         rest = after[end:]
-    if definition is None:
-        raise ValueError(f"kernel {kernel}: not in the source, which has {kernel_names(source)}")
-    return "".join([*helpers, rest]), definition, parameters
+    return _assembly("".join([*helpers, rest])), definitions
+
+
+STRING = r'"(?:[^"\\]|\\.)*"'
+BRACKETS = {"{": re.compile(STRING + r"|[{}]", re.DOTALL), "(": re.compile(STRING + r"|[()]", re.DOTALL)}
 
 
 def _closing(text: str, opening: int) -> int:
     """The place of the bracket that closes the one at `opening`; strings are stepped over."""
-    pairs = {"{": "}", "(": ")"}
-    depth, i, open_, close = 0, opening, text[opening], pairs[text[opening]]
-    while i < len(text):
-        if text[i] == '"':
-            i += 1
-            while text[i] != '"':
-                i += 2 if text[i] == "\\" else 1
-        elif text[i] == open_:
+    depth, open_ = 0, text[opening]
+    for match in BRACKETS[open_].finditer(text, opening):
+        if match[0] == open_:
             depth += 1
-        elif text[i] == close:
+        elif not match[0].startswith('"'):
             depth -= 1
             if depth == 0:
-                return i
-        i += 1
+                return match.start()
     raise ValueError(f"unbalanced {open_!r} in generated source: {text[opening : opening + 80]!r}")
 
 

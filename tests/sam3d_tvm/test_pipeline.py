@@ -18,6 +18,7 @@ from sam3d_tvm.notices import Notice
 from sam3d_tvm.pipeline import Pipeline, Progress, Run, clipped
 from sam3d_tvm.pose import Pose
 from sam3d_tvm.sampler import flow_schedule
+from sparse_ops import devices
 from tests.sam3d_tvm.tiny_pipeline import disc_photo, tiny_artifacts
 
 QUICK = {"steps": 2, "formats": ("ply", "glb")}
@@ -229,6 +230,26 @@ def test_bad_arguments_are_refused_before_any_work(pipeline, photo, monkeypatch,
     mask = options.pop("mask", None)
     with pytest.raises(ValueError, match=message):
         pipeline.generate(photo[..., :3] if mask is not None else photo, mask, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"system": "Plan9 vax"}, "artifacts .*: made for Plan9 vax, this is "),
+        ({"target": {"kind": "cuda", "arch": "sm_90"}}, "artifacts .*: made for the target .*sm_90.* has no such device"),
+    ],
+)
+def test_models_of_another_machine_are_refused_before_any_work(pipeline, photo, monkeypatch, change, message):
+    other = replace(pipeline.artifacts._manifest("ss_condition_embedder"), **change)
+    monkeypatch.setattr(type(pipeline.artifacts), "_manifest", lambda self, name: other)
+    monkeypatch.setattr(Run, "inputs", lambda self, *given, **options: pytest.fail("a photo was read"))
+    monkeypatch.setattr(devices, "cuda_device", _no_device)
+    with pytest.raises(ValueError, match=message):
+        pipeline.generate(photo)
+
+
+def _no_device(number=None):
+    raise ValueError("device: expected a CUDA device, given none")
 
 
 def test_memory_is_checked_again_when_the_voxels_are_known(pipeline, photo, monkeypatch):

@@ -14,9 +14,8 @@ from tests.sparse_ops.walk import CASES, case_id, digest, example_module, exampl
 from tests.tolerance import assert_close
 
 
-def run(executable, inputs):
+def run(machine, inputs):
     """The outputs of a compiled module on the device."""
-    machine = relax.VirtualMachine(executable, device(), memory_cfg="naive")
     result = machine["main"](*(tvm.runtime.tensor(array, device()) for array in inputs))
     return [out.numpy() for out in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
 
@@ -29,13 +28,13 @@ WALKED = [case for case in CASES if case not in INTEGER_ROWS]
 def test_oracle(case):
     row, dtype = case
     device()
-    executable = build(example_module(row, dtype), cuda_target())
+    machine = relax.VirtualMachine(build(example_module(row, dtype), cuda_target()), device(), memory_cfg="naive")
     for rows in row.sizes:
         example = example_of(row, dtype, rows)
         with schedule(1):
-            outputs = run(executable, example.inputs)
+            outputs = run(machine, example.inputs)
         for i, (out, expected) in enumerate(zip(outputs, example.expected, strict=True)):
             depth = example.depth if out.dtype.itemsize > 2 else 1
             assert_close(out, expected, depth, dtype=out.dtype, name=f"{row.name} {dtype}, {rows} rows, output {i}")
     with schedule(2):
-        assert digest(run(executable, example.inputs)) == digest(outputs)
+        assert digest(run(machine, example.inputs)) == digest(outputs)

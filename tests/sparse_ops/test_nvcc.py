@@ -14,6 +14,7 @@ import tvm_ffi
 from tvm import relax
 
 from sparse_ops.build import unchecked
+from sparse_ops.transform.products import Tf32Products
 from tests.cuda_device import cuda_target
 from tests.sparse_ops.walk import CASES, example_module
 from tir_kernels.cuda.gpu import ON_DEVICE, REGISTERS
@@ -39,11 +40,15 @@ def kernels_for(arch: str) -> dict[str, tvm.tirx.PrimFunc]:
     for row, dtype in CASES:
         stands_for_all = dtype == DTYPE or DTYPE not in row.dtypes or row.name in PRODUCTS
         if stands_for_all and not row.name.startswith("int8_"):
-            with target:
-                mod = relax.transform.LegalizeOps()(example_module(row, dtype))
-            for gv, function in mod.functions_items():
-                if ON_DEVICE in (function.attrs or {}):
-                    found.setdefault(tvm_ffi.structural_hash(function), function.with_attr("global_symbol", gv.name_hint))
+            modules = [example_module(row, dtype)]
+            if dtype == "float32" and row.name in PRODUCTS:
+                modules.append(Tf32Products()(modules[0]))
+            for mod in modules:
+                with target:
+                    mod = relax.transform.LegalizeOps()(mod)
+                for gv, function in mod.functions_items():
+                    if ON_DEVICE in (function.attrs or {}):
+                        found.setdefault(tvm_ffi.structural_hash(function), function.with_attr("global_symbol", gv.name_hint))
     return {f"k{number}_{function.attrs['global_symbol']}": function for number, function in enumerate(found.values())}
 
 

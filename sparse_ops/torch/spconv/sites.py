@@ -5,8 +5,6 @@ long as a tensor on these voxels, or an entry of an `indice_dict` that names the
 """
 
 import weakref
-from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -20,6 +18,7 @@ from ...eager.call import CoordinateIndex
 from ...eager.checksum import checksum
 from ...op.index import fitting_extent
 from ...op.numbers import as_int, shown
+from ...op.signature import MAP_DTYPES
 from ..ops import CALLS
 
 MOST_AXES = 3
@@ -74,12 +73,12 @@ def _here() -> tuple[str, int] | None:
 class Built:
     """A kernel map, and the voxels on its output side; None where these are those of the input.
 
-    `make()` returns its four tensors for the place where calls run now: devices read other arrays than CPUs. `arrays`: what it
-    would return here, if that is there already.
+    `op`, `given`, `options`: the call whose last four results are its tensors, for the place where it runs: devices read other
+    arrays than CPUs. `arrays`: what it returned here, if it was called already.
     """
 
-    def __init__(self, make: Callable[[], Sequence[torch.Tensor]], target: "Sites | None", arrays=None):
-        self._make, self.target = make, target
+    def __init__(self, op: str, given: tuple, options: dict, target: "Sites | None" = None, arrays=None):
+        self._call, self.target = (op, given, options), target
         self._arrays = {} if arrays is None else {_here(): tuple(arrays)}
         self._inverse: dict[object, tuple[torch.Tensor, ...]] = {}
 
@@ -88,7 +87,8 @@ class Built:
         """The four tensors, for the place where calls run."""
         here = _here()
         if here not in self._arrays:
-            self._arrays[here] = tuple(self._make())
+            op, given, options = self._call
+            self._arrays[here] = tuple(CALLS[op](*given, **options)[-len(MAP_DTYPES) :])
         return self._arrays[here]
 
     def inverse(self, source: "Sites") -> tuple[torch.Tensor, ...]:
@@ -129,8 +129,8 @@ class Sites:
 
     def submanifold(self, geometry: Geometry) -> Built:
         if geometry not in self._maps:
-            make = partial(CALLS["submanifold_map"], self.coords, geometry.kernel, geometry.dilation, index=self._index)
-            self._maps.setdefault(geometry, Built(make, None))
+            given = self.coords, geometry.kernel, geometry.dilation
+            self._maps.setdefault(geometry, Built("submanifold_map", given, {"index": self._index}))
         return self._maps[geometry]
 
     def strided(self, geometry: Geometry, spatial_shape: list[Size]) -> tuple[Built, "Sites", list[Size]]:
@@ -148,8 +148,7 @@ class Sites:
         built = self._maps.get(key)
         if built is not None and not built.target.changed:
             return built, built.target.again(), list(behind)
-        make = partial(
-            CALLS["strided_map"],
+        given = (
             self.coords,
             geometry.kernel,
             geometry.stride,
@@ -157,11 +156,11 @@ class Sites:
             geometry.dilation,
             shape,
             geometry.transposed,
-            output_padding=geometry.output_padding,
-            index=self._index,
         )
-        coords, *arrays = make()
-        built = self._maps[key] = Built(lambda: make()[1:], made_sites(narrow_coords(coords, axes), coords), arrays)
+        options = {"output_padding": geometry.output_padding, "index": self._index}
+        coords, *arrays = CALLS["strided_map"](*given, **options)
+        target = made_sites(narrow_coords(coords, axes), coords)
+        built = self._maps[key] = Built("strided_map", given, options, target, arrays)
         return built, built.target, list(behind)
 
     def again(self) -> "Sites":

@@ -1,0 +1,23 @@
+"""The second half of the pipeline on the emulated device: from voxels to a splat and a mesh, each model against the CPU's.
+
+`python -m tests.cuda_pipeline --first-half` does the first one, too.
+"""
+
+import numpy as np
+
+from sam3d_tvm.pipeline import Pipeline
+from tests.cuda_pipeline import ball, compared, on_device, recorded
+from tests.sam3d_tvm.tiny_pipeline import disc_photo
+
+MODELS = ("slat_generator", "slat_decoder_gs", "slat_decoder_mesh")  # the embedder is most of the time, and of torch.export
+
+
+def test_voxels_become_a_splat_and_a_mesh():
+    structure = ball(40)
+    with recorded() as calls:
+        result = Pipeline(on_device(MODELS)).generate(disc_photo(), seed=3, steps=1, structure=structure)
+    np.testing.assert_array_equal(result.coords, structure.coords)
+    assert len(result.gaussians) == 4 * len(structure.coords) and len(result.mesh.faces) > 0
+    found = [each for call in calls for each in compared(call)]
+    assert {each.name.partition(".")[0] for each in found} == {"slat_condition_embedder", *MODELS}
+    assert not [f"{each.name}: {each.problem}" for each in found if not each.ok]
