@@ -126,7 +126,8 @@ def ball(voxels: int) -> Structure:
 
 def on_cpu(call: Call) -> tuple[str, Any]:
     """The name of a model and what it computes on the CPU of the same arguments."""
-    name = next(name for name in SOURCE.config.models if getattr(SOURCE.config, name) is call.config)
+    config = tiny_artifacts().config
+    name = next(name for name in config.models if getattr(config, name) is call.config)
     model = MODELS[name].open(tiny_artifacts().load(name), call.config)
     return name, getattr(type(model), call.method)(model, *call.arguments, **call.options)
 
