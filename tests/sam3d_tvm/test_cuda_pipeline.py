@@ -1,6 +1,6 @@
-"""The second half of the pipeline on the emulated device: from voxels to a splat and a mesh, each model against the CPU's.
+"""The second half of the pipeline on the emulated device: from voxels to a splat, each model against the CPU's.
 
-`python -m tests.cuda_pipeline --first-half` does the first one, too.
+`python -m tests.cuda_pipeline` does the embedder and the mesh, too, and with --first-half what comes before.
 """
 
 import numpy as np
@@ -9,15 +9,15 @@ from sam3d_tvm.pipeline import Pipeline
 from tests.cuda_pipeline import ball, compared, on_device, recorded
 from tests.sam3d_tvm.tiny_pipeline import disc_photo
 
-MODELS = ("slat_generator", "slat_decoder_gs", "slat_decoder_mesh")  # the embedder is most of the time, and of torch.export
+MODELS = ("slat_generator", "slat_decoder_gs")  # on the device; others run on the CPU
 
 
-def test_voxels_become_a_splat_and_a_mesh():
+def test_voxels_become_a_splat():
     structure = ball(40)
     with recorded() as calls:
-        result = Pipeline(on_device(MODELS)).generate(disc_photo(), seed=3, steps=1, structure=structure)
+        result = Pipeline(on_device(MODELS)).generate(disc_photo(), seed=3, steps=1, structure=structure, formats=["ply"])
     np.testing.assert_array_equal(result.coords, structure.coords)
-    assert len(result.gaussians) == 4 * len(structure.coords) and len(result.mesh.faces) > 0
+    assert len(result.gaussians) == 4 * len(structure.coords)
     found = [each for call in calls for each in compared(call)]
     assert {each.name.partition(".")[0] for each in found} == {"slat_condition_embedder", *MODELS}
     assert not [f"{each.name}: {each.problem}" for each in found if not each.ok]
