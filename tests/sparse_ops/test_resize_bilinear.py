@@ -16,9 +16,9 @@ from tir_kernels.spec.resize_bilinear import naive
 @pytest.mark.parametrize("size, size_out", [((5, 7), (11, 13)), ((9, 30), (4, 1)), ((1, 1), (3, 2)), ((6, 8), (6, 8))])
 def test_oracle_is_torch_interpolate(size, size_out, align_corners):
     x = features(np.random.default_rng(0), 2, 3, *size)
-    tensor = torch.from_numpy(x).double()
-    expected = torch.nn.functional.interpolate(tensor, size_out, mode="bilinear", align_corners=align_corners)
-    np.testing.assert_allclose(naive(x, size_out, align_corners), expected.numpy(), atol=1e-12)
+    expected = torch.nn.functional.interpolate(torch.from_numpy(x), size_out, mode="bilinear", align_corners=align_corners)
+    # torch's own places may be rounded once more, where it is built without fused products
+    assert_close(expected.numpy(), naive(x, size_out, align_corners), 4 + 2 * max(size), dtype="float32")
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

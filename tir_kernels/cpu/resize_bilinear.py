@@ -9,8 +9,9 @@ from tvm.script import tirx as T
 from .. import script
 from ..buffers import match_buffer
 from ..guards import RAISE_RESIZE
+from ..places import place
 from ..script import inline
-from ..spec.resize_bilinear import ResizeBilinear, place
+from ..spec.resize_bilinear import ResizeBilinear
 from .guards import refuse
 from .isa import Isa
 
@@ -28,10 +29,9 @@ def resize_bilinear(spec: ResizeBilinear, isa: Isa) -> tvm.tirx.PrimFunc:
     @inline
     def find(at, share, i, size, size_out):
         """at[i] = the voxel before output i along an axis, share[i] = the weight of the one behind it"""
-        numerator: T.let = place(i, size, size_out, spec.align_corners)[0]
-        denominator: T.let = T.max(place(i, size, size_out, spec.align_corners)[1], T.int64(1))
-        at[i] = T.min(T.max(numerator, T.int64(0)) // denominator, size - 1)
-        share[i] = T.Cast("float32", T.max(numerator, T.int64(0)) - at[i] * denominator) / T.Cast("float32", denominator)
+        share[i] = place(i, size, size_out, spec.align_corners)
+        at[i] = T.min(T.Cast("int64", share[i]), size - 1)
+        share[i] = share[i] - T.Cast("float32", at[i])
 
     @inline
     def blend(line, x, low, high, share):

@@ -8,7 +8,8 @@ from tvm.script import tirx as T
 from .. import script
 from ..buffers import match_buffer
 from ..guards import RAISE_RESIZE
-from ..spec.resize_bilinear import ResizeBilinear, place
+from ..places import place
+from ..spec.resize_bilinear import ResizeBilinear
 from .gpu import Gpu, kernel_name
 from .launch import for_each, left_to_nvcc
 
@@ -28,13 +29,11 @@ def resize_bilinear(spec: ResizeBilinear, gpu: Gpu) -> tvm.tirx.PrimFunc:
 
     def around(i, size, size_out):
         """The two voxels around output i of an axis, and the share of the second one."""
-        numerator, denominator = place(i, size, size_out, spec.align_corners)
-        numerator, denominator = T.max(numerator, T.int64(0)), T.max(denominator, T.int64(1))
         low = T.alloc_buffer((1,), "int64", scope="local")
-        T.buffer_store(low, T.min(numerator // denominator, size - 1), [0])
         share = T.alloc_buffer((1,), "float32", scope="local")
-        rest = T.Cast("float32", numerator - low[0] * denominator)
-        T.buffer_store(share, rest / T.Cast("float32", denominator), [0])
+        T.buffer_store(share, place(i, size, size_out, spec.align_corners), [0])
+        T.buffer_store(low, T.min(T.Cast("int64", share[0]), size - 1), [0])
+        T.buffer_store(share, share[0] - T.Cast("float32", low[0]), [0])
         return (low[0], T.min(low[0] + 1, size - 1)), share[0]
 
     def resize(x, out):
@@ -42,12 +41,12 @@ def resize_bilinear(spec: ResizeBilinear, gpu: Gpu) -> tvm.tirx.PrimFunc:
 
         def one(at):
             with left_to_nvcc():
-                place = T.alloc_buffer((3,), "int64", scope="local")
-                T.buffer_store(place, at // width_out, [0])
-                T.buffer_store(place, at - place[0] * width_out, [1])
-                T.buffer_store(place, place[0] // height_out, [2])
-                plane, j = place[2], place[1]
-                rows, share = around(place[0] - plane * height_out, planes_in[0], height_out)
+                own = T.alloc_buffer((3,), "int64", scope="local")
+                T.buffer_store(own, at // width_out, [0])
+                T.buffer_store(own, at - own[0] * width_out, [1])
+                T.buffer_store(own, own[0] // height_out, [2])
+                plane, j = own[2], own[1]
+                rows, share = around(own[0] - plane * height_out, planes_in[0], height_out)
                 columns, column_share = around(j, planes_in[1], width_out)
                 line = T.alloc_buffer((2,), "float32", scope="local")
                 for side, column in enumerate(columns):
