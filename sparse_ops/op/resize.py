@@ -39,7 +39,7 @@ def resize_bilinear(x: relax.Expr, size, align_corners: bool = False) -> relax.C
 def _derive(bound: Bound) -> Mapping[str, tvm.tirx.Expr]:
     analyzer, size, size_out = tvm.sym.Analyzer(), bound.shape(("h", "w")), bound.shape(("h_out", "w_out"))
     if any(analyzer.can_prove(extent < 1) for extent in size):
-        bound.refuse(resize_words(*size, *size_out))
+        bound.refuse(resize_words(*(getattr(extent, "value", extent) for extent in (*size, *size_out))))
     return {}
 
 

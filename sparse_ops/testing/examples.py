@@ -719,6 +719,48 @@ def _layer_norm(rng, rows, dtype):
     )
 
 
+def _conv_transpose3d(rng, rows, dtype):
+    """One tap for a voxel, as many as the stride; and overlapping taps in several groups of phases."""
+    from tir_kernels.spec.conv_transpose3d import naive
+
+    from ..op import conv_transpose3d
+
+    batch, height = min(rows, 2), rows // 4 + 1
+    x, spread = features(rng, batch, 19, 1, height, 37, dtype=dtype), features(rng, 19, 21, 1, 2, 2, dtype=dtype)
+    residual, bias = features(rng, batch, 21, 1, 2 * height, 74, dtype=dtype), features(rng, 21)
+    y, weight = features(rng, batch, 5, 2, height, 9, dtype=dtype), features(rng, 5, 7, 2, 3, 4, dtype=dtype)
+    options = {"stride": (1, 2, 3), "padding": (1, 1, 2), "output_padding": (0, 1, 2), "dilation": (2, 1, 2)}
+    size = [("b", 19, 1, "n", 37), spread.shape, bias.shape, ("b", 21, 1, "twice", 74), ("b", 5, 2, "n", 9), weight.shape]
+    return Example(
+        [x, spread, bias, residual, y, weight],
+        size,
+        lambda x, spread, b, r, y, w: relax.Tuple(
+            [
+                _emit(conv_transpose3d(x, spread, b, r, stride=(1, 2, 2), activation="silu")),
+                _emit(conv_transpose3d(y, w, **options)),
+            ]
+        ),
+        [naive(x, spread, bias, residual, stride=(1, 2, 2), activation="silu"), naive(y, weight, **options)],
+        depth=5 * 24,
+        flops=2.0 * 4 * x.size * 21,
+    )
+
+
+def _resize_bilinear(rng, rows, dtype):
+    from tir_kernels.spec.resize_bilinear import naive
+
+    from ..op import resize_bilinear
+
+    x = features(rng, 2, min(rows, 3), rows // 2 + 1, 19, dtype=dtype)
+    return Example(
+        [x],
+        [("b", "c", "h", 19)],
+        lambda x: relax.Tuple([_emit(resize_bilinear(x, (7, 33))), _emit(resize_bilinear(x, (20, 11), True))]),
+        [naive(x, (7, 33)), naive(x, (20, 11), True)],
+        depth=4,
+    )
+
+
 def _dense_group_norm(rng, rows, dtype):
     from tir_kernels.spec.dense_group_norm import naive
 
@@ -888,6 +930,8 @@ OPS = [
     OpRow("sparse_conv_weight_gradient", _weight_gradient),
     OpRow("upsampled_conv", _upsampled_conv),
     OpRow("conv3d", _conv3d),
+    OpRow("conv_transpose3d", _conv_transpose3d),
+    OpRow("resize_bilinear", _resize_bilinear),
     OpRow("linear", _linear),
     OpRow("int8_linear", _int8_linear),
     OpRow("int8_sparse_conv", _int8_sparse_conv),

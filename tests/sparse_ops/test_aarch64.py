@@ -29,7 +29,8 @@ CASES = [
     (row, dtype)
     for row in OPS
     for dtype in row.dtypes
-    if row.name in ("sparse_conv", "depthwise_conv", "conv3d", "linear", "int8_linear", "int8_sparse_conv", "attention")
+    if row.name
+    in ("sparse_conv", "depthwise_conv", "conv3d", "conv_transpose3d", "linear", "int8_linear", "int8_sparse_conv", "attention")
 ]
 CASES += [(row, row.dtypes[0]) for row in OPS if row.name == "unique"]
 SIZES = (0, 1, 97)

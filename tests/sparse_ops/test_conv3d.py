@@ -21,6 +21,11 @@ def test_oracle_is_torch_conv3d():
     tensors = (torch.from_numpy(array).double() for array in (x, weight, bias))
     expected = torch.nn.functional.conv3d(*tensors, **geometry)
     np.testing.assert_allclose(naive(x, weight, bias, **geometry), expected.numpy(), atol=1e-12)
+    around = [width for pad in geometry["padding"][::-1] for width in (pad, pad)]
+    tensors = [torch.from_numpy(array).double() for array in (x, weight, bias)]
+    tensors[0] = torch.nn.functional.pad(tensors[0], around, mode="replicate")
+    replicated = torch.nn.functional.conv3d(*tensors, **geometry | {"padding": 0})
+    np.testing.assert_allclose(naive(x, weight, bias, **geometry, padding_mode="replicate"), replicated.numpy(), atol=1e-12)
     residual = features(rng, *expected.shape)
     np.testing.assert_allclose(
         naive(x, weight, bias, residual, **geometry, activation="relu"),
@@ -54,6 +59,28 @@ def check(x, weight, bias=None, residual=None, shapes=None, **options):
 def test_geometries(cin, cout, size, kernel, options):
     rng = np.random.default_rng(1)
     check(features(rng, 2, cin, *size), features(rng, cout, cin, *kernel), **options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [(3, 4, 6), (1, 1, 1), (2, 9, 130)])
+def test_replicated_edges(size, dtype):
+    """Also where more is added to an axis than it has."""
+    rng = np.random.default_rng(6)
+    x, weight = features(rng, 2, 5, *size, dtype=dtype), features(rng, 7, 5, 3, 2, 3, dtype=dtype)
+    options = {"stride": (1, 2, 1), "padding": (1, 2, 5), "dilation": (1, 1, 2), "padding_mode": "replicate"}
+    check(x, weight, features(rng, 7), shapes=[("b", 5, "d", "h", "w"), weight.shape, (7,)], **options)
+
+
+def test_replicated_edges_of_an_axis_without_padding():
+    """An axis that is not padded may be empty as far as its edge is concerned: here the kernel does not fit in."""
+    x, weight = np.zeros((1, 2, 3, 0, 4), "float32"), np.zeros((3, 2, 1, 1, 1), "float32")
+    shapes = [(1, 2, "d", "h", "w"), weight.shape]
+    for padding, message in (
+        ((1, 0, 1), "a padded size of at least the 1 of the kernel along axis 3, given 0"),
+        ((0, 1, 0), "a size of at least 1 along axis 3, whose edge is replicated, given 0"),
+    ):
+        with pytest.raises(ValueError, match=f"x: expected {message}"):
+            evaluate(lambda x, w: op.conv3d(x, w, padding=padding, padding_mode="replicate"), x, weight, shapes=shapes)  # noqa: B023
 
 
 axis = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.integers(0, 9))
@@ -104,6 +131,12 @@ def variables(shapes: dict[str, tuple], dtype: str = "float32") -> dict[str, rel
         ({}, {"stride": 0}, "stride: expected an int or three of at least 1, given 0"),
         ({}, {"padding": (1, 1)}, r"padding: expected an int or three of at least 0, given \(1, 1\)"),
         ({}, {"dilation": (1, 0, 1)}, "dilation: expected an int or three of at least 1"),
+        ({}, {"padding_mode": "reflect"}, "padding_mode: expected one of 'zeros', 'replicate', given 'reflect'"),
+        (
+            {"x": (2, 3, 8, 0, 8)},
+            {"padding": 2, "padding_mode": "replicate"},
+            "x: expected a size of at least 1 along axis 3, whose edge is replicated, given 0",
+        ),
         ({}, {"activation": "swish"}, "activation: expected one of 'none'"),
     ],
 )

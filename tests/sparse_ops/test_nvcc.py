@@ -21,7 +21,10 @@ from tir_kernels.cuda.gpu import ON_DEVICE, REGISTERS
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
 BATCH = 12  # kernels of one source: more would make nvcc slower than it starts
 # Rows whose kernels differ by dtype in more than how they load and store; of others one dtype stands for all.
-PRODUCTS = ("sparse_conv", "grouped_conv", "sparse_conv_weight_gradient", "linear", "conv3d", "attention", "upsampled_conv")
+PRODUCTS = (
+    *("sparse_conv", "grouped_conv", "sparse_conv_weight_gradient", "linear", "conv3d", "conv_transpose3d", "attention"),
+    "upsampled_conv",
+)
 DTYPE = "float16"
 AT_A_STEP = 16  # bytes
 FEW = 0.03  # of all launches

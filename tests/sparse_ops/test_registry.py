@@ -17,11 +17,11 @@ from tir_kernels.cpu.isa import Isa, forced_isa, host_target
 # Rows of other ops use the kernels of these: each is walked under every instruction set.
 ISA_ROWS = (
     *("sparse_conv", "grouped_conv", "depthwise_conv", "sparse_conv_weight_gradient"),
-    *("conv3d", "linear", "int8_linear", "int8_sparse_conv", "attention"),
+    *("conv3d", "conv_transpose3d", "linear", "int8_linear", "int8_sparse_conv", "attention"),
 )
 ISA_KERNELS = (
     *("gather_gemm_", "depthwise_conv_", "weight_gradient_", "depthwise_weight_gradient_"),
-    *("conv3d_", "linear_", "int8_linear_", "int8_gather_gemm_", "attention_"),
+    *("conv3d_", "conv_transpose3d_", "linear_", "int8_linear_", "int8_gather_gemm_", "attention_"),
 )
 COPIES = ("gather_rows", "to_dense", "from_dense")  # cast nothing
 

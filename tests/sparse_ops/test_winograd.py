@@ -82,6 +82,24 @@ def test_sizes(batch, size, isa_of_float32):
     check(convolve(x), x, *parameters(), padding=PADDING)
 
 
+@pytest.mark.parametrize(
+    "kernel, size, padding",
+    [
+        ((3, 3, 3), (3, 5, 2 * VECTOR - 1), (1, 1, 1)),
+        ((1, 3, 3), (1, 4, 33), (0, 1, 1)),
+        ((1, 3, 3), (1, 1, 1), (0, 6, 9)),  # all is edge
+    ],
+)
+def test_replicated_edges(kernel, size, padding):
+    """The padded copy is made alike for every instruction set."""
+    rng = np.random.default_rng(3)
+    x, weight, bias = features(rng, 2, 16, *size), features(rng, 18, 16, *kernel), features(rng, 18)
+    shapes = [("b", 16, "d", "h", "w"), weight.shape, bias.shape]
+    options = {"padding": padding, "padding_mode": "replicate"}
+    out = evaluate(lambda *args: op.conv3d(*args, **options), x, weight, bias, shapes=shapes)
+    check(out, x, weight, bias, **options)
+
+
 def test_residual_and_activation():
     rng = np.random.default_rng(1)
     x, residual, (weight, bias) = features(rng, 2, 16, 3, 6, 30), features(rng, 2, 18, 3, 6, 30), parameters(16, 18)

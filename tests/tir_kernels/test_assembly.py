@@ -18,6 +18,7 @@ from sparse_ops.build import build
 from sparse_ops.op import (
     attention,
     conv3d,
+    conv_transpose3d,
     linear,
     pool,
     segment_pool,
@@ -115,8 +116,13 @@ def convolve(i: Inputs, cin, cout, kernel, **options):
     return conv3d(i.given("b", cin, "d", "h", "w"), i.weight(cout, cin, *(kernel,) * 3), **options)
 
 
-def convolve_images(i: Inputs, cin, cout):
-    return conv3d(i.given("b", cin, 1, "h", "w"), i.weight(cout, cin, 1, 3, 3), padding=(0, 1, 1))
+def convolve_images(i: Inputs, cin, cout, padding_mode="zeros"):
+    options = {"padding": (0, 1, 1), "padding_mode": padding_mode}
+    return conv3d(i.given("b", cin, 1, "h", "w"), i.weight(cout, cin, 1, 3, 3), **options)
+
+
+def transpose(i: Inputs, cin, cout, kernel):
+    return conv_transpose3d(i.given("b", cin, 1, "h", "w"), i.weight(cin, cout, 1, kernel, kernel), stride=(1, 2, 2))
 
 
 def upsampled(i: Inputs, cin, cout):
@@ -160,6 +166,8 @@ MANY = {
         lambda i: convolve(i, 33, 40, 3, stride=2, padding=1),
         lambda i: convolve(i, 32, 40, 3, padding=1),  # by Winograd's algorithm
         lambda i: convolve_images(i, 32, 40),  # too
+        lambda i: convolve_images(i, 32, 40, "replicate"),
+        lambda i: transpose(i, 33, 40, 2),
         lambda i: upsampled(i, 33, 40),
         lambda i: product(i, 50, 128),
     ),
@@ -169,6 +177,7 @@ MANY = {
         lambda i: weight_gradient(i, 128, 40),
         lambda i: attend(i, 3, 40),
         lambda i: convolve(i, 17, 64, 1),
+        lambda i: transpose(i, 33, 40, 3),
         lambda i: upsampled(i, 33, 40),
     ),
 }
@@ -181,9 +190,18 @@ FAMILIES = {
         "linear": 4,
         "attention": 1,
         "conv3d": 1,
-        "conv3d_winograd": 2,
+        "conv3d_winograd": 3,
+        "conv_transpose3d": 1,
     },
-    "bfloat16": {"gather_gemm": 3, "depthwise_conv": 1, "weight_gradient": 1, "linear": 3, "attention": 1, "conv3d": 1},
+    "bfloat16": {
+        "gather_gemm": 3,
+        "depthwise_conv": 1,
+        "weight_gradient": 1,
+        "linear": 3,
+        "attention": 1,
+        "conv3d": 1,
+        "conv_transpose3d": 1,
+    },
 }
 # Every instruction set has all families, but for those that widen bfloat16 to what they do in float32; what is left of the CPUs
 # has the two that run longest, so that these are judged on all of them, in both types.

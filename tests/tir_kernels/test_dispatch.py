@@ -17,6 +17,7 @@ from tir_kernels.layout import MapLayout
 from tir_kernels.spec import Spec
 from tir_kernels.spec.attention import Attention
 from tir_kernels.spec.conv3d import Conv3d
+from tir_kernels.spec.conv_transpose3d import ConvTranspose3d
 from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.kernel_map import InverseMap, ProbeMap, SubmanifoldMap, naive_table
 from tir_kernels.spec.linear import Linear
@@ -195,6 +196,9 @@ WEIGHTS = [
     (Conv3d(0, 3, Geometry((1, 1, 1))), (3, 0, 1, 1, 1)),
     (Conv3d(17, 20, SAME), (20, 17, 3, 3, 3)),
     (Conv3d(100, 16, SAME), (16, 100, 3, 3, 3)),
+    (ConvTranspose3d(70, 33, Geometry((1, 2, 2), (1, 2, 2), transposed=True)), (70, 33, 1, 2, 2)),
+    (ConvTranspose3d(7, 5, Geometry((2, 3, 4), (1, 2, 3), dilation=(2, 1, 2), transposed=True)), (7, 5, 2, 3, 4)),
+    (ConvTranspose3d(0, 3, Geometry((1, 1, 2), (1, 2, 2), transposed=True)), (0, 3, 1, 1, 2)),
 ]
 
 

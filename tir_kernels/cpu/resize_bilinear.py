@@ -12,7 +12,7 @@ from ..guards import RAISE_RESIZE
 from ..script import inline
 from ..spec.resize_bilinear import ResizeBilinear, place
 from .guards import refuse
-from .isa import Isa, kernel_name
+from .isa import Isa
 
 ROWS = 16  # of one task
 
@@ -48,7 +48,7 @@ def resize_bilinear(spec: ResizeBilinear, isa: Isa) -> tvm.tirx.PrimFunc:
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, out_: T.handle):
-        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("resize_bilinear", dtype, isa)})
+        T.func_attr({"tirx.noalias": True, "global_symbol": f"resize_bilinear_{dtype}"})
         x_nd = match_buffer(x_, (batch, channels, height, width), dtype)
         out_nd = match_buffer(out_, (batch, channels, height_out, width_out), dtype)
         if T.And(T.Or(height < 1, width < 1), T.And(height_out > 0, width_out > 0)):

@@ -19,7 +19,8 @@ class Epilogue:
     """The buffers of an epilogue; None where there is none.
 
     `at(row, column)`: the indices of an element in `out` and `residual`. `gate_row(row)`: the row of the gate for a row.
-    `in_vectors`: whether columns side by side lie side by side in memory, and rows are whole vectors.
+    `in_vectors`: whether columns side by side lie side by side in memory, and rows are whole vectors. `channel(column)`: the
+    element of the bias. `there(row, column)`: whether an element is part of the result; None where all are.
     """
 
     out: tvm.tirx.Buffer
@@ -30,6 +31,8 @@ class Epilogue:
     gate_row: Callable | None = None
     at: Callable = rows_and_columns
     in_vectors: bool = False
+    channel: Callable = lambda column: column
+    there: Callable | None = None
 
     @property
     def buffers(self) -> list[tvm.tirx.Buffer]:
@@ -44,25 +47,26 @@ class Epilogue:
         count = int(values.shape[0])
         loaded = []
 
-        def load(buffer, at):
+        def load(buffer, at, there=None):
             own = T.alloc_buffer((count,), buffer.dtype, scope="local")
             loaded.append(own)
 
             def one_by_one():
                 with T.unroll(count) as e:
                     zero = T.Cast(buffer.dtype, T.float32(0))
-                    T.buffer_store(own, T.if_then_else(e < columns, buffer[tuple(at(e))], zero), [e])
+                    inside = e < columns if there is None else T.And(e < columns, there(row, column + e))
+                    T.buffer_store(own, T.if_then_else(inside, buffer[tuple(at(e))], zero), [e])
 
             self._either(fast, count, lambda e: T.buffer_store(own, buffer[tuple(at(e))], [e]), one_by_one)
             return own
 
-        bias = load(self.bias, lambda e: [column + e])
+        bias = load(self.bias, lambda e: [self.channel(column + e)])
         gate = residual = None
         if self.gate is not None:
             gate_row = self.gate_row(row)
             gate = load(self.gate, lambda e: [gate_row, column + e])
         if self.residual is not None:
-            residual = load(self.residual, lambda e: self.at(row, column + e))
+            residual = load(self.residual, lambda e: self.at(row, column + e), self.there)
         result = T.alloc_buffer((count,), self.out.dtype, scope="local")
         act = EMIT[self.activation]
         with T.unroll(count) as e:
@@ -75,7 +79,8 @@ class Epilogue:
 
         def store_one_by_one():
             with T.unroll(count) as e:
-                with T.If(e < columns), T.Then():
+                inside = e < columns if self.there is None else T.And(e < columns, self.there(row, column + e))
+                with T.If(inside), T.Then():
                     T.buffer_store(self.out, result[e], self.at(row, column + e))
 
         self._either(fast, count, lambda e: T.buffer_store(self.out, result[e], self.at(row, column + e)), store_one_by_one)

@@ -20,6 +20,7 @@ THEMES = {
     "arithmetic": "arithmetic",
     "numbers": "numbers from the data",
     "dense": "dense layers",
+    "padding": "padding",
 }
 
 

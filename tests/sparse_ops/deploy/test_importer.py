@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
 
@@ -172,6 +173,14 @@ def test_extents_from_the_data_and_the_largest_of_nothing():
         component(x[:0], c[:0], batch, side)
 
 
+def grouped(x):
+    return F.conv_transpose1d(x.T[None], torch.ones(8, 3, 2), groups=2)
+
+
+def enlarged(x):
+    return F.pad(x[None], (-1, 1), mode="replicate")
+
+
 class Calls(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -195,6 +204,8 @@ LINE = r" at .*test_importer\.py:\d+: "
         (unsupported, f"aten::_linalg_svd{LINE}return self.function.x.: there is no converter for it; instead: numpy, before"),
         (random, f"aten::rand_like{LINE}.*: there are no random numbers in a component; instead: random numbers as an input"),
         (wide, rf"aten::linear{LINE}.*: expected float32, given float64; call \.float\(\) before it"),
+        (grouped, rf"aten::convolution{LINE}.*: expected a transposed convolution of one group, given 2 groups"),
+        (enlarged, rf"aten::pad{LINE}.*: expected padding of at least 0 for mode 'replicate', given \[-1, 1\]"),
         (columns, f"aten::unique_dim{LINE}.*: expected rows of 1 to 4 integers, given .*; instead: columns of integers"),
     ],
 )
@@ -300,6 +311,58 @@ def test_the_line_of_a_call_in_one_of_our_layers_is_the_users():
     frames = [(__file__, "forward"), (spconv.conv.__file__, "forward"), (torch.nn.functional.__file__, "linear")]
     stack = "\n".join(f'  File "{file}", line {place}, in {function}' for place, (file, function) in enumerate(frames, 1))
     assert line_of(stack).startswith(f" at {__file__}:1: ")
+
+
+class Images(nn.Module):
+    """What heads of image models are made of, at any size."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(6, 6, 3, padding=1, padding_mode="replicate")
+        self.point = nn.Conv2d(6, 5, 1, padding_mode="replicate")
+        self.up = nn.ConvTranspose2d(6, 5, 2, 2)
+        self.line = nn.ConvTranspose1d(6, 4, 3, 2, padding=1, output_padding=1)
+        self.volume = nn.ConvTranspose3d(6, 4, (1, 2, 3), (1, 2, 1), bias=False)
+
+    def forward(self, x, like):
+        x = x + F.relu(self.conv(x))
+        size = (like.shape[0], 2 * like.shape[0])
+        padded = [F.pad(x, (2, 1, 0, 1), mode=mode) for mode in ("replicate", "reflect", "circular")]
+        return {
+            "point": self.point(x),
+            "up": F.relu(self.up(x)),
+            "line": self.line(x[:, :, 0]),
+            "volume": self.volume(x.unsqueeze(2)),
+            "resized": F.interpolate(x, size, mode="bilinear"),
+            "corners": F.interpolate(x, size, mode="bilinear", align_corners=True),
+            **dict(zip(("replicate", "reflect", "circular"), padded, strict=True)),
+        }
+
+
+@pytest.fixture(scope="module")
+def images():
+    dynamic = {"x": {2: Dim("h"), 3: Dim("w", min=3)}, "like": {0: Dim("n")}}
+    model, example = Images().eval(), (torch.zeros(1, 6, 8, 9), torch.zeros(7))
+    return model, port_component(model, example, "images", dynamic=dynamic)
+
+
+@pytest.mark.parametrize("size", [(5, 6, 11), (3, 41, 2), (17, 3, 1)])
+def test_images_of_any_size(images, size):
+    model, component = images
+    height, width, like = size
+    x, like = torch.randn(1, 6, height, width), torch.zeros(like)
+    with torch.no_grad():
+        expected = model(x, like)
+    found = component(x, like)
+    for name, value in expected.items():
+        assert_close(found[name].numpy(), value.numpy(), 6 * 9, dtype="float32", name=name)
+
+
+def test_images_too_small_for_their_padding_are_refused(images):
+    _, component = images
+    with pytest.raises(ValueError, match=r"axis 3 of what is padded by 2 in mode 'reflect': expected at least 3, given \[2\]"):
+        component(torch.zeros(1, 6, 4, 2), torch.zeros(3))
 
 
 def test_builtins_are_python_s_again():

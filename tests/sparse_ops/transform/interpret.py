@@ -14,6 +14,7 @@ from tir_kernels.spec import (
     channel_affine,
     channel_layer_norm,
     conv3d,
+    conv_transpose3d,
     dense_group_norm,
     layer_norm,
     linear,
@@ -122,7 +123,13 @@ def _value(mod: tvm.IRModule, values: dict, expr: relax.Expr):
         case "conv3d":
             given = _given(expr, args[2:])
             geometry = {key: tuple(int(n) for n in attrs[key]) for key in ("stride", "padding", "dilation")}
-            return _rounded(conv3d.naive(*args[:2], **given, **geometry, **activation), dtype)
+            mode = str(attrs["padding_mode"])
+            return _rounded(conv3d.naive(*args[:2], **given, **geometry, padding_mode=mode, **activation), dtype)
+        case "conv_transpose3d":
+            given = _given(expr, args[2:])
+            names = ("stride", "padding", "output_padding", "dilation")
+            geometry = {key: tuple(int(n) for n in attrs[key]) for key in names}
+            return _rounded(conv_transpose3d.naive(*args[:2], **given, **geometry, **activation), dtype)
         case "dense_group_norm":
             return _rounded(dense_group_norm.naive(*args, attrs["groups"], attrs["eps"], **activation), dtype)
         case "activation":
@@ -153,6 +160,18 @@ def _torch(name: str, attrs, x: torch.Tensor, *rest: torch.Tensor) -> torch.Tens
             stride, padding, dilation = ([int(n) for n in given] for given in (attrs.strides, attrs.padding, attrs.dilation))
             function = F.conv2d if axes == 2 else F.conv3d
             return function(x, *rest, stride=stride, padding=padding[:axes], dilation=dilation)
+        case "nn.conv1d_transpose" | "nn.conv2d_transpose" | "nn.conv3d_transpose":
+            axes = x.ndim - 2
+            names = {"stride": "strides", "output_padding": "output_padding", "dilation": "dilation"}
+            options = {name: [int(n) for n in getattr(attrs, own)] for name, own in names.items()}
+            function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+            return function(x, *rest, padding=[int(n) for n in attrs.padding[:axes]], **options)
+        case "nn.pad":
+            widths = [int(n) for n in attrs.pad_width]
+            around = [width for axis in range(x.ndim - 1, -1, -1) for width in widths[2 * axis : 2 * axis + 2]]
+            if str(attrs.pad_mode) == "constant":
+                return F.pad(x, around, value=float(attrs.pad_value))
+            return F.pad(x, around[:-4], mode=str(attrs.pad_mode))
     raise NotImplementedError(name)
 
 

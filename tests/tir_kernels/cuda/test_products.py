@@ -15,10 +15,12 @@ from tests.tir_kernels.cuda.maps import neighbour_table, random_table
 from tests.tir_kernels.cuda.on_device import run
 from tests.tolerance import assert_close
 from tir_kernels.cuda.partial_sums import LEAST_STEPS
-from tir_kernels.spec import conv3d, linear, sparse_conv, weight_gradient
+from tir_kernels.spec import conv3d, conv_transpose3d, linear, resize_bilinear, sparse_conv, weight_gradient
 from tir_kernels.spec.conv3d import Conv3d
+from tir_kernels.spec.conv_transpose3d import ConvTranspose3d
 from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.linear import Linear
+from tir_kernels.spec.resize_bilinear import ResizeBilinear
 from tir_kernels.spec.sparse_conv import SparseConv
 from tir_kernels.spec.upsampled_conv import AddTaps
 from tir_kernels.spec.weight_gradient import SparseConvWeightGradient
@@ -309,12 +311,18 @@ GEOMETRIES = [
 ]
 
 
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate"])
 @pytest.mark.parametrize(("cin", "cout", "dtype", "size", "geometry"), GEOMETRIES, ids=["float16", "float32"])
-def test_dense_convolution(cin, cout, dtype, size, geometry):
+def test_dense_convolution(cin, cout, dtype, size, geometry, padding_mode):
     """Of several batch elements, none, and one smaller than the kernel."""
     rng = np.random.default_rng(13)
-    spec = Conv3d(cin, cout, geometry, dtype=dtype, has_residual=True, activation="relu")
-    options = {"stride": geometry.stride, "padding": geometry.padding, "dilation": geometry.dilation}
+    spec = Conv3d(cin, cout, geometry, dtype=dtype, has_residual=True, activation="relu", padding_mode=padding_mode)
+    options = {
+        "stride": geometry.stride,
+        "padding": geometry.padding,
+        "dilation": geometry.dilation,
+        "padding_mode": padding_mode,
+    }
     weight, bias = array(rng, (cout, cin, *geometry.kernel), dtype, 0.2), array(rng, cout)
     for batch in (2, 0):
         x = array(rng, (batch, cin, *size), dtype)
@@ -326,3 +334,51 @@ def test_dense_convolution(cin, cout, dtype, size, geometry):
     small = array(rng, (1, cin, 0, 6, 7), dtype)
     with pytest.raises(ValueError, match="of at least the 3 of the kernel along axis 2, given 2"):
         run(spec, [small, weight, bias, array(rng, (1, cout, 0, 6, 7), dtype)], [((1, cout, 0, 6, 7), dtype)])
+
+
+def test_an_edge_that_is_not_there():
+    spec = Conv3d(3, 4, Geometry((1, 1, 1), padding=(0, 1, 0)), padding_mode="replicate")
+    rng = np.random.default_rng(14)
+    inputs = [array(rng, (1, 3, 2, 0, 2)), array(rng, (4, 3, 1, 1, 1)), array(rng, 4)]
+    with pytest.raises(ValueError, match="of at least 1 along axis 3, whose edge is replicated, given 0"):
+        run(spec, inputs, [((1, 4, 2, 2, 2), "float32")])
+
+
+TRANSPOSED = [
+    (19, 40, "float16", (1, 5, 9), Geometry((1, 2, 2), (1, 2, 2), transposed=True)),  # one tap, of one group
+    (9, 12, "float32", (2, 5, 4), Geometry((2, 3, 4), (1, 2, 3), (1, 1, 2), (2, 1, 2), True, (0, 1, 2))),
+]
+
+
+@pytest.mark.parametrize(("cin", "cout", "dtype", "size", "geometry"), TRANSPOSED, ids=["float16", "float32"])
+def test_transposed_dense_convolution(cin, cout, dtype, size, geometry):
+    """Of several batch elements, none, and one without an output."""
+    rng = np.random.default_rng(15)
+    spec = ConvTranspose3d(cin, cout, geometry, dtype, True, "relu")
+    names = ("stride", "padding", "output_padding", "dilation")
+    options = {name: getattr(geometry, name) for name in names}
+    weight, bias = array(rng, spec.weight_shape, dtype, 0.2), array(rng, cout)
+    for batch in (2, 0):
+        x = array(rng, (batch, cin, *size), dtype)
+        shape = (batch, cout, *conv_transpose3d.out_size(size, geometry))
+        residual = array(rng, shape, dtype)
+        (out,) = same_bits(lambda: run(spec, [x, weight, bias, residual], [(shape, dtype)]), (1, 2))  # noqa: B023
+        expected = conv_transpose3d.naive(x, weight, bias, residual, activation="relu", **options).astype(dtype)
+        assert_close(out, expected, depth_of(cin * geometry.taps, dtype), dtype=expected.dtype)
+    empty = (1, cout, *conv_transpose3d.out_size((2, 1, 0), geometry)[:2], 0)
+    with pytest.raises(ValueError, match="at least 1 output along axis 4, given 0"):
+        run(spec, [array(rng, (1, cin, 2, 1, 0), dtype), weight, bias, array(rng, empty, dtype)], [(empty, dtype)])
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resized_images(dtype, align_corners):
+    rng = np.random.default_rng(16)
+    spec = ResizeBilinear(dtype, align_corners)
+    for batch, size, size_out in ((2, (5, 9), (11, 4)), (1, (1, 1), (3, 2)), (0, (3, 4), (5, 6))):
+        x = array(rng, (batch, 3, *size), dtype)
+        (out,) = same_bits(lambda: run(spec, [x], [((batch, 3, *size_out), dtype)]), (1, 2))  # noqa: B023
+        expected = resize_bilinear.naive(x, size_out, align_corners).astype(x.dtype)
+        assert_close(out, expected, depth_of(4, dtype), dtype=expected.dtype)
+    with pytest.raises(ValueError, match="at least 1 row and 1 column to resize to 2 x 3, given 0 x 4"):
+        run(spec, [array(rng, (1, 3, 0, 4), dtype)], [((1, 3, 2, 3), dtype)])
