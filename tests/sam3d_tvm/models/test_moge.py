@@ -8,10 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from sam3d_tvm.models.condition_embedder.network import NETWORK as EMBEDDERS
 from sam3d_tvm.models.moge import PRESETS, DepthModel, MogeConfig
 from sam3d_tvm.models.moge.network import NETWORK
 from sam3d_tvm.models.moge.network_torch import MoGeModel
 from sam3d_tvm.models.moge.run import arguments_of, resized_with_antialias, shrunk, sizes_of
+from sparse_ops.deploy.from_torch import port_component
+from sparse_ops.deploy.manifest import Manifest
 from tests import DATA
 from tests.golden import case_moge_model, case_outliers
 from tests.golden.runner import read
@@ -179,3 +182,12 @@ def test_outliers_in_bfloat16():
     exact = case_outliers.reference(tensors, config)
     for part, found in case_outliers.compute(tensors, config, "bfloat16").items():
         assert 1e-4 < normalised_error(found, exact[part]) < 0.02, part
+
+
+def test_models_of_dinov2_are_compiled_so():
+    assert NETWORK.products_only and EMBEDDERS.products_only
+    linear = torch.nn.Linear(8, 8).requires_grad_(False)
+    for only in (True, False):
+        component = port_component(linear, (torch.ones(2, 8),), "layer", precision="bfloat16", products_only=only, check=False)
+        manifest, _ = Manifest.from_json(component.manifest.to_json({"file": "", "sha256": ""}))
+        assert manifest.functions["forward"].products_only is only
