@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sam3d_tvm.artifacts import MADE_FROM, PIPELINE, Artifacts, CheckpointSource, SeededSource, begin
+from sam3d_tvm.artifacts import MADE_FROM, PIPELINE, Artifacts, CheckpointSource, DepthModelSource, SeededSource, begin
 from sam3d_tvm.batch.jobs import read_jobs
 from sam3d_tvm.checkpoint import Checkpoint
 from sam3d_tvm.frames import CAMERA
@@ -288,13 +288,29 @@ def _point_npy() -> tuple[bytes, ...]:
 
 @cache
 def _point_npz() -> tuple[bytes, ...]:
-    return _npz(True, points=_points()), _npz(False, pointmap=_points(), other=np.zeros(3))
+    beside = {"axes_seen": np.int8([-1, -1, 1]), "intrinsics": np.float32([[0.8, 0, 0.5], [0, 1.1, 0.5], [0, 0, 1]])}
+    return (
+        _npz(True, points=_points()),
+        _npz(False, pointmap=_points(), other=np.zeros(3)),
+        _npz(False, points=_points(), **beside),
+    )
 
 
 @cache
 def _point_pt() -> tuple[bytes, ...]:
     torch.save({"points": torch.from_numpy(_points())}, data := io.BytesIO())
     return (data.getvalue(),)
+
+
+@cache
+def _model_pt() -> tuple[bytes, ...]:
+    config = {"encoder": "dinov2_vits14", "trained_area_range": [250000, 500000], "dim_upsample": [256, 128, 64]}
+    torch.save({"model_config": config, "model": dict(states()["ss_decoder"])}, data := io.BytesIO())
+    return (data.getvalue(),)
+
+
+def _depth_model(file: Path) -> list[np.ndarray]:
+    return [np.asarray(value) for value in DepthModelSource(file).state("depth_model").values()]
 
 
 @cache
@@ -376,6 +392,7 @@ KINDS = [
     Kind("point map .npy", "npy", _point_npy, _alone("points.npy"), lambda file: load_points(file)),
     Kind("point map .npz", "npz", _point_npz, _alone("points.npz"), lambda file: load_points(file)),
     Kind("point map .pt", "zip", _point_pt, _alone("points.pt"), lambda file: load_points(file)),
+    Kind("depth model .pt", "zip", _model_pt, _alone("model.pt"), _depth_model),
     Kind("mask .npy", "npy", _mask_npy, _alone("mask.npy"), load_mask),
     Kind("mask .npz", "npz", _mask_npz, _alone("mask.npz"), load_mask),
     Kind("structure.safetensors", "safetensors", _structure, _alone(STRUCTURE), Structure.load),
