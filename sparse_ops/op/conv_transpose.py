@@ -11,6 +11,7 @@ from tir_kernels.guards import output_size_words
 from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.conv_transpose3d import ConvTranspose3d, out_size
 from tir_kernels.spec.geometry import Geometry
+from tir_kernels.spec.linear import OF_FLOATS
 
 from .index import triple
 from .register import call_kernel, check_choice, packed_weight, register_op
@@ -27,7 +28,7 @@ SIGNATURE = Signature(
         parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
         features("residual", "batch", "cout", *OUT_SIZE, dtype="x", optional=True, epilogue=(1, Epilogue.ADD)),
     ),
-    options=(*GEOMETRY, "activation"),
+    options=(*GEOMETRY, "activation", "products"),
     known=("cin", "cout", "kd", "kh", "kw"),
     summed=("cin",),
     result=("batch", "cout", *OUT_SIZE),
@@ -44,6 +45,7 @@ def conv_transpose3d(
     output_padding: int | tuple[int, int, int] = 0,
     dilation: int | tuple[int, int, int] = 1,
     activation: str = "none",
+    products: str = "float",
 ) -> relax.Call:
     """`activation(conv_transpose + bias + residual)`, as torch's conv_transpose3d without groups, summed in float32.
 
@@ -52,12 +54,14 @@ def conv_transpose3d(
     it gains behind, less than stride or dilation) and dilation an int or three of them; activation one of `ACTIVATIONS`.
     Returns dtype of x, [B, Cout, D', H', W'], where D' = (D - 1) stride - 2 padding + dilation (kd - 1) + output_padding + 1.
     Batch and D, H, W may be symbolic. The weight is packed for the target by a kernel of its own, which folds away where the
-    weight is constant. A transposed convolution of images is one with D = kd = 1.
+    weight is constant. A transposed convolution of images is one with D = kd = 1. `products`: "float", or "tf32" as in
+    `linear`.
 
     Raises ValueError naming the argument whose dtype or shape does not fit, also from the running module when x has no voxel
     along an axis or padding leaves no output.
     """
     check_choice(NAME, "activation", activation, ACTIVATIONS)
+    check_choice(NAME, "products", products, OF_FLOATS)
     given = {"stride": (stride, 1), "padding": (padding, 0), "output_padding": (output_padding, 0), "dilation": (dilation, 1)}
     axes = {name: triple(NAME, name, numbers, least) for name, (numbers, least) in given.items()}
     most = tuple(max(pair) for pair in zip(axes["stride"], axes["dilation"], strict=True))
@@ -65,7 +69,7 @@ def conv_transpose3d(
         raise ValueError(
             f"sparse_ops.{NAME}: output_padding: expected less than stride or dilation, {most}, given {axes['output_padding']}"
         )
-    return _make(x=x, weight=weight, bias=bias, residual=residual, **axes, activation=activation)
+    return _make(x=x, weight=weight, bias=bias, residual=residual, **axes, activation=activation, products=products)
 
 
 def _geometry(bound: Bound) -> Geometry:
@@ -89,7 +93,8 @@ def _derive(bound: Bound) -> Mapping[str, tvm.tirx.Expr]:
 
 def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     cin, cout, has_residual = bound.dims["cin"], bound.dims["cout"], bound.has("residual")
-    spec = ConvTranspose3d(cin, cout, _geometry(bound), bound.dtype, has_residual, bound.options["activation"])
+    activation, products = bound.options["activation"], bound.options["products"] or "float"
+    spec = ConvTranspose3d(cin, cout, _geometry(bound), bound.dtype, has_residual, activation, products)
     kernel = kernel_for(spec)
     bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
     residual = [bound["residual"]] if has_residual else []

@@ -11,10 +11,10 @@ from tvm.script import tirx as T
 
 from .. import script
 from ..buffers import match_buffer
-from ..guards import RAISE_OUTPUT_SIZE
+from ..guards import RAISE_OUTPUT_SIZE, RAISE_VOXELS
 from ..script import drop_parameters
 from ..spec.conv_transpose3d import ConvTranspose3d, Group, axes_of, groups_of, out_size
-from .conv import channels_last
+from .conv import MOST_VOXELS, channels_last
 from .epilogue import Epilogue
 from .gpu import Gpu, kernel_name, stating
 from .launch import for_each, left_to_nvcc
@@ -42,7 +42,7 @@ def conv_transpose3d(spec: ConvTranspose3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
     groups = groups_of(geometry)
     channels = -(-cin // vector) * vector
     tile = tile_for(max(len(group.phases) for group in groups) * cout, dtype)
-    gemm = Gemm(tile, dtype, channels)
+    gemm = Gemm(tile, dtype, channels, spec.products)
 
     def copy_weight(group: Group, weight, own):
         """Emit a launch: own[phase and output channel, step, channel] = weight, zeros for further channels."""
@@ -176,7 +176,7 @@ def conv_transpose3d(spec: ConvTranspose3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle):
-        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("conv_transpose3d", dtype, str(tile))})
+        T.func_attr({"tirx.noalias": True, "global_symbol": kernel_name("conv_transpose3d", gemm.of, str(tile))})
         x = match_buffer(x_, (batch, cin, *size), dtype)
         weight = match_buffer(weight_, spec.weight_shape, dtype)
         bias = match_buffer(bias_, (cout,), "float32")
@@ -184,6 +184,9 @@ def conv_transpose3d(spec: ConvTranspose3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
         residual = match_buffer(residual_, (batch, cout, *size_out), dtype)
         check_size()
         voxels: T.let = size[0] * size[1] * size[2]
+        numbered: T.let = T.max(voxels, places[0] * places[1] * places[2])
+        if numbered > MOST_VOXELS:
+            T.call_packed(RAISE_VOXELS, numbered, T.int64(MOST_VOXELS))
         flat = T.decl_buffer((batch, cin, voxels), dtype, data=x.data)
         flat_weight = T.decl_buffer((cin, cout, taps), dtype, data=weight.data)
         # as flat scratch under another shape: TVM takes very long to find which part of a shape is touched

@@ -93,7 +93,7 @@ KERNELS: dict[str, tuple[Implementation, ...]] = {
     "channel_affine": (on_cuda(channel_affine.channel_affine),),
     "channel_layer_norm": (on_cuda(channel_layer_norm.channel_layer_norm),),
     "conv3d": (on_cuda(conv.conv3d, shared=tensor_core.shared),),
-    "conv_transpose3d": (on_cuda(conv_transpose.conv_transpose3d),),
+    "conv_transpose3d": (on_cuda(conv_transpose.conv_transpose3d, shared=tensor_core.shared),),
     "checksum": (on_cuda(checksum.checksum),),
     "copy_sites": (on_cuda(sites.copy_sites),),
     "count_cuts": (on_cuda(serialize.count_cuts),),

@@ -114,8 +114,8 @@ class ConvTranspose3d(Spec):
     """(x, weight, bias, [residual,] out), for any batch B and size D, H, W.
 
     x `dtype` [B, cin, D, H, W]; weight `dtype` [cin, cout, *geometry.kernel], packed; bias float32 [cout]; residual, out
-    `dtype` [B, cout, D', H', W']; `activation`: one of `ACTIVATIONS`. Sums are float32. Raises ValueError when x has no voxel
-    along an axis, or padding leaves no output.
+    `dtype` [B, cout, D', H', W']; `activation`: one of `ACTIVATIONS`; `products`: "float", or "tf32" as in `Linear`. Sums are
+    float32. Raises ValueError when x has no voxel along an axis, or padding leaves no output.
     """
 
     family: ClassVar[str] = "conv_transpose3d"
@@ -125,6 +125,7 @@ class ConvTranspose3d(Spec):
     dtype: str = "float32"
     has_residual: bool = False
     activation: str = "none"
+    products: str = "float"
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -180,6 +180,7 @@ TF32 = [
     SparseConv(32, 64, KERNEL, products="tf32", groups=2),
     SparseConv(6, 15, KERNEL, products="tf32", groups=3),  # of channels too few for tensor cores
     Conv3d(9, 12, Geometry((3, 1, 2), (2, 1, 2), (1, 0, 1), (1, 1, 2)), products="tf32"),
+    ConvTranspose3d(9, 12, Geometry((1, 2, 3), (1, 2, 2), transposed=True), products="tf32"),
 ]
 
 
@@ -195,6 +196,9 @@ def tf32_example(rng, spec, exact: bool):
         x, weight = array(rng, (2, spec.cin, 5, 9, 8)), array(rng, (spec.cout, spec.cin, *geometry.kernel))
         options = {"stride": geometry.stride, "padding": geometry.padding, "dilation": geometry.dilation}
         return [x, weight, bias], conv3d.naive(factor(x), factor(weight), bias, **options)
+    if isinstance(spec, ConvTranspose3d):
+        x, weight = array(rng, (2, spec.cin, 2, 5, 4)), array(rng, spec.weight_shape)
+        return [x, weight, bias], conv_transpose3d.naive(factor(x), factor(weight), bias, stride=spec.geometry.stride)
     x, weight = array(rng, (150, spec.cin)), array(rng, (spec.cout, *KERNEL, spec.group_cin))
     by_tap = factor(weight).reshape(spec.cout, TAPS, spec.group_cin).transpose(1, 2, 0)
     pairs = random_table(rng, TAPS, 150, 129)
@@ -211,7 +215,7 @@ def test_tf32(spec):
     clear_statistics()
     (out,) = same_bits(lambda: run(spec, inputs, [(expected.shape, "float32")]), (1, 2))
     assert (sum(figures["mma"] for figures in statistics().values()) > 0) != narrow
-    terms = spec.cin * (spec.geometry.taps if isinstance(spec, Conv3d) else TAPS if isinstance(spec, SparseConv) else 1)
+    terms = spec.cin * (spec.geometry.taps if hasattr(spec, "geometry") else TAPS if isinstance(spec, SparseConv) else 1)
     assert_close(out, expected.astype("float32"), terms)
     assert_close(out, asked.astype("float32"), dtype="float16")  # which has as many bits
     if not narrow:
@@ -406,8 +410,10 @@ def test_dense_convolution(cin, cout, dtype, size, geometry, padding_mode):
         run(spec, [small, weight, bias, array(rng, (1, cout, 0, 6, 7), dtype)], [((1, cout, 0, 6, 7), dtype)])
 
 
-def test_dense_convolution_of_more_voxels_than_are_numbered():
-    spec = Conv3d(1, 1, Geometry((1, 1, 1)), dtype="float16")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_dense_convolution_of_more_voxels_than_are_numbered(transposed):
+    geometry = Geometry((1, 1, 1), transposed=transposed)
+    spec = (ConvTranspose3d if transposed else Conv3d)(1, 1, geometry, dtype="float16")
     shape = (0, 1, 2048, 2048, 512)
     x, weight, bias = np.zeros(shape, "float16"), np.zeros((1, 1, 1, 1, 1), "float16"), np.zeros(1, "float32")
     with pytest.raises(ValueError, match=r"x: expected at most 2147483519 voxels in a batch element, .* given 2147483648"):
