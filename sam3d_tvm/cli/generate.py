@@ -293,4 +293,4 @@ def demo(output: Output = Path("out/demo"), seed: Annotated[int, typer.Option(he
 
     data = resources.files("sam3d_tvm") / "data"
     with resources.as_file(data / "coffee.png") as image, resources.as_file(data / "coffee_mask.png") as mask:
-        generate(image, [mask], output, preset="tiny", seed=seed, formats="ply,html,glb")
+        generate(image, [mask], output=output, preset="tiny", seed=seed, formats="ply,html,glb")
