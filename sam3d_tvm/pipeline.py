@@ -38,7 +38,6 @@ from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface, TexturedMesh
 from sam3d_tvm.mesh.flexicubes import extract_mesh
 from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.models import MODELS
-from sam3d_tvm.models.condition_embedder.run import nearest_index
 from sam3d_tvm.multi_view import MEAN, Views
 from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import DECODED, FORMATS, Result, check_formats
@@ -49,6 +48,7 @@ from sam3d_tvm.photo.images import Picture
 from sam3d_tvm.photo.pointmaps import PointMap
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.pose import decode_pose
+from sam3d_tvm.resize import resized_nearest
 from sam3d_tvm.sampler import Guidance, Step
 from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.structure import STAGES, Structure, differences
@@ -754,8 +754,7 @@ def clipped(pointmap: np.ndarray, mask: np.ndarray, beyond: float) -> np.ndarray
 
 def _over_pixels(pointmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A point map [3, h, w] with a point for every pixel of a picture (H, W), the nearest one."""
-    rows, columns = (nearest_index(old, new) for old, new in zip(pointmap.shape[1:], size, strict=True))
-    return pointmap if pointmap.shape[1:] == size else pointmap[:, rows[:, None], columns]
+    return pointmap if pointmap.shape[1:] == size else resized_nearest(pointmap, size)
 
 
 def _sampling(default: Sampling, steps_name: str, steps: int | None, strength_name: str, strength: float | None) -> Sampling:
