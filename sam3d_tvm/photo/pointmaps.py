@@ -333,8 +333,8 @@ def _depth_of_picture(picture: Image.Image, name: str) -> np.ndarray:
 def as_intrinsics(given, size: tuple[int, int]) -> np.ndarray:
     """The matrix float64 [3, 3] of a camera whose pictures are `size` (width, height), in pixels, the middle of the first at 0.
 
-    given: as in `depth_as_points`. Fractions of width and height, which focal lengths below 10 are taken for, are multiplied,
-    and a `Notice` says so. ValueError for anything else.
+    given: as in `depth_as_points`. Fractions of width and height, which focal lengths below 10 and a middle between 0 and 1 are
+    taken for, are multiplied, and a `Notice` says so. ValueError for anything else.
     """
     name = "intrinsics"
     if isinstance(given, (str, os.PathLike)):
@@ -370,8 +370,10 @@ def in_fractions(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _is_normalised(matrix: np.ndarray) -> bool:
-    """By the smaller focal length: of a narrow photo the other one is many heights or widths."""
-    return min(matrix[0, 0], matrix[1, 1]) < NORMALISED
+    """By the smaller focal length, as of a narrow photo the other one is many heights or widths; or, as both are many through a
+    telephoto lens, by the camera's middle, which no picture has within its first pixel."""
+    focal, middle = np.diagonal(matrix)[:2], matrix[:2, 2]
+    return bool(focal.min() < NORMALISED or (middle.min() > 0 and middle.max() < 1))
 
 
 def _as_matrix(given, name: str) -> np.ndarray:
