@@ -230,17 +230,18 @@ class Pipeline:
         map of a photo stays, for several objects of it.
 
         Equal arguments give equal results. Raises ValueError for arguments that make no sense, and for models that this machine
-        cannot run, before any work is done; if the
-        memory that a stage is estimated to take is above `max_memory`, as soon as that is known: for a typical number of
-        voxels before any work, for the real number after the structure; and, `checks.Failure`, where no voxel is occupied.
+        cannot run, before any work is done; if the memory that a stage is estimated to take is above `max_memory`, as soon as
+        that is known: for a typical number of voxels before any work, for the real number after the structure; and,
+        `checks.Failure`, where no voxel is occupied.
         """
         check_size("seed", seed, 0)
         self.artifacts.check_runs_here()
         further = as_views(views, multi_view)
-        looks = self.runs_depth_model({"pointmap": pointmap, "depth": depth, "depth_model": depth_model})
+        points = {"pointmap": pointmap, "depth": depth}
+        looks = self.runs_depth_model(points | {"depth_model": depth_model})
         looks_on = bool(further) and self.runs_depth_model({"depth_model": depth_model})  # of further views
         check_view(fov)
-        if fov is not None and not looks:
+        if fov is not None and not (looks or looks_on):
             raise ValueError(f"fov: expected with a depth model that makes the point map, given {fov!r} without one")
         wanted, surface = check_formats(formats, self.config.models), Surface(triangles, texture_size)
         begun, resumed = self._structure(structure), self._structure(resume)
@@ -255,8 +256,7 @@ class Pipeline:
 
         def stages() -> Generator[str, None, Result]:
             nonlocal begun
-            given = pointmap is not None or depth is not None
-            photo = 0 if max_memory is None else memory.of_photo(image, mask, given, looks)
+            photo = 0 if max_memory is None else memory.of_photo(image, mask, _gives_points(points), looks)
             for view in () if max_memory is None else further:
                 photo = max(photo, memory.of_photo(*view, False, looks_on))
             self.check_memory(max_memory, voxels, stage1_only, formats, photo, **limits)
@@ -333,13 +333,11 @@ class Pipeline:
 
     def runs_depth_model(self, options: Mapping[str, Any]) -> bool:
         """Whether a run of these options of `generate` has its point map made by the depth model."""
-        given = any(options.get(name) is not None for name in ("pointmap", "depth"))
-        return self.config.depth_model is not None and not given and options.get(DEPTH_MODEL, True) is not False
+        return self.config.depth_model is not None and not _gives_points(options) and bool(options.get(DEPTH_MODEL, True))
 
     def has_points(self, options: Mapping[str, Any]) -> bool:
         """Whether a run of these options of `generate` has what puts objects into one scene."""
-        given = any(options.get(name) is not None for name in ("pointmap", "depth"))
-        return given or self.runs_depth_model(options)
+        return _gives_points(options) or self.runs_depth_model(options)
 
     def _made_with(
         self, given: Mapping[str, Any], first: Sampling, slat: Sampling, shortcut: bool
@@ -485,7 +483,8 @@ class PointMaps:
         self._of, self._kept = None, None
 
     def __call__(self, of: Any, make: Callable[[], PointMap]) -> PointMap:
-        """The point map of the photo `of`, anything that compares, from `make` if it is not the one that is kept."""
+        """The point map of `of`, a photo and what looks at it, which need but compare; from `make` if it is not the one that is
+        kept."""
         if self._kept is None or of != self._of:
             self.let_go()
             self._of, self._kept = of, make()
@@ -619,7 +618,7 @@ class Run:
 
         if self._point_maps is None:
             return make()
-        return self._point_maps((_sha256(rgba[..., :3]), fov_x), make)
+        return self._point_maps((self.artifacts.keys[DEPTH_MODEL], _sha256(rgba[..., :3]), fov_x), make)
 
     def condition(self, name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [1, L, C]. Inputs that are not there are dropped."""
@@ -726,6 +725,11 @@ def as_views(views: Sequence[View], multi_view: str = MEAN) -> list[tuple[Pictur
             raise ValueError(f"views: expected (image, mask) or an image, given {len(pair)} values as view {number}")
         found.append(pair)
     return found
+
+
+def _gives_points(options: Mapping[str, Any]) -> bool:
+    """Whether options of `Pipeline.generate` say where the points of a photo are, so that no model need find them."""
+    return any(options.get(name) is not None for name in ("pointmap", "depth"))
 
 
 def check_masks(image: Picture, masks: Sequence[Picture], options: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from sam3d_tvm.checks import check_choice
 from sam3d_tvm.frames import CAMERA, OPENCV, OPENGL, Frame, rotation
 from sam3d_tvm.notices import say
 from sam3d_tvm.photo.arrays import ARRAYS, array_kind, as_array, check_is_file, check_sides, read_array, read_arrays
-from sam3d_tvm.photo.camera import PhotoCamera
+from sam3d_tvm.photo.camera import PhotoCamera, in_fractions, in_pixels
 from sam3d_tvm.photo.orientation import UPRIGHT, in_words, swaps_sides, upright_points
 from sam3d_tvm.photo.pictures import WIDE_MODES, load_pixels, opened, wide_values
 from sparse_ops.deploy.reading import brief, parse_json
@@ -350,8 +350,7 @@ def as_intrinsics(given, size: tuple[int, int]) -> np.ndarray:
     width, height = size
     if _is_normalised(matrix):
         say(f"{name}: taken as fractions of width and height, as focal lengths are {matrix[0, 0]:g} and {matrix[1, 1]:g}")
-        matrix = np.diag([width, height, 1.0]) @ matrix
-        matrix[:2, 2] -= 0.5
+        matrix = in_pixels(matrix, size)
     x, y = in_fractions(matrix, size)[:2, 2]
     if not (0.1 <= x <= 0.9 and 0.1 <= y <= 0.9):
         say(
@@ -359,14 +358,6 @@ def as_intrinsics(given, size: tuple[int, int]) -> np.ndarray:
             f"{height} pixels; if they are those of another size, scale them"
         )
     return matrix
-
-
-def in_fractions(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Intrinsics [3, 3] in pixels of pictures of that width and height, the middle of the first at 0, in fractions of both,
-    from the corner: float64 [3, 3]."""
-    found = matrix.copy()
-    found[:2, 2] += 0.5
-    return found / np.array([[size[0]], [size[1]], [1.0]])
 
 
 def _is_normalised(matrix: np.ndarray) -> bool:
