@@ -33,7 +33,6 @@ import tvm
 from torch.utils.flop_counter import FlopCounterMode
 
 from sam3d_tvm.models.example_torch import Example
-from sam3d_tvm.models.moge.network_torch import example as moge
 from sam3d_tvm.models.structure_flow import GUIDANCE, SHAPE, TIME_SCALE, StructureFlow, network_torch
 from sam3d_tvm.sampler import flow_schedule
 from sam3d_tvm.validate import BOUNDS, EXAMPLES, relative_errors
@@ -93,7 +92,7 @@ def check_against(expected: Mapping[str, np.ndarray], precision: str) -> Callabl
 
 def component_case(name: str, size: str, precision: str) -> Case:
     """A component of `validate` against the module it was ported from."""
-    example = (EXAMPLES | {"moge": moge})[name](size)
+    example = EXAMPLES[name](size)
     component, facts = loaded(example, name, precision)
     return paired_case(example, component, facts, precision)
 

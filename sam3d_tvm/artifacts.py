@@ -167,10 +167,10 @@ class Artifacts:
     """An artifact folder that is complete, for this machine.
 
     `precision`, `target`: what they were compiled for, the target as a dict. `offset_perturbation`: float32 [num_gaussians, 3]
-    by the name of each Gaussian decoder. `random_weights`: whether these
-    are a preset's. `keys`: what changes with all that a model computes, by name. While another process compiles into the folder
-    and has not done so yet, it is waited for, which is said after a second. Raises ValueError for a folder that is none, one
-    whose config cannot be read, and one in which files are missing or of another size, with all of them.
+    by the name of each Gaussian decoder. `random_weights`: whether these are a preset's. `keys`: what changes with all that a
+    model computes, by name. While another process compiles into the folder and has not done so yet, it is waited for, which is
+    said after a second. Raises ValueError for a folder that is none, one whose config cannot be read, and one in which files
+    are missing or of another size, with all of them.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -331,10 +331,17 @@ def compile_one(
     on_model: OnCompile = lambda name, done, total: None,
 ) -> Component:
     """Model `name` of `source` alone, in `folder`, where those of its pipeline are or may come beside it. Kept, taken in turns
-    and told as by `compile_artifacts`, which see."""
+    and told as by `compile_artifacts`, which see.
+
+    ValueError as there; for a source that is no pipeline's also for a folder whose pipeline has another model of that name, as
+    that would not open any more.
+    """
     check_precision(precision, target)
     done = is_made(source, folder, name, precision, target)
     if not done:
+        _check_ours(folder)
+        if not isinstance(source.config, PipelineConfig) and (folder / PIPELINE).is_file():
+            _check_same(folder, name, _key(source, name, precision, target))
         with locked(folder / LOCK, lambda: say_waiting(folder)) as held:
             if held:
                 _tidy(folder, [name])
@@ -359,8 +366,7 @@ def _described(source: Source, folder: str | os.PathLike, precision: str, target
     """The folder, and what its `pipeline.json` should hold. ValueError for a folder that holds something else."""
     check_precision(precision, target)
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and ((folder / PIPELINE).is_file() or {*os.listdir(folder)} <= {LOCK})):
-        raise ValueError(f"artifacts: expected a new folder or one with {PIPELINE}, given {str(folder)!r}")
+    _check_ours(folder)
     offsets = {name: source.offset_perturbation(name).tolist() for name in GAUSSIAN_DECODERS if name in source.config.models}
     value = {
         "format": FORMAT,
@@ -372,6 +378,26 @@ def _described(source: Source, folder: str | os.PathLike, precision: str, target
         "models": {name: _key(source, name, precision, target) for name in source.config.models},
     }
     return folder, (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _check_ours(folder: Path) -> None:
+    """ValueError for a folder that holds something else than artifacts: those of a pipeline, or models alone."""
+    if folder.exists() and not (
+        folder.is_dir() and ((folder / PIPELINE).is_file() or {*os.listdir(folder)} <= {LOCK, *MODELS} | _left(folder))
+    ):
+        raise ValueError(f"artifacts: expected a new folder or one with {PIPELINE}, given {str(folder)!r}")
+
+
+def _left(folder: Path) -> set[str]:
+    """Names of what processes left behind, or are writing."""
+    return {path.name for name in MODELS for path in leftovers(folder / name)}
+
+
+def _check_same(folder: Path, name: str, key: Mapping[str, str]) -> None:
+    """ValueError if the pipeline in a folder has another model `name` than that of `key`."""
+    models = _read(folder).get("models")
+    if isinstance(models, Mapping) and models.get(name, key) != key:
+        raise ValueError(f"artifacts: expected a folder of no pipeline with another {name}, given {str(folder)!r}")
 
 
 def _describe(folder: Path, data: bytes) -> None:

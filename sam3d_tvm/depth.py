@@ -28,7 +28,6 @@ from sam3d_tvm.artifacts import (
 from sam3d_tvm.frames import OPENCV
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.models.moge.infer import LEVELS, DepthMap, check_fov, infer
-from sam3d_tvm.photo.camera import PhotoCamera
 from sam3d_tvm.photo.field_of_view import fov_x_of_photo
 from sam3d_tvm.photo.images import Picture, load_colours
 from sam3d_tvm.photo.pointmaps import SEEN, PointMap, signs_of
@@ -162,7 +161,7 @@ def look(model, rgb: np.ndarray, fov_x: float | None, resolution_level: float = 
 def point_map(model, rgb: np.ndarray, fov_x: float | None) -> PointMap:
     """The same as the pipeline takes it."""
     found = look(model, rgb, fov_x)
-    return PointMap(found.pointmap, found.intrinsics.astype(np.float64))
+    return PointMap(found.pointmap, found.camera.intrinsics)
 
 
 def save_depth(folder: str | os.PathLike, found: DepthMap, image: Picture) -> list[Path]:
@@ -171,9 +170,13 @@ def save_depth(folder: str | os.PathLike, found: DepthMap, image: Picture) -> li
     points.npz: `points` float32 [H, W, 3] and `depth` [H, W], NaN where the model sees no surface; `mask` bool [H, W];
     `intrinsics` float32 [3, 3] in fractions of width and height; the pipeline takes it back, as point map or depth. points.ply:
     a point with its colour for each pixel that has one. depth.png: `depth_picture`. intrinsics.json: `PhotoCamera.as_json`. All
-    points are in the axes `OPENCV`: x right, y down, z away. ValueError for a folder in the way of a file.
+    points are in the axes `OPENCV`: x right, y down, z away. ValueError for a folder in the way of a file, and a photo of
+    another size than that of `found`.
     """
     folder, rgb = Path(folder), load_colours(image)
+    if (given := rgb.shape[1::-1]) != found.size:
+        sizes = [f"{width} x {height}" for width, height in (found.size, given)]
+        raise ValueError(f"image: expected the photo that was looked at, of {sizes[0]} pixels, given one of {sizes[1]}")
     check_files_free(folder)
     writers: dict[str, Callable[[Path], None]] = {
         POINTS: lambda path: _save_points(path, found),
@@ -227,5 +230,4 @@ def _save_cloud(path: Path, found: DepthMap, rgb: np.ndarray) -> None:
 
 
 def _camera_as_json(found: DepthMap) -> bytes:
-    camera = PhotoCamera(found.intrinsics.astype(np.float64), found.size)
-    return (json.dumps(camera.as_json(), indent=1) + "\n").encode()
+    return (json.dumps(found.camera.as_json(), indent=1) + "\n").encode()

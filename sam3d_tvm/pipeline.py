@@ -38,7 +38,6 @@ from sam3d_tvm.mesh.bake import TEXTURE_SIZE, Surface, TexturedMesh
 from sam3d_tvm.mesh.flexicubes import extract_mesh
 from sam3d_tvm.mesh.mesh import Mesh
 from sam3d_tvm.models import MODELS
-from sam3d_tvm.models.condition_embedder.run import nearest_index
 from sam3d_tvm.multi_view import MEAN, Views
 from sam3d_tvm.notices import say
 from sam3d_tvm.outputs import DECODED, FORMATS, Result, check_formats
@@ -49,6 +48,7 @@ from sam3d_tvm.photo.images import Picture
 from sam3d_tvm.photo.pointmaps import PointMap
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.pose import decode_pose
+from sam3d_tvm.resize import resized_nearest
 from sam3d_tvm.sampler import Guidance, Step
 from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.structure import STAGES, Structure, differences
@@ -230,17 +230,18 @@ class Pipeline:
         map of a photo stays, for several objects of it.
 
         Equal arguments give equal results. Raises ValueError for arguments that make no sense, and for models that this machine
-        cannot run, before any work is done; if the
-        memory that a stage is estimated to take is above `max_memory`, as soon as that is known: for a typical number of
-        voxels before any work, for the real number after the structure; and, `checks.Failure`, where no voxel is occupied.
+        cannot run, before any work is done; if the memory that a stage is estimated to take is above `max_memory`, as soon as
+        that is known: for a typical number of voxels before any work, for the real number after the structure; and,
+        `checks.Failure`, where no voxel is occupied.
         """
         check_size("seed", seed, 0)
         self.artifacts.check_runs_here()
         further = as_views(views, multi_view)
-        looks = self.runs_depth_model({"pointmap": pointmap, "depth": depth, "depth_model": depth_model})
+        points = {"pointmap": pointmap, "depth": depth}
+        looks = self.runs_depth_model(points | {"depth_model": depth_model})
         looks_on = bool(further) and self.runs_depth_model({"depth_model": depth_model})  # of further views
         check_view(fov)
-        if fov is not None and not looks:
+        if fov is not None and not (looks or looks_on):
             raise ValueError(f"fov: expected with a depth model that makes the point map, given {fov!r} without one")
         wanted, surface = check_formats(formats, self.config.models), Surface(triangles, texture_size)
         begun, resumed = self._structure(structure), self._structure(resume)
@@ -255,8 +256,7 @@ class Pipeline:
 
         def stages() -> Generator[str, None, Result]:
             nonlocal begun
-            given = pointmap is not None or depth is not None
-            photo = 0 if max_memory is None else memory.of_photo(image, mask, given, looks)
+            photo = 0 if max_memory is None else memory.of_photo(image, mask, _gives_points(points), looks)
             for view in () if max_memory is None else further:
                 photo = max(photo, memory.of_photo(*view, False, looks_on))
             self.check_memory(max_memory, voxels, stage1_only, formats, photo, **limits)
@@ -333,13 +333,11 @@ class Pipeline:
 
     def runs_depth_model(self, options: Mapping[str, Any]) -> bool:
         """Whether a run of these options of `generate` has its point map made by the depth model."""
-        given = any(options.get(name) is not None for name in ("pointmap", "depth"))
-        return self.config.depth_model is not None and not given and options.get(DEPTH_MODEL, True) is not False
+        return self.config.depth_model is not None and not _gives_points(options) and bool(options.get(DEPTH_MODEL, True))
 
     def has_points(self, options: Mapping[str, Any]) -> bool:
         """Whether a run of these options of `generate` has what puts objects into one scene."""
-        given = any(options.get(name) is not None for name in ("pointmap", "depth"))
-        return given or self.runs_depth_model(options)
+        return _gives_points(options) or self.runs_depth_model(options)
 
     def _made_with(
         self, given: Mapping[str, Any], first: Sampling, slat: Sampling, shortcut: bool
@@ -485,7 +483,8 @@ class PointMaps:
         self._of, self._kept = None, None
 
     def __call__(self, of: Any, make: Callable[[], PointMap]) -> PointMap:
-        """The point map of the photo `of`, anything that compares, from `make` if it is not the one that is kept."""
+        """The point map of `of`, a photo and what looks at it, which need but compare; from `make` if it is not the one that is
+        kept."""
         if self._kept is None or of != self._of:
             self.let_go()
             self._of, self._kept = of, make()
@@ -619,7 +618,7 @@ class Run:
 
         if self._point_maps is None:
             return make()
-        return self._point_maps((_sha256(rgba[..., :3]), fov_x), make)
+        return self._point_maps((self.artifacts.keys[DEPTH_MODEL], _sha256(rgba[..., :3]), fov_x), make)
 
     def condition(self, name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [1, L, C]. Inputs that are not there are dropped."""
@@ -728,6 +727,11 @@ def as_views(views: Sequence[View], multi_view: str = MEAN) -> list[tuple[Pictur
     return found
 
 
+def _gives_points(options: Mapping[str, Any]) -> bool:
+    """Whether options of `Pipeline.generate` say where the points of a photo are, so that no model need find them."""
+    return any(options.get(name) is not None for name in ("pointmap", "depth"))
+
+
 def check_masks(image: Picture, masks: Sequence[Picture], options: Mapping[str, Any]) -> None:
     """ValueError for any of several masks that is refused, before work on the first one begins, and for several masks with
     several views."""
@@ -754,8 +758,7 @@ def clipped(pointmap: np.ndarray, mask: np.ndarray, beyond: float) -> np.ndarray
 
 def _over_pixels(pointmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A point map [3, h, w] with a point for every pixel of a picture (H, W), the nearest one."""
-    rows, columns = (nearest_index(old, new) for old, new in zip(pointmap.shape[1:], size, strict=True))
-    return pointmap if pointmap.shape[1:] == size else pointmap[:, rows[:, None], columns]
+    return pointmap if pointmap.shape[1:] == size else resized_nearest(pointmap, size)
 
 
 def _sampling(default: Sampling, steps_name: str, steps: int | None, strength_name: str, strength: float | None) -> Sampling:

@@ -6,7 +6,20 @@ from typing import Annotated
 import typer
 
 from sam3d_tvm import console as shown
-from sam3d_tvm.cli.options import Artifacts, Checkpoint, Preset, Seed, SlatSteps, Steps, Threads, Verbose, begin
+from sam3d_tvm.cli.options import (
+    Artifacts,
+    Checkpoint,
+    DepthModel,
+    Preset,
+    Seed,
+    SlatSteps,
+    Steps,
+    Threads,
+    Verbose,
+    begin,
+    has_random,
+    telling_models,
+)
 
 
 def calibrate(
@@ -19,6 +32,7 @@ def calibrate(
     checkpoint: Checkpoint = None,
     artifacts: Artifacts = None,
     preset: Preset = None,
+    depth_model: DepthModel = None,
     precision: Annotated[str, typer.Option(help="int8 or int7.")] = "int8",
     seed: Seed = 42,
     steps: Steps = None,
@@ -49,15 +63,13 @@ def calibrate(
             raise ValueError(f"checkpoint: expected --checkpoint or --preset, whose weights are needed, given {given}")
         for photo, mask in pairs:
             load_photo(photo, mask)  # what is wrong with them is said before models are compiled
-        source = SeededSource(preset) if checkpoint is None else CheckpointSource(checkpoint)
+        if checkpoint is None:
+            source = SeededSource(preset, depth_model=has_random(depth_model))
+        else:
+            source = CheckpointSource(checkpoint, depth_model=depth_model)
         for note in getattr(source, "notes", ()):
             say(note)
         folder = artifacts or default_folder(source.label(precision))
-
-        def on_model(name: str, done: int, total: int) -> None:
-            if total:
-                tell("compile", done, total)
-
         found = calibrated(
             source,
             folder,
@@ -66,7 +78,7 @@ def calibrate(
             seed=seed,
             steps=steps,
             slat_steps=slat_steps,
-            on_model=on_model,
+            on_model=telling_models(tell),
             on_progress=lambda progress: tell(progress.stage, progress.done, progress.total),
         )
     rows = {name: f"{model.layers} of {model.of} integer layers" for name, model in found.items()}

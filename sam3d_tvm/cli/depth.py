@@ -22,6 +22,7 @@ from sam3d_tvm.cli.options import (
     as_fov,
     begin,
     parsed_target,
+    telling_models,
 )
 
 
@@ -82,11 +83,7 @@ def _opened(
     """The depth model that the options name. ValueError if they name none, or more than one."""
     from sam3d_tvm.depth import DepthEstimator
 
-    def on_model(name: str, done: int, total: int) -> None:
-        if total:
-            tell("compile", done, total)
-
-    options = {"precision": precision or "float32", "target": parsed_target(target), "on_model": on_model}
+    options = {"precision": precision or "float32", "target": parsed_target(target), "on_model": telling_models(tell)}
     if preset is not None:
         if checkpoint is not None or depth_model not in (None, RANDOM):
             given = "--checkpoint" if checkpoint is not None else f"--depth-model {depth_model}"

@@ -156,20 +156,14 @@ def open_pipeline(
     two, artifacts of another precision or kind of target, or a depth model that does not belong there."""
     from sam3d_tvm.pipeline import Pipeline
 
-    def on_model(name: str, done: int, total: int) -> None:
-        if total:
-            tell("compile", done, total)
-
     compiled_for = parsed_target(target)
-    options = {"precision": precision or "float32", "target": compiled_for, "on_model": on_model}
+    options = {"precision": precision or "float32", "target": compiled_for, "on_model": telling_models(tell)}
     if checkpoint is not None and preset is not None:
         raise ValueError(f"preset: expected no --checkpoint beside it, given {str(checkpoint)!r}")
     if checkpoint is not None:
         pipeline = Pipeline.from_checkpoint(checkpoint, artifacts, formats=formats, depth_model=depth_model, **options)
     elif preset is not None:
-        if depth_model not in (None, RANDOM):
-            raise ValueError(f"depth_model: expected {RANDOM} with --preset, given {depth_model!r}")
-        pipeline = Pipeline.from_preset(preset, artifacts, depth_model=depth_model is not None, **options)
+        pipeline = Pipeline.from_preset(preset, artifacts, depth_model=has_random(depth_model), **options)
     elif artifacts is not None:
         if depth_model is not None:
             raise ValueError(
@@ -181,6 +175,23 @@ def open_pipeline(
         raise ValueError("checkpoint: expected --checkpoint FOLDER, --artifacts FOLDER of compiled models, or --preset tiny")
     say_integers(pipeline.artifacts)
     return pipeline
+
+
+def has_random(depth_model: str | None) -> bool:
+    """Whether a preset is to have a depth model. ValueError for the path of one."""
+    if depth_model not in (None, RANDOM):
+        raise ValueError(f"depth_model: expected {RANDOM} with --preset, given {depth_model!r}")
+    return depth_model is not None
+
+
+def telling_models(tell):
+    """An `artifacts.OnCompile` that moves a bar of `tell`, if there is a model to compile."""
+
+    def on_model(name: str, done: int, total: int) -> None:
+        if total:
+            tell("compile", done, total)
+
+    return on_model
 
 
 def parsed_target(target: str | None):

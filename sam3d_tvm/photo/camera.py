@@ -24,3 +24,18 @@ class PhotoCamera:
         """What intrinsics.json holds, and pose.json of the photo's camera."""
         across, down = self.fov
         return {"intrinsics": self.intrinsics.tolist(), "size": list(self.size), "fov_x": across, "fov_y": down}
+
+
+def in_fractions(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Intrinsics [3, 3] in pixels of pictures of that width and height, the middle of the first at 0, in fractions of both,
+    from the corner: float64 [3, 3]."""
+    found = np.array(matrix, np.float64)
+    found[:2, 2] += 0.5
+    return found / np.array([[size[0]], [size[1]], [1.0]])
+
+
+def in_pixels(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Intrinsics [3, 3] in fractions of width and height in pixels, float64 [3, 3]: the inverse of `in_fractions`."""
+    found = np.diag([*size, 1.0]) @ matrix
+    found[:2, 2] -= 0.5
+    return found

@@ -24,7 +24,7 @@ from sam3d_tvm.checks import check_choice
 from sam3d_tvm.frames import CAMERA, OPENCV, OPENGL, Frame, rotation
 from sam3d_tvm.notices import say
 from sam3d_tvm.photo.arrays import ARRAYS, array_kind, as_array, check_is_file, check_sides, read_array, read_arrays
-from sam3d_tvm.photo.camera import PhotoCamera
+from sam3d_tvm.photo.camera import PhotoCamera, in_fractions, in_pixels
 from sam3d_tvm.photo.orientation import UPRIGHT, in_words, swaps_sides, upright_points
 from sam3d_tvm.photo.pictures import WIDE_MODES, load_pixels, opened, wide_values
 from sparse_ops.deploy.reading import brief, parse_json
@@ -333,8 +333,8 @@ def _depth_of_picture(picture: Image.Image, name: str) -> np.ndarray:
 def as_intrinsics(given, size: tuple[int, int]) -> np.ndarray:
     """The matrix float64 [3, 3] of a camera whose pictures are `size` (width, height), in pixels, the middle of the first at 0.
 
-    given: as in `depth_as_points`. Fractions of width and height, which focal lengths below 10 are taken for, are multiplied,
-    and a `Notice` says so. ValueError for anything else.
+    given: as in `depth_as_points`. Fractions of width and height, which focal lengths below 10 and a middle between 0 and 1 are
+    taken for, are multiplied, and a `Notice` says so. ValueError for anything else.
     """
     name = "intrinsics"
     if isinstance(given, (str, os.PathLike)):
@@ -350,8 +350,7 @@ def as_intrinsics(given, size: tuple[int, int]) -> np.ndarray:
     width, height = size
     if _is_normalised(matrix):
         say(f"{name}: taken as fractions of width and height, as focal lengths are {matrix[0, 0]:g} and {matrix[1, 1]:g}")
-        matrix = np.diag([width, height, 1.0]) @ matrix
-        matrix[:2, 2] -= 0.5
+        matrix = in_pixels(matrix, size)
     x, y = in_fractions(matrix, size)[:2, 2]
     if not (0.1 <= x <= 0.9 and 0.1 <= y <= 0.9):
         say(
@@ -361,17 +360,11 @@ def as_intrinsics(given, size: tuple[int, int]) -> np.ndarray:
     return matrix
 
 
-def in_fractions(matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Intrinsics [3, 3] in pixels of pictures of that width and height, the middle of the first at 0, in fractions of both,
-    from the corner: float64 [3, 3]."""
-    found = matrix.copy()
-    found[:2, 2] += 0.5
-    return found / np.array([[size[0]], [size[1]], [1.0]])
-
-
 def _is_normalised(matrix: np.ndarray) -> bool:
-    """By the smaller focal length: of a narrow photo the other one is many heights or widths."""
-    return min(matrix[0, 0], matrix[1, 1]) < NORMALISED
+    """By the smaller focal length, as of a narrow photo the other one is many heights or widths; or, as both are many through a
+    telephoto lens, by the camera's middle, which no picture has within its first pixel."""
+    focal, middle = np.diagonal(matrix)[:2], matrix[:2, 2]
+    return bool(focal.min() < NORMALISED or (middle.min() > 0 and middle.max() < 1))
 
 
 def _as_matrix(given, name: str) -> np.ndarray:

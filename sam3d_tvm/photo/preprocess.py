@@ -29,6 +29,7 @@ from sam3d_tvm.checks import check_size
 from sam3d_tvm.notices import say
 from sam3d_tvm.photo.arrays import array_kind
 from sam3d_tvm.photo.images import check_rgba
+from sam3d_tvm.resize import nearest_index
 
 SIZE = 518  # pixels: 37 patches of 14
 FULL = np.float32(255)  # what stands for 1 in a picture
@@ -164,7 +165,7 @@ def _resampled(plane: np.ndarray, shape: tuple[int, int], window: _Window, size:
         # Columns are interpolated before rows, so that only what is looked at need be kept of either.
         narrow = _bilinear(np.where(holes, np.float32(0), plane), plane.shape[0], shape[1])[:, columns]
         found = _bilinear(narrow, shape[0], len(columns))[rows]
-        holes = holes[_nearest(plane.shape[0], shape[0])[rows]][:, _nearest(plane.shape[1], shape[1])[columns]]
+        holes = holes[nearest_index(plane.shape[0], shape[0])[rows]][:, nearest_index(plane.shape[1], shape[1])[columns]]
         return np.where(holes, np.float32(np.nan), found)
 
     return _looked_through(window, size, shape, points, rim=np.nan)
@@ -176,7 +177,7 @@ def _looked_through(window: _Window, size: int, shape: tuple[int, int], pixels: 
     `pixels(rows, columns)`: those of the picture, [rows, columns].
     """
     left, top, right, bottom = window.box
-    nearest = _nearest(window.side, size)
+    nearest = nearest_index(window.side, size)
     rows, columns = window.top + nearest, window.left + nearest
     rows_in_box, columns_in_box = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
     rows_seen = rows_in_box & (rows >= 0) & (rows < shape[0])
@@ -193,15 +194,9 @@ def _bilinear(plane: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _nearest(count: int, size: int) -> np.ndarray:
-    """Which of `count` pixels each of `size` is taken from: floor(i * count / size), in float32 as PyTorch rounds it."""
-    position = np.arange(size, dtype=np.float32) * (np.float32(count) / np.float32(size))
-    return np.minimum(position.astype(np.int64), count - 1)
-
-
 def _scale_and_shift(pointmap: np.ndarray, mask: np.ndarray) -> tuple[np.float32, np.ndarray]:
     """float32 [] and [3]: where the object is, and how far from it the scene reaches. pointmap [3, h, w], mask uint8 [H, W]."""
-    rows, columns = (_nearest(mask.shape[i], pointmap.shape[i + 1]) for i in range(2))
+    rows, columns = (nearest_index(mask.shape[i], pointmap.shape[i + 1]) for i in range(2))
     inside = mask[rows][:, columns] > 127  # [h, w], above one half
     if not inside.any():
         raise ValueError(

@@ -11,7 +11,7 @@ from sam3d_tvm.models.dinov2 import DinoV2Config
 from sam3d_tvm.models.moge import DepthModel, MogeConfig
 from sam3d_tvm.models.moge.network_torch import MoGeModel
 from sam3d_tvm.models.moge.run import Sizes, arguments_of, shrunk, sizes_of
-from sam3d_tvm.models.resize import resized_bilinear
+from sam3d_tvm.resize import resized_bilinear
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.from_torch import port_component
 from tests.golden import depths

@@ -195,6 +195,10 @@ def test_the_commands(wide_preset, files, calibrated, tmp_path, capsys):
         (["mask", "--preset", "tiny", "--steps", "0"], "steps: expected an integer of at least 1"),
         (["photo", "--preset", "tiny", "--artifacts", "."], "artifacts: expected a new folder or one with pipeline.json"),
         (["nothing.png", "--preset", "tiny"], "nothing.png"),
+        (
+            ["mask", "--preset", "tiny", "--depth-model", "model.pt"],
+            "depth_model: expected random with --preset, given 'model.pt'",
+        ),
         (["mask", "--preset", "huge"], "preset: expected one of 'tiny', 'full', given 'huge'"),
     ],
 )
@@ -205,6 +209,15 @@ def test_wrong_options(files, options, message, tmp_path, monkeypatch, capsys):
     names = {"mask": files[1], "photo": files[1]}
     assert cli.main(["calibrate", files[0], *[names.get(option, option) for option in options]]) in (1, 2)
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("depth_model", [[], ["--depth-model", "random"]])
+def test_objects_are_seen_with_the_depth_model_that_was_compiled(files, depth_model, tmp_path, monkeypatch):
+    """Without it there would be none in the artifacts any more, and other values in the layers."""
+    given = []
+    monkeypatch.setattr("sam3d_tvm.calibrate.calibrate", lambda source, *rest, **options: given.append(source) or {})
+    assert cli.main(["calibrate", *files[:2], "--preset", "tiny", "--artifacts", str(tmp_path), *depth_model]) == 0
+    assert (given[0].config.depth_model is not None) == bool(depth_model)
 
 
 def test_no_objects(tmp_path):

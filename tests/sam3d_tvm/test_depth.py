@@ -1,7 +1,10 @@
 """The depth model in the pipeline and alone: what it writes is read back to the same bytes, and photos of all shapes run."""
 
+import copy
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +20,12 @@ from sam3d_tvm.checks import Failure
 from sam3d_tvm.config import preset
 from sam3d_tvm.depth import DepthEstimator, depth_picture, save_depth
 from sam3d_tvm.models.moge.config import HUB
+from sam3d_tvm.models.moge.infer import DepthMap
 from sam3d_tvm.notices import Notice, heard_by
 from sam3d_tvm.photo.pointmaps import load_point_map
-from sam3d_tvm.pipeline import OpenModels, Pipeline, Progress
+from sam3d_tvm.pipeline import OpenModels, Pipeline, PointMaps, Progress, Run
 from sam3d_tvm.runs import generate_into
+from tests import NO_TORCH
 from tests.sam3d_tvm.batch.photos import contents
 from tests.sam3d_tvm.fake_checkpoint import write_checkpoint
 from tests.sam3d_tvm.tiny_depth import CONFIG, DEPTH, ENCODER, tiny_depth_artifacts, weights, write_model
@@ -195,6 +200,30 @@ def test_a_photo_of_less_than_a_patch_is_refused(estimator, pipeline):
     assert not result.in_pointmap_units
 
 
+def test_the_command_needs_no_torch(photo, tmp_path):
+    given = ["depth", str(photo), "--artifacts", str(tiny_depth_artifacts().folder), "-o", str(tmp_path / "out")]
+    script = NO_TORCH + f"from sam3d_tvm import cli; sys.exit(cli.main({given!r}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and (tmp_path / "out" / "points.npz").exists(), done.stderr
+
+
+def test_a_point_map_of_another_model_is_not_taken(pipeline, counted):
+    kept, others = PointMaps(), copy.copy(pipeline.artifacts)
+    others.keys = others.keys | {DEPTH: {"code": "the same", "weights": "others"}}
+    for artifacts in (pipeline.artifacts, others, others):
+        run = Run(artifacts, models=_OpenModels(artifacts, _Flat()), point_maps=kept)
+        run.looked_at(disc_photo(), 50.0)
+    assert len(counted) == 2
+
+
+def test_files_are_of_the_photo_that_was_looked_at(tmp_path):
+    ones = np.ones((4, 5), np.float32)
+    found = DepthMap(np.ones((4, 5, 3), np.float32), ones, ones > 0, ones, np.eye(3, dtype=np.float32))
+    with pytest.raises(ValueError, match="image: expected the photo that was looked at, of 5 x 4 pixels, given one of 4 x 5"):
+        save_depth(tmp_path, found, noise(5, 4))
+    assert not list(tmp_path.iterdir())
+
+
 def test_transparent_pixels_and_masks_take_no_part(estimator, pipeline, photo, tmp_path):
     opaque = disc_photo()
     opaque[..., 3] = 255
@@ -273,6 +302,7 @@ def test_a_field_of_view(pipeline, estimator, photo, tmp_path):
     for options in ({"depth_model": False}, {"pointmap": found.pointmap}):
         with pytest.raises(ValueError, match="fov: expected with a depth model that makes the point map, given 50 without one"):
             pipeline.generate(photo, fov=50, **options, **FIRST)
+    pipeline.steps(photo, pointmap=found.pointmap, views=[photo], fov=50, **FIRST)  # that of the other view
 
 
 def test_estimates_of_memory_know_it(pipeline, photo):
@@ -310,6 +340,27 @@ def test_the_file_and_the_checkpoint_of_a_model(monkeypatch, tmp_path, photo, es
         DepthEstimator.from_file(bad, tmp_path / "alone")
     code, _, err = run(capsys, "depth", photo, "--depth-model", file, "--artifacts", tmp_path / "alone", "-o", tmp_path / "out")
     assert code == 0, err
+
+
+def test_a_model_alone_leaves_other_artifacts_as_they_are(monkeypatch, tmp_path, photo, pipeline):
+    monkeypatch.setitem(HUB, ENCODER, CONFIG.encoder)
+    file = write_model(tmp_path / "model.pt", model=weights(1))
+    folder = shutil.copytree(pipeline.artifacts.folder, tmp_path / "artifacts")
+    before = contents(folder)
+    with pytest.raises(ValueError, match="artifacts: expected a folder of no pipeline with another depth_model, given"):
+        DepthEstimator.from_file(file, folder)
+    assert contents(folder) == before
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cup.jpg").touch()
+    with pytest.raises(ValueError, match=r"artifacts: expected a new folder or one with pipeline\.json, given"):
+        DepthEstimator.from_file(file, tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cup.jpg"]
+    # Beside the models of a pipeline without one, which may come later too.
+    (folder / "pipeline.json").unlink()
+    DepthEstimator.from_file(file, folder)
+    shutil.copy(tiny_artifacts().folder / "pipeline.json", folder)
+    DepthEstimator.from_file(file, folder)
+    assert not Pipeline.from_artifacts(folder).runs_depth_model({})
 
 
 def test_a_preset_has_one_where_it_is_asked_for():

@@ -9,7 +9,15 @@ import torch
 from PIL import Image
 
 from sam3d_tvm.notices import Notice
-from sam3d_tvm.photo.pointmaps import AXES, as_intrinsics, as_pointmap, axes_seen, depth_as_points, load_points
+from sam3d_tvm.photo.pointmaps import (
+    AXES,
+    as_intrinsics,
+    as_pointmap,
+    axes_seen,
+    depth_as_points,
+    load_point_map,
+    load_points,
+)
 
 HEIGHT, WIDTH = 30, 40
 FX, FY, CX, CY = 50.0, 45.0, 22.0, 13.0
@@ -299,6 +307,16 @@ def test_intrinsics_in_fractions(tmp_path):
         found = load_points(None, depth=tmp_path / "moge.npz")
     x, y = ((COLUMNS + 0.5) / WIDTH - 0.5) / 1.2 * DEPTH, ((ROWS + 0.5) / HEIGHT - 0.5) / 1.6 * DEPTH
     assert np.allclose(found, [-x, -y, DEPTH], atol=1e-6)
+
+
+def test_intrinsics_in_fractions_through_a_telephoto_lens(tmp_path):
+    """Focal lengths of many widths and heights, as of 4 degrees."""
+    fractions = np.array([[14.3, 0, 0.5], [0, 19.1, 0.48], [0, 0, 1]])
+    expected = [[14.3 * WIDTH, 0, WIDTH / 2 - 0.5], [0, 19.1 * HEIGHT, 0.48 * HEIGHT - 0.5], [0, 0, 1]]
+    with pytest.warns(Notice, match=r"intrinsics: taken as fractions of width and height, as focal lengths are 14.3 and 19.1"):
+        np.testing.assert_allclose(as_intrinsics(fractions, (WIDTH, HEIGHT)), expected)
+    np.savez(tmp_path / "points.npz", points=CAMERA.transpose(1, 2, 0), intrinsics=fractions)
+    np.testing.assert_allclose(load_point_map(tmp_path / "points.npz", "pytorch3d").intrinsics, fractions)
 
 
 def test_intrinsics_of_another_size_are_said():

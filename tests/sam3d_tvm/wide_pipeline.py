@@ -17,8 +17,8 @@ INTEGERS = ("ss_generator", "slat_generator")  # the models that have integer la
 class WideSource(SeededSource):
     """Takes the name of a preset, as who takes its place does."""
 
-    def __init__(self, name: str = "tiny", seed: int = 0):
-        super().__init__(name, seed)
+    def __init__(self, name: str = "tiny", seed: int = 0, depth_model: bool = False):
+        super().__init__(name, seed, depth_model)
         flow = replace(self.config.ss_generator, model_channels=WIDTH, num_blocks=1)
         slat = replace(self.config.slat_generator, model_channels=WIDTH, num_blocks=2)
         models = {"ss_generator": flow, "slat_generator": slat, "slat_decoder_mesh": None, "slat_decoder_gs": None}

@@ -24,7 +24,9 @@ from .vectors import width
 
 
 def choose(index, numbers):
-    """numbers[index], int32; arithmetic where the numbers ascend evenly."""
+    """numbers[index], int32; arithmetic where the numbers ascend evenly. 0 of none: phases may have no tap."""
+    if not numbers:
+        return T.int32(0)
     first, step = numbers[0], numbers[1] - numbers[0] if len(numbers) > 1 else 0
     if all(number == first + i * step for i, number in enumerate(numbers)):
         return index * step + first

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from sam3d_tvm.models.condition_embedder.config import POINT_PATCH_PRESETS, PointPatchConfig
-from sam3d_tvm.models.condition_embedder.run import nearest_index
 from sam3d_tvm.models.dinov2_torch import Block
 from sam3d_tvm.models.example_torch import Example, seeded
+from sam3d_tvm.resize import nearest_index
 
 
 class PointPatchEmbed(nn.Module):

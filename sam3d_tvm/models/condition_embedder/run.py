@@ -10,7 +10,7 @@ import numpy as np
 
 from sam3d_tvm.checks import check_finite
 from sam3d_tvm.models.condition_embedder.config import CHANNELS, EmbedderFuserConfig
-from sam3d_tvm.models.resize import resized_bilinear
+from sam3d_tvm.resize import resized_bilinear, resized_nearest
 from sparse_ops.deploy.component import Component
 
 
@@ -91,18 +91,6 @@ class ConditionEmbedder:
                 f"images: expected one batch size, given {', '.join(f'{n} of {name}' for name, n in batch.items())}"
             )
         return next(iter(batch.values()), 1)
-
-
-def nearest_index(old: int, new: int) -> np.ndarray:
-    """int64 [new]: which of `old` pixels each of `new` ones takes, rounded as torch's "nearest" does."""
-    scale = np.float32(old) / np.float32(new)
-    return np.minimum(np.arange(new, dtype=np.float32) * scale, old - 1).astype(np.int64)
-
-
-def resized_nearest(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[C, H, W] -> [C, *size]; every pixel is one of the image."""
-    rows, columns = (nearest_index(old, new) for old, new in zip(image.shape[1:], size, strict=True))
-    return image[:, rows[:, None], columns]
 
 
 def _check_image(name: str, image: np.ndarray, kind: str) -> None:

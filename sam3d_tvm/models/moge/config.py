@@ -10,6 +10,7 @@ from sam3d_tvm.models.dinov2 import HUB, DinoV2Config
 
 AREA = 14 * 14  # pixels of a token, by which an area of pixels becomes a number of tokens
 NORM_CHANNELS = 32  # of a group in the second norm of a residual block
+UV = 2  # channels beside the features, which say where a pixel lies
 IGNORED = ("output_mask", "split_head")  # by upstream's code: there are always two output blocks, points and mask
 
 

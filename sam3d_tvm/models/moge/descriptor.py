@@ -4,14 +4,13 @@ from typing import Any
 
 from sam3d_tvm.models.descriptor import Model, OwnFile
 from sam3d_tvm.models.moge import checkpoint
-from sam3d_tvm.models.moge.config import AREA, PRESETS, MogeConfig
+from sam3d_tvm.models.moge.config import AREA, PRESETS, UV, MogeConfig
 from sam3d_tvm.models.moge.network import NETWORK
 from sam3d_tvm.models.moge.random_weights import seeded_state
 from sam3d_tvm.models.moge.run import DepthModel
 from sam3d_tvm.models.transformer_memory import block_numbers
 
 MAPS = 3  # of features of the last size, at a time
-UV = 2  # channels beside the features
 
 
 def _memory(config: MogeConfig, pipeline: Any, voxels: int) -> int:

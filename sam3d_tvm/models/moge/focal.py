@@ -17,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sam3d_tvm.photo.arrays import array_kind
+from sam3d_tvm.resize import nearest_index
 
 GRID = 64  # samples along each side
 FEWEST = 2  # samples that tell a shift
@@ -59,7 +60,7 @@ def recover_focal_shift(points: np.ndarray, mask: np.ndarray, focal: float | Non
     if focal is not None and not 0 < focal < np.inf:
         raise ValueError(f"focal: expected a finite number above 0, given {focal!r}")
     height, width = mask.shape
-    rows, columns = (_sampled(side) for side in (height, width))
+    rows, columns = (nearest_index(side, GRID) for side in (height, width))
     inside = mask[rows][:, columns]  # [64, 64]
     u, v = view_plane(height, width)
     seen = np.stack(np.broadcast_arrays(u[columns], v[rows, None]), -1)[inside]  # [N, 2]
@@ -82,14 +83,8 @@ def recover_focal_shift(points: np.ndarray, mask: np.ndarray, focal: float | Non
 
 def samples_inside(mask: np.ndarray) -> int:
     """At how many of its samples a mask [H, W] is True."""
-    rows, columns = (_sampled(side) for side in mask.shape)
+    rows, columns = (nearest_index(side, GRID) for side in mask.shape)
     return int(np.count_nonzero(mask[rows][:, columns]))
-
-
-def _sampled(count: int) -> np.ndarray:
-    """Which of `count` pixels each of `GRID` samples is, int64 [64]: floor(i count / 64), in float32 as PyTorch rounds it."""
-    position = np.arange(GRID, dtype=np.float32) * (np.float32(count) / np.float32(GRID))
-    return np.minimum(position.astype(np.int64), count - 1)
 
 
 def _fitted(projected: np.ndarray, seen: np.ndarray) -> np.floating:

@@ -6,7 +6,6 @@
 Source: Wang et al., MoGe, arXiv:2410.19115, version 1 of the model.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
@@ -19,6 +18,7 @@ from sam3d_tvm.frames import CAMERA, OPENCV, rotation
 from sam3d_tvm.models.moge.focal import FEWEST, half_sides, recover_focal_shift, samples_inside
 from sam3d_tvm.notices import say
 from sam3d_tvm.photo.arrays import array_kind
+from sam3d_tvm.photo.camera import PhotoCamera, in_pixels
 
 LEVELS = 9  # the highest resolution_level
 
@@ -58,14 +58,17 @@ class DepthMap:
     def pixel_intrinsics(self) -> np.ndarray:
         """Intrinsics float64 [3, 3] in pixels, the middle of the first at (0, 0), as OpenCV and `pointmaps.as_intrinsics` have
         them."""
-        found = np.diag([*self.size, 1.0]) @ self.intrinsics
-        found[:2, 2] -= 0.5
-        return found
+        return in_pixels(self.intrinsics, self.size)
+
+    @property
+    def camera(self) -> PhotoCamera:
+        """What took the photo."""
+        return PhotoCamera(self.intrinsics.astype(np.float64), self.size)
 
     @property
     def fov_x(self) -> float:
         """The horizontal field of view in degrees."""
-        return math.degrees(2 * math.atan(0.5 / float(self.intrinsics[0, 0])))
+        return self.camera.fov[0]
 
     @property
     def pointmap(self) -> np.ndarray:

@@ -1,7 +1,5 @@
 """The network of the depth model, with upstream's parameter names, for photos of any shape."""
 
-from collections.abc import Mapping
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -11,11 +9,7 @@ from torch.export import Dim
 
 from sam3d_tvm.models.dinov2 import MEAN, STD
 from sam3d_tvm.models.dinov2_torch import DinoV2
-from sam3d_tvm.models.example_torch import Example, seeded
-from sam3d_tvm.models.moge.config import NORM_CHANNELS, PRESETS, MogeConfig
-from sam3d_tvm.models.moge.run import arguments_of, sizes_of
-
-UV = 2  # channels that say where a pixel lies
+from sam3d_tvm.models.moge.config import NORM_CHANNELS, UV, MogeConfig
 
 
 class ResidualBlock(nn.Module):
@@ -184,26 +178,3 @@ def _with_planes(x: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Ten
     batch, _, height, width = x.shape
     planes = torch.stack([u.expand(height, width), v.unsqueeze(1).expand(height, width)])
     return torch.cat([x, planes.expand(batch, -1, -1, -1)], dim=1)
-
-
-PHOTOS = {"tiny": (64, 48), "full": (1024, 768)}  # height and width of the example
-
-
-def example(size: str, seed: int = 0) -> Example:
-    """One photo, of as many tokens as the model was trained for, through the network."""
-    config = PRESETS[size]
-    module = seeded(partial(MoGeModel, config), seed)
-    for buffer, values in ((module.image_mean, MEAN), (module.image_std, STD)):
-        buffer.copy_(torch.tensor(values).reshape(1, 3, 1, 1))
-    sizes = sizes_of(*PHOTOS[size], config.num_tokens_range[1])
-    photo = torch.rand(3, sizes.height, sizes.width, generator=torch.Generator().manual_seed(seed)).numpy()
-    arguments = arguments_of(photo, sizes, config.encoder)
-    inputs = {"forward": tuple(map(torch.from_numpy, arguments))}
-
-    def reference() -> Mapping[str, torch.Tensor]:
-        return module(*inputs["forward"])
-
-    def run(component):
-        return lambda: component(*arguments)
-
-    return Example(module, inputs, reference, run, dynamic=module.dynamic(), products_only=True)

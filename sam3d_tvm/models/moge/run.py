@@ -14,7 +14,7 @@ from sam3d_tvm.checks import check_finite, check_size
 from sam3d_tvm.models.dinov2 import DinoV2Config, position_matrices
 from sam3d_tvm.models.moge.config import AREA, MogeConfig
 from sam3d_tvm.models.moge.focal import half_sides, view_plane
-from sam3d_tvm.models.resize import resized_bilinear
+from sam3d_tvm.resize import resized_bilinear
 from sparse_ops.deploy.component import Component
 
 

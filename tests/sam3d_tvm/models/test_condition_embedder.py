@@ -9,9 +9,6 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sam3d_tvm.models.condition_embedder import (
     DINO_PRESETS,
@@ -25,9 +22,7 @@ from sam3d_tvm.models.condition_embedder import (
 from sam3d_tvm.models.condition_embedder.dinov2_torch import Dino
 from sam3d_tvm.models.condition_embedder.network_torch import EmbedderFuser
 from sam3d_tvm.models.condition_embedder.point_patch_embed_torch import PointPatchEmbed
-from sam3d_tvm.models.condition_embedder.run import nearest_index, resized_nearest
 from sam3d_tvm.models.example_torch import seeded
-from sam3d_tvm.models.resize import resized_bilinear
 from sparse_ops.deploy.from_torch import port_component
 from sparse_ops.transform import recognize
 from tests.golden import case_embedder_fuser, case_point_patch_embed
@@ -84,22 +79,6 @@ def test_sizes_of_the_real_models():
     with torch.device("meta"):
         module = Dino(DINO_PRESETS["full"])
     assert sum(parameter.numel() for parameter in module.parameters()) == 304_372_736  # of dinov2_vitl14_reg
-
-
-@given(st.integers(1, 40), st.integers(1, 40), st.tuples(st.integers(1, 40), st.integers(1, 40)))
-def test_resizing_is_that_of_torch(height, width, size):
-    image = np.random.default_rng(size).random((2, height, width), np.float32)
-    like = partial(F.interpolate, torch.from_numpy(image)[None], size)
-    np.testing.assert_array_equal(resized_nearest(image, size), like(mode="nearest")[0].numpy())
-    # a place is rounded at its own size, the side of the image
-    bilinear = like(mode="bilinear", align_corners=False)[0].numpy()
-    assert_close(resized_bilinear(image, size), bilinear, depth=4, scale=max(height, width))
-
-
-@pytest.mark.parametrize("old, new", [(518, 256), (333, 256), (100, 30), (7, 3), (1, 8)])
-def test_nearest_index_is_that_of_torch(old, new):
-    pixels = torch.arange(old, dtype=torch.float32).reshape(1, 1, old)
-    np.testing.assert_array_equal(nearest_index(old, new), F.interpolate(pixels, new, mode="nearest").long().flatten())
 
 
 def test_the_short_way_of_point_maps():

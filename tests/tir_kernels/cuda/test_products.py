@@ -431,10 +431,11 @@ def test_an_edge_that_is_not_there():
 TRANSPOSED = [
     (19, 40, "float16", (1, 5, 9), Geometry((1, 2, 2), (1, 2, 2), transposed=True)),  # one tap, of one group
     (9, 12, "float32", (2, 5, 4), Geometry((2, 3, 4), (1, 2, 3), (1, 1, 2), (2, 1, 2), True, (0, 1, 2))),
+    (5, 6, "float16", (1, 3, 4), Geometry((1, 2, 1), (1, 3, 2), transposed=True, output_padding=(0, 1, 1))),
 ]
 
 
-@pytest.mark.parametrize(("cin", "cout", "dtype", "size", "geometry"), TRANSPOSED, ids=["float16", "float32"])
+@pytest.mark.parametrize(("cin", "cout", "dtype", "size", "geometry"), TRANSPOSED, ids=["one-tap", "several", "none"])
 def test_transposed_dense_convolution(cin, cout, dtype, size, geometry):
     """Of several batch elements, none, and one without an output."""
     rng = np.random.default_rng(15)
