@@ -240,7 +240,7 @@ class Pipeline:
         looks = self.runs_depth_model({"pointmap": pointmap, "depth": depth, "depth_model": depth_model})
         looks_on = bool(further) and self.runs_depth_model({"depth_model": depth_model})  # of further views
         check_view(fov)
-        if fov is not None and not looks:
+        if fov is not None and not (looks or looks_on):
             raise ValueError(f"fov: expected with a depth model that makes the point map, given {fov!r} without one")
         wanted, surface = check_formats(formats, self.config.models), Surface(triangles, texture_size)
         begun, resumed = self._structure(structure), self._structure(resume)

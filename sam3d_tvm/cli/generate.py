@@ -175,7 +175,8 @@ def generate(
             check_mask(image, mask, mask_upright)
         points = {"depth": depth, "depth_scale": depth_scale, "intrinsics": intrinsics}
         load_points(pointmap, pointmap_axes, **points, size=photo.size, orientation=photo.orientation)
-        fov_of(view, image)
+        if pointmap is None and depth is None:
+            fov_of(view, image)
         del photo
         for further, mask in views:
             load_photo(further, mask, mask_upright)
