@@ -91,12 +91,15 @@ def _with_all_labels(argv: Sequence[str]) -> list[str]:
 
 
 def _with_all_masks(argv: Sequence[str]) -> list[str]:
-    """Arguments in which `--masks` stands before each of the files behind it, up to the next option: it takes all of them."""
+    """Arguments in which `--masks` stands before each of the files behind it, up to the next option: it takes all of them.
+    ValueError where another option takes their place."""
     found, taking = [], False
     for index, argument in enumerate(argv):
         if argument == "--":
             return [*found, *argv[index:]]
-        if argument == "--masks" and index + 1 < len(argv) and not _is_option(argv[index + 1]):
+        if argument == "--masks" and index + 1 < len(argv):
+            if _is_option(argv[index + 1]):  # which would be taken for a file, and its value for a photo
+                raise ValueError(f"masks: expected a file behind --masks for each photo, given {argv[index + 1]}")
             taking = True
             continue
         taking = taking and not _is_option(argument)

@@ -305,6 +305,16 @@ def test_a_field_of_view(pipeline, estimator, photo, tmp_path):
     pipeline.steps(photo, pointmap=found.pointmap, views=[photo], fov=50, **FIRST)  # that of the other view
 
 
+def test_a_field_of_view_beside_a_point_map_is_that_of_further_views(pipeline, estimator, photo):
+    """The point map that is given is of the first photo; of the others the model makes them."""
+    pointmap = estimator(photo).pointmap
+    found, other, free = (
+        pipeline.generate(photo, pointmap=pointmap, views=[photo], fov=fov, **FIRST) for fov in (50, 90, None)
+    )
+    assert found.camera is other.camera is free.camera is None
+    assert len({result.made_with["structure"]["views"] for result in (found, other, free)}) == 3
+
+
 def test_estimates_of_memory_know_it(pipeline, photo):
     assert next(iter(pipeline.memory())) == DEPTH and DEPTH not in pipeline.memory(depth_model=False)
     beside = pipeline.memory(photo=memory.of_photo(photo, None, False, True))

@@ -270,6 +270,7 @@ def test_one_photo_with_its_mask_is_as_ever(capsys, files, tmp_path):
         ("a b --masks am cm", "expected 50 x 40 pixels, as the image has, given 48 x 64"),
         ("a b --masks am bm --multi-view most", "multi_view: expected one of 'mean', 'cycle', given 'most'"),
         ("a b --masks", "requires an argument"),
+        ("a b --masks --seed 1", "masks: expected a file behind --masks for each photo, given --seed"),
     ],
 )
 def test_command_lines_that_are_refused(capsys, files, tmp_path, argv, message):
