@@ -37,8 +37,8 @@ def sizes_of(height: int, width: int, num_tokens: int, patch: int = 14) -> Sizes
     high, wide = int(height * ratio), int(width * ratio)
     if min(high, wide) < patch:
         raise ValueError(
-            f"image: expected sides that differ by at most {num_tokens} times, the number of tokens, given {height} x {width} "
-            f"pixels, of which {high} x {wide} would be left: less than a patch of {patch}"
+            f"image: expected sides that differ by at most {num_tokens} times, the number of tokens, given {width} x {height} "
+            f"pixels, of which {wide} x {high} would be left: less than a patch of {patch}"
         )
     return Sizes(high, wide, high // patch, wide // patch)
 

@@ -90,7 +90,7 @@ def test_a_photo_too_long_for_its_tokens():
     assert sizes_of(1, 2551, 2551).rows == 1
     with pytest.raises(ValueError) as error:
         sizes_of(1, 2600, 2551)
-    expected = "image: expected sides that differ by at most 2551 times, the number of tokens, given 1 x 2600 pixels"
+    expected = "image: expected sides that differ by at most 2551 times, the number of tokens, given 2600 x 1 pixels"
     assert str(error.value).startswith(expected)
 
 
