@@ -240,8 +240,8 @@ def test_models_of_small_layers_stay_in_floats_and_say_so(tmp_path, monkeypatch,
     folder = copied_artifacts(tmp_path / "artifacts")
     with forced_isa(PORTABLE):
         compile_artifacts(SeededSource("tiny"), folder, "int8")
-        monkeypatch.setattr("sparse_ops.transform.precision.gains", lambda precision: True)
-        monkeypatch.setattr("sam3d_tvm.calibrate.gains", lambda precision: True)
+        monkeypatch.setattr("sparse_ops.transform.precision.gains", lambda precision, target=None: True)
+        monkeypatch.setattr("sam3d_tvm.calibrate.gains", lambda precision, target=None: True)
         assert cli.main(["info", str(folder)]) == 0
         assert "note: int8 gains nothing in these models: all layers are in float32" in capsys.readouterr().err
         with pytest.raises(ValueError, match="given 'int8': no layer of these models does"):

@@ -80,7 +80,7 @@ def test_a_wrong_result_fails(compiled_once, harm, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--component", "dino"], "component: expected one of 'dinov2'"),
+        (["--component", "dino"], "component: expected one of 'moge', 'dinov2'"),
         (["--size", "huge"], "size: expected one of 'tiny', 'full', given 'huge'"),
         (["--precision", "int4"], "precision: expected one of 'float32', 'bfloat16', 'float16', 'int8', 'int7', given 'int4'"),
         (["--threads", "0"], "threads: expected an integer of at least 1"),
