@@ -14,12 +14,11 @@ from ..buffers import match_buffer
 from ..guards import RAISE_OUTPUT_SIZE, RAISE_VOXELS
 from ..script import drop_parameters
 from ..spec.conv_transpose3d import ConvTranspose3d, Group, axes_of, groups_of, out_size
-from .conv import MOST_VOXELS, channels_last
+from .dense_products import MOST_VOXELS, channels_last, multiply
 from .epilogue import Epilogue
 from .gpu import Gpu, kernel_name, stating
 from .launch import for_each, left_to_nvcc
-from .partial_sums import add_parts, allocate_parts, finish_part, part_of, parts_for
-from .tensor_core import Gemm, Operand, Steps, tile_for
+from .tensor_core import Gemm, tile_for
 from .vectors import width
 
 
@@ -63,70 +62,9 @@ def conv_transpose3d(spec: ConvTranspose3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
 
         for_each(T.int64(columns * steps * channels), copy)
 
-    def multiply(group: Group, x, weight, batch, size, places, epilogue):
-        """Emit the launches of a group. x [B, voxels, channels], weight [phases * Cout, steps, channels]."""
-        columns_of_all = len(group.phases) * cout
-        across = -(-columns_of_all // tile.cols)
-        all_places = places[0] * places[1] * places[2]
-        tiles = (all_places + (tile.rows - 1)) // tile.rows  # of a batch element
-        tiles_of_all = T.max(batch * tiles, T.int64(1))
-        all_steps = len(group.steps) * gemm.steps
-        parts = T.bind(parts_for(tiles_of_all * across, T.int64(all_steps)))
-        sums_of_parts = allocate_parts(parts, batch * all_places, columns_of_all)
-        with (
-            T.launch_thread("blockIdx.x", tiles_of_all * across) as block,
-            T.launch_thread("blockIdx.y", parts) as part,
-            T.launch_thread("threadIdx.x", tile.threads) as thread,
-            left_to_nvcc(),
-        ):
-            shared, sums = gemm.allocate()
-            # in memory, that is in registers: TVM simplifies such quotients wherever they are used
-            element = T.alloc_buffer((1,), "int64", scope="local")
-            place = T.alloc_buffer((2,), "int32", scope="local")
-            own_size, own_places, at = (T.alloc_buffer((4,), "int32", scope="local") for _ in range(3))
-            row_tile, least = T.Cast("int64", block // across), T.max(tiles, T.int64(1))
-            T.buffer_store(element, row_tile // least, [0])
-            b = element[0]
-            T.buffer_store(place, T.Cast("int32", row_tile - b * least) * tile.rows, [0])
-            T.buffer_store(place, T.if_then_else(b < batch, T.Cast("int32", all_places), 0), [1])
-            first_place, count = place[0], place[1]
-            for axis in range(3):
-                T.buffer_store(own_size, T.Cast("int32", size[axis]), [axis])
-                T.buffer_store(own_places, T.max(T.Cast("int32", places[axis]), 1), [axis])
-            first_column = T.bind(T.Cast("int32", block % across) * tile.cols)
-            begin, end = part_of(all_steps, T.Cast("int32", part), T.Cast("int32", parts))
-
-            def source(step, r):
-                """The voxel that a place meets at a step, or -1."""
-                own = T.max(T.min(first_place + r, count - 1), 0)
-                T.buffer_store(at, own // own_places[2], [0])
-                T.buffer_store(at, own - at[0] * own_places[2], [2])
-                T.buffer_store(at, at[0] // own_places[1], [3])
-                T.buffer_store(at, at[0] - at[3] * own_places[1], [1])
-                T.buffer_store(at, at[3], [0])
-                inside, voxel = first_place + r < count, T.int32(0)
-                for axis in range(3):
-                    met = at[axis] + axes[axis].first - choose(step, [of_step[axis] for of_step in group.steps])
-                    T.buffer_store(at, met, [axis])
-                    inside = T.And(inside, T.And(at[axis] >= 0, at[axis] < own_size[axis]))
-                    voxel = voxel * own_size[axis] + at[axis]
-                return T.if_then_else(inside, voxel, -1)
-
-            steps = Steps(T.bind(begin), T.bind(end), lambda i: i, source)
-            of_x = Operand(x, lambda row, c: [T.min(b, T.max(batch - 1, T.int64(0))), T.Cast("int64", row), c])
-            of_weight = Operand(weight, lambda step, column, c: [first_column + column, step, c])
-            columns = columns_of_all - first_column
-            gemm.multiply(shared, sums, thread, steps, of_x, of_weight, columns, True)
-
-            def store(r, column, values):
-                with T.If(first_place + r < count), T.Then():
-                    row = T.bind(b * all_places + T.Cast("int64", first_place + r))
-                    at = first_column + column
-                    finish_part(sums_of_parts, part, parts, epilogue, values, row, at, columns - column, False)
-
-            again = gemm.again
-            gemm.finish(shared, sums, thread, lambda *at: again(steps, of_x, of_weight, *at), store, columns, along_rows=True)
-        add_parts(sums_of_parts, parts, batch * all_places, columns_of_all, epilogue)
+    def met(group: Group):
+        """The voxel that a place of a group meets at a step along an axis."""
+        return lambda axis, step, place, size: place + axes[axis].first - choose(step, [own[axis] for own in group.steps])
 
     def outputs(group: Group, places, size_out):
         """Of a row and a column: where the output is, [element of the batch, output channel, d, h, w]."""
@@ -174,7 +112,7 @@ def conv_transpose3d(spec: ConvTranspose3d, gpu: Gpu) -> tvm.tirx.PrimFunc:
             at, there = outputs(group, places, size_out)
             channel = lambda column: column % cout
             epilogue = Epilogue(out, spec.activation, bias, residual, at=at, channel=channel, there=there)
-            multiply(group, x, own, batch, size, places, epilogue)
+            multiply(gemm, x, own, batch, size, places, steps, met(group), epilogue)
 
     @script.prim_func(s_tir=True)
     def kernel(x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle):
