@@ -8,6 +8,7 @@ from tvm import relax
 
 from tir_kernels.dispatch import kernel_for
 from tir_kernels.guards import edge_words
+from tir_kernels.spec import Spec
 from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.conv3d import PADDING_MODES, Conv3d, out_size, reach
 from tir_kernels.spec.geometry import Geometry
@@ -18,19 +19,26 @@ from .register import call_kernel, check_choice, packed_weight, register_op
 from .signature import Bound, Epilogue, Signature, features, parameter, weight
 
 SIZE, OUT_SIZE = ("d", "h", "w"), ("d_out", "h_out", "w_out")
-SIGNATURE = Signature(
-    "conv3d",
-    (
-        features("x", "batch", "cin", *SIZE),
-        weight("weight", "cout", "cin", "kd", "kh", "kw"),
-        parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
-        features("residual", "batch", "cout", *OUT_SIZE, dtype="x", optional=True, epilogue=(1, Epilogue.ADD)),
-    ),
-    options=("stride", "padding", "dilation", "padding_mode", "activation", "products"),
-    known=("cin", "cout", "kd", "kh", "kw"),
-    summed=("cin",),
-    result=("batch", "cout", *OUT_SIZE),
-)
+
+
+def signature_of(name: str, channels_of_weight: tuple[str, str], options: tuple[str, ...]) -> Signature:
+    """That of a dense convolution; `channels_of_weight`: "cin" and "cout" in the order of the weight's axes."""
+    return Signature(
+        name,
+        (
+            features("x", "batch", "cin", *SIZE),
+            weight("weight", *channels_of_weight, "kd", "kh", "kw"),
+            parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
+            features("residual", "batch", "cout", *OUT_SIZE, dtype="x", optional=True, epilogue=(1, Epilogue.ADD)),
+        ),
+        options=options,
+        known=("cin", "cout", "kd", "kh", "kw"),
+        summed=("cin",),
+        result=("batch", "cout", *OUT_SIZE),
+    )
+
+
+SIGNATURE = signature_of("conv3d", ("cout", "cin"), ("stride", "padding", "dilation", "padding_mode", "activation", "products"))
 
 
 def conv3d(
@@ -107,9 +115,14 @@ def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     padding_mode = options["padding_mode"] if any(geometry.padding) else "zeros"
     products = options["products"] or "float"
     spec = Conv3d(cin, cout, geometry, size, bound.dtype, has_residual, options["activation"], padding_mode, products)
+    return call_convolution(bb, bound, spec)
+
+
+def call_convolution(bb: relax.BlockBuilder, bound: Bound, spec: Spec) -> relax.Expr:
+    """A call of a signature of `signature_of` by the kernel of its description."""
     kernel = kernel_for(spec)
-    bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
-    residual = [bound["residual"]] if has_residual else []
+    bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(bound.dims["cout"], "float32"))
+    residual = [bound["residual"]] if bound.has("residual") else []
     args = [bound["x"], packed_weight(bb, bound["weight"], kernel.weight), bias, *residual]
     return call_kernel(bb, kernel.function, args, bound.type)
 

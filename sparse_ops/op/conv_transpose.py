@@ -2,37 +2,23 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import tvm
 from tvm import relax
 
-from tir_kernels.dispatch import kernel_for
 from tir_kernels.guards import output_size_words
 from tir_kernels.spec.activation import ACTIVATIONS
 from tir_kernels.spec.conv_transpose3d import ConvTranspose3d, out_size
 from tir_kernels.spec.geometry import Geometry
 from tir_kernels.spec.linear import OF_FLOATS
 
+from .conv import OUT_SIZE, SIZE, call_convolution, signature_of
 from .index import triple
-from .register import call_kernel, check_choice, packed_weight, register_op
-from .signature import Bound, Epilogue, Signature, features, parameter, weight
+from .register import check_choice, register_op
+from .signature import Bound
 
 NAME = "conv_transpose3d"
-SIZE, OUT_SIZE = ("d", "h", "w"), ("d_out", "h_out", "w_out")
 GEOMETRY = ("stride", "padding", "output_padding", "dilation")
-SIGNATURE = Signature(
-    NAME,
-    (
-        features("x", "batch", "cin", *SIZE),
-        weight("weight", "cin", "cout", "kd", "kh", "kw"),
-        parameter("bias", "cout", optional=True, epilogue=(0, Epilogue.ADD)),
-        features("residual", "batch", "cout", *OUT_SIZE, dtype="x", optional=True, epilogue=(1, Epilogue.ADD)),
-    ),
-    options=(*GEOMETRY, "activation", "products"),
-    known=("cin", "cout", "kd", "kh", "kw"),
-    summed=("cin",),
-    result=("batch", "cout", *OUT_SIZE),
-)
+SIGNATURE = signature_of(NAME, ("cin", "cout"), (*GEOMETRY, "activation", "products"))
 
 
 def conv_transpose3d(
@@ -95,11 +81,7 @@ def _legalize(bb: relax.BlockBuilder, bound: Bound) -> relax.Expr:
     cin, cout, has_residual = bound.dims["cin"], bound.dims["cout"], bound.has("residual")
     activation, products = bound.options["activation"], bound.options["products"] or "float"
     spec = ConvTranspose3d(cin, cout, _geometry(bound), bound.dtype, has_residual, activation, products)
-    kernel = kernel_for(spec)
-    bias = bound["bias"] if bound.has("bias") else relax.const(np.zeros(cout, "float32"))
-    residual = [bound["residual"]] if has_residual else []
-    args = [bound["x"], packed_weight(bb, bound["weight"], kernel.weight), bias, *residual]
-    return call_kernel(bb, kernel.function, args, bound.type)
+    return call_convolution(bb, bound, spec)
 
 
 _make = register_op(SIGNATURE, _legalize, derive=_derive)
