@@ -1,4 +1,4 @@
-"""The pipeline of the preset "tiny" on the emulated device, every model against the CPU's on the same inputs.
+"""The pipeline of the preset "random-tiny" on the emulated device, every model against the CPU's on the same inputs.
 
     python -m tests.cuda_pipeline [--precision float16] [--voxels 300] [--first-half]
 
