@@ -1,7 +1,7 @@
 """The whole pipeline with random weights against PyTorch with spconv, stage by stage: seconds and peak memory.
 
-    python -m benchmarks.pipeline [--size full|tiny] [--precision float32|bfloat16|int8] [--artifacts FOLDER] [--blocks N]
-                                  [--stages NAME,NAME] [--skip-reference | --only-reference] [--json FILE]
+    python -m benchmarks.pipeline [--size full|random-tiny] [--precision float32|bfloat16|int8] [--artifacts FOLDER]
+                                  [--blocks N] [--stages NAME,NAME] [--skip-reference | --only-reference] [--json FILE]
 
 "full" has the sizes of SAM-3D-Objects, 25 + 25 steps, and a nut of 19,072 voxels in the second half, as random weights make no
 object. Of a generator's steps a few are measured, and all are counted; the table says of every figure what was measured.
@@ -50,7 +50,7 @@ STAGES = (
     "gaussians",
     "mesh",
 )
-VOXELS = {"full": 19_072, "tiny": 2_000}  # the first ones of the nut
+VOXELS = {"full": 19_072, "random-tiny": 2_000}  # the first ones of the nut
 BLOCKS = 3
 START_UPS = 3
 RATIOS = {"float32": 3.0, "bfloat16": 6.0, "int8": None}  # asked for at full size, as the next two
@@ -252,7 +252,7 @@ def compiled(given: argparse.Namespace, console: Console) -> Artifacts:
 def main(arguments: list[str] | None = None, console: Console | None = None) -> int:
     given, console = parse(arguments), console or default_console()
     voxels, failures = VOXELS[given.size], []
-    report = {"machine": machine_info(quick=given.size == "tiny")}
+    report = {"machine": machine_info(quick=given.size == "random-tiny")}
     report |= {"size": given.size, "precision": given.precision, "voxels": voxels, "stages": given.stages}
     report |= {"ours": [], "reference": [], "start_up_seconds": {}}
 

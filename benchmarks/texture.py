@@ -1,7 +1,7 @@
 """Textured meshes: how near their pictures come to the splat's own, and what each step of baking takes.
 
     python -m benchmarks.texture                        # a ring of real size: 460,000 triangles, 400,000 Gaussians
-    python -m benchmarks.texture --demo                 # and the cup of the demo, with the models of the preset tiny
+    python -m benchmarks.texture --demo                 # and the demo's photo, with random weights
     python -m benchmarks.texture --triangles 20000 --texture-size 1024 --views 100 --json FILE
 
 PSNR over eight views that nothing was baked from, against pictures of the splat, on white: of the mesh with its texture, of
@@ -75,7 +75,7 @@ def _psnr(difference: np.ndarray) -> float:
 
 
 def _demo() -> tuple[Mesh, Gaussians]:
-    """What `sam3d-tvm demo` makes."""
+    """What random weights make of the photo of the demo."""
     from sam3d_tvm.tvm_without_torch import import_tvm
 
     import_tvm()
@@ -85,7 +85,7 @@ def _demo() -> tuple[Mesh, Gaussians]:
 
     data = resources.files("sam3d_tvm") / "data"
     with resources.as_file(data / "coffee.png") as image, resources.as_file(data / "coffee_mask.png") as mask:
-        result = Pipeline.from_preset("tiny").generate(image, mask, seed=42, formats=["ply", "glb"])
+        result = Pipeline.from_preset("random-tiny").generate(image, mask, seed=42, formats=["ply", "glb"])
     return result.mesh, result.gaussians
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--triangles", type=int, default=TRIANGLES)
     parser.add_argument("--texture-size", type=int, default=TEXTURE_SIZE)
     parser.add_argument("--views", type=int, default=VIEWS)
-    parser.add_argument("--demo", action="store_true", help="the cup of the demo, too; may compile the preset tiny")
+    parser.add_argument("--demo", action="store_true", help="the demo's photo, too; may compile the preset random-tiny")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and rows to FILE")
     options = parser.parse_args()
     mesh = ring_mesh()

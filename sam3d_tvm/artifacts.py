@@ -81,7 +81,7 @@ class CheckpointSource(Checkpoint):
         """Of the folder, by whichever of its paths it was given."""
         folder, file = self.folder.resolve(), self.pipeline_file.name
         place = os.fsencode(folder if file == CHECKPOINT else folder / file)
-        return f"{folder.name}-{hashlib.sha256(place).hexdigest()[:12]}-{precision}{_suffix(target)}"
+        return f"{folder.name}-{hashlib.sha256(place).hexdigest()[:12]}-{precision}{target_suffix(target)}"
 
 
 def _identity(file: Path) -> str:
@@ -95,7 +95,7 @@ def _identity(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _suffix(target: tvm.target.Target | None) -> str:
+def target_suffix(target: tvm.target.Target | None) -> str:
     """What tells artifacts for a device from those for CPUs."""
     return "" if target is None or target.kind.name == "llvm" else f"-{target.kind.name}-{target.attrs['arch']}"
 
@@ -117,7 +117,7 @@ class SeededSource:
         return f"seed {self._seed} of preset {self._name}, {_source_of(name)}"
 
     def label(self, precision: str, target: tvm.target.Target | None = None) -> str:
-        return f"preset-{self._name}-{self._seed}-{precision}{_suffix(target)}"
+        return f"preset-{self._name}-{self._seed}-{precision}{target_suffix(target)}"
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class DepthModelSource:
 
     def label(self, precision: str, target: tvm.target.Target | None = None) -> str:
         place = hashlib.sha256(os.fsencode(self._file.resolve())).hexdigest()[:12]
-        return f"depth-model-{place}-{precision}{_suffix(target)}"
+        return f"depth-model-{place}-{precision}{target_suffix(target)}"
 
 
 class Artifacts:

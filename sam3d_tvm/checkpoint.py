@@ -367,5 +367,9 @@ def _preprocessing(pipeline: Mapping[str, Any]) -> Preprocessing:
     for name, values in found.items():
         if len(values) > 1:
             raise ValueError(f"preprocessors: expected one {name}, given {', '.join(map(str, sorted(values)))}")
-    clip = pipeline.get("clip_pointmap_beyond_scale")
-    return Preprocessing(**{name: values.pop() for name, values in found.items() if values}, clip_pointmap_beyond_scale=clip)
+    sizes = {name: values.pop() for name, values in found.items() if values}
+    return Preprocessing(
+        **sizes,
+        clip_pointmap_beyond_scale=pipeline.get("clip_pointmap_beyond_scale"),
+        structure_sees_crop=pipeline.get("structure_sees_crop", False),  # no option of upstream's
+    )

@@ -39,15 +39,19 @@ class Sampling:
 @dataclass(frozen=True)
 class Preprocessing:
     """How the image is brought to the models: crop around the mask by `box_size_factor` of its box, then `padding_factor`,
-    then `size` pixels along each side. Points further away than `clip_pointmap_beyond_scale` times the object are left out."""
+    then `size` pixels along each side. Points further away than `clip_pointmap_beyond_scale` times the object are left out.
+    `structure_sees_crop`: whether the structure sees the crop, too, without a point map, see `preprocess`."""
 
     size: int = 518
     box_size_factor: float = 1.2
     padding_factor: float = 0.0
     clip_pointmap_beyond_scale: float | None = None
+    structure_sees_crop: bool = False
 
     def __post_init__(self):
         check_size("size", self.size, 1)
+        if not isinstance(self.structure_sees_crop, bool):
+            raise ValueError(f"structure_sees_crop: expected true or false, given {self.structure_sees_crop!r}")
         beyond = self.clip_pointmap_beyond_scale
         if beyond is not None and (isinstance(beyond, bool) or not isinstance(beyond, (int, float)) or not beyond > 0):
             raise ValueError(f"clip_pointmap_beyond_scale: expected a number above 0, given {beyond!r}")
@@ -106,7 +110,10 @@ class PipelineConfig(_Models):
         return {name: getattr(self, name) for name in MODELS if getattr(self, name) is not None}
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        value = dataclasses.asdict(self)
+        if not self.preprocessing.structure_sees_crop:  # as it was before there was this option, which digests are made of
+            del value["preprocessing"]["structure_sees_crop"]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "PipelineConfig":
@@ -126,9 +133,10 @@ def _preset(name: str, **rest: Any) -> PipelineConfig:
     return PipelineConfig(**{key: model.presets[name] for key, model in MODELS.items() if name in model.presets}, **rest)
 
 
-# "tiny" keeps the whole structure and runs in seconds, with random weights; "full" are the sizes of SAM-3D-Objects.
+# Of pipelines with random weights: "random-tiny" keeps the whole structure and runs in seconds, "full" are the sizes of
+# SAM-3D-Objects. The one that is trained is `tiny.TINY`.
 PRESETS = {
-    "tiny": _preset(
+    "random-tiny": _preset(
         "tiny",
         ss_sampling=Sampling(8, 7.0, 3.0),
         slat_sampling=Sampling(8, 1.0, 1.0),

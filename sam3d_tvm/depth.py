@@ -20,7 +20,6 @@ from sam3d_tvm.artifacts import (
     CheckpointSource,
     DepthModelSource,
     OnCompile,
-    SeededSource,
     Source,
     compile_one,
     default_folder,
@@ -32,6 +31,7 @@ from sam3d_tvm.photo.field_of_view import fov_x_of_photo
 from sam3d_tvm.photo.images import Picture, load_colours
 from sam3d_tvm.photo.pointmaps import SEEN, PointMap, signs_of
 from sam3d_tvm.png import save_png
+from sam3d_tvm.presets import preset_source
 from sam3d_tvm.run_folder import check_free
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.files import atomic_write, write_bytes
@@ -98,7 +98,7 @@ class DepthEstimator:
     @classmethod
     def from_preset(
         cls,
-        name: str = "tiny",
+        name: str = "random-tiny",
         artifacts: str | os.PathLike | None = None,
         *,
         seed: int = 0,
@@ -107,7 +107,7 @@ class DepthEstimator:
         on_model: OnCompile = NOTHING,
     ) -> "DepthEstimator":
         """One of random weights, in the artifacts of `Pipeline.from_preset`, which see."""
-        return cls._compiled(SeededSource(name, seed, depth_model=True), artifacts, precision, target, on_model)
+        return cls._compiled(preset_source(name, seed, depth_model=True), artifacts, precision, target, on_model)
 
     @classmethod
     def from_artifacts(

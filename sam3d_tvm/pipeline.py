@@ -27,7 +27,6 @@ from sam3d_tvm.artifacts import (
     Artifacts,
     CheckpointSource,
     OnCompile,
-    SeededSource,
     compile_artifacts,
     default_folder,
 )
@@ -48,6 +47,7 @@ from sam3d_tvm.photo.images import Picture
 from sam3d_tvm.photo.pointmaps import PointMap
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.pose import decode_pose
+from sam3d_tvm.presets import preset_source
 from sam3d_tvm.resize import resized_nearest
 from sam3d_tvm.sampler import Guidance, Step
 from sam3d_tvm.splat.gaussians import Gaussians
@@ -153,12 +153,13 @@ class Pipeline:
         depth_model: bool = False,
         on_model: OnCompile = lambda name, done, total: None,
     ) -> "Pipeline":
-        """A pipeline of random weights from `seed`: "tiny" runs in seconds, "full" has the sizes of SAM-3D-Objects.
+        """A pipeline without a checkpoint: "tiny" is small and trained, on tableware, and comes with the package; of random
+        weights from `seed` are "random-tiny", which runs in seconds, and "full", which has the sizes of SAM-3D-Objects.
 
-        depth_model: whether it has one, of random weights too. Other options as of `from_checkpoint`. ValueError for another
-        preset, a negative seed, another precision.
+        depth_model: whether it has one, of random weights too, as those of random weights may. Other options as of
+        `from_checkpoint`. ValueError as `presets.preset_source`, and for another precision.
         """
-        source = SeededSource(name, seed, depth_model)
+        source = preset_source(name, seed, depth_model)
         place = artifacts or default_folder(source.label(precision, target))
         return cls(compile_artifacts(source, place, precision, target, on_model))
 
@@ -606,7 +607,8 @@ class Run:
                 points = _over_pixels(points, rgba.shape[:2])
                 if options.clip_pointmap_beyond_scale is not None:
                     points = clipped(points, rgba[..., 3], options.clip_pointmap_beyond_scale)
-            inputs = preprocess(rgba, points, options.size, options.box_size_factor, options.padding_factor)
+            sizes = options.size, options.box_size_factor, options.padding_factor
+            inputs = preprocess(rgba, points, *sizes, structure_sees_crop=options.structure_sees_crop)
             return _Seen(given, thumbnail(rgba), camera, inputs)
 
     def looked_at(self, rgba: np.ndarray, fov_x: float | None) -> PointMap:

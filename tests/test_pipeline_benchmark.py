@@ -93,7 +93,7 @@ def test_every_stage_of_the_reference_runs(monkeypatch, precision, stage):
             dtypes.add(result.dtype)
 
     with torch.random.fork_rng(), register_module_forward_hook(note):
-        found = pipeline_reference.measured(stage, precision, preset("tiny"), 2, demo_occupancy()[:50])
+        found = pipeline_reference.measured(stage, precision, preset("random-tiny"), 2, demo_occupancy()[:50])
     assert found["stage"] == stage and found["total_seconds"] > 0
     assert found["peak_bytes"] is None or found["peak_bytes"] > 1 << 20
     narrow = precision == "bfloat16" and stage != "voxels"  # its convolutions stay float32
@@ -142,7 +142,7 @@ def test_options_that_make_no_sense(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--size", "tiny", "--precision", "bfloat16"], "expected float32, as the artifacts have, given bfloat16"),
+        (["--size", "random-tiny", "--precision", "bfloat16"], "expected float32, as the artifacts have, given bfloat16"),
         (["--size", "full"], "expected 1024 channels of size full, given a structure flow of 24"),
     ],
 )
@@ -161,9 +161,9 @@ def test_a_process_tells_its_last_words():
 def test_both_sides_run_in_processes(monkeypatch, tmp_path):
     monkeypatch.setattr(pipeline, "START_UPS", 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run beside
-    monkeypatch.setitem(pipeline.VOXELS, "tiny", 50)
+    monkeypatch.setitem(pipeline.VOXELS, "random-tiny", 50)
     file, shown = tmp_path / "out.json", console()
-    arguments = ["--size", "tiny", "--artifacts", str(tiny_artifacts().folder), "--stages", "structure"]
+    arguments = ["--size", "random-tiny", "--artifacts", str(tiny_artifacts().folder), "--stages", "structure"]
     assert pipeline.main([*arguments, "--json", str(file)], shown) == 0, shown.file.getvalue()
     report = json.loads(file.read_text())
     (mine,), (theirs,) = report["ours"], report["reference"]

@@ -47,11 +47,12 @@ def calibrate(
     begin(threads)
     console = shown.output()
     with shown.without_warnings(verbose), shown.bars() as tell:
-        from sam3d_tvm.artifacts import CheckpointSource, SeededSource, default_folder
+        from sam3d_tvm.artifacts import CheckpointSource, default_folder
         from sam3d_tvm.calibrate import calibrate as calibrated
         from sam3d_tvm.checks import check_size
         from sam3d_tvm.notices import say
         from sam3d_tvm.photo.images import load_photo
+        from sam3d_tvm.presets import preset_source
 
         if len(objects) % 2:
             raise ValueError(f"objects: expected a mask for each photo, given {len(objects)} files")
@@ -64,7 +65,7 @@ def calibrate(
         for photo, mask in pairs:
             load_photo(photo, mask)  # what is wrong with them is said before models are compiled
         if checkpoint is None:
-            source = SeededSource(preset, depth_model=has_random(depth_model))
+            source = preset_source(preset, depth_model=has_random(depth_model))
         else:
             source = CheckpointSource(checkpoint, depth_model=depth_model)
         for note in getattr(source, "notes", ()):

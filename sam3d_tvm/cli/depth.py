@@ -97,5 +97,5 @@ def _opened(
         return DepthEstimator.from_artifacts(artifacts, precision=precision, target=options["target"])
     raise ValueError(
         "depth_model: expected --depth-model PATH of a model.pt, --checkpoint FOLDER, --artifacts FOLDER of compiled models, "
-        "or --preset tiny"
+        "or --preset random-tiny"
     )

@@ -286,9 +286,10 @@ def _described(what: str, mesh) -> str:
 
 
 def demo(output: Output = Path("out/demo"), seed: Annotated[int, typer.Option(help="Of the noise, from 0.")] = 42) -> None:
-    """Everything at a tiny size, with random weights, on a photo that comes along: a cup of coffee.
+    """The small model that comes along, on a photo that does, too: a cup of coffee.
 
-    The pictures show what a splat and a mesh look like, not a model's skill. The first run compiles, which takes minutes.
+    It was trained on made-up tableware, and shows what a splat and a mesh look like, not the skill of the published weights.
+    The first run compiles, which takes a minute.
     """
     from importlib import resources
 

@@ -40,7 +40,10 @@ Artifacts = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(help="Random weights in place of a checkpoint: tiny (seconds, MBs) or full (the real sizes, many GBs)."),
+    typer.Option(
+        help="In place of a checkpoint: tiny, a small model that comes along, trained on tableware; or random weights: "
+        "random-tiny (seconds, MBs) or full (the real sizes, many GBs)."
+    ),
 ]
 Precision = Annotated[
     str | None,
@@ -86,8 +89,8 @@ DepthModel = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="The depth model, MoGe's model.pt: the file, its folder, or that in the cache of the hub; with --preset: random, "
-        "for one of random weights.",
+        help="The depth model, MoGe's model.pt: the file, its folder, or that in the cache of the hub; with a preset of random "
+        "weights: random, for one of such.",
         show_default="where the checkpoint says, beside it or in the cache of the hub",
     ),
 ]

@@ -57,6 +57,7 @@ def preprocess(
     size: int = SIZE,
     box_size_factor: float = 1.2,
     padding_factor: float = 0.0,
+    structure_sees_crop: bool = False,
 ) -> Preprocessed:
     """Inputs of both stages from a photo uint8 `[H, W, 4]` whose alpha channel is the mask, as `images.load_rgba` gives it.
 
@@ -64,7 +65,8 @@ def preprocess(
     mask times `box_size_factor`, with a rim of `padding_factor` times its side; inputs are `size` pixels wide.
 
     With a point map both stages get the same images. Without one the structure stage sees the whole photo in place of the
-    crop, as the public code has it, and there is no pose in the units of the scene: embed without the modality `pointmap`.
+    crop, as the public code has it, unless `structure_sees_crop`, for models that were trained so; and there is no pose in the
+    units of the scene: embed without the modality `pointmap`.
 
     Beside the arguments it holds no copy of the photo, and of a point map one axis at a time.
 
@@ -82,7 +84,8 @@ def preprocess(
     full = {"rgb_image": _resized_colours(rgba, whole, size), "rgb_image_mask": _resized_mask(rgba, whole, size)}
     slat = {"image": _resized_colours(rgba, crop, size), "mask": _resized_mask(rgba, crop, size)} | full
     if pointmap is None:
-        return Preprocessed({"image": full["rgb_image"], "mask": full["rgb_image_mask"]} | full, slat, None, None)
+        whole_photo = {"image": full["rgb_image"], "mask": full["rgb_image_mask"]} | full
+        return Preprocessed(dict(slat) if structure_sees_crop else whole_photo, slat, None, None)
 
     if not isinstance(pointmap, np.ndarray) or pointmap.dtype != np.float32 or pointmap.ndim != 3 or len(pointmap) != 3:
         raise ValueError(f"pointmap: expected float32 [3, h, w], given {array_kind(pointmap)}")

@@ -156,7 +156,7 @@ def component() -> Path:
 @cache
 def artifacts() -> Path:
     """A folder in the form of the artifacts of a pipeline, whose components are all the small one."""
-    folder = begin(SeededSource("tiny"), _new_folder() / "artifacts")
+    folder = begin(SeededSource("random-tiny"), _new_folder() / "artifacts")
     for name, key in json.loads((folder / PIPELINE).read_text())["models"].items():
         shutil.copytree(component(), folder / name)
         sizes = {file.name: file.stat().st_size for file in component().iterdir()}

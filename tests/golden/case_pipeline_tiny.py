@@ -1,7 +1,7 @@
 """`pipeline_tiny`: the whole chain from a photo, with a point map or without, to Gaussians, at every boundary of a stage.
 
 The pipeline is that of the file: sizes and options are its `config`'s, latents those that there is noise for. Models that are
-those of the preset "tiny" are not compiled again: their weights are packed anew.
+those of the preset "random-tiny" are not compiled again: their weights are packed anew.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ def config_of(config: dict, tensors: Tensors) -> PipelineConfig:
         slat_std=tuple(config["slat_std"]),
     )
     # The preset's own config where it is equal, as 4 and 4.0 are: its compiled code is found by how it is written.
-    same = {name: model for name, model in preset("tiny").models.items() if model == getattr(found, name)}
+    same = {name: model for name, model in preset("random-tiny").models.items() if model == getattr(found, name)}
     return replace(found, **same)
 
 
@@ -122,7 +122,7 @@ def _sampling(config: dict, stage: str, distilled: bool) -> Sampling:
 def run(tensors: Tensors, config: dict) -> Tensors:
     with tempfile.TemporaryDirectory() as place:
         source, folder = GoldenSource(tensors, config_of(config, tensors)), Path(place) / "artifacts"
-        if any(model in preset("tiny").models.values() for model in source.config.models.values()):
+        if any(model in preset("random-tiny").models.values() for model in source.config.models.values()):
             copied_artifacts(folder)
         return _run(tensors, config["use_stage1_distillation"], compile_artifacts(source, folder))
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder in the layout and naming of the published one, with the sizes of the preset "tiny" and random weights."""
+"""A checkpoint folder in the layout and naming of the published one, with the sizes and weights of the preset "random-tiny"."""
 
 import dataclasses
 import hashlib
@@ -24,9 +24,9 @@ from sam3d_tvm.models.upstream import EMBEDDERS, TDFY
 SEED = 1
 LEARNT = "mm_latent.LearntPositionEmbedder"
 # As published: with the decoder of few Gaussians, too.
-_MANY = preset("tiny").slat_decoder_gs
+_MANY = preset("random-tiny").slat_decoder_gs
 _FEW = dataclasses.replace(_MANY, representation_config={**_MANY.representation_config, "num_gaussians": 2})
-PUBLISHED = dataclasses.replace(preset("tiny"), slat_decoder_gs_4=_FEW)
+PUBLISHED = dataclasses.replace(preset("random-tiny"), slat_decoder_gs_4=_FEW)
 TARGETS = {
     "slat_decoder_gs_4": TDFY + "structured_latent_vae.decoder_gs.SLatGaussianDecoderTdfyWrapper",
     "slat_decoder_gs": TDFY + "structured_latent_vae.decoder_gs.SLatGaussianDecoderTdfyWrapper",
@@ -38,8 +38,8 @@ def write_checkpoint(
     folder: Path, suffix: str = ".ckpt", dtype: torch.dtype = torch.float32, config: PipelineConfig | None = None
 ) -> Path:
     """The folder, with weights of `dtype` in files named `suffix`: .ckpt, .pt or .safetensors. `config`: that of the preset
-    "tiny", or `PUBLISHED`."""
-    config = preset("tiny") if config is None else config
+    "random-tiny", or `PUBLISHED`."""
+    config = preset("random-tiny") if config is None else config
     folder.mkdir(parents=True)
     for name, value in configs(config, suffix).items():
         write_yaml(folder / name, value)

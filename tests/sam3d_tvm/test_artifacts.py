@@ -58,7 +58,7 @@ def compiled(checkpoint: Path, artifacts: Path) -> list[str]:
 def test_they_say_whether_weights_are_random(tmp_path):
     """Of a preset they are, of a checkpoint they are not."""
     assert tiny_artifacts().random_weights
-    for source, random in ((SeededSource("tiny"), True), (CheckpointSource(write_checkpoint(tmp_path / "hf")), False)):
+    for source, random in ((SeededSource("random-tiny"), True), (CheckpointSource(write_checkpoint(tmp_path / "hf")), False)):
         folder = begin(source, tmp_path / f"random {random}")
         assert json.loads((folder / PIPELINE).read_text())["random_weights"] is random
 
@@ -184,8 +184,9 @@ def test_what_is_damaged_is_made_again(copies):
     Artifacts(artifacts)
 
 
-# Compiles the tiny preset, with code that is taken from the folder argv[2] in place of compiling it, into argv[1]. Prints the
-# model that is next, and those that it made in the end. Where argv[3] names a model it stops before that model takes its place.
+# Compiles the preset random-tiny, with code that is taken from the folder argv[2] in place of compiling it, into argv[1].
+# Prints the model that is next, and those that it made in the end. Where argv[3] names a model it stops before that model takes
+# its place.
 COMPILE = """
 import os, signal, sys
 from sam3d_tvm.tvm_without_torch import import_tvm
@@ -218,11 +219,11 @@ if sys.argv[3:]:
 artifacts.MODELS = {name: Ready(model) for name, model in artifacts.MODELS.items()}
 made = []
 done = artifacts.compile_artifacts(
-    artifacts.SeededSource("tiny", 1), sys.argv[1], on_model=lambda name, n, total: made.append(name)
+    artifacts.SeededSource("random-tiny", 1), sys.argv[1], on_model=lambda name, n, total: made.append(name)
 )
 print(",".join(made[:-1]), done.load("slat_decoder_mesh").name, flush=True)
 """
-NAMES = ",".join(tiny_names := tuple(SeededSource("tiny").config.models))
+NAMES = ",".join(tiny_names := tuple(SeededSource("random-tiny").config.models))
 
 
 def compiler(folder: Path, *stop_at: str) -> subprocess.Popen:
@@ -297,7 +298,7 @@ def test_a_run_waits_for_what_is_being_compiled(tmp_path):
 
 def test_a_model_that_is_not_what_it_was(tmp_path):
     opened = Artifacts(copied_artifacts(tmp_path / "artifacts"))
-    compile_artifacts(SeededSource("tiny", 1), opened.folder)
+    compile_artifacts(SeededSource("random-tiny", 1), opened.folder)
     with pytest.raises(ValueError, match="ss_decoder is not what it was when they were opened"):
         opened.load("ss_decoder")
 
@@ -350,7 +351,7 @@ def test_the_decoder_of_few_gaussians(tmp_path):
 
     class Source(SeededSource):
         def __init__(self):
-            super().__init__("tiny")
+            super().__init__("random-tiny")
             self.config = replace(self.config, slat_decoder_gs_4=self.config.slat_decoder_gs)
 
     folder = copied_artifacts(tmp_path / "artifacts")

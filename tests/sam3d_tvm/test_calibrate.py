@@ -61,9 +61,8 @@ def files(tmp_path) -> list[str]:
 
 @pytest.fixture
 def wide_preset(monkeypatch):
-    """Commands take the wide models for the preset "tiny"."""
-    monkeypatch.setattr("sam3d_tvm.artifacts.SeededSource", WideSource)
-    monkeypatch.setattr("sam3d_tvm.pipeline.SeededSource", WideSource)
+    """Commands take the wide models for the preset "random-tiny"."""
+    monkeypatch.setattr("sam3d_tvm.presets.SeededSource", WideSource)
 
 
 def runs_in(artifacts: Artifacts) -> dict[str, set[str]]:
@@ -162,14 +161,14 @@ def test_who_writes_waits_for_the_lock(tmp_path, monkeypatch):
 
 def test_the_commands(wide_preset, files, calibrated, tmp_path, capsys):
     folder = copied_wide_artifacts(tmp_path / "artifacts")
-    compiling = ["compile", "--preset", "tiny", "--precision", "int8", "-o", str(folder)]
+    compiling = ["compile", "--preset", "random-tiny", "--precision", "int8", "-o", str(folder)]
     assert cli.main(compiling) == 0
     assert capsys.readouterr().err.count("note: int8 without calibration in ss_generator, slat_generator") == 1
     assert cli.main(["info", str(folder)]) == 0
     out, err = capsys.readouterr()
     assert "note: int8 without calibration in ss_generator, slat_generator" in err
     assert "16 int8" in out and "calibrated" not in out and "blocks.0" not in out
-    options = ["--preset", "tiny", "--artifacts", str(folder), "--steps", "1", "--seed", "3"]
+    options = ["--preset", "random-tiny", "--artifacts", str(folder), "--steps", "1", "--seed", "3"]
     assert cli.main(["calibrate", *files, *options]) == 0
     out, err = capsys.readouterr()
     assert "slat_generator 16 of 16 integer layers" in " ".join(out.split()) and f"calibrated {folder}" in out.replace("\n", "")
@@ -188,18 +187,24 @@ def test_the_commands(wide_preset, files, calibrated, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--preset", "tiny"], "objects: expected a mask for each photo, given 1 files"),
-        (["mask", "--precision", "bfloat16", "--preset", "tiny"], "precision: expected one of int8, int7, given 'bfloat16'"),
-        (["mask"], "checkpoint: expected --checkpoint or --preset, whose weights are needed, given neither"),
-        (["mask", "--preset", "tiny", "--checkpoint", "here"], "whose weights are needed, given both"),
-        (["mask", "--preset", "tiny", "--steps", "0"], "steps: expected an integer of at least 1"),
-        (["photo", "--preset", "tiny", "--artifacts", "."], "artifacts: expected a new folder or one with pipeline.json"),
-        (["nothing.png", "--preset", "tiny"], "nothing.png"),
+        (["--preset", "random-tiny"], "objects: expected a mask for each photo, given 1 files"),
         (
-            ["mask", "--preset", "tiny", "--depth-model", "model.pt"],
+            ["mask", "--precision", "bfloat16", "--preset", "random-tiny"],
+            "precision: expected one of int8, int7, given 'bfloat16'",
+        ),
+        (["mask"], "checkpoint: expected --checkpoint or --preset, whose weights are needed, given neither"),
+        (["mask", "--preset", "random-tiny", "--checkpoint", "here"], "whose weights are needed, given both"),
+        (["mask", "--preset", "random-tiny", "--steps", "0"], "steps: expected an integer of at least 1"),
+        (
+            ["photo", "--preset", "random-tiny", "--artifacts", "."],
+            "artifacts: expected a new folder or one with pipeline.json",
+        ),
+        (["nothing.png", "--preset", "random-tiny"], "nothing.png"),
+        (
+            ["mask", "--preset", "random-tiny", "--depth-model", "model.pt"],
             "depth_model: expected random with --preset, given 'model.pt'",
         ),
-        (["mask", "--preset", "huge"], "preset: expected one of 'tiny', 'full', given 'huge'"),
+        (["mask", "--preset", "huge"], "preset: expected one of 'tiny', 'random-tiny', 'full', given 'huge'"),
     ],
 )
 def test_wrong_options(files, options, message, tmp_path, monkeypatch, capsys):
@@ -216,7 +221,7 @@ def test_objects_are_seen_with_the_depth_model_that_was_compiled(files, depth_mo
     """Without it there would be none in the artifacts any more, and other values in the layers."""
     given = []
     monkeypatch.setattr("sam3d_tvm.calibrate.calibrate", lambda source, *rest, **options: given.append(source) or {})
-    assert cli.main(["calibrate", *files[:2], "--preset", "tiny", "--artifacts", str(tmp_path), *depth_model]) == 0
+    assert cli.main(["calibrate", *files[:2], "--preset", "random-tiny", "--artifacts", str(tmp_path), *depth_model]) == 0
     assert (given[0].config.depth_model is not None) == bool(depth_model)
 
 
@@ -228,24 +233,24 @@ def test_no_objects(tmp_path):
 def test_a_cpu_that_gains_nothing_stays_in_floats_and_says_so(tmp_path, capsys):
     folder = copied_artifacts(tmp_path / "artifacts")
     with forced_isa(PORTABLE):
-        artifacts = compile_artifacts(SeededSource("tiny"), folder, "int8")  # finds the models of float32
+        artifacts = compile_artifacts(SeededSource("random-tiny"), folder, "int8")  # finds the models of float32
         assert artifacts.precision == "int8" and artifacts.keys == tiny_artifacts().keys
         assert cli.main(["info", str(folder)]) == 0
         assert "note: int8 gains nothing on this CPU: all layers are in float32" in capsys.readouterr().err
         with pytest.raises(ValueError, match="precision: expected one by which layers gain on this CPU, given 'int8'"):
-            calibrate(SeededSource("tiny"), folder, [(disc_photo(), None)])
+            calibrate(SeededSource("random-tiny"), folder, [(disc_photo(), None)])
 
 
 def test_models_of_small_layers_stay_in_floats_and_say_so(tmp_path, monkeypatch, capsys):
     folder = copied_artifacts(tmp_path / "artifacts")
     with forced_isa(PORTABLE):
-        compile_artifacts(SeededSource("tiny"), folder, "int8")
+        compile_artifacts(SeededSource("random-tiny"), folder, "int8")
         monkeypatch.setattr("sparse_ops.transform.precision.gains", lambda precision, target=None: True)
         monkeypatch.setattr("sam3d_tvm.calibrate.gains", lambda precision, target=None: True)
         assert cli.main(["info", str(folder)]) == 0
         assert "note: int8 gains nothing in these models: all layers are in float32" in capsys.readouterr().err
         with pytest.raises(ValueError, match="given 'int8': no layer of these models does"):
-            calibrate(SeededSource("tiny"), folder, [(disc_photo(), None)])
+            calibrate(SeededSource("random-tiny"), folder, [(disc_photo(), None)])
 
 
 def test_a_verdict_of_integers():

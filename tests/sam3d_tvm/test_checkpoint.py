@@ -74,7 +74,7 @@ def edit(folder: Path, file: str, path: tuple, value) -> None:
 
 
 def test_the_config_is_that_of_the_preset(checkpoint):
-    assert Checkpoint(checkpoint).config == preset("tiny")
+    assert Checkpoint(checkpoint).config == preset("random-tiny")
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
@@ -191,6 +191,7 @@ def test_tensors_that_do_not_fit(broken, artifacts, kind):
         ("pipeline.yaml", ("slat_mean",), [0.0] * 7, "slat_mean: expected 8 numbers"),
         ("pipeline.yaml", ("clip_pointmap_beyond_scale",), 0, "clip_pointmap_beyond_scale: expected a number above 0, given 0"),
         ("pipeline.yaml", ("clip_pointmap_beyond_scale",), "far", "clip_pointmap_beyond_scale: expected a number above 0"),
+        ("pipeline.yaml", ("structure_sees_crop",), 1, "structure_sees_crop: expected true or false, given 1"),
         ("ss_generator.yaml", (*FLOW, "qk_rms_norm"), False, "qk_rms_norm: expected True, given False"),
         ("ss_decoder.yaml", ("norm_type",), "group", "norm_type: expected 'layer', given 'group'"),
         ("ss_generator.yaml", (*FLOW, "_target_"), ["a"], "is not known"),
@@ -216,6 +217,12 @@ def test_points_beyond_the_object_are_left_out_if_the_checkpoint_says_so(broken)
     assert Checkpoint(broken).config.preprocessing.clip_pointmap_beyond_scale is None
     edit(broken, "pipeline.yaml", ("clip_pointmap_beyond_scale",), 1.4)
     assert Checkpoint(broken).config.preprocessing.clip_pointmap_beyond_scale == 1.4
+
+
+def test_an_option_of_ours_for_what_the_structure_sees(broken):
+    assert Checkpoint(broken).config.preprocessing.structure_sees_crop is False
+    edit(broken, "pipeline.yaml", ("structure_sees_crop",), True)
+    assert Checkpoint(broken).config.preprocessing.structure_sees_crop is True
 
 
 def test_the_command_line_says_it_in_one_line(broken, tmp_path, photo, capsys):

@@ -176,7 +176,7 @@ def test_demo_is_the_preset_on_the_photo_that_comes_along(capsys, monkeypatch, t
 
 def test_compile_takes_up_what_is_there(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("sam3d_tvm.artifacts.compile_model", lambda *args: pytest.fail("compiled again"))
-    code, out, _ = run(capsys, "compile", "--preset", "tiny", "-o", tiny_artifacts().folder)
+    code, out, _ = run(capsys, "compile", "--preset", "random-tiny", "-o", tiny_artifacts().folder)
     assert code == 0 and "ss_generator" in out and "MiB" in out
 
 
@@ -231,7 +231,7 @@ def test_bench_counts_all_steps(capsys):
         (["--intrinsics", "1,2,3,4"], "error: intrinsics: expected with depth alone"),
         (["--depth-scale", "0"], "error: depth_scale: expected with depth alone"),
         (["--depth", "none.png", "--intrinsics", "1,2,3,4"], "error: depth 'none.png': expected a picture"),
-        (["--preset", "huge"], "error: preset: expected one of 'tiny', 'full', given 'huge'"),
+        (["--preset", "huge"], "error: preset: expected one of 'tiny', 'random-tiny', 'full', given 'huge'"),
         (["--precision", "bfloat16"], "error: precision: expected that of the artifacts, float32, given 'bfloat16'"),
         (["--colour", "red"], "error: No such option: --colour"),
         (["--checkpoint", "none"], "error: checkpoint: expected a folder with pipeline.yaml"),

@@ -374,8 +374,8 @@ def test_a_model_alone_leaves_other_artifacts_as_they_are(monkeypatch, tmp_path,
 
 
 def test_a_preset_has_one_where_it_is_asked_for():
-    assert preset("tiny").depth_model is None and preset("full").depth_model is None
-    assert preset("tiny", depth_model=True).depth_model == CONFIG
+    assert preset("random-tiny").depth_model is None and preset("full").depth_model is None
+    assert preset("random-tiny", depth_model=True).depth_model == CONFIG
     full = preset("full", depth_model=True).depth_model
     assert full.num_tokens_range == (1275, 2551) and full.encoder.embed_dim == 1024
 
@@ -388,7 +388,10 @@ def test_a_preset_has_one_where_it_is_asked_for():
         (["--fov", "exif"], "focal length"),
         (["--resolution-level", "10"], "error: resolution_level: expected a number from 0 to 9, given 10.0"),
         (["--depth-model", "nothing.pt"], "nothing.pt is missing"),
-        (["--preset", "tiny", "--depth-model", "x.pt"], "error: preset: expected no model beside it, given --depth-model x.pt"),
+        (
+            ["--preset", "random-tiny", "--depth-model", "x.pt"],
+            "error: preset: expected no model beside it, given --depth-model x.pt",
+        ),
         (["--preset", "small"], "error: preset: expected one of"),
         ([], "error: depth_model: expected --depth-model PATH of a model.pt, --checkpoint FOLDER, --artifacts FOLDER"),
         (["--checkpoint", "nowhere"], "error: checkpoint: expected a folder with pipeline.yaml"),
@@ -409,5 +412,5 @@ def test_the_other_commands_know_it(capsys, photo, tmp_path):
     for given in (["--depth-model", "random"], ["--depth-model", "model.pt"]):
         code, _, err = run(capsys, "generate", photo, "--artifacts", folder, "-o", tmp_path / "no", *given)
         assert code == 2 and "error: depth_model: expected with --checkpoint or --preset" in err
-    code, _, err = run(capsys, "generate", photo, "--preset", "tiny", "--depth-model", "model.pt", "-o", tmp_path / "no")
+    code, _, err = run(capsys, "generate", photo, "--preset", "random-tiny", "--depth-model", "model.pt", "-o", tmp_path / "no")
     assert code == 2 and "error: depth_model: expected random with --preset, given 'model.pt'" in err

@@ -1,4 +1,4 @@
-"""The pipeline of the preset "tiny": what comes out, the same bytes, what is refused and when, memory let go of."""
+"""The pipeline of the preset "random-tiny": what comes out, the same bytes, what is refused and when, memory let go of."""
 
 import gc
 import json
@@ -18,6 +18,7 @@ from sam3d_tvm.notices import Notice
 from sam3d_tvm.pipeline import Pipeline, Progress, Run, clipped
 from sam3d_tvm.pose import Pose
 from sam3d_tvm.sampler import flow_schedule
+from sam3d_tvm.tiny import TINY
 from sparse_ops import devices
 from tests.sam3d_tvm.tiny_pipeline import disc_photo, tiny_artifacts
 
@@ -299,10 +300,16 @@ def test_a_result_in_its_scene(result):
     np.testing.assert_allclose(placed.gaussians.xyz, 2 * result.gaussians.xyz + [1, 2, 3], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["tiny", "full"])
-def test_configs_survive_json(name):
-    config = preset(name)
+@pytest.mark.parametrize("config", [preset("random-tiny"), preset("full"), TINY], ids=["random-tiny", "full", "tiny"])
+def test_configs_survive_json(config):
     assert PipelineConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_an_option_that_is_off_changes_no_digest():
+    """What was made before there was the option is known by the same JSON."""
+    found = preset("full").to_json()["preprocessing"]
+    assert found == {"size": 518, "box_size_factor": 1.2, "padding_factor": 0.0, "clip_pointmap_beyond_scale": None}
+    assert TINY.to_json()["preprocessing"]["structure_sees_crop"] is True
 
 
 @pytest.mark.parametrize(
@@ -311,19 +318,19 @@ def test_configs_survive_json(name):
         ({"slat_mean": (0.0,) * 7}, "slat_mean: expected 8 numbers"),
         ({"prune_distance": -1}, "prune_distance: expected an integer of at least 0"),
         (
-            {"slat_generator": replace(preset("tiny").slat_generator, cond_channels=32)},
+            {"slat_generator": replace(preset("random-tiny").slat_generator, cond_channels=32)},
             "slat_generator.cond_channels: expected 24",
         ),
-        ({"ss_decoder": replace(preset("tiny").ss_decoder, resolution=8)}, "tokens of ss_decoder: expected 4096"),
+        ({"ss_decoder": replace(preset("random-tiny").ss_decoder, resolution=8)}, "tokens of ss_decoder: expected 4096"),
         (
-            {"slat_decoder_gs": replace(preset("tiny").slat_decoder_gs, latent_channels=4)},
+            {"slat_decoder_gs": replace(preset("random-tiny").slat_decoder_gs, latent_channels=4)},
             "slat_decoder_gs.latent_channels: expected 8",
         ),
     ],
 )
 def test_models_that_do_not_fit_together(change, message):
     with pytest.raises(ValueError, match=message):
-        replace(preset("tiny"), **change)
+        replace(preset("random-tiny"), **change)
 
 
 def test_sampling_that_makes_no_sense():

@@ -100,6 +100,20 @@ def expected(rgba, pointmap, size, factor, padding, dtype=np.float64, normalise=
     return found, scale, shift
 
 
+def test_without_a_point_map_the_structure_sees_the_whole_photo_or_the_crop():
+    rgba = photo(40, 60, (10, 20, 30, 45))
+    plain, cropped = preprocess(rgba, size=28), preprocess(rgba, size=28, structure_sees_crop=True)
+    for name, value in plain.slat.items():
+        np.testing.assert_array_equal(cropped.slat[name], value)
+        np.testing.assert_array_equal(cropped.structure[name], value)
+        whole = plain.slat[name if name.startswith("rgb_") else {"image": "rgb_image", "mask": "rgb_image_mask"}[name]]
+        np.testing.assert_array_equal(plain.structure[name], whole)
+    assert not np.array_equal(plain.structure["image"], cropped.structure["image"])
+    assert cropped.structure is not cropped.slat  # a stage lets go of its inputs
+    with_points, same = (preprocess(rgba, points(40, 60), 28, structure_sees_crop=crop) for crop in (False, True))
+    assert all(np.array_equal(value, same.structure[name], True) for name, value in with_points.structure.items())
+
+
 @st.composite
 def scenes(draw):
     height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))

@@ -1,4 +1,4 @@
-"""The pipeline of the preset "tiny" with its depth model, of random weights, compiled once for all tests; and its file as it is
+"""The pipeline of the preset "random-tiny" with its depth model, compiled once for all tests; and its file as it is
 published."""
 
 import dataclasses
@@ -16,9 +16,9 @@ from sam3d_tvm.models.moge.config import MogeConfig
 from tests.sam3d_tvm.tiny_pipeline import SHARED, locked, tiny_artifacts
 
 DEPTH = "depth_model"
-SOURCE = SeededSource("tiny", depth_model=True)
+SOURCE = SeededSource("random-tiny", depth_model=True)
 FOLDER = SHARED.with_name("tiny_pipeline_depth")
-CONFIG: MogeConfig = preset("tiny", depth_model=True).depth_model
+CONFIG: MogeConfig = preset("random-tiny", depth_model=True).depth_model
 ENCODER = "tiny_encoder"  # as tests put it into `HUB`
 
 

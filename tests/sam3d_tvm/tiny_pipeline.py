@@ -1,4 +1,4 @@
-"""The pipeline of the preset "tiny", compiled once for all tests: workers share the folder and the work."""
+"""The pipeline of the preset "random-tiny", compiled once for all tests: workers share the folder and the work."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ import numpy as np
 from sam3d_tvm.artifacts import Artifacts, SeededSource, begin, compile_model, is_made
 
 SHARED = Path(os.environ.get("SPARSE_OPS_CACHE", Path(__file__).parents[2] / "build" / "cache")) / "tiny_pipeline"
-SOURCE = SeededSource("tiny")
+SOURCE = SeededSource("random-tiny")
 
 
 @cache

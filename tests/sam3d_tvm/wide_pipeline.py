@@ -1,4 +1,4 @@
-"""The pipeline of the preset "tiny" with generators whose layers are wide enough for integers, compiled once for all tests."""
+"""The pipeline of the preset "random-tiny" with generators of layers wide enough for integers, compiled once for all tests."""
 
 import shutil
 from dataclasses import replace
@@ -17,7 +17,7 @@ INTEGERS = ("ss_generator", "slat_generator")  # the models that have integer la
 class WideSource(SeededSource):
     """Takes the name of a preset, as who takes its place does."""
 
-    def __init__(self, name: str = "tiny", seed: int = 0, depth_model: bool = False):
+    def __init__(self, name: str = "random-tiny", seed: int = 0, depth_model: bool = False):
         super().__init__(name, seed, depth_model)
         flow = replace(self.config.ss_generator, model_channels=WIDTH, num_blocks=1)
         slat = replace(self.config.slat_generator, model_channels=WIDTH, num_blocks=2)

@@ -62,9 +62,9 @@ def test_models_that_do_not_fit_together():
     with pytest.raises(ValueError, match=r"slat_generator.resolution: expected 64, as the model before it has, given 32"):
         dataclasses.replace(FULL, slat_generator=other)
     with pytest.raises(ValueError, match=r"not the config of a pipeline: .*ss_decoder"):
-        PipelineConfig.from_json({key: value for key, value in PRESETS["tiny"].to_json().items() if key != "ss_decoder"})
+        PipelineConfig.from_json({key: value for key, value in PRESETS["random-tiny"].to_json().items() if key != "ss_decoder"})
     with pytest.raises(ValueError, match="ss_decoder: expected a StructureDecoderConfig, given None"):
-        PipelineConfig.from_json(PRESETS["tiny"].to_json() | {"ss_decoder": None})
+        PipelineConfig.from_json(PRESETS["random-tiny"].to_json() | {"ss_decoder": None})
 
 
 def test_torch_is_imported_only_where_a_network_is_compiled():
@@ -141,7 +141,7 @@ from tests.sam3d_tvm.fake_checkpoint import write_checkpoint, write_yaml
 
 folder = Path(sys.argv[1])
 assert Path(sam3d_tvm.__file__).is_relative_to(folder)
-tiny = preset("tiny")
+tiny = preset("random-tiny")
 assert list(tiny.models)[-1] == "echo" and preset("full").echo is None
 assert PipelineConfig.from_json(json.loads(json.dumps(tiny.to_json()))) == tiny
 assert estimate(tiny, {"echo": 1}, 1000)["echo"] - estimate(tiny, {"echo": 1}, 0)["echo"] == 4 * 4 * 1000
@@ -156,7 +156,7 @@ assert weights.keys() == MODELS["echo"].shapes(tiny.echo).keys()
 artifacts = begin(source, folder / "artifacts")
 assert not is_made(source, artifacts, "echo")
 compile_model(source, artifacts, "echo")
-assert is_made(source, artifacts, "echo") and not is_made(SeededSource("tiny"), artifacts, "echo")
+assert is_made(source, artifacts, "echo") and not is_made(SeededSource("random-tiny"), artifacts, "echo")
 from sparse_ops.deploy import Component
 echo, x = MODELS["echo"].open(Component.load(artifacts / "echo"), tiny.echo), np.ones((3, 4), np.float32)
 np.testing.assert_allclose(echo(x), x @ weights["layer.weight"].T + weights["layer.bias"], rtol=1e-5, atol=1e-6)
