@@ -14,14 +14,16 @@ from torch import Tensor
 
 from sam3d_tvm.models.structure_decoder.voxels import prune
 from training.dataset import GRID, field_of, occupied
+from training.loop import Randomness
 from training.render import openness, surface_colours
-from training.shapes import Object
+from training.shapes import Object, sample_object
 
 CHANNELS = 8
 COLOUR, NORMAL, DISTANCE = slice(0, 3), slice(3, 6), 6
 COLOUR_MEAN, COLOUR_SCALE = 0.62, 0.29
 NORMAL_SCALE = 3**-0.5  # a component's deviation where all directions are as frequent
 DISTANCE_MEAN, DISTANCE_SCALE = -0.2, 0.42  # voxels
+MOST_NOISE = 0.35
 PRUNE_DISTANCE = 1  # as in the pipeline's config
 
 
@@ -39,8 +41,8 @@ class Described:
 class Voxels:
     """The voxels of an object and all but their colours.
 
-    coords int32 [N, 4] of (0, x, y, z), ascending; normals float32 [N, 3]; distances float32 [N] in voxels; of each voxel's point
-    of the surface materials int64 [N] and openness float32 [N]. mirrored: whether x is turned around.
+    coords int32 [N, 4] of (0, x, y, z), ascending; normals float32 [N, 3]; distances float32 [N] in voxels; materials int64 [N]
+    and openness float32 [N] of each voxel's point of the surface. mirrored: whether x is turned around.
     """
 
     coords: Tensor
@@ -53,6 +55,21 @@ class Voxels:
     def latents(self, palette: Tensor) -> Tensor:
         """float32 [N, 8] in the light of a photo, of which palette float32 [MATERIALS, 3] is known."""
         return encode(Described(surface_colours(palette, self.materials, self.openness), self.normals, self.distances))
+
+
+def sample_voxels(random: np.random.Generator, reach: int | None = None) -> tuple[Object, Voxels]:
+    """A random object, and its voxels, or those at most `reach` from one of them along each axis."""
+    thing = sample_object(random)
+    coords = pruned(occupied(field_of(thing)))
+    if reach is not None:
+        coords = coords[(np.abs(coords - coords[random.integers(len(coords))]) <= reach).all(1)]
+    return thing, voxels_of(thing, coords=torch.from_numpy(coords))
+
+
+def noisy(latents: Tensor, randomness: Randomness) -> Tensor:
+    """Latents [N, 8] as decoders meet them, of a generator that errs: with noise of a deviation of 0 to `MOST_NOISE`."""
+    deviation = randomness.numpy.uniform(0, MOST_NOISE)
+    return latents + deviation * torch.randn(latents.shape, generator=randomness.torch)
 
 
 def pruned(occupied_grid: np.ndarray) -> np.ndarray:
