@@ -18,17 +18,16 @@ from pathlib import Path
 import torch
 
 from sam3d_tvm.tiny import TINY, save_weights, shipped
-from training.dataset import Dataset, StructureLatent, fit_latent, make_file
+from training.dataset import HELD_OUT_SEED, SEED, Dataset, fit_latent, make_file
 from training.embedder import pretrain
 from training.gaussian_decoder import train_gaussian_decoder
 from training.loop import saved_weights
 from training.mesh_decoder import train_mesh_decoder
-from training.photos import HELD_OUT
 from training.slat_generator import train_slat_generator
 from training.structure_decoder import train_structure_decoder
 from training.structure_generator import train_structure_generator
+from training.structure_latent import StructureLatent
 
-SEED = 1
 WAIT = 2.0  # seconds between looks at what the other chain has done
 LATENT = "structure_latent.safetensors"
 
@@ -95,7 +94,7 @@ def make_data(recipe: Recipe, folder: Folder) -> None:
         if not (folder.path / name).exists():
             make_file(folder.path / name, SEED, first, recipe.per_file, latent, folder.tell)
     if number == 1 and not (folder.path / "held_out/000.npz").exists():
-        make_file(folder.path / "held_out/000.npz", HELD_OUT - 1, 0, recipe.held_out, latent, folder.tell)
+        make_file(folder.path / "held_out/000.npz", HELD_OUT_SEED, 0, recipe.held_out, latent, folder.tell)
     folder.wait_for("held_out/000.npz", *(name for name, _ in files))
 
 

@@ -116,7 +116,9 @@ def train_structure_generator(
         wanted = {name: x1[name] - x0[name] for name in x1}
         if count:
             with torch.no_grad():
-                mean = _two_halves(average.ss_generator, {name: x[:count] for name, x in xt.items()}, t[:count], d[:count], cond[:count])
+                mean = _two_halves(
+                    average.ss_generator, {name: x[:count] for name, x in xt.items()}, t[:count], d[:count], cond[:count]
+                )
             wanted = {name: torch.cat([mean[name], v[count:]]) for name, v in wanted.items()}
         v = net.ss_generator(xt, t * TIME_SCALE, d * TIME_SCALE, cond)
         losses = {name: ((v[name] - wanted[name])[count:] ** 2).mean() for name in v}
