@@ -1,7 +1,7 @@
 """The mesh decoder, trained on the signed distance and the colours at the corners of the cells that it gives.
 
-`sam3d_tvm.mesh.flexicubes` takes the mean of what the cells around a corner say. Where no cell is given the distance is 1: so it
-is given in units of `CUT` cells, and cut there. What else a cell has, which moves corners and weighs crossings, stays near 0.
+`sam3d_tvm.mesh.flexicubes` takes the mean of what the cells around a corner say. Where no cell is given the distance is 1, so
+it is given in units of `CUT` cells, and cut there. What else a cell has, to move corners and weigh crossings, stays near 0.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ RATES = Rates(matrices=4e-3, rest=4e-3, level=0.2, average=0.99)
 def corner_targets(
     thing: Object, mirrored: bool, palette: Tensor, cells: Tensor, resolution: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of cells int32 [M, 4] of a grid of `resolution`: signed distances of their corners in cells, float32 [M, 8]; which are near
-    the surface, bool [M, 8]; of these R corners in their order, colour and normal, float32 [R, 6] in 0..1."""
+    """Of cells int32 [M, 4] of a grid of `resolution`: signed distances of their corners in cells, float32 [M, 8]; which are
+    near the surface, bool [M, 8]; of these R corners in their order, colour and normal, float32 [R, 6] in 0..1."""
     side = resolution + 1
     corners = cells[:, None, 1:].long() + torch.from_numpy(CORNERS)  # [M, 8, 3]
     numbers, row = torch.unique((corners[..., 0] * side + corners[..., 1]) * side + corners[..., 2], return_inverse=True)
