@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sam3d_tvm.models.condition_embedder.config import EmbedderFuserConfig
@@ -21,7 +22,7 @@ from training.shapes import MATERIALS
 
 NAME = "embedder"
 COMPONENTS = 64  # of the whole structure
-COMPONENTS_FROM = 3000  # objects
+COMPONENTS_FROM = 1500  # objects
 BATCH = 32
 COLOUR_DEVIATION = 0.28
 
@@ -61,11 +62,13 @@ class Pretext(nn.Module):
 
 def whole_components(data: Dataset) -> tuple[Tensor, Tensor]:
     """Mean [64 * 48] and basis [64 * 48, COMPONENTS] of structure latents, components of mean square 1 altogether."""
-    latents = data.arrays["latent"][: COMPONENTS_FROM // 2].astype(np.float32).reshape(-1, 64 * 48)
+    latents = data.arrays["latent"][:COMPONENTS_FROM, 0].astype(np.float32).reshape(-1, 64 * 48)
     mean = latents.mean(0)
-    _, deviations, basis = np.linalg.svd(latents - mean, full_matrices=False)
-    deviations, basis = deviations[:COMPONENTS] / len(latents) ** 0.5, basis[:COMPONENTS].T
-    return torch.from_numpy(mean), torch.from_numpy(basis / np.sqrt(np.mean(deviations**2)))
+    centred = latents - mean
+    square, weights = np.linalg.eigh(centred @ centred.T)  # of objects, which are fewer than numbers
+    square, weights = square[-COMPONENTS:], weights[:, -COMPONENTS:]
+    basis = centred.T @ weights / np.sqrt(square)
+    return torch.from_numpy(mean), torch.from_numpy(basis / np.sqrt(np.mean(square / len(latents))))
 
 
 def pretrain(config: EmbedderFuserConfig, data: Dataset, folder: Path, steps: int, tell: Callable[[str], None]) -> None:
@@ -99,8 +102,6 @@ def pretrain(config: EmbedderFuserConfig, data: Dataset, folder: Path, steps: in
 
 def pretrained(net: EmbedderFuser, folder: Path) -> EmbedderFuser:
     """`net` with the weights of `pretrain`, of which a model without point maps takes those that it has."""
-    from safetensors.torch import load_file
-
     saved = load_file(folder / f"{NAME}.safetensors")
     own = {name.removeprefix("fuser."): value for name, value in saved.items() if name.startswith("fuser.")}
     missing = [name for name in net.state_dict() if name not in own]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -54,6 +55,7 @@ def train(
     *,
     seed: int,
     rates: Rates = Rates(),
+    average: nn.Module | None = None,
     check: Callable[[nn.Module], str] | None = None,
     check_every: int = 1000,
     tell_every: int = 100,
@@ -61,13 +63,13 @@ def train(
     """Train `net` and write its averaged weights as `folder`/`name`.safetensors. Does nothing where that file is.
 
     step(randomness, part): adds the gradients of one step to the net, `part` of all steps being done, and returns losses to tell
-    of. check(average): what to tell of the averaged net. Where training was interrupted it goes on from its last state.
+    of. average: of `averaged`, where steps make use of it. check(average): what to tell of the averaged net. Where training was interrupted it goes on from its last state.
     """
     done = folder / f"{name}.safetensors"
     if done.exists():
         return
     state_file = folder / f"{name}.state"
-    average = copy.deepcopy(net).requires_grad_(False)
+    average = averaged(net) if average is None else average
     optimizers = _optimizers(net, rates)
     first, spent = 0, 0.0
     if state_file.exists():
@@ -120,6 +122,11 @@ def train(
     state_file.unlink(missing_ok=True)
 
 
+def averaged(net: nn.Module) -> nn.Module:
+    """What `train` keeps the moving average of `net` in."""
+    return copy.deepcopy(net).requires_grad_(False)
+
+
 def trained(net: nn.Module, folder: Path, name: str) -> nn.Module:
     """`net` with the weights that `train` wrote, not to be trained any more."""
     net.load_state_dict(load_file(folder / f"{name}.safetensors"))
@@ -136,3 +143,9 @@ def _optimizers(net: nn.Module, rates: Rates) -> list[torch.optim.Optimizer]:
         return [torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.0), adam]
     muon = torch.optim.Muon(matrices, lr=rates.matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     return [muon, adam]
+
+
+def saved_weights(folder: Path, name: str, prefix: str = "") -> dict[str, np.ndarray]:
+    """Of what `train` wrote the parameters whose names begin with `prefix`, under the rest of their names."""
+    arrays = load_arrays(folder / f"{name}.safetensors")
+    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}

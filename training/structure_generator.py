@@ -5,8 +5,8 @@ diffusion via shortcut models", arXiv:2410.12557) a part of the samples is told 
 velocity of two steps of half that length, taken by the averaged network.
 """
 
-import copy
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from sam3d_tvm.models.structure_flow.network_torch import StructureFlowModel
 from training.dataset import OCCUPIED_BELOW, Batch, Dataset
 from training.embedder import pretrained, tokens
 from training.initial import new_embedder, new_structure_flow
-from training.loop import Randomness, Rates, train
+from training.loop import Randomness, averaged, train
 from training.structure_latent import CUT, StructureLatent
 
 NAME = "structure_generator"
@@ -68,7 +68,7 @@ def sample(flow: StructureFlowModel, cond: Tensor, seed: int, steps: int = CHECK
     times = np.linspace(0, 1, steps + 1)
     times = times if shortcut else times / (1 + (RESCALE - 1) * (1 - times))
     d = torch.full((len(cond),), TIME_SCALE / steps if shortcut else 0.0)
-    for start, stop in zip(times[:-1], times[1:], strict=True):
+    for start, stop in pairwise(times):
         v = flow(x, torch.full((len(cond),), start * TIME_SCALE, dtype=torch.float32), d, cond)
         x = {name: x[name] + float(stop - start) * v[name] for name in x}
     return x
@@ -92,7 +92,7 @@ def train_structure_generator(
     net = StructureGenerator(config)
     pretrained(new_embedder(net.ss_condition_embedder, 1), folder)
     new_structure_flow(net.ss_generator, 3)
-    slow = copy.deepcopy(net.ss_generator).requires_grad_(False)  # what the targets of shortcuts are taken from
+    average = averaged(net)
     rows = np.arange(min(CHECKED, len(held_out)))
     truth = held_out.occupied(rows)
 
@@ -116,8 +116,9 @@ def train_structure_generator(
         wanted = {name: x1[name] - x0[name] for name in x1}
         if count:
             with torch.no_grad():
-                _follow(slow, net.ss_generator)
-                mean = _two_halves(slow, {name: x[:count] for name, x in xt.items()}, t[:count], d[:count], cond[:count])
+                mean = _two_halves(
+                    average.ss_generator, {name: x[:count] for name, x in xt.items()}, t[:count], d[:count], cond[:count]
+                )
             wanted = {name: torch.cat([mean[name], v[count:]]) for name, v in wanted.items()}
         v = net.ss_generator(xt, t * TIME_SCALE, d * TIME_SCALE, cond)
         losses = {name: ((v[name] - wanted[name])[count:] ** 2).mean() for name in v}
@@ -142,12 +143,7 @@ def train_structure_generator(
             f"in 4 shortcuts {overlap(cond, steps=4, shortcut=True):.3f}"
         )
 
-    train(NAME, folder, net, steps, step, tell, seed=12, rates=Rates(), check=check, check_every=500)
-
-
-def _follow(slow: nn.Module, net: nn.Module) -> None:
-    for old, new in zip(slow.parameters(), net.parameters(), strict=True):
-        old.lerp_(new, 0.01)
+    train(NAME, folder, net, steps, step, tell, seed=12, average=average, check=check, check_every=500)
 
 
 def _two_halves(flow: StructureFlowModel, x: Latents, t: Tensor, d: Tensor, cond: Tensor) -> Latents:
