@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam3d_tvm.models.structure_decoder.voxels import prune
-from training.dataset import GRID, field_of, occupied
+from training.dataset import GRID, OCCUPIED_BELOW, Dataset, field_of, occupied
 from training.loop import Randomness
+from training.photos import sample_views
 from training.render import openness, surface_colours
-from training.shapes import Object, sample_object
+from training.shapes import Object
 
 CHANNELS = 8
 COLOUR, NORMAL, DISTANCE = slice(0, 3), slice(3, 6), 6
@@ -24,6 +25,7 @@ COLOUR_MEAN, COLOUR_SCALE = 0.62, 0.29
 NORMAL_SCALE = 3**-0.5  # a component's deviation where all directions are as frequent
 DISTANCE_MEAN, DISTANCE_SCALE = -0.2, 0.42  # voxels
 MOST_NOISE = 0.35
+ROUNDING = 1e-3  # of a distance, in voxels
 PRUNE_DISTANCE = 1  # as in the pipeline's config
 
 
@@ -57,13 +59,33 @@ class Voxels:
         return encode(Described(surface_colours(palette, self.materials, self.openness), self.normals, self.distances))
 
 
-def sample_voxels(random: np.random.Generator, reach: int | None = None) -> tuple[Object, Voxels]:
-    """A random object, and its voxels, or those at most `reach` from one of them along each axis."""
-    thing = sample_object(random)
-    coords = pruned(occupied(field_of(thing)))
-    if reach is not None:
-        coords = coords[(np.abs(coords - coords[random.integers(len(coords))]) <= reach).all(1)]
-    return thing, voxels_of(thing, coords=torch.from_numpy(coords))
+class Objects:
+    """The objects of a data set, made again from their seed: what their voxels are, beside what is in the files."""
+
+    def __init__(self, data: Dataset, seed: int):
+        self.data, self.seed = data, seed
+
+    def get(self, row: int, mirrored: bool = False, reach: int | None = None, random: np.random.Generator | None = None):
+        """The object of a row, and its voxels, or those at most `reach` from a random one of them along each axis.
+
+        ValueError where the object is not the one that the data was made of.
+        """
+        made = sample_views(self.seed, int(self.data.arrays["index"][row]), 0)
+        grid = self.data.occupied(np.array([row]))[0]
+        thing = made[0]
+        coords = pruned(grid[::-1] if mirrored else grid)
+        if reach is not None:
+            coords = coords[(np.abs(coords - coords[random.integers(len(coords))]) <= reach).all(1)]
+        voxels = voxels_of(thing, mirrored, torch.from_numpy(coords))
+        if not (voxels.distances < OCCUPIED_BELOW + ROUNDING).all():
+            raise ValueError(f"seed: expected the one that the data was made from, given {self.seed}, whose objects are others")
+        return thing, voxels
+
+    def sample(self, random: np.random.Generator, reach: int | None = None) -> tuple[Object, Voxels, Tensor]:
+        """A random object, its voxels as of `get`, and the palette of a random photo of it, float32 [MATERIALS, 3]."""
+        row = int(random.integers(len(self.data)))
+        palettes = self.data.arrays["palette"][row]
+        return *self.get(row, False, reach, random), torch.from_numpy(palettes[random.integers(len(palettes))])
 
 
 def noisy(latents: Tensor, randomness: Randomness) -> Tensor:

@@ -32,12 +32,19 @@ class MeshDecoderNetwork(SlatDecoderNetwork):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Over the rows of every batch element, one after the other."""
+    """Over the rows of every batch element, one after the other. Rows stay rows: only sums of channels are regrouped."""
 
     def forward(self, x: Tensor, sites: Sites) -> Tensor:
         """x [N, C] -> [N, C]."""
-        parts = [part for part in x.split(sites.lengths) if len(part)]
-        return torch.cat([super(GroupNorm, self).forward(part.T[None])[0].T for part in parts])
+        return torch.cat([self._normalised(part) for part in x.split(sites.lengths) if len(part)])
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, 0, correction=0)  # [C], [C]
+        shape = (self.num_groups, -1)
+        centre = mean.view(shape).mean(1, keepdim=True)  # [groups, 1]
+        spread = (variance.view(shape) + (mean.view(shape) - centre) ** 2).mean(1, keepdim=True)
+        scale = self.weight * (spread + self.eps).rsqrt().expand(self.num_groups, len(mean) // self.num_groups).flatten()
+        return torch.addcmul(self.bias - centre.expand(-1, len(mean) // self.num_groups).flatten() * scale, x, scale)
 
 
 class SubdivideBlock(nn.Module):
