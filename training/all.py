@@ -43,7 +43,7 @@ class Recipe:
     held_out: int = 64
     embedder: int = 5000
     structure_generator: int = 6000
-    structure_decoder: int = 2400
+    structure_decoder: int = 1200
     gaussian_decoder: int = 600
     mesh_decoder: int = 800
     slat_generator: int = 2500
@@ -124,7 +124,7 @@ def write_weights(path: Path, weights: Path) -> None:
         ("ss_decoder", "structure_decoder", ""),
         ("slat_condition_embedder", "slat_generator", "slat_condition_embedder."),
         ("slat_generator", "slat_generator", "slat_generator."),
-        ("slat_decoder_gs", "gaussian_decoder", ""),
+        ("slat_decoder_gs", "slat_decoder_gs", ""),
         ("slat_decoder_mesh", "mesh_decoder", ""),
     ):
         save_weights(weights, name, saved_weights(path, file, prefix))
