@@ -31,10 +31,11 @@ from sam3d_tvm.models.slat_decoder import SlatDecoderConfig, SlatTransformer
 from sparse_ops.deploy.from_nn import component_from_nn
 from sparse_ops.eager import functional as F
 from tests.golden import case_slat_decoder_gs, case_slat_decoder_mesh
+from tests.sam3d_tvm.slat_reference import Reference
 from tests.tolerance import Comparison, compare
 from tir_kernels.spec import windows
 
-from .decoder_reference import Decoder, GaussianReference, MeshReference
+from .decoder_reference import GaussianReference, MeshReference
 from .harness import Benchmark, Case, Options, Peer, arrays
 from .peers import THREADS, use_threads
 from .sparse_conv import coords_of
@@ -73,7 +74,7 @@ class Kind:
     preset: Callable[[str], SlatDecoderConfig]
     model: type[SlatTransformer]
     decoder: type
-    reference: type[Decoder]
+    reference: type[Reference]
     seeded_state: Callable
     flops: Callable[[SlatDecoderConfig, np.ndarray], float]
     depth: Callable[[SlatDecoderConfig, np.ndarray], float]
