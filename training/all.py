@@ -44,9 +44,9 @@ class Recipe:
     embedder: int = 5000
     structure_generator: int = 6000
     structure_decoder: int = 1200
-    gaussian_decoder: int = 600
-    mesh_decoder: int = 800
-    slat_generator: int = 2500
+    gaussian_decoder: int = 1500
+    mesh_decoder: int = 700
+    slat_generator: int = 2000
 
 
 FULL = Recipe()
