@@ -42,7 +42,7 @@ class Recipe:
     fitted_on: int = 400
     held_out: int = 64
     embedder: int = 5000
-    structure_generator: int = 6000
+    structure_generator: int = 4500
     structure_decoder: int = 1200
     gaussian_decoder: int = 1500
     mesh_decoder: int = 700
