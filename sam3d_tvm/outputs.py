@@ -26,6 +26,7 @@ from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.splat.render import voxel_picture
 from sam3d_tvm.splat.viewer import write_viewer
 from sam3d_tvm.structure import STRUCTURE, Structure
+from sam3d_tvm.velocity_caching.saving import names_saving
 from sparse_ops.deploy.files import write_bytes
 
 
@@ -62,6 +63,11 @@ class Result:
     made_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     surface: Surface = AS_IT_IS
     _made: dict = field(default_factory=dict, repr=False)  # meshes that were simplified or baked, also by copies of this
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether options asked for fewer evaluations than its steps have: by a cache, or by guidance that is used again."""
+        return any(names_saving(options) for options in self.made_with.values())
 
     @property
     def structure(self) -> Structure:
@@ -395,7 +401,8 @@ class ResultFolder:
 
     def __call__(self, result: Result) -> list[Path]:
         """Writes what is ready, and returns the paths of it."""
-        self.run.note_evaluations(result.evaluations)
+        if result.is_saving:  # or they follow from the options, and the folder is what it ever was
+            self.run.note_evaluations(result.evaluations)
         written = [self.run.write(STRUCTURE, result.structure.save, VOXELS if result.latents is None else LATENTS)]
         pose = (json.dumps(result.pose_as_json(), indent=1) + "\n").encode()
         written.append(self.run.write(POSE, lambda path: write_bytes(path, pose)))

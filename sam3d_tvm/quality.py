@@ -77,7 +77,8 @@ class StagePlan:
     @property
     def is_known(self) -> bool:
         """Whether it is known before the run which velocities are evaluated."""
-        return self.saving.at_most == self.saving
+        guided = self.saving.guidance is not None and self.at_most().unconditional > 0
+        return self.saving.at_most.cache == self.saving.cache and not guided
 
     def at_most(self) -> Evaluations:
         """The evaluations that a run makes, or the most of them where only a run can tell: of a sampler that walks without a

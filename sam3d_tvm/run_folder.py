@@ -3,8 +3,9 @@
     {"format": 1,
      "objects": ["object_1", ...],       folders below, of the objects of a scene, with a run.json of their own
      "files": {"splat.ply": {"bytes": 1234, "sha256": "...", "of": "..."}, ...},
-     "evaluations": {"structure": {"conditional": 25, "unconditional": 19, "forecast": 0}, ...}}       of the object, by stage
+     "evaluations": {"structure": {"conditional": 10, "unconditional": 8, "forecast": 15}, ...}}
 
+The last is there where options save evaluations: of each stage, those with the condition and without, and what was forecast.
 So a run that is taken up again knows what is whole, and a new run what an earlier one left: that is removed when the first new
 file is written, and nothing else ever is. A file that was changed since is not the run's any more.
 """

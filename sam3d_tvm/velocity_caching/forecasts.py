@@ -40,9 +40,10 @@ def hermite(order: int) -> Weigh:
         if len(times) == 1:
             return np.ones(1)
         degree, unit = min(order, len(times) - 1), (times[-1] - times[0]) / (len(times) - 1)
-        s, ahead = (times - times[-1]) / unit, (t - times[-1]) / unit
+        s, ahead = (times - times[-1]) / unit, np.array([t - times[-1]]) / unit  # [n], [1]
         root = np.exp(-(s**2) / 4)  # of the weights
-        return hermevander(ahead, degree) @ np.linalg.pinv(hermevander(s, degree) * root[:, None]) * root
+        coefficients = np.linalg.pinv(hermevander(s, degree) * root[:, None]) * root  # [degree + 1, n], of each velocity
+        return (hermevander(ahead, degree) @ coefficients)[0]
 
     return weigh
 

@@ -1,5 +1,6 @@
 """The choice of what is saved in the runs of one generator, and the names of caches."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Any, TypeAlias
@@ -42,10 +43,15 @@ class Saving:
         found: dict[str, Any] = {}
         if self.cache is not None:
             kind = next(name for name, made in CACHES.items() if made is type(self.cache))
-            found[cache] = {"kind": kind, **asdict(self.cache)}
+            found[cache] = dict(sorted({"kind": kind, **asdict(self.cache)}.items()))  # as files have it, and messages show it
         if self.guidance is not None:
             found[f"{prefix}reuse_guidance"] = asdict(self.guidance)
         return found
+
+
+def names_saving(options: Mapping[str, Any]) -> bool:
+    """Whether a table of options has what `Saving.to_json` put there."""
+    return any(name.endswith(("_cache", "reuse_guidance")) for name in options)
 
 
 EVERYTHING = Saving()  # is evaluated
