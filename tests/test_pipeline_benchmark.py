@@ -45,7 +45,7 @@ def faked(monkeypatch):
         return row(stage, 7.0, 3 * GIB)
 
     monkeypatch.setattr(pipeline, "compiled", lambda given, console: tiny_artifacts())
-    monkeypatch.setattr(pipeline, "ours", lambda folder, voxels: [row(stage, 2.0) for stage in pipeline.STAGES])
+    monkeypatch.setattr(pipeline, "ours", lambda folder, voxels, quality: [row(stage, 2.0) for stage in pipeline.STAGES])
     monkeypatch.setattr(pipeline, "reference", reference)
     ready = {"imported": [1.0, 1.0, 9.0], "ss_condition_embedder": [2.0] * 3, "ss_generator": [6.0, 4.0, 4.5]}
     monkeypatch.setattr(pipeline, "start_ups", lambda folder: ready)
