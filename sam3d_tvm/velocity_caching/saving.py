@@ -43,10 +43,11 @@ class Saving:
         found: dict[str, Any] = {}
         if self.cache is not None:
             kind = next(name for name, made in CACHES.items() if made is type(self.cache))
-            found[cache] = dict(sorted({"kind": kind, **asdict(self.cache)}.items()))  # as files have it, and messages show it
+            found[cache] = {"kind": kind, **asdict(self.cache)}
         if self.guidance is not None:
             found[f"{prefix}reuse_guidance"] = asdict(self.guidance)
-        return found
+        # Sorted as files have it, so that messages show what is there and what is given alike.
+        return {name: dict(sorted(values.items())) for name, values in found.items()}
 
 
 def names_saving(options: Mapping[str, Any]) -> bool:
