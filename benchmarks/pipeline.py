@@ -2,6 +2,7 @@
 
     python -m benchmarks.pipeline [--size full|random-tiny] [--precision float32|bfloat16|int8] [--artifacts FOLDER]
                                   [--blocks N] [--stages NAME,NAME] [--skip-reference | --only-reference] [--json FILE]
+                                  [--quality exact|normal|draft]
 
 "full" has the sizes of SAM-3D-Objects, 25 + 25 steps, and a nut of 19,072 voxels in the second half, as random weights make no
 object. Of a generator's steps a few are measured, and all are counted; the table says of every figure what was measured.
@@ -14,6 +15,7 @@ object. Of a generator's steps a few are measured, and all are counted; the tabl
                  difference tells of those left out
     start-up     from the start of a process until models are ready: that of the first stage, and that of the first step
 
+--quality is that of `generate`, of ours alone: the reference always evaluates every step, as "exact" does.
 --stages picks rows by name; of ours all are run, as each takes what the one before returned. Results are not compared here, but
 in `benchmarks.components`, `benchmarks.slat` and `benchmarks.decoders`, for the same models.
 """
@@ -36,6 +38,7 @@ from sam3d_tvm.artifacts import PIPELINE, Artifacts
 from sam3d_tvm.bench import MEASURED_STEPS
 from sam3d_tvm.config import preset
 from sam3d_tvm.pipeline import Pipeline
+from sam3d_tvm.quality import QUALITIES
 
 from .harness import default_console, machine_info, write_json
 
@@ -68,7 +71,8 @@ from dataclasses import asdict
 from sam3d_tvm import Pipeline
 from sam3d_tvm.bench import measure
 from sam3d_tvm.occupancy import demo_occupancy
-costs = measure(Pipeline.from_artifacts(sys.argv[1]).artifacts, demo_occupancy()[:int(sys.argv[2])])
+artifacts, coords = Pipeline.from_artifacts(sys.argv[1]).artifacts, demo_occupancy()[:int(sys.argv[2])]
+costs = measure(artifacts, coords, quality=sys.argv[3])
 print(json.dumps([asdict(cost) for cost in costs]))
 """
 START_UP = """
@@ -102,11 +106,19 @@ def printed(*arguments: str) -> list[tuple[float, str]]:
     return lines
 
 
-def ours(folder: Path, voxels: int) -> list[dict]:
+def ours(folder: Path, voxels: int, quality: str) -> list[dict]:
     """The rows of our stages."""
-    *_, (_, line) = printed("-c", OURS, str(folder), str(voxels))
-    rows = json.loads(line)
-    return [row | {"measured": f"{MEASURED_STEPS} of {row['steps']} steps" if row["steps"] > 1 else "whole"} for row in rows]
+    *_, (_, line) = printed("-c", OURS, str(folder), str(voxels), quality)
+    return [row | {"measured": _measured(row)} for row in json.loads(line)]
+
+
+def _measured(row: Mapping) -> str:
+    """What was measured of a row of ours, and what is counted."""
+    if row["evaluations"] is None:
+        return "whole"
+    evaluated, guided = row["evaluations"]
+    steps = f"{MEASURED_STEPS} of {row['steps']} steps"
+    return steps if evaluated == row["steps"] else f"{steps}, {evaluated} evaluated, {guided} guided"
 
 
 def reference(stage: str, precision: str, config: Mapping, blocks: int, voxels: int) -> dict:
@@ -190,6 +202,8 @@ def notes(report: Mapping) -> list[str]:
     found = [f"{report['size']}, {report['voxels']:,} voxels in the second half; seconds are of all steps, by extrapolation:"]
     if report["ours"]:
         found.append("  ours: each further step as the one of its kind that was measured, with guidance and without")
+        if report["quality"] != "exact":
+            found.append(f"  ours: quality {report['quality']}, the reference exact; forecast velocities count as 0 s")
         found.append("  ours: weights are mapped from files within the time of a stage, and read as they are used")
     if report["reference"]:
         found += [
@@ -212,6 +226,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The whole pipeline against PyTorch with spconv, stage by stage.")
     parser.add_argument("--size", choices=VOXELS, default="full")
     parser.add_argument("--precision", choices=RATIOS, default="float32", help="of both; the reference has no int8")
+    parser.add_argument("--quality", choices=QUALITIES, default="exact", help="of ours, as of generate")
     parser.add_argument("--artifacts", type=Path, metavar="FOLDER", help="compiled models; a new folder is filled")
     parser.add_argument(
         "--blocks", type=int, default=BLOCKS, metavar="N", help=f"of the reference's flows; {BLOCKS} by default"
@@ -254,6 +269,7 @@ def main(arguments: list[str] | None = None, console: Console | None = None) -> 
     voxels, failures = VOXELS[given.size], []
     report = {"machine": machine_info(quick=given.size == "random-tiny")}
     report |= {"size": given.size, "precision": given.precision, "voxels": voxels, "stages": given.stages}
+    report["quality"] = given.quality
     report |= {"ours": [], "reference": [], "start_up_seconds": {}}
 
     def run(name: str, call, *inputs):
@@ -270,7 +286,7 @@ def main(arguments: list[str] | None = None, console: Console | None = None) -> 
         artifacts = compiled(given, console)
         config, folder = artifacts.config, artifacts.folder.absolute()
         report["start_up_seconds"] = run("start-up", start_ups, folder) or {}
-        rows = run("ours", ours, folder, voxels) or []
+        rows = run("ours", ours, folder, voxels, given.quality) or []
         report["ours"] = [row for row in rows if row["stage"] in given.stages]
     if not given.skip_reference:
         stages = [stage for stage in given.stages if stage != "image"]

@@ -1,8 +1,9 @@
 """How long each stage of a pipeline takes, and how much memory: a few steps are measured, all are counted.
 
 A step with guidance calls the model twice and costs more than one without: of three steps the second is one with guidance, the
-third one without, and the first has in its time what comes before it. Where random weights make no object, voxels of a real one
-can be given in place of those that the structure comes to.
+third one without, and the first has in its time what comes before it; a generator without guidance is measured without. A
+velocity that is forecast is no evaluation and costs nothing. Where random weights make no object, voxels of a real one can be
+given in place of those that the structure comes to.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import numpy as np
 from sam3d_tvm.artifacts import Artifacts
 from sam3d_tvm.config import Sampling
 from sam3d_tvm.pipeline import Progress, Run
+from sam3d_tvm.quality import Quality, StagePlan, plan
 from sam3d_tvm.sampler import Guidance, flow_schedule
 
 TIME_SCALE = 1000.0
@@ -27,22 +29,31 @@ FOV = 60.0  # degrees: no focal length is to be found for noise
 
 @dataclass(frozen=True)
 class StageCost:
-    """Seconds of a stage, as measured and for all of `steps`; peak bytes of the process meanwhile, None where not known."""
+    """Seconds of a stage, as measured and for all of `steps`, of which as many velocities with the condition, and without, are
+    evaluated; peak bytes of the process meanwhile, None where not known."""
 
     stage: str
     seconds: float
     total_seconds: float
     steps: int
     peak_bytes: int | None
+    evaluations: tuple[int, int] | None = None
 
 
-def measure(artifacts: Artifacts, coords: np.ndarray | None = None, seed: int = 0) -> list[StageCost]:
+def measure(
+    artifacts: Artifacts, coords: np.ndarray | None = None, seed: int = 0, quality: str | Quality | None = None
+) -> list[StageCost]:
     """The costs of all stages for one random photo with a point map, in order; that is not the depth model's, which is a stage
     of its own, if there is one.
 
-    coords int32 [N, 4]: voxels for the second half, by default those that the structure comes to.
+    coords int32 [N, 4]: voxels for the second half, by default those that the structure comes to. quality: as of
+    `Pipeline.steps`. ValueError for one of which only a run can tell how many evaluations it takes.
     """
     config, found = artifacts.config, []
+    planned = plan(config, quality)
+    for generator in (planned.structure, planned.latents):
+        if not generator.is_known:
+            raise ValueError(f"quality: expected one whose evaluations are known beforehand, given {generator.saving}")
     clock = _Clock()
     run = Run(artifacts, clock)
     random = np.random.default_rng(seed)
@@ -52,25 +63,31 @@ def measure(artifacts: Artifacts, coords: np.ndarray | None = None, seed: int = 
     rgba[size // 4 : -size // 4, size // 4 : -size // 4, 3] = 255
     points = random.standard_normal((size, size, 3), np.float32)
 
-    def stage(name: str, call: Callable, sampling: Sampling | None = None):
+    def stage(name: str, call: Callable, generator: StagePlan | None = None):
         gc.collect()
         reset_peak()
         start = time.perf_counter()
         result = call()
         seconds, peak = time.perf_counter() - start, peak_bytes()
-        total = seconds if sampling is None else clock.extrapolated(seconds, sampling)
-        found.append(StageCost(name, seconds, total, 1 if sampling is None else sampling.steps, peak))
+        if generator is None:
+            found.append(StageCost(name, seconds, seconds, 1, peak))
+        else:
+            counted = generator.at_most()
+            total = clock.extrapolated(seconds, counted.conditional, counted.unconditional)
+            evaluations = counted.conditional, counted.unconditional
+            found.append(StageCost(name, seconds, total, generator.sampling.steps, peak, evaluations))
         return result
 
     if config.depth_model is not None:
         stage("depth", lambda: run.looked_at(rgba, FOV))
     inputs = stage("image", lambda: run.inputs(rgba, None, points))
     tokens = stage("condition of the structure", lambda: run.condition("ss_condition_embedder", inputs.structure))
-    latents = stage("structure", lambda: run.structure(tokens, seed, few(config.ss_sampling), False), config.ss_sampling)
+    first, second = planned.structure, planned.latents
+    latents = stage("structure", lambda: run.structure(tokens, seed, few(first), first.shortcut), first)
     voxels, _ = stage("voxels", lambda: run.voxels(latents["shape"]))
     coords = voxels if coords is None else coords
     tokens = stage("condition of the latents", lambda: run.condition("slat_condition_embedder", inputs.slat))
-    feats = stage("latents", lambda: run.latents(coords, tokens, seed, few(config.slat_sampling)), config.slat_sampling)
+    feats = stage("latents", lambda: run.latents(coords, tokens, seed, few(second)), second)
     if config.slat_decoder_gs is not None:
         stage("gaussians", lambda: run.gaussians("slat_decoder_gs", coords, feats))
     if config.slat_decoder_mesh is not None:
@@ -78,8 +95,11 @@ def measure(artifacts: Artifacts, coords: np.ndarray | None = None, seed: int = 
     return found
 
 
-def few(sampling: Sampling) -> Sampling:
-    """Three steps, of which the first two have guidance."""
+def few(generator: StagePlan) -> Sampling:
+    """Three steps, all of them evaluated, of which the first two have guidance if any evaluation of `generator` has."""
+    sampling = generator.sampling
+    if generator.at_most().unconditional == 0:
+        return replace(sampling, steps=MEASURED_STEPS, strength=0.0)
     _, second, third, _ = flow_schedule(MEASURED_STEPS, sampling.rescale_t) * TIME_SCALE
     return replace(sampling, steps=MEASURED_STEPS, interval=(0.0, float(second + third) / 2))
 
@@ -116,11 +136,11 @@ class _Clock:
             self._times = []
         self._times.append(time.perf_counter())
 
-    def extrapolated(self, seconds: float, sampling: Sampling) -> float:
-        """Of all steps of `sampling`, from the seconds of a stage of `few` of them."""
+    def extrapolated(self, seconds: float, evaluated: int, guided: int) -> float:
+        """Of so many evaluated steps, of which so many with guidance, from the seconds of a stage of `few` of them."""
         _, first, second, third = self._times
-        guided = guided_steps(sampling)
-        return seconds + (guided - 2) * (second - first) + (sampling.steps - guided - 1) * (third - second)
+        measured = 2 if guided else 0
+        return seconds + (guided - measured) * (second - first) + (evaluated - guided - (3 - measured)) * (third - second)
 
 
 def total(costs: Sequence[StageCost]) -> StageCost:

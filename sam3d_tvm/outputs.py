@@ -26,6 +26,7 @@ from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.splat.render import voxel_picture
 from sam3d_tvm.splat.viewer import write_viewer
 from sam3d_tvm.structure import STRUCTURE, Structure
+from sam3d_tvm.velocity_caching.saving import names_saving
 from sparse_ops.deploy.files import write_bytes
 
 
@@ -35,8 +36,9 @@ class Result:
 
     coords: its voxels, int32 [N, 4] as (0, x, y, z) on a grid of `resolution`, the object being within -0.5..0.5 of
     `frames.OBJECT`. pose: where it is in `frames.CAMERA`. latents: float32 [N, C], what the decoders were given. gaussians,
-    few_gaussians, mesh: those that were asked for. seconds: by stage. name: what the object is called in a scene. What is not
-    known yet, while a run goes on, is None.
+    few_gaussians, mesh: those that were asked for. seconds: by stage. evaluations: by stage, where a sampler walked, how
+    often its model was evaluated with the condition and without, and how many velocities were forecast, by these names. name:
+    what the object is called in a scene. What is not known yet, while a run goes on, is None.
 
     photo: uint8 [h, w, 4], the photo and its mask for views.png. random_weights: whether the models have such.
     in_pointmap_units: whether there was a point map, whose units then are those of the pose; else they are of the object.
@@ -52,6 +54,7 @@ class Result:
     few_gaussians: Gaussians | None
     mesh: Mesh | None
     seconds: dict[str, float] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, int]] = field(default_factory=dict)
     name: str = "object"
     photo: np.ndarray | None = None
     random_weights: bool = False
@@ -60,6 +63,11 @@ class Result:
     made_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     surface: Surface = AS_IT_IS
     _made: dict = field(default_factory=dict, repr=False)  # meshes that were simplified or baked, also by copies of this
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether options asked for fewer evaluations than its steps have: by a cache, or by guidance that is used again."""
+        return any(names_saving(options) for options in self.made_with.values())
 
     @property
     def structure(self) -> Structure:
@@ -393,6 +401,8 @@ class ResultFolder:
 
     def __call__(self, result: Result) -> list[Path]:
         """Writes what is ready, and returns the paths of it."""
+        if result.is_saving:  # or they follow from the options, and the folder is what it ever was
+            self.run.note_evaluations(result.evaluations)
         written = [self.run.write(STRUCTURE, result.structure.save, VOXELS if result.latents is None else LATENTS)]
         pose = (json.dumps(result.pose_as_json(), indent=1) + "\n").encode()
         written.append(self.run.write(POSE, lambda path: write_bytes(path, pose)))

@@ -18,8 +18,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from benchmarks import pipeline, pipeline_reference
+from sam3d_tvm import bench
 from sam3d_tvm.config import Sampling, preset
 from sam3d_tvm.occupancy import demo_occupancy
+from sam3d_tvm.quality import Quality, plan
 from tests.sam3d_tvm import slat_reference
 from tests.sam3d_tvm.tiny_pipeline import tiny_artifacts
 
@@ -45,7 +47,7 @@ def faked(monkeypatch):
         return row(stage, 7.0, 3 * GIB)
 
     monkeypatch.setattr(pipeline, "compiled", lambda given, console: tiny_artifacts())
-    monkeypatch.setattr(pipeline, "ours", lambda folder, voxels: [row(stage, 2.0) for stage in pipeline.STAGES])
+    monkeypatch.setattr(pipeline, "ours", lambda folder, voxels, quality: [row(stage, 2.0) for stage in pipeline.STAGES])
     monkeypatch.setattr(pipeline, "reference", reference)
     ready = {"imported": [1.0, 1.0, 9.0], "ss_condition_embedder": [2.0] * 3, "ss_generator": [6.0, 4.0, 4.5]}
     monkeypatch.setattr(pipeline, "start_ups", lambda folder: ready)
@@ -101,6 +103,29 @@ def test_every_stage_of_the_reference_runs(monkeypatch, precision, stage):
     calls = {"structure": 15, "latents": 13}  # 8 steps, of which 7 and 5 have guidance
     assert found.get("calls") == calls.get(stage)
     assert stage in pipeline.STAGES
+
+
+@pytest.mark.parametrize(
+    ("quality", "seconds"),
+    [
+        ("exact", 12.0 + 17 * 4 + 5 * 2),  # 25 evaluated, of which 19 with guidance
+        ("normal", 12.0 + 4 * 4 + 3 * 2),  # 10, of which 6
+        ("draft", 12.0 + 1 * 2),  # 4, none of them
+    ],
+)
+def test_only_what_is_evaluated_is_counted(quality, seconds):
+    """By hand, of three steps: the first takes 5 s with what comes before it, one with guidance 4 s and one without 2 s."""
+    generator = plan(preset("full"), quality).structure
+    clock, counts = bench._Clock(), generator.at_most()
+    clock._times = [1.0, 6.0, 10.0, 12.0]
+    assert clock.extrapolated(12.0, counts.conditional, counts.unconditional) == seconds
+    measured = bench.few(generator)
+    assert measured.steps == 3 and bench.guided_steps(measured) == (0 if quality == "draft" else 2)
+
+
+def test_a_quality_that_only_a_run_can_tell_is_refused():
+    with pytest.raises(ValueError, match="quality: expected one whose evaluations are known beforehand, given Saving"):
+        bench.measure(tiny_artifacts(), quality=Quality(latents_cache="error"))
 
 
 def test_sides_are_beside_each_other(faked, tmp_path):

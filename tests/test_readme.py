@@ -20,7 +20,7 @@ PRINTED = {
     "cuda.md": {"target": "cuda sm_90"},
     "frames.md": {"poses": "True"},
     "ops.md": {"graph": "32)"},
-    "pipeline.md": {"labels": "[True, True]"},
+    "pipeline.md": {"evaluations": "{'structure': 13, 'latents': 19}", "labels": "[True, True]"},
     "porting.md": {"imported": "(2, 100, 32)", "ported": "(1, 32)"},
 }
 

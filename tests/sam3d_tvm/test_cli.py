@@ -15,7 +15,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from sam3d_tvm import __version__, cli
+from sam3d_tvm import __version__, cli, expected_time
 from sam3d_tvm.pipeline import Pipeline
 from sam3d_tvm.splat.files import save_splat
 from sam3d_tvm.splat.gaussians import Gaussians
@@ -71,8 +71,10 @@ def test_equal_options_give_equal_bytes_with_any_threads(capsys, quick, tmp_path
     command = [sys.executable, "-m", "sam3d_tvm.cli", *quick, "--output", str(tmp_path / "alone"), "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "\x1b" not in done.stdout + done.stderr, done.stderr
-    # Lines of stages, and nothing of libraries.
-    assert all(line.endswith(" ...") or ": done in 0:00:" in line for line in done.stderr.splitlines()), done.stderr
+    # A note of what is to come, lines of stages, and nothing of libraries.
+    note, *lines = done.stderr.splitlines()
+    assert note.startswith("note: evaluations: ")
+    assert all(line.endswith(" ...") or ": done in 0:00:" in line for line in lines), done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["wrote"] * len(FILES)
     for name in FILES:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
@@ -141,6 +143,20 @@ def test_a_mask_on_raw_pixels_gives_what_an_upright_one_does(capsys, quick, phot
         assert (tmp_path / "upright" / name).read_bytes() == (tmp_path / "raw" / name).read_bytes(), name
     code, _, err = run(capsys, *argv, "--mask-upright")
     assert code == 2 and "expected 64 x 48 pixels, as the photo has upright, given 48 x 64" in err
+
+
+def test_evaluations_are_told_before_work_begins(capsys, monkeypatch, photo, tmp_path):
+    """And the time that they are expected to take, from the second run on."""
+    monkeypatch.setattr(expected_time, "cache_folder", lambda package: tmp_path / package)
+    argv = ["generate", *photo, "--artifacts", tiny_artifacts().folder, "--steps", "4", "--slat-steps", "1", "--formats", "ply"]
+    code, _, err = run(capsys, *argv, "--structure-cache", "linear", "-o", tmp_path / "first")
+    told = "note: evaluations: 6 of the structure, 2 of the latents; time unknown until the first evaluation\n"
+    assert code == 0 and err.startswith(told)
+    code, _, err = run(capsys, *argv, "--shortcut", "--reuse-guidance", "-o", tmp_path / "second")
+    told = (
+        r"note: evaluations: 4 of the structure, at most 2 of the latents; at most about 0:00:\d\d by the time of the last run"
+    )
+    assert code == 0 and re.match(told, err)
 
 
 def test_stage_one_alone(capsys, quick, tmp_path):
@@ -220,6 +236,15 @@ def test_bench_counts_all_steps(capsys):
         (["--steps", "x"], "error: Invalid value for '--steps': "),
         (["--seed", "-1"], "error: seed: expected an integer of at least 0, given -1"),
         (["--guidance", "nan"], "error: guidance: expected a finite number, given nan"),
+        (["--quality", "best"], "error: quality: expected one of 'exact', 'normal', 'draft', given 'best'"),
+        (["--fast", "--quality", "draft"], "error: fast: expected without --quality, "),
+        (["--structure-cache", "cubic"], "error: structure_cache: expected one of 'none', 'linear', 'hermite', 'error', given"),
+        (["--latents-cache", ""], "error: latents_cache: expected one of 'none', 'linear', 'hermite', 'error', given ''"),
+        (["--fast"], "error: structure_cache: expected at least 4 steps, as fewer are all evaluated, given 1"),
+        (
+            ["--steps", "4", "--shortcut", "--fast"],
+            "error: structure_cache: expected none with shortcut of fewer than 8 steps, given 4 and Linear",
+        ),
         (["--formats", "ply,fbx"], "error: formats: expected names among ply, "),
         (["--triangles", "3"], "error: triangles: expected an integer of at least 4, given 3"),
         (["--texture-size", "8"], "error: texture_size: expected an integer of at least 16, given 8"),

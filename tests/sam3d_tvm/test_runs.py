@@ -22,6 +22,7 @@ from sam3d_tvm.pipeline import Pipeline, Run
 from sam3d_tvm.run_folder import RunFolder, check_writable
 from sam3d_tvm.runs import generate_into
 from sam3d_tvm.structure import STAGES, Structure, differences
+from sam3d_tvm.velocity_caching import Linear
 from sparse_ops.deploy.files import save_safetensors
 from tests.sam3d_tvm.tiny_pipeline import disc_photo, tiny_artifacts
 
@@ -238,6 +239,27 @@ def test_options_of_latents_may_change_before_there_are_any(pipeline, tmp_path):
     run(pipeline, tmp_path / "whole", slat_steps=2)
     run(pipeline, tmp_path / "out", stop="latents")
     run(pipeline, tmp_path / "out", slat_steps=2, resume=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_evaluations_are_counted_and_caches_decide_what_is_taken_up(pipeline, whole, tmp_path):
+    """Of six steps at 0, .06, .14, .25, .4 and .63 the structure skips the third and the fifth; the last is not guided."""
+    options = {"steps": 6, "structure_cache": "linear", "latents_cache": "error", "formats": ("ply",)}
+    run(pipeline, tmp_path / "whole", **options)
+    counts = json.loads((tmp_path / "whole" / "run.json").read_text())["evaluations"]
+    assert counts["structure"] == {"conditional": 4, "unconditional": 3, "forecast": 2}
+    assert counts["latents"]["conditional"] + counts["latents"]["forecast"] == 6
+    assert "evaluations" not in json.loads((whole / "run.json").read_text())  # where all are
+    run(pipeline, tmp_path / "out", stop="latents", **options)
+    for other, said in (
+        ({"structure_cache": "none"}, "structure_cache {'interval': 3, 'kind': 'linear', .*}, given none"),
+        ({"structure_cache": Linear(interval=4)}, "structure_cache {'interval': 3, .*}, given {'interval': 4, "),
+        ({"reuse_guidance": True}, "reuse_guidance none, given {'longest': 2, 'share': 0.2}"),
+        ({"quality": "draft", "structure_cache": "none"}, ".*shortcut False, given True"),
+    ):
+        with pytest.raises(ValueError, match=f"resume: expected the options of the run that is there: .*{said}"):
+            run(pipeline, tmp_path / "out", resume=True, **options | other)
+    run(pipeline, tmp_path / "out", resume=True, **options)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
