@@ -1,7 +1,7 @@
 """What the trained tiny model makes of photos of objects that it was never trained on, against these objects.
 
     python -m benchmarks.quality [--objects 100] [--seeds 5] [--sheet FILE] [--json FILE] [--quick]
-    python -m benchmarks.quality --settings exact,normal,draft --precisions float32,bfloat16,int8
+    python -m benchmarks.quality --settings exact,steps=12,steps=4+slat_steps=6+shortcut=true --precisions float32,bfloat16,int8
     python -m benchmarks.quality --point-maps               # as with a depth model: the pose is then that in the photo
 
 Objects and photos are those of `training.photos.held_out`, the same in every run; they come with their own truth. Of each, in
@@ -10,19 +10,22 @@ Objects and photos are those of `training.photos.held_out`, the same in every ru
     voxel IoU       of the structure, closed hollows filled, with the voxels that are in the object
     F-score         of the mesh at 5 % of the object's longest side, 10,000 points on either surface; and Chamfer distance, in
                     percent of that side
-    PSNR, SSIM      of the splat, on white, against the object in its true colours: from four views, of which none is the photo's
+    PSNR, SSIM      of the splat, on white, against the object in its true colours: from four views, none of them the photo's
     rotation        error of the pose, in degrees; elevation: that of the camera's height alone
 
 The control is the same with another object's photo, the next one's: where a figure is no better than that, the photo was not
 looked at. Chamfer distances are medians, all else are means; where nothing came out, the F-score is 0 and the picture white.
 
-The first of the settings, in the first of the precisions, is run with each of the seeds 0 to `--seeds` - 1, the others with
-seed 0. What the table of settings marks by * is worse than all of these: beyond what noise does. Seconds are of all stages, on
-this machine; run nothing beside it where they count.
+A setting is what `Pipeline.generate` is given beside its defaults, options with + between; "exact", these defaults; or another
+name, for what `generate` calls a quality. The first of the settings, in the first of the precisions, is run with each of the
+seeds 0 to `--seeds` - 1, the others with seed 0. What the table of settings marks by * is worse than all of these: beyond what
+noise does. Seconds are of all stages, on this machine; run nothing beside it where they count.
 """
 
 import argparse
 import functools
+import inspect
+import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -69,8 +72,8 @@ VIEWS, ELEVATION, SIZE = 4, 20.0, 160  # pictures; their cameras' height in degr
 ON_SHEET, TILE = 12, 200  # objects, and pixels of a picture
 QUICK = {"objects": 4, "seeds": 1}
 
-# Settings by name: what `Pipeline.generate` is given.
-SETTINGS: dict[str, dict[str, Any]] = {"exact": {}}
+EXACT = "exact"  # the setting without options
+OPTIONS = {name for name, option in inspect.signature(Pipeline.steps).parameters.items() if option.kind is option.KEYWORD_ONLY}
 
 # Figures: name, whether more is better, and what was asked of the mean over all objects.
 FIGURES = {
@@ -162,6 +165,22 @@ def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
+def options_of(setting: str) -> dict[str, Any]:
+    """What `Pipeline.generate` is given for a setting. ValueError for options that it does not have."""
+    if setting == EXACT:
+        return {}
+    found = {}
+    for option in setting.split("+") if "=" in setting else [f"quality={setting}"]:
+        name, _, value = option.partition("=")
+        if name not in OPTIONS:
+            raise ValueError(f"settings: expected {EXACT!r} or options of Pipeline.generate, given {option!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:  # a word
+            found[name] = value
+    return found
+
+
 def evaluations(sampling: Sampling) -> int:
     """How often a sampler asks its model for a velocity: twice in steps with guidance."""
     guidance = Guidance(sampling.strength, sampling.interval)
@@ -206,7 +225,7 @@ def run(
         spent: dict[str, float] = {}
         try:
             result = pipeline.generate(
-                example.rgba, seed=seed, formats=("ply", "glb"), models=models, **given, **SETTINGS[setting]
+                example.rgba, seed=seed, formats=("ply", "glb"), models=models, **given, **options_of(setting)
             )
             spent = result.seconds
         except Failure:
@@ -217,7 +236,7 @@ def run(
         seconds.append(sum(spent.values()))
         on_result(number, result)
     asked = [pipeline.config.ss_sampling, pipeline.config.slat_sampling]
-    counted = sum(map(evaluations, asked)) if not SETTINGS[setting] else None
+    counted = sum(map(evaluations, asked)) if not options_of(setting) else None
     return Run(setting, pipeline.artifacts.precision, seed, list(rows.values()), list(control.values()), seconds, counted)
 
 
@@ -315,7 +334,7 @@ def sheet_row(example: Any, truth: Truth, result: Result | None) -> list[Image.I
     if result is None:
         return row + [Image.new("RGB", (TILE, TILE), WHITE)] * (VIEWS + 1)
     row += [splat_picture(result.gaussians, camera, TILE) for camera in truth.cameras]
-    return [*row, mesh_picture(result.mesh, truth.cameras[0], TILE, light=False)]
+    return [*row, mesh_picture(result.mesh, truth.cameras[0], TILE)]
 
 
 def compiled(weights: Path | None, artifacts: Path | None, precision: str, console: Console) -> Pipeline:
@@ -341,7 +360,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The trained tiny model on objects that it was never trained on.")
     parser.add_argument("--objects", type=int, metavar="N", help="how many; 100 by default")
     parser.add_argument("--seeds", type=int, metavar="N", help="of the first setting, for its spread; 1 by default")
-    parser.add_argument("--settings", "--quality", default="exact", metavar="NAME,NAME", help="of " + ", ".join(SETTINGS))
+    parser.add_argument("--settings", "--quality", default="exact", metavar="NAME,NAME", help="exact, or options")
     parser.add_argument("--precisions", default="float32", metavar="NAME,NAME", help="of " + ", ".join(PRECISIONS))
     parser.add_argument("--point-maps", action="store_true", help="photos come with point maps")
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="in place of those of the package")
@@ -355,11 +374,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             setattr(given, name, QUICK[name] if given.quick else usual)
         if getattr(given, name) < 1:
             parser.error(f"--{name}: expected at least 1, given {getattr(given, name)}")
-    for name, known in (("settings", SETTINGS), ("precisions", PRECISIONS)):
-        values = getattr(given, name).split(",")
-        if unknown := [value for value in values if value not in known]:
-            parser.error(f"--{name}: expected some of {', '.join(known)}, given {', '.join(map(repr, unknown))}")
-        setattr(given, name, values)
+    given.settings, given.precisions = given.settings.split(","), given.precisions.split(",")
+    if unknown := [name for name in given.precisions if name not in PRECISIONS]:
+        parser.error(f"--precisions: expected some of {', '.join(PRECISIONS)}, given {', '.join(map(repr, unknown))}")
+    try:
+        for setting in given.settings:
+            options_of(setting)
+    except ValueError as error:
+        parser.error(f"--{error}")
     if given.sheet is not None and given.sheet.suffix != ".png":
         parser.error(f"--sheet: expected a name that ends in .png, given {given.sheet}")
     return given
@@ -388,7 +410,7 @@ def main(arguments: list[str] | None = None, console: Console | None = None) -> 
                 with console.status(name) as status:
                     tell = functools.partial(_tell, status, name, len(examples))
                     found = run(pipeline, examples, truths, setting, seed, given.point_maps, tell, keep)
-                if not runs or found.setting == runs[0].setting and found.precision == runs[0].precision:
+                if not runs or (found.setting, found.precision) == (runs[0].setting, runs[0].precision):
                     spread.append(found)
                 if seed == 0:
                     runs.append(found)
