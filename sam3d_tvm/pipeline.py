@@ -623,7 +623,7 @@ class Run:
         return self._point_maps((self.artifacts.keys[DEPTH_MODEL], _sha256(rgba[..., :3]), fov_x), make)
 
     def condition(self, name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 [1, L, C]. Inputs that are not there are dropped."""
+        """float32 [1, L, C]. Point maps that are not there are dropped, and so is what the model does not look at."""
         return self.conditions(name, [arrays])[0]
 
     def conditions(self, name: str, views: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
@@ -631,7 +631,8 @@ class Run:
         stage, found = f"condition of the {'structure' if MODELS[name].stage == 1 else 'latents'}", []
         with self._stage(stage, len(views)), self._model(name) as model:
             for number, arrays in enumerate(views, 1):
-                found.append(model.tokens(arrays, drop=[key for key in model.rows if key in POINTMAPS and key not in arrays]))
+                given = {key: arrays[key] for key in model.rows if key in arrays}
+                found.append(model.tokens(given, drop=[key for key in model.rows if key in POINTMAPS and key not in arrays]))
                 if len(views) > 1:
                     self._on_progress(Progress(stage, number, len(views)))
         return found

@@ -31,12 +31,12 @@ STORED = np.dtype(np.float16)
 _SIZE = 112  # pixels along each side of an image
 _DINO = DinoConfig(embed_dim=64, depth=3, num_heads=4, input_size=_SIZE, img_size=_SIZE, mlp_ratio=2)
 TINY = PipelineConfig(
-    ss_condition_embedder=fuser_config(_DINO, PointPatchConfig(embed_dim=16, input_size=32)),
+    ss_condition_embedder=fuser_config(_DINO, PointPatchConfig(embed_dim=16, input_size=32), whole=False),
     ss_generator=StructureFlowConfig(
-        96, 64, num_blocks=6, num_heads=3, mlp_ratio=3, latent_mapping={SHAPE: Latent(48, 4**3)} | POSE
+        96, 64, num_blocks=5, num_heads=3, mlp_ratio=3, latent_mapping={SHAPE: Latent(48, 4**3)} | POSE
     ),
-    ss_decoder=StructureDecoderConfig(4, 48, channels=(48, 32, 16, 8, 4), num_res_blocks=1, num_res_blocks_middle=1),
-    slat_condition_embedder=fuser_config(replace(_DINO, prenorm_features=True)),
+    ss_decoder=StructureDecoderConfig(4, 48, channels=(32, 24, 16, 8, 4), num_res_blocks=1, num_res_blocks_middle=1),
+    slat_condition_embedder=fuser_config(replace(_DINO, prenorm_features=True), whole=False),
     slat_generator=SlatConfig(
         64, 8, 64, 64, 8, num_blocks=3, num_heads=2, mlp_ratio=3, patch_size=4, io_block_channels=(16, 32), qk_rms_norm=True
     ),

@@ -45,10 +45,10 @@ from tests.tolerance import Comparison, compare
 LONGEST = 1000.0  # the time of the first step of a sampler
 DEPTHS: dict[str, Callable[..., float]] = {  # additions behind the results of a model, from its config and arguments
     "ss_condition_embedder": lambda config, images, **_: case_embedder_fuser.depths_of(config, images)["tokens"],
-    "ss_generator": lambda config, noise, cond, *_, **__: case_ss_flow.depths_of(config, cond.shape[1], LONGEST)["y"],
+    "ss_generator": lambda config, noise, cond, *_, **__: case_ss_flow.depths_of(config, cond[0].shape[1], LONGEST)["y"],
     "ss_decoder": lambda config, shape: case_ss_decoder.depths_of(config)["logits"],
     "slat_condition_embedder": lambda config, images, **_: case_embedder_fuser.depths_of(config, images)["tokens"],
-    "slat_generator": lambda config, coords, cond, *_, **__: case_slat_flow.depths_of(config, coords, cond.shape[1], LONGEST)[
+    "slat_generator": lambda config, coords, cond, *_, **__: case_slat_flow.depths_of(config, coords, cond[0].shape[1], LONGEST)[
         "y"
     ],
     "slat_decoder_gs": lambda config, coords, feats: case_slat_decoder_gs.depths_of(config, coords)["out_feats"],

@@ -13,10 +13,11 @@ import torch
 
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.resize import nearest_index
-from training.photos import normalised_rotation, rotation_6d, sample_views, take_photo
+from training.photos import HELD_OUT, normalised_rotation, rotation_6d, sample_views, take_photo
 from training.shapes import MATERIALS, Object
 from training.structure_latent import GRID, StructureLatent, cut_field
 
+SEED, HELD_OUT_SEED = 1, HELD_OUT - 1  # of the objects that are trained on, and of those that are looked at while training
 SIZE = 112  # pixels of a photo as the models see it
 POINTS = 32  # pixels of a point map
 VIEWS = 2  # cameras an object

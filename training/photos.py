@@ -8,8 +8,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageFilter
 
 from sam3d_tvm.pose import ROTATION_6D_MEAN, ROTATION_6D_STD

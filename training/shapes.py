@@ -331,10 +331,9 @@ def _teapot(random, u):
     height, belly = u(0.5, 0.8), u(0.42, 0.52)
     radii, heights = _smooth((0, height), np.array([u(0.26, 0.36), belly * 0.95, belly, belly * 0.85, u(0.12, 0.22)]), 14)
     knob = u(0.05, 0.09)
-    body = Turned(
-        np.r_[radii, knob, knob], np.r_[heights, height + 0.05, height + u(0.12, 0.18)], u(0.08, 0.1), 0, 9.0,
-        _bands(random, u, height), lid=height * u(0.86, 0.97),
-    )  # fmt: skip
+    top = height + u(0.12, 0.18)
+    line = np.r_[radii, knob, knob], np.r_[heights, height + 0.05, top]
+    body = Turned(*line, u(0.08, 0.1), 0, top, _bands(random, u, height), lid=height * u(0.86, 0.97))
     azimuth, low = u(0, 2 * np.pi), height * u(0.3, 0.45)
     start = body.radius_at(low) * 0.85
     spout = Spout(azimuth, start, low, start + u(0.35, 0.5), height * u(0.75, 0.95))

@@ -336,5 +336,5 @@ def test_refusals_tell_why():
 
 
 def test_an_unknown_kind_of_products():
-    with pytest.raises(ValueError, match=r"linear: products: expected one of 'float', 'int8', 'int7', given 'int4'"):
+    with pytest.raises(ValueError, match=r"linear: products: expected one of 'float', 'tf32', 'int8', 'int7', given 'int4'"):
         op.linear(None, None, products="int4")

@@ -161,11 +161,14 @@ class EmbedderFuserConfig:
         return sum(len(embedder.inputs) * embedder.model.tokens for embedder in self.embedders)
 
 
-def fuser_config(image: DinoConfig, pointmap: PointPatchConfig | None = None) -> EmbedderFuserConfig:
-    """Every kind of input twice, cropped around the object and as a whole; point maps where there is an embedder for them."""
+def fuser_config(
+    image: DinoConfig, pointmap: PointPatchConfig | None = None, *, whole: bool = True
+) -> EmbedderFuserConfig:
+    """Every kind of input cropped around the object, and with `whole` as a whole, too; point maps where there is an embedder
+    for them."""
 
     def pair(kind: str, model: DinoConfig | PointPatchConfig, full: str) -> Embedder:
-        return Embedder(kind, model, ((kind, "cropped"), (full, "full")))
+        return Embedder(kind, model, ((kind, "cropped"), (full, "full")) if whole else ((kind, "cropped"),))
 
     embedders = [pair("image", image, "rgb_image"), pair("mask", image, "rgb_image_mask")]
     embedders += [] if pointmap is None else [pair("pointmap", pointmap, "rgb_pointmap")]
