@@ -1,7 +1,7 @@
 """Several photos of one object: how the velocities that a model has for each become the one that a sampler follows.
 
 mean: at every evaluation, the mean of the velocities of all views. cycle: that of one view in each step, in the order in which
-they are given, from the first on and over again.
+they are given, from the first on and over again; steps in which nothing is evaluated are nobody's turn.
 
 The velocity without a condition is the same for all views and is computed once: guiding the mean is the mean of what is guided.
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sam3d_tvm.checks import check_choice, check_size
-from sam3d_tvm.sampler import Step
+from sam3d_tvm.sampler import Evaluations, Step
 
 MEAN, CYCLE = "mean", "cycle"
 MODES = (MEAN, CYCLE)
@@ -36,11 +36,14 @@ class Views:
         """The numbers of the views whose velocities make up that of the object now."""
         return range(self.count) if self.mode == MEAN else (self._step % self.count,)
 
-    def after_step(self, on_step: Callable[[Step], None] | None) -> Callable[[Step], None]:
-        """What a sampler is to call after every step, so that it is known here; it calls `on_step`."""
+    def after_step(
+        self, on_step: Callable[[Step], None] | None, evaluations: Evaluations | None = None
+    ) -> Callable[[Step], None]:
+        """What a sampler is to call after every step, so that it is known here; it calls `on_step`. evaluations: those of the
+        sampler, if not every step has one."""
 
         def told(step: Step) -> None:
-            self._step = step.index + 1
+            self._step = step.index + 1 if evaluations is None else evaluations.steps
             if on_step is not None:
                 on_step(step)
 

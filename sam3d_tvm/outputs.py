@@ -35,8 +35,9 @@ class Result:
 
     coords: its voxels, int32 [N, 4] as (0, x, y, z) on a grid of `resolution`, the object being within -0.5..0.5 of
     `frames.OBJECT`. pose: where it is in `frames.CAMERA`. latents: float32 [N, C], what the decoders were given. gaussians,
-    few_gaussians, mesh: those that were asked for. seconds: by stage. name: what the object is called in a scene. What is not
-    known yet, while a run goes on, is None.
+    few_gaussians, mesh: those that were asked for. seconds: by stage. evaluations: by stage, where a sampler walked, how
+    often its model was evaluated with the condition and without, and how many velocities were forecast, by these names. name:
+    what the object is called in a scene. What is not known yet, while a run goes on, is None.
 
     photo: uint8 [h, w, 4], the photo and its mask for views.png. random_weights: whether the models have such.
     in_pointmap_units: whether there was a point map, whose units then are those of the pose; else they are of the object.
@@ -52,6 +53,7 @@ class Result:
     few_gaussians: Gaussians | None
     mesh: Mesh | None
     seconds: dict[str, float] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, int]] = field(default_factory=dict)
     name: str = "object"
     photo: np.ndarray | None = None
     random_weights: bool = False
@@ -393,6 +395,7 @@ class ResultFolder:
 
     def __call__(self, result: Result) -> list[Path]:
         """Writes what is ready, and returns the paths of it."""
+        self.run.note_evaluations(result.evaluations)
         written = [self.run.write(STRUCTURE, result.structure.save, VOXELS if result.latents is None else LATENTS)]
         pose = (json.dumps(result.pose_as_json(), indent=1) + "\n").encode()
         written.append(self.run.write(POSE, lambda path: write_bytes(path, pose)))

@@ -9,6 +9,7 @@ Only one stage is in memory at a time: its weights are mapped from the artifact 
 
 import gc
 import hashlib
+import inspect
 import json
 import os
 import time
@@ -48,10 +49,13 @@ from sam3d_tvm.photo.pointmaps import PointMap
 from sam3d_tvm.photo.preprocess import Preprocessed, preprocess
 from sam3d_tvm.pose import decode_pose
 from sam3d_tvm.presets import preset_source
+from sam3d_tvm.quality import Plan, Quality, StagePlan, plan
 from sam3d_tvm.resize import resized_nearest
-from sam3d_tvm.sampler import Guidance, Step
+from sam3d_tvm.sampler import Evaluations, Guidance, Step
 from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.structure import STAGES, Structure, differences
+from sam3d_tvm.velocity_caching import EVERYTHING, GuidanceReuse, Saving
+from sam3d_tvm.velocity_caching.saving import Cache
 
 POINTMAPS = ("pointmap", "rgb_pointmap")
 OVERLAP = (
@@ -189,6 +193,10 @@ class Pipeline:
         guidance: float | None = None,
         slat_guidance: float | None = None,
         shortcut: bool = False,
+        quality: str | Quality | None = None,
+        structure_cache: str | Cache | None = None,
+        latents_cache: str | Cache | None = None,
+        reuse_guidance: bool | GuidanceReuse | None = None,
         formats: Sequence[str] = ("ply", "glb"),
         triangles: int | None = None,
         texture_size: int = TEXTURE_SIZE,
@@ -218,8 +226,15 @@ class Pipeline:
         model makes point maps where there is one, for the same `fov`.
 
         seed: of the noise. steps, guidance: of the structure, slat_steps, slat_guidance: of the structured latents, which
-        default to the same steps, and all else to the checkpoint's values. shortcut: a structure in few steps, without
-        guidance. formats: what the result is for, a part of `outputs.FORMATS`: only what they need is decoded. triangles,
+        default to the same steps, and all else to the checkpoint's values. shortcut: a structure in few steps, 4 unless `steps`
+        says otherwise, without guidance.
+
+        quality: a choice of all of these and the next three, by a name of `quality.QUALITIES` or one's own; options beside it
+        win. By default everything is "exact". structure_cache, latents_cache: which velocities of the two are forecast and
+        not evaluated, by a name of `velocity_caching.CACHES` or an object of that package; reuse_guidance: whether, or how,
+        some differences by guidance are used again. `self.plan` tells how many evaluations all this comes to.
+
+        formats: what the result is for, a part of `outputs.FORMATS`: only what they need is decoded. triangles,
         texture_size: of meshes and textures when they are written, see `bake.Surface`. stage1_only: voxels and pose alone.
         max_memory: bytes.
 
@@ -246,10 +261,10 @@ class Pipeline:
             raise ValueError(f"fov: expected with a depth model that makes the point map, given {fov!r} without one")
         wanted, surface = check_formats(formats, self.config.models), Surface(triangles, texture_size)
         begun, resumed = self._structure(structure), self._structure(resume)
-        first = _sampling(self.config.ss_sampling, "steps", steps, "guidance", guidance)
-        slat = _sampling(
-            self.config.slat_sampling, "slat_steps", steps if slat_steps is None else slat_steps, "slat_guidance", slat_guidance
-        )
+        chosen = {"quality": quality, "steps": steps, "slat_steps": slat_steps, "guidance": guidance, "shortcut": shortcut}
+        chosen |= {"slat_guidance": slat_guidance, "structure_cache": structure_cache, "latents_cache": latents_cache}
+        planned = self.plan(chosen | {"reuse_guidance": reuse_guidance})
+        first, second = planned.structure, planned.latents
         known = begun or resumed
         voxels = memory.TYPICAL_VOXELS if known is None else len(known.coords)
         limits = {"depth_model": looks or looks_on, "views": 1 + len(further)}
@@ -267,7 +282,7 @@ class Pipeline:
                 yield DEPTH_MODEL
             inputs = run.inputs(image, mask, pointmap, axes=pointmap_axes, **seen, depth_model=looks, fov=fov)
             all_inputs = [inputs, *run.further_inputs(further, multi_view, mask_upright, looks_on, fov)]
-            made_with = self._made_with(run.given | {"seed": seed}, first, slat, shortcut)
+            made_with = self._made_with(run.given | {"seed": seed}, planned)
             if begun is not None:
                 begun, made_with = self._from_structure(begun, made_with)
             if resumed is not None:
@@ -278,7 +293,7 @@ class Pipeline:
                 for found in all_inputs:
                     found.structure.clear()  # what is held is held for all objects that are under way
                 yield "ss_generator"
-                latents = run.structure(tokens, seed, first, shortcut, multi_view)
+                latents = run.structure(tokens, seed, first.sampling, first.shortcut, multi_view, first.saving)
                 del tokens
                 yield "ss_decoder"
                 coords, factors = run.voxels(latents["shape"])
@@ -298,6 +313,7 @@ class Pipeline:
                 None,
                 None,
                 run.seconds,
+                evaluations=run.evaluations,
                 photo=run.photo,
                 random_weights=self.artifacts.random_weights,
                 in_pointmap_units=inputs.scale is not None,
@@ -315,7 +331,7 @@ class Pipeline:
                 for found in all_inputs:
                     found.slat.clear()
                 yield "slat_generator"
-                feats = run.latents(coords, tokens, seed, slat, multi_view)
+                feats = run.latents(coords, tokens, seed, second.sampling, multi_view, second.saving)
                 del tokens
                 result = replace(result, latents=feats)
                 on_part(result)
@@ -336,14 +352,19 @@ class Pipeline:
         """Whether a run of these options of `generate` has its point map made by the depth model."""
         return self.config.depth_model is not None and not _gives_points(options) and bool(options.get(DEPTH_MODEL, True))
 
+    def plan(self, options: Mapping[str, Any]) -> Plan:
+        """How the generators are sampled with these options of `generate`, of which others are not looked at; what `at_most` of
+        it says is how many evaluations that takes. ValueError as there."""
+        names = [name for name in inspect.signature(plan).parameters if name in options]
+        return plan(self.config, **{name: options[name] for name in names})
+
     def has_points(self, options: Mapping[str, Any]) -> bool:
         """Whether a run of these options of `generate` has what puts objects into one scene."""
         return _gives_points(options) or self.runs_depth_model(options)
 
-    def _made_with(
-        self, given: Mapping[str, Any], first: Sampling, slat: Sampling, shortcut: bool
-    ) -> dict[str, dict[str, Any]]:
-        """What decides the result, by stage, as JSON has it: options, digests of what was given, and of models."""
+    def _made_with(self, given: Mapping[str, Any], planned: Plan) -> dict[str, dict[str, Any]]:
+        """What decides the result, by stage, as JSON has it: options, digests of what was given, and of models. What is saved
+        is named only where something is, so that exact results are the bytes that they ever were."""
         config = self.config.to_json()
         between = {name: value for name, value in config.items() if name not in MODELS and not name.endswith("_sampling")}
         shared = {**given, "precision": self.artifacts.precision, "version": __version__, "pipeline": _digest(between)}
@@ -354,14 +375,17 @@ class Pipeline:
             stage = STAGES[0] if MODELS[name].stage == 1 else STAGES[2] if name in DECODED else STAGES[1]
             models[stage][name] = _digest(self.artifacts.keys[name])
 
-        def sampled(prefix: str, sampling: Sampling) -> dict[str, Any]:
+        def sampled(prefix: str, stage: StagePlan) -> dict[str, Any]:
+            sampling = stage.sampling
             values = {"steps": sampling.steps, "guidance": sampling.strength}
             values |= {"rescale_t": sampling.rescale_t, "guidance_interval": sampling.interval}
-            return {prefix + name: value for name, value in values.items()}
+            values = {prefix + name: value for name, value in values.items()}
+            return values | stage.saving.to_json(prefix, stage.argument)
 
+        first, shortcut = sampled("", planned.structure), planned.structure.shortcut
         made_with = {
-            "structure": {**shared, **sampled("", first), "shortcut": shortcut, **models["structure"]},
-            "latents": {**shared, **sampled("slat_", slat), **models["latents"]},
+            "structure": {**shared, **first, "shortcut": shortcut, **models["structure"]},
+            "latents": {**shared, **sampled("slat_", planned.latents), **models["latents"]},
             "decoders": models["decoders"],
         }
         return json.loads(json.dumps(made_with, default=lambda number: number.item()))
@@ -508,6 +532,7 @@ class Run:
         point_maps: PointMaps | None = None,
     ):
         self.artifacts, self.config, self.seconds, self._models = artifacts, artifacts.config, {}, models
+        self.evaluations: dict[str, dict[str, int]] = {}  # by stage, as of `Evaluations.counts`
         self.given: dict[str, str | None] = {}  # digests of image, mask and point map
         self.photo = None  # what views.png shows of it
         self.camera: PhotoCamera | None = None  # of the photo, if it is known
@@ -528,6 +553,13 @@ class Run:
         if total == 1:
             self._on_progress(Progress(name, 1, 1))
         self.seconds[name] = time.perf_counter() - start
+
+    @contextmanager
+    def _evaluations(self, stage: str, saving: Saving) -> Iterator[Evaluations]:
+        """What the sampler of a stage asks; it is counted."""
+        evaluations = saving.begin()
+        yield evaluations
+        self.evaluations[stage] = evaluations.counts()
 
     @contextmanager
     def _model(self, name: str) -> Iterator[Any]:
@@ -644,12 +676,14 @@ class Run:
         sampling: Sampling,
         shortcut: bool = False,
         multi_view: str = MEAN,
+        saving: Saving = EVERYTHING,
     ) -> dict[str, np.ndarray]:
         """The latents of shape and pose from their noise, or the seed of it. tokens: of one view, or of each of several."""
         with self._stage("structure", sampling.steps) as on_step, self._model("ss_generator") as flow:
             guidance = None if shortcut else Guidance(sampling.strength, sampling.interval)
             options = {"rescale_t": sampling.rescale_t, "shortcut": shortcut, "multi_view": multi_view, "on_step": on_step}
-            return flow.sample(noise, tokens, sampling.steps, guidance, **options)
+            with self._evaluations("structure", saving) as evaluations:
+                return flow.sample(noise, tokens, sampling.steps, guidance, **options, evaluations=evaluations)
 
     def voxels(self, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates int32 [N, 4], and by how much the scale of the pose grows, int64 [1]."""
@@ -663,6 +697,7 @@ class Run:
         noise: np.ndarray | int,
         sampling: Sampling,
         multi_view: str = MEAN,
+        saving: Saving = EVERYTHING,
     ) -> np.ndarray:
         """float32 [N, C], as the decoders take them, from noise of that shape, or the seed of it. tokens: of one view, or of
         each of several."""
@@ -672,7 +707,8 @@ class Run:
                 noise = np.random.default_rng([noise, 1]).standard_normal(shape, np.float32)
             guidance = Guidance(sampling.strength, sampling.interval)
             options = {"rescale_t": sampling.rescale_t, "multi_view": multi_view, "on_step": on_step}
-            feats = generator.sample(coords, tokens, noise, sampling.steps, guidance, **options)
+            with self._evaluations("latents", saving) as evaluations:
+                feats = generator.sample(coords, tokens, noise, sampling.steps, guidance, **options, evaluations=evaluations)
             return denormalised(feats, self.config)
 
     def gaussians(self, name: str, coords: np.ndarray, feats: np.ndarray) -> Gaussians:
@@ -762,15 +798,3 @@ def clipped(pointmap: np.ndarray, mask: np.ndarray, beyond: float) -> np.ndarray
 def _over_pixels(pointmap: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A point map [3, h, w] with a point for every pixel of a picture (H, W), the nearest one."""
     return pointmap if pointmap.shape[1:] == size else resized_nearest(pointmap, size)
-
-
-def _sampling(default: Sampling, steps_name: str, steps: int | None, strength_name: str, strength: float | None) -> Sampling:
-    """`default` with what was given in place of its own. ValueError with the name of the argument."""
-    if steps is not None:
-        check_size(steps_name, steps, 1)
-        default = replace(default, steps=steps)
-    if strength is not None:
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not np.isfinite(strength):
-            raise ValueError(f"{strength_name}: expected a finite number, given {strength!r}")
-        default = replace(default, strength=float(strength))
-    return default

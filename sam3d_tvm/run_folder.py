@@ -2,7 +2,8 @@
 
     {"format": 1,
      "objects": ["object_1", ...],       folders below, of the objects of a scene, with a run.json of their own
-     "files": {"splat.ply": {"bytes": 1234, "sha256": "...", "of": "..."}, ...}}
+     "files": {"splat.ply": {"bytes": 1234, "sha256": "...", "of": "..."}, ...},
+     "evaluations": {"structure": {"conditional": 25, "unconditional": 19, "forecast": 0}, ...}}       of the object, by stage
 
 So a run that is taken up again knows what is whole, and a new run what an earlier one left: that is removed when the first new
 file is written, and nothing else ever is. A file that was changed since is not the run's any more.
@@ -39,6 +40,7 @@ class RunFolder:
         self._begun, self._verified = False, set()
         self._files: dict[str, dict[str, Any]] = dict(self._found["files"]) if resume else {}
         self._objects: list[str] = list(self._found["objects"]) if resume else []
+        self._evaluations: dict[str, dict[str, int]] = dict(self._found["evaluations"]) if resume else {}
 
     def has(self, name: str, of: str = "") -> bool:
         """Whether a run that is taken up again wrote the file of that name, of this, and it is as it was."""
@@ -73,6 +75,10 @@ class RunFolder:
             self._verified.add(name)
             self._save()
         return path
+
+    def note_evaluations(self, evaluations: Mapping[str, Mapping[str, int]]) -> None:
+        """How often models were evaluated, by stage; written with the next file. Of other stages what is known stays."""
+        self._evaluations |= {stage: dict(counts) for stage, counts in evaluations.items()}
 
     def below(self, name: str) -> "RunFolder":
         """The folder of an object of a scene."""
@@ -110,6 +116,7 @@ class RunFolder:
 
     def _save(self) -> None:
         value = {"format": FORMAT, "objects": self._objects, "files": self._files}
+        value |= {"evaluations": self._evaluations} if self._evaluations else {}
         write_bytes(self.folder / RUN, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -192,7 +199,7 @@ def _read(folder: Path) -> dict[str, Any]:
         with open(folder / RUN, "rb") as file:
             data = file.read(GREATEST + 1)
     except (FileNotFoundError, NotADirectoryError):
-        return {"files": {}, "objects": []}
+        return {"files": {}, "objects": [], "evaluations": {}}
     try:
         value = parse_json(data, RUN) if len(data) <= GREATEST else {}
         if value["format"] != FORMAT:
@@ -202,7 +209,12 @@ def _read(folder: Path) -> dict[str, Any]:
             for name, entry in value["files"].items()
             if _is_plain(name)
         }
-        return {"files": files, "objects": [name for name in value["objects"] if OBJECT.fullmatch(name)]}
+        evaluations = {
+            str(stage): {str(name): int(count) for name, count in counts.items()}
+            for stage, counts in value.get("evaluations", {}).items()
+        }
+        objects = [name for name in value["objects"] if OBJECT.fullmatch(name)]
+        return {"files": files, "objects": objects, "evaluations": evaluations}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"output: expected no {RUN} that this program has not written, given {str(folder / RUN)!r}") from error
 

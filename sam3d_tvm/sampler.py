@@ -1,4 +1,5 @@
-"""Flow samplers in numpy: time sequences, solvers and classifier-free guidance, for any model of a velocity.
+"""Flow samplers in numpy: time sequences, solvers and classifier-free guidance, for any model of a velocity; and `Evaluations`,
+by which some velocities are forecast and not evaluated.
 
 A sampler integrates dx/dt = v(x, t) from noise at t = 0 to data at t = 1. Two of them exist, as in SAM-3D-Objects:
 
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -65,6 +66,71 @@ class Step:
     x: Sample
 
 
+@dataclass(frozen=True)
+class Call:
+    """A velocity that a solver asks for in `step` of `steps`, at the time `t` from 0 to 1, where the state is `x`.
+
+    first: whether it is the first one of its step; midpoint and rk4 ask for several.
+    """
+
+    step: int
+    steps: int
+    first: bool
+    t: float
+    x: Sample
+
+
+class VelocityCache(Protocol):
+    """Decides which velocities of one run of a sampler are evaluated, and forecasts the others. It sees the velocities that are
+    followed, guided ones where there is guidance, so that a forecast saves the evaluations with and without a condition."""
+
+    def evaluates(self, call: Call) -> bool:
+        """Whether this velocity is to be evaluated. Asked of every call, once and in order."""
+
+    def learn(self, call: Call, velocity: Sample) -> None:
+        """Told every evaluated velocity. What it keeps of it, it must not change."""
+
+    def forecast(self, call: Call) -> Sample:
+        """The velocity of a call that is not evaluated, in the form of `call.x`."""
+
+
+class GuidanceCache(Protocol):
+    """Decides which guided velocities of one run are evaluated without the condition, too."""
+
+    def evaluates(self, call: Call) -> bool:
+        """Whether the velocity without the condition is to be evaluated. Asked of every guided call that is evaluated."""
+
+    def learn(self, call: Call, conditional: Sample, unconditional: Sample, strength: float) -> None:
+        """Told both velocities where they were evaluated."""
+
+    def guide(self, conditional: Sample, strength: float) -> Sample:
+        """The guided velocity of a call for which the one without the condition was not evaluated."""
+
+
+class Evaluations:
+    """What one run of a sampler evaluates, and a count of that; everything without `cache` and `guidance_cache`.
+
+    conditional, unconditional: evaluations so far; forecast: velocities that were forecast; steps: those in which something was
+    evaluated. With several views of an object a conditional evaluation is that of all that count.
+    with_unconditional: while the velocity with the condition is evaluated, whether the one without will be asked for right
+    after, for models that compute both at once.
+    """
+
+    def __init__(self, cache: VelocityCache | None = None, guidance_cache: GuidanceCache | None = None):
+        self.cache, self.guidance_cache = cache, guidance_cache
+        self.conditional = self.unconditional = self.forecast = self.steps = 0
+        self.with_unconditional = False
+
+    @property
+    def in_all(self) -> int:
+        """How often the model was evaluated, with the condition or without."""
+        return self.conditional + self.unconditional
+
+    def counts(self) -> dict[str, int]:
+        """The counts of evaluations by name, as JSON has them."""
+        return {name: getattr(self, name) for name in ("conditional", "unconditional", "forecast")}
+
+
 def flow_schedule(steps: int, rescale_t: float = 1.0, dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
     """Times of a flow, `[steps + 1]` of `dtype` from 0 to 1: t / (1 + (rescale_t - 1) * (1 - t)) of equal steps t.
 
@@ -95,19 +161,21 @@ def sample_flow(
     solver: str = "euler",
     time_scale: float = 1000.0,
     on_step: Callable[[Step], None] | None = None,
+    evaluations: Evaluations | None = None,
 ) -> Sample:
     """Flow matching: the state at t = 1, of the shapes and dtypes of `x0`, the state at t = 0.
 
     `velocity(x, time, conditional)` returns dx/dt in the form of `x`, at `time` = float32(t * time_scale); with
     `conditional` False it is to leave its condition out. It must not change `x`. `solver` is one of `SOLVERS`: "euler",
-    "midpoint" or "rk4", which call the velocity 1, 2 and 4 times a step. `on_step` is called after every step.
+    "midpoint" or "rk4", which call the velocity 1, 2 and 4 times a step. `on_step` is called after every step. `evaluations`
+    decides which velocities are evaluated, and counts them; it serves one run.
 
     Raises ValueError for steps < 1, a rescale_t or time_scale that is not finite and positive, an unknown solver, an
-    `x0` that is not made of finite float32 or float64 arrays, and a velocity of other keys, shapes or dtypes than `x0`
-    or with values that are not finite.
+    `x0` that is not made of finite float32 or float64 arrays, `evaluations` of another run, and a velocity of other keys,
+    shapes or dtypes than `x0` or with values that are not finite.
     """
     times = flow_schedule(steps, rescale_t, np.float32)
-    return _integrate(velocity, x0, times, guidance, solver, time_scale, on_step)
+    return _integrate(velocity, x0, times, guidance, solver, time_scale, on_step, evaluations)
 
 
 def sample_shortcut(
@@ -121,6 +189,7 @@ def sample_shortcut(
     solver: str = "euler",
     time_scale: float = 1000.0,
     on_step: Callable[[Step], None] | None = None,
+    evaluations: Evaluations | None = None,
 ) -> Sample:
     """Shortcut model: as `sample_flow`, but `velocity(x, time, d, conditional)` also takes the length of a step.
 
@@ -134,7 +203,7 @@ def sample_shortcut(
     def at_d(x: Sample, time: np.float32, conditional: bool) -> Sample:
         return velocity(x, time, d, conditional)
 
-    return _integrate(at_d, x0, times, guidance, solver, time_scale, on_step)
+    return _integrate(at_d, x0, times, guidance, solver, time_scale, on_step, evaluations)
 
 
 # A solver goes from x at t to the state at t + dt. `v(x, t)` is the velocity; t and dt are scalars of the schedule's
@@ -164,28 +233,57 @@ def _rk4(v: _Velocity, x: Sample, t: np.floating, dt: np.floating) -> Sample:
 SOLVERS = {"euler": _euler, "midpoint": _midpoint, "rk4": _rk4}
 
 
-def _integrate(velocity, x0, times, guidance, solver, time_scale, on_step) -> Sample:
+def _integrate(velocity, x0, times, guidance, solver, time_scale, on_step, evaluations) -> Sample:
     """Walks `times` [steps + 1] with one solver; `velocity(x, time, conditional)`."""
     _positive("time_scale", time_scale)
     if solver not in SOLVERS:
         raise ValueError(f"solver: expected one of {', '.join(SOLVERS)}, given {solver!r}")
     if guidance is not None and not isinstance(guidance, Guidance):
         raise ValueError(f"guidance: expected a Guidance or None, given {type(guidance).__name__}")
-    x = _checked_state(x0)
+    x, made = _checked_state(x0), Evaluations() if evaluations is None else evaluations
+    if not isinstance(made, Evaluations):
+        raise ValueError(f"evaluations: expected an Evaluations or None, given {type(made).__name__}")
+    if made.in_all or made.forecast:
+        raise ValueError(f"evaluations: expected those of no other run, given {made.in_all} that were made")
 
-    def guided(x: Sample, t: np.floating) -> Sample:
-        time = np.float32(t * type(t)(time_scale))
-        v = _checked_velocity(velocity(x, time, True), x, time)
-        if guidance is None or not guidance.applies(time):
+    def evaluated(call: Call, time: np.float32) -> Sample:
+        guided = guidance is not None and guidance.applies(time)
+        reused = guided and made.guidance_cache is not None and not made.guidance_cache.evaluates(call)
+        made.with_unconditional = guided and not reused
+        made.conditional += 1
+        v = _checked_velocity(velocity(call.x, time, True), call.x, time)
+        if not guided:
             return v
-        # Kept as two products, as upstream has it: v + s * (v - u) rounds differently.
-        u = _checked_velocity(velocity(x, time, False), x, time)
         s = guidance.strength
+        if reused:
+            return _checked_velocity(made.guidance_cache.guide(v, s), call.x, time)
+        made.unconditional += 1
+        u = _checked_velocity(velocity(call.x, time, False), call.x, time)
+        if made.guidance_cache is not None:
+            made.guidance_cache.learn(call, v, u, s)
+        # Kept as two products, as upstream has it: v + s * (v - u) rounds differently.
         return _map(lambda v, u: v.dtype.type(1 + s) * v - v.dtype.type(s) * u, v, u)
+
+    def followed(call: Call, time: np.float32) -> Sample:
+        if made.cache is not None and not made.cache.evaluates(call):
+            made.forecast += 1
+            return _checked_velocity(made.cache.forecast(call), call.x, time)
+        v = evaluated(call, time)
+        if made.cache is not None:
+            made.cache.learn(call, v)
+        return v
 
     steps = len(times) - 1
     for index, (start, stop) in enumerate(pairwise(times)):
-        x = SOLVERS[solver](guided, x, start, stop - start)
+        before, asked = made.conditional, 0
+
+        def at(x: Sample, t: np.floating, index: int = index) -> Sample:
+            nonlocal asked
+            asked += 1
+            return followed(Call(index, steps, asked == 1, float(t), x), np.float32(t * type(t)(time_scale)))
+
+        x = SOLVERS[solver](at, x, start, stop - start)
+        made.steps += made.conditional > before
         if on_step is not None:
             on_step(Step(index, steps, float(start), float(stop), x))
     return x

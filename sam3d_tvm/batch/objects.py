@@ -125,6 +125,7 @@ def _steps(
         folder=job.name,
         files=tuple(sorted(files)),
         seconds=dict(result.seconds),
+        evaluations=dict(result.evaluations),
     )
 
 

@@ -28,7 +28,7 @@ td.number { text-align: right } img { max-height: 160px; max-width: 480px; displ
 """
 
 
-COLUMNS = tuple(entry.name for entry in fields(Row) if entry.name not in ("files", "seconds"))
+COLUMNS = tuple(entry.name for entry in fields(Row) if entry.name not in ("files", "seconds", "evaluations"))
 
 
 class Report:

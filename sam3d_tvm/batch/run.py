@@ -218,7 +218,8 @@ def _identity(artifacts: Artifacts, options: Mapping[str, Any]) -> str:
         "models": artifacts.keys,
         "options": own,
     }
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    # Caches and qualities of one's own are frozen dataclasses, which say all that they are.
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def _digest(job: Job, seed: int, made_with: str) -> str:

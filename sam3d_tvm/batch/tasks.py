@@ -16,7 +16,8 @@ OK, FAILED = "ok", "failed"
 @dataclass(frozen=True)
 class Row:
     """What became of one object. error: why it failed. watertight: None without a mesh. photo, mask, pointmap: paths as
-    `Jobs.shown` has them. folder: of its files in the output folder, with / between. seconds: by stage."""
+    `Jobs.shown` has them. folder: of its files in the output folder, with / between. seconds, evaluations: by stage, as of
+    `outputs.Result`."""
 
     name: str
     status: str
@@ -32,6 +33,7 @@ class Row:
     folder: str = ""
     files: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    evaluations: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Row":

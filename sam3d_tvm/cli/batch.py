@@ -12,9 +12,11 @@ from sam3d_tvm.cli.options import (
     Checkpoint,
     DepthModel,
     Device,
+    Fast,
     Formats,
     Fov,
     Guidance,
+    LatentsCache,
     MaskUpright,
     MaxMemory,
     NoDepth,
@@ -22,20 +24,25 @@ from sam3d_tvm.cli.options import (
     PointmapAxes,
     Precision,
     Preset,
+    QualityName,
+    ReuseGuidance,
     Seed,
     Shortcut,
     SlatGuidance,
     SlatSteps,
     StageOneOnly,
     Steps,
+    StructureCache,
     Target,
     TextureSize,
     Threads,
     Triangles,
     Verbose,
+    announcing,
     as_bytes,
     as_fov,
     as_names,
+    as_savings,
     as_surface,
     begin,
     open_pipeline,
@@ -69,6 +76,11 @@ def batch(
     guidance: Guidance = None,
     slat_guidance: SlatGuidance = None,
     shortcut: Shortcut = False,
+    quality: QualityName = None,
+    fast: Fast = False,
+    structure_cache: StructureCache = None,
+    latents_cache: LatentsCache = None,
+    reuse_guidance: ReuseGuidance = False,
     formats: Formats = "ply,glb",
     triangles: Triangles = None,
     texture_size: TextureSize = None,
@@ -98,12 +110,14 @@ def batch(
         from sam3d_tvm.batch.jobs import read_jobs
         from sam3d_tvm.batch.run import in_this_process, run_batch
         from sam3d_tvm.batch.tasks import Row
+        from sam3d_tvm.expected_time import remember
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
         from sam3d_tvm.run_folder import check_writable
 
         # What is wrong with the input, or with the folder, is said before models are compiled.
         check_formats(names)
+        savings = as_savings(quality, fast, structure_cache, latents_cache, reuse_guidance)
         surface = as_surface(triangles, texture_size)
         jobs = read_jobs(csv or photos, output, is_table=csv is not None)
         if jobs.ignored:
@@ -117,8 +131,13 @@ def batch(
         needed = () if stage1_only else names
         pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, needed, target=target, depth_model=depth_model)
 
+        sampling = {"steps": steps, "slat_steps": slat_steps, "guidance": guidance, "slat_guidance": slat_guidance}
+        sampling |= {"shortcut": shortcut, **savings}
+
         def show(row: Row) -> None:
             shown.print_line(console, _line(row))
+            if ray is None:  # or the seconds are another machine's
+                remember(pipeline.artifacts, row.seconds, row.evaluations)
 
         rows = run_batch(
             pipeline,
@@ -126,17 +145,13 @@ def batch(
             output,
             runner=runner,
             on_row=show,
-            on_progress=lambda progress: tell(progress.stage, progress.done, progress.total),
+            on_progress=announcing(pipeline, sampling, tell, True, stage1_only),
             mask_upright=mask_upright,
             pointmap_axes=pointmap_axes,
             depth_model=not no_depth,
             fov=view,
             seed=seed,
-            steps=steps,
-            slat_steps=slat_steps,
-            guidance=guidance,
-            slat_guidance=slat_guidance,
-            shortcut=shortcut,
+            **sampling,
             formats=names,
             triangles=surface.triangles,
             texture_size=surface.texture_size,

@@ -11,9 +11,11 @@ from sam3d_tvm.cli.options import (
     Checkpoint,
     DepthModel,
     Device,
+    Fast,
     Formats,
     Fov,
     Guidance,
+    LatentsCache,
     MaskUpright,
     MaxMemory,
     NoDepth,
@@ -22,20 +24,25 @@ from sam3d_tvm.cli.options import (
     PointmapAxes,
     Precision,
     Preset,
+    QualityName,
+    ReuseGuidance,
     Seed,
     Shortcut,
     SlatGuidance,
     SlatSteps,
     StageOneOnly,
     Steps,
+    StructureCache,
     Target,
     TextureSize,
     Threads,
     Triangles,
     Verbose,
+    announcing,
     as_bytes,
     as_fov,
     as_names,
+    as_savings,
     as_surface,
     begin,
     open_pipeline,
@@ -113,6 +120,11 @@ def generate(
     guidance: Guidance = None,
     slat_guidance: SlatGuidance = None,
     shortcut: Shortcut = False,
+    quality: QualityName = None,
+    fast: Fast = False,
+    structure_cache: StructureCache = None,
+    latents_cache: LatentsCache = None,
+    reuse_guidance: ReuseGuidance = False,
     formats: Formats = "ply,glb",
     triangles: Triangles = None,
     texture_size: TextureSize = None,
@@ -150,6 +162,7 @@ def generate(
         from sam3d_tvm import memory
         from sam3d_tvm.checks import check_size
         from sam3d_tvm.depth import fov_of
+        from sam3d_tvm.expected_time import remember
         from sam3d_tvm.notices import say
         from sam3d_tvm.outputs import check_formats
         from sam3d_tvm.photo.images import check_mask, load_photo
@@ -159,6 +172,7 @@ def generate(
 
         # What is wrong with the input, or with the folder, is said before models are compiled.
         check_formats(names)
+        savings = as_savings(quality, fast, structure_cache, latents_cache, reuse_guidance)
         surface = as_surface(triangles, texture_size)
         for name, value, least in (("seed", seed, 0), ("steps", steps, 1), ("slat_steps", slat_steps, 1)):
             check_size(name, least if value is None else value, least)
@@ -186,6 +200,8 @@ def generate(
             say(f"resume: nothing in {str(resume)!r} to go on with, the run begins anew")
         needed = () if stage1_only else names
         pipeline = open_pipeline(checkpoint, artifacts, preset, precision, tell, needed, target=target, depth_model=depth_model)
+        sampling = {"steps": steps, "slat_steps": slat_steps, "guidance": guidance, "slat_guidance": slat_guidance}
+        sampling |= {"shortcut": shortcut, **savings}
         try:
             results, written = generate_into(
                 pipeline,
@@ -206,21 +222,19 @@ def generate(
                 views=views,
                 multi_view=mode,
                 seed=seed,
-                steps=steps,
-                slat_steps=slat_steps,
-                guidance=guidance,
-                slat_guidance=slat_guidance,
-                shortcut=shortcut,
+                **sampling,
                 triangles=surface.triangles,
                 texture_size=surface.texture_size,
                 stage1_only=stage1_only,
                 max_memory=limit,
-                on_progress=lambda progress: tell(progress.stage, progress.done, progress.total),
+                on_progress=announcing(pipeline, sampling, tell, len(given) > 1, stage1_only),
             )
         except (OSError, MemoryError, KeyboardInterrupt):
             if is_begun(output):
                 say(f"what is written stays: go on with the same options and --resume {output}")
             raise
+        for result in results:
+            remember(pipeline.artifacts, result.seconds, result.evaluations)
     if verbose:
         shown.print_line(console, f"artifacts in {pipeline.artifacts.folder}")
         given_points = {} if views else {"pointmap": pointmap, "depth": depth}  # of the first photo alone
@@ -230,6 +244,7 @@ def generate(
         console.print(shown.pairs_table({name: f"{value / 2**30:.2f} GiB estimated" for name, value in estimate.items()}))
         for result in results:
             console.print(shown.seconds_table(result.seconds))
+            console.print(shown.pairs_table({f"{name} of the {stage}": str(count) for name, stage, count in _counted(result)}))
     for result in results:
         shown.print_line(console, _summary(result))
     for path in written:
@@ -268,6 +283,12 @@ def _folder(output: Path | None, resume: Path | None) -> Path:
     if output is not None and output.resolve() != resume.resolve():
         raise ValueError(f"output: expected none beside --resume {str(resume)!r}, given {str(output)!r}")
     return resume
+
+
+def _counted(result) -> list[tuple[str, str, int]]:
+    """Evaluations of the generators, and velocities that were forecast: what, of which stage, how many."""
+    what = {"conditional": "evaluations", "unconditional": "evaluations without condition", "forecast": "forecasts"}
+    return [(what[name], stage, n) for stage, counts in result.evaluations.items() for name, n in counts.items()]
 
 
 def _summary(result) -> str:

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from sam3d_tvm import console as shown
 from sam3d_tvm.tvm_without_torch import import_tvm
 
 RANDOM = "random"  # in place of the path of a depth model
+FAST = {"structure": "linear", "latents": "error"}  # caches of Fast-SAM3D
 BAD_OPTIONS, FAILED, STOPPED = 2, 1, 130  # exit codes
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -118,7 +120,38 @@ SlatGuidance = Annotated[
     float | None, typer.Option(help="The same for the structured latents.", show_default="the checkpoint's, 1")
 ]
 Shortcut = Annotated[
-    bool, typer.Option("--shortcut", help="A structure in few steps: give --steps 1 to 4. Guidance is not used.")
+    bool, typer.Option("--shortcut", help="A structure in few steps, 4 unless --steps says otherwise. Guidance is not used.")
+]
+QualityName = Annotated[
+    str | None,
+    typer.Option(
+        "--quality",
+        help="How many evaluations of the models a result is worth: exact; normal, with some velocities forecast from others; "
+        "draft, in few steps. Options beside it win.",
+        show_default="exact",
+    ),
+]
+Fast = Annotated[
+    bool,
+    typer.Option(
+        "--fast",
+        help="Forecast velocities as published for this model: --structure-cache linear, --latents-cache error.",
+    ),
+]
+StructureCache = Annotated[
+    str | None,
+    typer.Option(
+        help="Velocities of the structure that are forecast, where every third step is evaluated: none, linear, hermite; or "
+        "error, where an estimated error stays below a bound.",
+        show_default="that of --quality",
+    ),
+]
+LatentsCache = Annotated[
+    str | None, typer.Option(help="The same for the structured latents.", show_default="that of --quality")
+]
+ReuseGuidance = Annotated[
+    bool,
+    typer.Option("--reuse-guidance", help="Where guidance changes little, use the difference that it made in an earlier step."),
 ]
 Formats = Annotated[
     str,
@@ -219,6 +252,57 @@ def say_integers(artifacts) -> None:
         say(f"{precision} gains nothing {where}: all layers are in {features_of(precision, target)}")
     if missing:
         say(f"{precision} without calibration in {', '.join(missing)}: sam3d-tvm calibrate makes it more exact")
+
+
+def as_savings(
+    quality: str | None, fast: bool, structure_cache: str | None, latents_cache: str | None, reuse_guidance: bool
+) -> dict:
+    """Options of `Pipeline.steps` that these come to. ValueError for names that there are not, and --fast with --quality."""
+    from sam3d_tvm.checks import check_choice
+    from sam3d_tvm.quality import as_quality
+    from sam3d_tvm.velocity_caching import CACHES
+
+    as_quality(quality)
+    if fast and quality is not None:
+        raise ValueError(f"fast: expected without --quality, which chooses caches of its own, given {quality!r}")
+    for name, value in (("structure_cache", structure_cache), ("latents_cache", latents_cache)):
+        if value is not None:
+            check_choice(name, value, CACHES)
+    if fast:
+        structure_cache, latents_cache = structure_cache or FAST["structure"], latents_cache or FAST["latents"]
+    caches = {"structure_cache": structure_cache, "latents_cache": latents_cache}
+    return {"quality": quality, **caches, "reuse_guidance": reuse_guidance or None}
+
+
+def announcing(pipeline, options, tell, several: bool = False, stage1_only: bool = False):
+    """What is told of progress: first it says how many evaluations of the generators are to come for each object, and how long
+    one is expected to take; `tell` has the rest."""
+    said = False
+
+    def on_progress(progress) -> None:
+        nonlocal said
+        if not said:
+            said = True
+            _say_evaluations(pipeline, options, several, stage1_only)
+        tell(progress.stage, progress.done, progress.total)
+
+    return on_progress
+
+
+def _say_evaluations(pipeline, options, several: bool, stage1_only: bool) -> None:
+    from sam3d_tvm.expected_time import expected_seconds
+    from sam3d_tvm.notices import say
+
+    planned = pipeline.plan(options)
+    counts = planned.at_most()
+    if stage1_only:
+        counts = {"structure": counts["structure"]}
+    parts = [f"{'' if getattr(planned, name).is_known else 'at most '}{n} of the {name}" for name, n in counts.items()]
+    seconds = None if stage1_only else expected_seconds(pipeline.artifacts, counts)
+    most = "" if all(getattr(planned, name).is_known for name in counts) else "at most "
+    expected = f"{most}about {shown.clock(seconds or 0)} by the time of the last run"
+    expected = "time unknown until the first evaluation" if seconds is None else expected
+    say(f"evaluations{' for each object' if several else ''}: {', '.join(parts)}; {expected}")
 
 
 def as_bytes(text: str | None) -> int | None:

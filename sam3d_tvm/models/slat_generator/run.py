@@ -19,7 +19,7 @@ from sam3d_tvm.models.slat_generator.config import ALL_SAVINGS, Savings, SlatCon
 from sam3d_tvm.models.slat_generator.network import BLOCK, compile_model, part_parameters
 from sam3d_tvm.models.slat_generator.random_weights import check_state, parameter_shapes, seeded_state
 from sam3d_tvm.multi_view import MEAN, Views, mean
-from sam3d_tvm.sampler import Guidance, Step, sample_flow
+from sam3d_tvm.sampler import Evaluations, Guidance, Step, sample_flow
 from sparse_ops.build import pack_params
 from sparse_ops.deploy.component import Component
 from sparse_ops.deploy.weights import State, load_state
@@ -297,13 +297,16 @@ class SlatGenerator:
         solver: str = "euler",
         multi_view: str = MEAN,
         on_step: Callable[[Step], None] | None = None,
+        evaluations: Evaluations | None = None,
     ) -> np.ndarray:
         """Latents float32 [N, out_channels] from noise float32 [N, in_channels]: see `prepare` and `sampler.sample_flow`.
 
         Several conditions are views of one object, which its latents follow as `multi_view` says, see `sam3d_tvm.multi_view`.
+        evaluations: decides which velocities are evaluated, and counts them, see `sampler.Evaluations`.
         """
         conds = cond if isinstance(cond, (list, tuple)) else [cond]
         options = {"rescale_t": rescale_t, "solver": solver, "multi_view": multi_view, "on_step": on_step}
+        options["evaluations"] = evaluations
         Views(len(conds), multi_view)  # before anything is prepared
         plan = self.prepare(coords, conds[0])
         plans = [plan, *(self.with_condition(plan, other) for other in conds[1:])]
@@ -318,6 +321,7 @@ class SlatGenerator:
         *,
         multi_view: str = MEAN,
         on_step: Callable[[Step], None] | None = None,
+        evaluations: Evaluations | None = None,
         **options,
     ) -> np.ndarray:
         """As `sample`, with what `prepare` returned in place of coordinates and condition, and for further views what
@@ -336,13 +340,14 @@ class SlatGenerator:
                 raise ValueError("plan: expected views of the same voxels, given plans that were prepared each for its own")
         _check_array("noise", noise, np.float32, (plan.rows, self.config.in_channels))
         table = self.modulation(_model_times(steps, **options)) if self.savings.modulation_table else None
+        evaluations = Evaluations() if evaluations is None else evaluations
         unconditional = []  # the velocity that came with the last conditional one
         captured = [{} if table is not None and not self.taps else None for _ in plans]
 
         def velocity(x: np.ndarray, time: np.float32, conditional: bool) -> np.ndarray:
             if not conditional:  # called right after the conditional one
                 return unconditional.pop() if unconditional else self._velocities(x, time, plan, table, [False], captured[0])[0]
-            shared = self.savings.shared_start and guidance is not None and guidance.applies(time)
+            shared = self.savings.shared_start and evaluations.with_unconditional
             found = []
             for i in views.counting:
                 branches = [True, False] if shared and not found else [True]
@@ -351,8 +356,8 @@ class SlatGenerator:
                 found.append(given)
             return mean(found)
 
-        on_step = views.after_step(on_step)
-        return sample_flow(velocity, noise, steps, guidance=guidance, time_scale=TIME_SCALE, on_step=on_step, **options)
+        options |= {"on_step": views.after_step(on_step, evaluations), "evaluations": evaluations}
+        return sample_flow(velocity, noise, steps, guidance=guidance, time_scale=TIME_SCALE, **options)
 
     def _condition(self, tokens: np.ndarray, batch: int) -> Condition:
         """tokens float32 [T, cond_channels], equally many of every batch element."""

@@ -17,7 +17,7 @@ import tvm
 from sam3d_tvm.checks import check_finite, check_size
 from sam3d_tvm.models.structure_flow.config import SHAPE, StructureFlowConfig
 from sam3d_tvm.multi_view import MEAN, Views, mean
-from sam3d_tvm.sampler import Guidance, Sample, Step, sample_shortcut
+from sam3d_tvm.sampler import Evaluations, Guidance, Sample, Step, sample_shortcut
 from sparse_ops.deploy.component import Component
 from sparse_ops.devices import placed
 from sparse_ops.eager.arrays import as_tensor
@@ -105,6 +105,7 @@ class StructureFlow:
         shortcut: bool = False,
         multi_view: str = MEAN,
         on_step: Callable[[Step], None] | None = None,
+        evaluations: Evaluations | None = None,
     ) -> dict[str, np.ndarray]:
         """Latents from noise, or from the seed of it, and a condition, or what `prepare` made of it.
 
@@ -114,6 +115,8 @@ class StructureFlow:
         Several conditions are views of one object, of one batch size. The shape follows all of them as `multi_view` says, see
         `sam3d_tvm.multi_view`; it does not see the pose, which is that in the first view and follows the first alone. So the
         first is evaluated in every step, also where another has its turn.
+
+        evaluations: decides which velocities are evaluated, and counts them, see `sampler.Evaluations`.
 
         ValueError as `prepare`, `velocity`, `multi_view.Views` and `sampler.sample_shortcut`, and for views of other batches.
         """
@@ -128,14 +131,15 @@ class StructureFlow:
             noise = self.noise(noise, plan.batch)
         if guidance is None and not shortcut:
             guidance = GUIDANCE
+        evaluations = Evaluations() if evaluations is None else evaluations
         unconditional = []  # the velocity that came with the last conditional one
         captured = [{} for _ in plans]
 
         def velocity(x: Sample, time: np.float32, d: np.float32, conditional: bool) -> Sample:
             if not conditional:  # called right after the conditional one
                 return unconditional.pop()
-            guided = guidance is not None and guidance.applies(time)
-            given, *without = self._velocities(x, time, d, plan, [True, False] if guided else [True], captured[0])
+            branches = [True, False] if evaluations.with_unconditional else [True]
+            given, *without = self._velocities(x, time, d, plan, branches, captured[0])
             unconditional.extend(without)
             others = {i: self._velocities(x, time, d, plans[i], [True], captured[i])[0] for i in views.counting if i}
             return given | {SHAPE: mean([others.get(i, given)[SHAPE] for i in views.counting])}
@@ -148,7 +152,8 @@ class StructureFlow:
             guidance=guidance,
             no_shortcut=not shortcut,
             time_scale=TIME_SCALE,
-            on_step=views.after_step(on_step),
+            on_step=views.after_step(on_step, evaluations),
+            evaluations=evaluations,
         )
 
     def noise(self, seed: int, batch: int = 1) -> dict[str, np.ndarray]:
