@@ -1,6 +1,6 @@
 # Everything runs inside .venv, made on first use from pyproject.toml and constraints.txt; a second run installs nothing.
 #
-#   make demo    a photo through the whole pipeline, tiny, with random weights, into out/demo
+#   make demo    a photo through the whole pipeline, with the small trained model that comes along, into out/demo
 #   make test    lint, format check and all tests
 #   make bench   the benchmarks of layers; those of whole models (slat, components, decoders, pipeline) take up to an hour each
 #   make env     the environment of tests and benchmarks alone

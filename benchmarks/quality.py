@@ -1,31 +1,36 @@
 """What the trained tiny model makes of photos of objects that it was never trained on, against these objects.
 
     python -m benchmarks.quality [--objects 100] [--seeds 5] [--sheet FILE] [--json FILE] [--quick]
-    python -m benchmarks.quality --settings exact,normal,draft --precisions float32,bfloat16,int8
+    python -m benchmarks.quality --settings exact,normal,draft,steps=12+slat_steps=8 --precisions float32,bfloat16,int8
     python -m benchmarks.quality --point-maps               # as with a depth model: the pose is then that in the photo
 
 Objects and photos are those of `training.photos.held_out`, the same in every run; they come with their own truth. Of each, in
 `benchmarks.quality_measures`, in the object's own frame, without any alignment:
 
-    voxel IoU       of the structure, closed hollows filled, with the voxels that are in the object
+    voxel IoU       of the structure, closed hollows filled, with those that the training calls occupied: their middle is in
+                    the object, or less than half a voxel outside
     F-score         of the mesh at 5 % of the object's longest side, 10,000 points on either surface; and Chamfer distance, in
                     percent of that side
-    PSNR, SSIM      of the splat, on white, against the object in its true colours: from four views, of which none is the photo's
+    PSNR, SSIM      of the splat, on white, against the object in its true colours: from four views, none of them the photo's
     rotation        error of the pose, in degrees; elevation: that of the camera's height alone
 
 The control is the same with another object's photo, the next one's: where a figure is no better than that, the photo was not
 looked at. Chamfer distances are medians, all else are means; where nothing came out, the F-score is 0 and the picture white.
 
-The first of the settings, in the first of the precisions, is run with each of the seeds 0 to `--seeds` - 1, the others with
-seed 0. What the table of settings marks by * is worse than all of these: beyond what noise does. Seconds are of all stages, on
-this machine; run nothing beside it where they count.
+A setting is a name of `sam3d_tvm.quality.QUALITIES`, or options of `Pipeline.generate` with + between. The first one, in the
+first of the precisions, is run with each of the seeds 0 to `--seeds` - 1, the others with seed 0. What the table of settings
+marks by * is worse than all of these: beyond what noise does. Seconds are of all stages, on this machine; run nothing beside it
+where they count.
 """
 
 import argparse
 import functools
+import inspect
+import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,13 +56,12 @@ from benchmarks.quality_measures import (
 )
 from sam3d_tvm.artifacts import compile_artifacts, default_folder
 from sam3d_tvm.checks import Failure
-from sam3d_tvm.config import Sampling
 from sam3d_tvm.mesh.picture import mesh_picture
 from sam3d_tvm.outputs import Result
 from sam3d_tvm.overview import masked_photo
 from sam3d_tvm.pipeline import OpenModels, Pipeline
 from sam3d_tvm.pose import rotation_6d_to_matrix
-from sam3d_tvm.sampler import Guidance, flow_schedule
+from sam3d_tvm.quality import QUALITIES
 from sam3d_tvm.splat.cameras import Camera, orbit_box
 from sam3d_tvm.splat.picture import WHITE, contact_sheet, splat_picture
 from sam3d_tvm.tiny import TinySource
@@ -69,8 +73,7 @@ VIEWS, ELEVATION, SIZE = 4, 20.0, 160  # pictures; their cameras' height in degr
 ON_SHEET, TILE = 12, 200  # objects, and pixels of a picture
 QUICK = {"objects": 4, "seeds": 1}
 
-# Settings by name: what `Pipeline.generate` is given.
-SETTINGS: dict[str, dict[str, Any]] = {"exact": {}}
+OPTIONS = {name for name, option in inspect.signature(Pipeline.steps).parameters.items() if option.kind is option.KEYWORD_ONLY}
 
 # Figures: name, whether more is better, and what was asked of the mean over all objects.
 FIGURES = {
@@ -100,23 +103,22 @@ class Truth:
     rotation: np.ndarray
 
 
-def truth_of(example: Any, resolution: int) -> Truth:
+def truth_of(example: Any) -> Truth:
     """Of an `Example` of `training.photos`."""
     import torch
 
+    from training.dataset import field_of, occupied
     from training.render import render
 
     def distance(points: np.ndarray) -> np.ndarray:
         return example.object.distance(torch.from_numpy(points)).numpy()
 
-    middles = (np.arange(resolution, dtype=np.float32) + np.float32(0.5)) / np.float32(resolution) - np.float32(0.5)
-    at = np.stack(np.meshgrid(middles, middles, middles, indexing="ij"), -1).reshape(-1, 3)
     half = np.asarray(example.object.half, np.float64)
     # Between those from the front, left, behind and right, so that none is the photo's.
     cameras = orbit_box(-half, half, 2 * VIEWS, ELEVATION)[1::2]
     return Truth(
         example.object.kind,
-        (distance(at) < 0).reshape([resolution] * 3),
+        occupied(field_of(example.object)),
         surface_points(distance, half, POINTS, np.random.default_rng(0)),
         float(2 * half.max()),
         cameras,
@@ -162,11 +164,20 @@ def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
-def evaluations(sampling: Sampling) -> int:
-    """How often a sampler asks its model for a velocity: twice in steps with guidance."""
-    guidance = Guidance(sampling.strength, sampling.interval)
-    times = flow_schedule(sampling.steps, sampling.rescale_t)[:-1]
-    return sum(1 + guidance.applies(1000 * time) for time in times)
+def options_of(setting: str) -> dict[str, Any]:
+    """What `Pipeline.generate` is given for a setting. ValueError for options that it does not have."""
+    if setting in QUALITIES:
+        return {"quality": setting}
+    found = {}
+    for option in setting.split("+"):
+        name, _, value = option.partition("=")
+        if name not in OPTIONS or not value:
+            raise ValueError(f"settings: expected {', '.join(QUALITIES)} or options of Pipeline.generate, given {option!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:  # a word
+            found[name] = value
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,8 +189,8 @@ class Run:
     seed: int
     rows: Sequence[Mapping[str, float]]
     control: Sequence[Mapping[str, float]]
-    seconds: Sequence[float]  # of each object
-    evaluations: int | None  # of an object
+    seconds: Sequence[float]  # of each object of which there is something, as the next
+    evaluations: Sequence[int]  # of both generators
 
     @property
     def figures(self) -> dict[str, float]:
@@ -199,26 +210,23 @@ def run(
     """Generates every object from its photo, and measures it. truths: by number; on_result: told of every result."""
     rows: dict[int, dict[str, float]] = {}
     control: dict[int, dict[str, float]] = {}
-    seconds, models = [], OpenModels(pipeline.artifacts)
+    seconds, evaluations, models = [], [], OpenModels(pipeline.artifacts)
     for number, example in enumerate(examples):
         tell(number)
         given = {"pointmap": example.pointmap, "pointmap_axes": "pytorch3d"} if point_maps else {}
-        spent: dict[str, float] = {}
-        try:
+        result = None  # what it stays where no voxel is occupied
+        with suppress(Failure):
             result = pipeline.generate(
-                example.rgba, seed=seed, formats=("ply", "glb"), models=models, **given, **SETTINGS[setting]
+                example.rgba, seed=seed, formats=("ply", "glb"), models=models, **given, **options_of(setting)
             )
-            spent = result.seconds
-        except Failure:
-            result = None
         rows[number] = measured(result, truths(number))
         if len(examples) > 1:
             control[number] = measured(result, truths((number - 1) % len(examples)))
-        seconds.append(sum(spent.values()))
+        if result is not None:
+            seconds.append(sum(result.seconds.values()))
+            evaluations.append(sum(made["conditional"] + made["unconditional"] for made in result.evaluations.values()))
         on_result(number, result)
-    asked = [pipeline.config.ss_sampling, pipeline.config.slat_sampling]
-    counted = sum(map(evaluations, asked)) if not SETTINGS[setting] else None
-    return Run(setting, pipeline.artifacts.precision, seed, list(rows.values()), list(control.values()), seconds, counted)
+    return Run(setting, pipeline.artifacts.precision, seed, list(rows.values()), list(control.values()), seconds, evaluations)
 
 
 def by_kind(found: Run, kinds: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -254,19 +262,24 @@ def table_of_kinds(first: Run, kinds: Sequence[str], spread: Sequence[Run]) -> T
 def table_of_settings(runs: Sequence[Run], spread: Sequence[Run]) -> Table:
     """Time, evaluations and figures of every setting and precision, the first one's in the mean of its seeds."""
     shown = _table("setting", "precision", "evaluations", "s an object", "of the time")
-    first = float(np.mean([np.median(found.seconds) for found in spread]))
+    first = _seconds(spread)
     for found in runs:
         of_first = found is runs[0]
         same = list(spread) if of_first else [found]
-        seconds = float(np.mean([np.median(one.seconds) for one in same]))
+        seconds = _seconds(same)
         figures = {name: float(np.mean([one.figures[name] for one in same])) for name in FIGURES}
         marked = {
             name: not of_first and worse(name, value, [one.figures[name] for one in spread]) for name, value in figures.items()
         }
-        counted = "" if found.evaluations is None else str(found.evaluations)
+        counted = f"{np.mean(found.evaluations):.1f}" if found.evaluations else "-"
         share = f"{100 * seconds / first:.0f} %" if first > 0 else ""
         shown.add_row(found.setting, found.precision, counted, f"{seconds:.2f}", share, *_figures(figures, marked))
     return shown
+
+
+def _seconds(runs: Sequence[Run]) -> float:
+    """What an object takes, the median of each run, in the mean; 0 where there is none."""
+    return float(np.mean([np.median(found.seconds) if found.seconds else 0.0 for found in runs]))
 
 
 def verdicts(first: Run, kinds: Sequence[str], cups_and_bowls: Sequence[str]) -> list[str]:
@@ -315,7 +328,7 @@ def sheet_row(example: Any, truth: Truth, result: Result | None) -> list[Image.I
     if result is None:
         return row + [Image.new("RGB", (TILE, TILE), WHITE)] * (VIEWS + 1)
     row += [splat_picture(result.gaussians, camera, TILE) for camera in truth.cameras]
-    return [*row, mesh_picture(result.mesh, truth.cameras[0], TILE, light=False)]
+    return [*row, mesh_picture(result.mesh, truth.cameras[0], TILE)]
 
 
 def compiled(weights: Path | None, artifacts: Path | None, precision: str, console: Console) -> Pipeline:
@@ -341,7 +354,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The trained tiny model on objects that it was never trained on.")
     parser.add_argument("--objects", type=int, metavar="N", help="how many; 100 by default")
     parser.add_argument("--seeds", type=int, metavar="N", help="of the first setting, for its spread; 1 by default")
-    parser.add_argument("--settings", "--quality", default="exact", metavar="NAME,NAME", help="of " + ", ".join(SETTINGS))
+    names = ", ".join(QUALITIES)
+    parser.add_argument("--settings", "--quality", default="exact", metavar="NAME,NAME", help=f"{names}, or options")
     parser.add_argument("--precisions", default="float32", metavar="NAME,NAME", help="of " + ", ".join(PRECISIONS))
     parser.add_argument("--point-maps", action="store_true", help="photos come with point maps")
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="in place of those of the package")
@@ -355,11 +369,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             setattr(given, name, QUICK[name] if given.quick else usual)
         if getattr(given, name) < 1:
             parser.error(f"--{name}: expected at least 1, given {getattr(given, name)}")
-    for name, known in (("settings", SETTINGS), ("precisions", PRECISIONS)):
-        values = getattr(given, name).split(",")
-        if unknown := [value for value in values if value not in known]:
-            parser.error(f"--{name}: expected some of {', '.join(known)}, given {', '.join(map(repr, unknown))}")
-        setattr(given, name, values)
+    given.settings, given.precisions = given.settings.split(","), given.precisions.split(",")
+    if unknown := [name for name in given.precisions if name not in PRECISIONS]:
+        parser.error(f"--precisions: expected some of {', '.join(PRECISIONS)}, given {', '.join(map(repr, unknown))}")
+    try:
+        for setting in given.settings:
+            options_of(setting)
+    except ValueError as error:
+        parser.error(f"--{error}")
     if given.sheet is not None and given.sheet.suffix != ".png":
         parser.error(f"--sheet: expected a name that ends in .png, given {given.sheet}")
     return given
@@ -370,17 +387,16 @@ def main(arguments: list[str] | None = None, console: Console | None = None) -> 
     machine = machine_info(given.quick)
     examples = held_out(given.objects, given.point_maps)
     kinds = [example.object.kind for example in examples]
+    truths = functools.cache(lambda number: truth_of(examples[number]))
     runs, spread, pictures = [], [], {}
 
     for precision in given.precisions:
         pipeline = compiled(given.weights, given.artifacts, precision, console)
-        resolution = pipeline.config.slat_generator.resolution
-        truths = functools.cache(lambda number, resolution=resolution: truth_of(examples[number], resolution))
         for setting in given.settings:
             for seed in range(given.seeds if not runs else 1):
                 first = not spread
 
-                def keep(number: int, result: Result | None, truths=truths, first=first) -> None:
+                def keep(number: int, result: Result | None, first=first) -> None:
                     if first and given.sheet is not None and number < ON_SHEET:
                         pictures[number] = sheet_row(examples[number], truths(number), result)
 
@@ -388,7 +404,7 @@ def main(arguments: list[str] | None = None, console: Console | None = None) -> 
                 with console.status(name) as status:
                     tell = functools.partial(_tell, status, name, len(examples))
                     found = run(pipeline, examples, truths, setting, seed, given.point_maps, tell, keep)
-                if not runs or found.setting == runs[0].setting and found.precision == runs[0].precision:
+                if not runs or (found.setting, found.precision) == (runs[0].setting, runs[0].precision):
                     spread.append(found)
                 if seed == 0:
                     runs.append(found)

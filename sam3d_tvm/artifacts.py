@@ -19,6 +19,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ import tvm
 from sam3d_tvm.checkpoint import Checkpoint, check_config, with_finite
 from sam3d_tvm.checkpoint_files import PIPELINE as CHECKPOINT
 from sam3d_tvm.checks import check_size
+from sam3d_tvm.compile_processes import compile_side_by_side
 from sam3d_tvm.config import PipelineConfig, preset
 from sam3d_tvm.fingerprint import fingerprint
 from sam3d_tvm.lock import locked, wait_while_held
@@ -287,6 +289,7 @@ def compile_artifacts(
     precision: str = "float32",
     target: tvm.target.Target | None = None,
     on_model: OnCompile = lambda name, done, total: None,
+    processes: int = 1,
 ) -> Artifacts:
     """The artifacts of `source` in `folder`. What is there already, of the same weights and code, is kept; where only weights
     differ they are packed anew; a compilation that was interrupted is taken up again.
@@ -295,7 +298,8 @@ def compile_artifacts(
     up nobody. Nothing is written to a folder that is complete.
 
     `precision`: one of `sparse_ops.transform.precision.PRECISIONS` that the target has. `on_model(name, done, total)` is told
-    which model is being compiled, of how many that have to be, and in the end ("", total, total).
+    which model is being compiled, of how many that have to be, and in the end ("", total, total). `processes`: how many models
+    are compiled side by side, each with all of its weights in memory; above 1 each is told of when it is done.
 
     Raises ValueError for a folder that holds something else, and for weights that do not fit, with the name of the model;
     OSError that names the folder if it cannot be written to.
@@ -313,9 +317,15 @@ def compile_artifacts(
                 say(f"no locks on the file system of {str(folder)!r}: let one process at a time compile into it")
             _describe(folder, data)
             names = todo()
-            for done, name in enumerate(names):
-                on_model(name, done, len(names))
-                compile_model(source, folder, name, precision, target)
+            if processes > 1 and len(names) > 1:
+                on_model(names[0], 0, len(names))
+                done = count(1)
+                options = precision, target, processes, lambda name: on_model(name, next(done), len(names))
+                compile_side_by_side(source, folder, names, *options)
+            else:
+                for done, name in enumerate(names):
+                    on_model(name, done, len(names))
+                    compile_model(source, folder, name, precision, target)
     else:
         names = []
     on_model("", len(names), len(names))

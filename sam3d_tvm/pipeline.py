@@ -54,8 +54,10 @@ from sam3d_tvm.resize import resized_nearest
 from sam3d_tvm.sampler import Evaluations, Guidance, Step
 from sam3d_tvm.splat.gaussians import Gaussians
 from sam3d_tvm.structure import STAGES, Structure, differences
+from sam3d_tvm.tiny import NAME as TINY
 from sam3d_tvm.velocity_caching import EVERYTHING, GuidanceReuse, Saving
 from sam3d_tvm.velocity_caching.saving import Cache
+from tir_kernels.cpu.threads import available_cores
 
 POINTMAPS = ("pointmap", "rgb_pointmap")
 OVERLAP = (
@@ -165,7 +167,8 @@ class Pipeline:
         """
         source = preset_source(name, seed, depth_model)
         place = artifacts or default_folder(source.label(precision, target))
-        return cls(compile_artifacts(source, place, precision, target, on_model))
+        processes = available_cores() if name == TINY else 1  # small enough to be in memory several times
+        return cls(compile_artifacts(source, place, precision, target, on_model, processes))
 
     @classmethod
     def from_artifacts(cls, folder: str | os.PathLike) -> "Pipeline":

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sam3d_tvm.artifacts import Artifacts, SeededSource, begin, compile_model, is_made
+from sam3d_tvm.artifacts import Artifacts, SeededSource, begin, compile_artifacts, compile_model
+from sam3d_tvm.compile_processes import compile_side_by_side
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.pipeline import Pipeline
 from sam3d_tvm.presets import preset_source
 from sam3d_tvm.tiny import TINY, TinySource, save_weights, shipped
+from tests.sam3d_tvm.tiny_pipeline import copied_artifacts
 from tests.sam3d_tvm.tiny_weights import arrays, write_weights
 
 SMALL = "slat_decoder_gs"  # the model that is compiled here
@@ -118,11 +120,24 @@ def test_artifacts_of_it_are_not_of_random_weights(weights, tmp_path):
     assert value["random_weights"] is False and value["config"] == json.loads(json.dumps(TINY.to_json()))
     with pytest.raises(ValueError, match="not compiled yet"):
         Artifacts(folder)
-    compile_model(TinySource(weights), folder, SMALL)
-    assert is_made(TinySource(weights), folder, SMALL)
-    (weights_of := tmp_path / "changed").mkdir()
-    save_weights(weights_of, SMALL, arrays(SMALL, seed=1))
-    assert not is_made(TinySource(weights_of), folder, SMALL)
+
+
+def test_models_compiled_side_by_side(tmp_path):
+    """Code of other weights is there, so that these are only packed; by two processes, to the bytes that one makes."""
+    folder, told = copied_artifacts(tmp_path / "several"), []
+    source = SeededSource("random-tiny", 1)
+    compile_artifacts(source, folder, on_model=lambda *given: told.append(given), processes=2)
+    names, count = list(source.config.models), len(source.config.models)
+    assert told == [(names[0], 0, count), *((told[i][0], i, count) for i in range(1, count + 1)), ("", count, count)]
+    assert sorted(name for name, *_ in told[1:-1]) == sorted(names)
+    compile_model(source, alone := copied_artifacts(tmp_path / "alone"), SMALL)
+    for file in (alone / SMALL).iterdir():
+        assert file.read_bytes() == (folder / SMALL / file.name).read_bytes(), file.name
+
+
+def test_what_a_process_did_not_do_and_why_reaches_who_asked(tmp_path):
+    with pytest.raises(ValueError, match=r"ss_decoder\.safetensors .*given none"):
+        compile_side_by_side(TinySource(tmp_path), tmp_path / "artifacts", ["ss_decoder"], "float32", None, 1, print)
 
 
 def test_what_is_wrong_with_weights_is_said_with_the_file(own, tmp_path):
@@ -156,8 +171,17 @@ def test_presets_that_are_refused(options, message):
         preset_source(**{"name": "tiny", **options})
 
 
-def test_from_preset_means_it(monkeypatch, tmp_path):
+def test_from_preset_means_it(monkeypatch):
     seen = []
-    monkeypatch.setattr("sam3d_tvm.pipeline.compile_artifacts", lambda source, folder, *_: seen.append((source, folder)))
+    monkeypatch.setattr("sam3d_tvm.pipeline.compile_artifacts", lambda *given: seen.append(given))
     Pipeline.from_preset()
-    assert isinstance(seen[0][0], TinySource) and seen[0][1].name == "preset-tiny-float32"
+    Pipeline.from_preset("random-tiny")
+    (source, folder, *_, processes), (random, *_, one) = seen
+    assert isinstance(source, TinySource) and folder.name == "preset-tiny-float32" and processes >= 1
+    assert isinstance(random, SeededSource) and one == 1
+
+
+def test_a_process_that_dies_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("sam3d_tvm.compile_processes.COMMAND", "import sys; sys.exit('no memory')")
+    with pytest.raises(RuntimeError, match="its process ended: no memory"):
+        compile_side_by_side(TinySource(tmp_path), tmp_path, [SMALL, SMALL], "float32", None, 2, print)
