@@ -48,9 +48,9 @@ DEPTHS: dict[str, Callable[..., float]] = {  # additions behind the results of a
     "ss_generator": lambda config, noise, cond, *_, **__: case_ss_flow.depths_of(config, cond[0].shape[1], LONGEST)["y"],
     "ss_decoder": lambda config, shape: case_ss_decoder.depths_of(config)["logits"],
     "slat_condition_embedder": lambda config, images, **_: case_embedder_fuser.depths_of(config, images)["tokens"],
-    "slat_generator": lambda config, coords, cond, *_, **__: case_slat_flow.depths_of(config, coords, cond[0].shape[1], LONGEST)[
-        "y"
-    ],
+    "slat_generator": lambda config, coords, cond, *_, **__: case_slat_flow.depths_of(
+        config, coords, cond[0].shape[1], LONGEST
+    )["y"],
     "slat_decoder_gs": lambda config, coords, feats: case_slat_decoder_gs.depths_of(config, coords)["out_feats"],
     "slat_decoder_mesh": lambda config, coords, feats: case_slat_decoder_mesh.depths_of(config, coords)["feats"],
 }

@@ -3,7 +3,8 @@
     python -m training.all [--quick] [--folder build/training] [--weights sam3d_tvm/data/tiny]
 
 Two chains run side by side, a process of one thread each, as several threads of torch get in each other's way. A stage that is
-done is not done again, and one that was interrupted goes on from its last state; other numbers in the recipe want another folder.
+done is not done again, and one that was interrupted goes on from its last state; other numbers in the recipe want another
+folder.
 """
 
 import argparse

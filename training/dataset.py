@@ -101,7 +101,8 @@ def one_object(seed: int, index: int, latent: StructureLatent) -> dict[str, np.n
 
 
 def make_file(path: Path, seed: int, first: int, count: int, latent: StructureLatent, tell: Callable[[str], None]) -> None:
-    """Write the objects `first` to `first + count` of a seed, of which a few are passed over. The file is whole or not there."""
+    """Write the objects `first` to `first + count` of a seed, of which a few are passed over. The file is whole or not
+    there."""
     started, kept = time.monotonic(), []
     for index in range(first, first + count):
         if (rows := one_object(seed, index, latent)) is not None:
@@ -116,8 +117,8 @@ def make_file(path: Path, seed: int, first: int, count: int, latent: StructureLa
 
 @dataclass(eq=False)
 class Batch:
-    """image float32 [B, 3, 112, 112] and mask [B, 1, 112, 112] in 0..1; pointmap float32 [B, 3, 32, 32], and `pointed` bool [B]:
-    whether there is one; latent float32 [B, 64, 48]; rotation float32 [B, 6] normalised; placement float32 [B, 4]; palette
+    """image float32 [B, 3, 112, 112] and mask [B, 1, 112, 112] in 0..1; pointmap float32 [B, 3, 32, 32], and `pointed` bool
+    [B]: whether there is one; latent float32 [B, 64, 48]; rotation float32 [B, 6] normalised; placement float32 [B, 4]; palette
     float32 [B, MATERIALS, 3], seen bool [B, MATERIALS]."""
 
     image: torch.Tensor

@@ -60,7 +60,8 @@ def new_structure_flow(net: StructureFlowModel, seed: int) -> StructureFlowModel
 
 
 def waves(side: int, axes: int, channels: int) -> Tensor:
-    """Sines and cosines of positions on a grid of `side` along each of `axes`: float32 [side^axes, channels], first axis slowest."""
+    """Sines and cosines of positions on a grid of `side` along each of `axes`: float32 [side^axes, channels], first axis
+    slowest."""
     count = channels // (2 * axes)
     frequencies = 1.5 / 100 ** (torch.arange(count) / max(count, 1))
     grid = torch.meshgrid(*[torch.arange(side).float()] * axes, indexing="ij")

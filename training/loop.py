@@ -1,7 +1,7 @@
 """The loop of every training: a fixed number of steps, resumed where it was interrupted, with its progress in the log.
 
-Random numbers of a step depend on the seed and the step's number alone, so that an interrupt changes nothing. Matrices inside of
-blocks are trained by Muon (K. Jordan et al., 2024), all other parameters by AdamW; what is kept is their moving average.
+Random numbers of a step depend on the seed and the step's number alone, so that an interrupt changes nothing. Matrices inside
+of blocks are trained by Muon (K. Jordan et al., 2024), all other parameters by AdamW; what is kept is their moving average.
 """
 
 import copy
@@ -28,8 +28,8 @@ SAVE_EVERY = 240  # seconds
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of matrices (Muon) and of the rest (AdamW); `level`: the part of all steps before they fall; `average`: how
-    much of the moving average stays in a step."""
+    """Learning rates of matrices (Muon) and of the rest (AdamW); `level`: the part of all steps before they fall; `average`:
+    how much of the moving average stays in a step."""
 
     matrices: float = 4e-3
     rest: float = 2e-3
@@ -62,8 +62,9 @@ def train(
 ) -> None:
     """Train `net` and write its averaged weights as `folder`/`name`.safetensors. Does nothing where that file is.
 
-    step(randomness, part): adds the gradients of one step to the net, `part` of all steps being done, and returns losses to tell
-    of. average: of `averaged`, where steps make use of it. check(average): what to tell of the averaged net. Where training was interrupted it goes on from its last state.
+    step(randomness, part): adds the gradients of one step to the net, `part` of all steps being done, and returns losses to
+    tell of. average: of `averaged`, where steps make use of it. check(average): what to tell of the averaged net. Where
+    training was interrupted it goes on from its last state.
     """
     done = folder / f"{name}.safetensors"
     if done.exists():

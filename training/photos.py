@@ -1,7 +1,8 @@
 """Photos of objects as a user would bring them: a camera, light, a background and what is in the way; with mask and point map.
 
-A photo is made at the resolution at which the pipeline looks at it: the object is about `BOX` pixels wide, so that the crop that
-`sam3d_tvm.photo.preprocess` takes is about 112 wide. That function makes the inputs of every model from it, here as in use.
+A photo is made at the resolution at which the pipeline looks at it: the object is about `BOX` pixels wide, so that the crop
+that `sam3d_tvm.photo.preprocess` takes is about 112 wide. That function makes the inputs of every model from it, here as in
+use.
 """
 
 import math
@@ -35,7 +36,8 @@ class View:
 @dataclass(frozen=True, eq=False)
 class Photo:
     """rgba: uint8 [H, W, 4], alpha is the mask. pointmap: float32 [3, H, W] in `frames.CAMERA`, NaN where there is nothing, one
-    unit being the cube's side; or None. palette: float32 [MATERIALS, 3] in 0..1, the colours in this light, shadows left out."""
+    unit being the cube's side; or None. palette: float32 [MATERIALS, 3] in 0..1, the colours in this light, shadows left
+    out."""
 
     rgba: np.ndarray
     pointmap: np.ndarray | None

@@ -1,4 +1,5 @@
-"""Pictures of objects by sphere tracing (J. C. Hart, "Sphere tracing", The Visual Computer 12, 1996), and their true colours."""
+"""Pictures of objects by sphere tracing (J. C. Hart, "Sphere tracing", The Visual Computer 12, 1996), and their true
+colours."""
 
 from dataclasses import dataclass
 
@@ -19,8 +20,9 @@ DARKEST = 0.5  # what is left of a colour where nothing of the sky is seen
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """What is seen in a picture of P pixels: `hit` bool [P]; of the H pixels that hit the object, points float32 [H, 3], normals
-    float32 [H, 3], materials int64 [H], occlusion float32 [H] as of `openness`, depth float32 [H] along the camera's axis."""
+    """What is seen in a picture of P pixels: `hit` bool [P]; of the H pixels that hit the object, points float32 [H, 3],
+    normals float32 [H, 3], materials int64 [H], occlusion float32 [H] as of `openness`, depth float32 [H] along the camera's
+    axis."""
 
     hit: Tensor
     points: Tensor
@@ -38,7 +40,8 @@ def openness(thing: Object, points: Tensor, normals: Tensor) -> Tensor:
 
 
 def surface_colours(palette: Tensor, materials: Tensor, open_part: Tensor) -> Tensor:
-    """The true colours float32 [N, 3] in 0..1 of places of `materials` [N] and `openness` [N]; palette float32 [materials, 3]."""
+    """The true colours float32 [N, 3] in 0..1 of places of `materials` [N] and `openness` [N]; palette float32 [materials,
+    3]."""
     return palette[materials] * (DARKEST + (1 - DARKEST) * open_part)[:, None]
 
 

@@ -151,7 +151,8 @@ class Spout:
 
 @dataclass(frozen=True)
 class Box:
-    """A box with rounded edges that stands on z = 0, turned by `azimuth`; `half` sizes, `top`: whether its upper side is a BAND."""
+    """A box with rounded edges that stands on z = 0, turned by `azimuth`; `half` sizes, `top`: whether its upper side is a
+    BAND."""
 
     half: tuple[float, float, float]
     azimuth: float

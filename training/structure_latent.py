@@ -1,8 +1,8 @@
 """The latent of a structure in closed form: principal components of its distance field, block by block.
 
 The field on the grid, in voxels, is cut at `CUT` and divided by it. Blocks of 8^3 voxels give `BLOCK_CHANNELS` components each;
-of those of 2^3 blocks together `CHANNELS` are kept. These are the 4^3 tokens of the structure generator, x slowest. Channels are
-divided by a power of their deviation, which brings them nearer to each other and leaves more weight to what matters more.
+of those of 2^3 blocks together `CHANNELS` are kept. These are the 4^3 tokens of the structure generator, x slowest. Channels
+are divided by a power of their deviation, which brings them nearer to each other and leaves more weight to what matters more.
 """
 
 from dataclasses import dataclass

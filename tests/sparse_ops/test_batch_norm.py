@@ -178,7 +178,9 @@ def test_modules_that_torch_exported(case, precision, monkeypatch):
     layers, shape, name, depth = MODELS[case]
     model, found = seeded(*layers), []
     record = relax.transform.LegalizeOps
-    monkeypatch.setattr(relax.transform, "LegalizeOps", lambda *rules: tvm.transform.Sequential([_recorder(found), record(*rules)]))
+    monkeypatch.setattr(
+        relax.transform, "LegalizeOps", lambda *rules: tvm.transform.Sequential([_recorder(found), record(*rules)])
+    )
     component = port_component(model, (torch.zeros(shape),), case, dynamic=({0: Dim("n", min=1)},), precision=precision)
     (mod,) = found
     called = [n for n in ops(_main_of(mod, "forward")) if n.startswith("sparse_ops.")]

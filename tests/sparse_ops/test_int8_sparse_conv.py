@@ -189,5 +189,7 @@ def test_refusals_tell_why():
 
 
 def test_an_unknown_kind_of_products():
-    with pytest.raises(ValueError, match=r"sparse_conv: products: expected one of 'float', 'tf32', 'int8', 'int7', given 'int4'"):
+    with pytest.raises(
+        ValueError, match=r"sparse_conv: products: expected one of 'float', 'tf32', 'int8', 'int7', given 'int4'"
+    ):
         op.sparse_conv(None, None, None, None, products="int4")

@@ -41,7 +41,16 @@ def run(folder: Path, steps: int = 30, stop_at: int | None = None) -> list[str]:
         return {"loss": loss.detach()}
 
     train(
-        "line", folder, net, steps, step, lines.append, seed=3, rates=Rates(matrices=4e-2, rest=1e-2), tell_every=10, check=lambda net: "seen"
+        "line",
+        folder,
+        net,
+        steps,
+        step,
+        lines.append,
+        seed=3,
+        rates=Rates(matrices=4e-2, rest=1e-2),
+        tell_every=10,
+        check=lambda net: "seen",
     )
     return lines
 

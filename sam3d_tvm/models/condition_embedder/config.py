@@ -161,9 +161,7 @@ class EmbedderFuserConfig:
         return sum(len(embedder.inputs) * embedder.model.tokens for embedder in self.embedders)
 
 
-def fuser_config(
-    image: DinoConfig, pointmap: PointPatchConfig | None = None, *, whole: bool = True
-) -> EmbedderFuserConfig:
+def fuser_config(image: DinoConfig, pointmap: PointPatchConfig | None = None, *, whole: bool = True) -> EmbedderFuserConfig:
     """Every kind of input cropped around the object, and with `whole` as a whole, too; point maps where there is an embedder
     for them."""
 
