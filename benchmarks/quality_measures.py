@@ -28,7 +28,7 @@ def voxel_iou(found: np.ndarray, true: np.ndarray) -> float:
     """Intersection over union of occupied voxels, both bool [R, R, R]: |found and true| / |found or true|; 1 for two empty
     grids."""
     union = np.count_nonzero(found | true)
-    return np.count_nonzero(found & true) / union if union else 1.0
+    return float(np.count_nonzero(found & true) / union) if union else 1.0
 
 
 def mesh_points(vertices: np.ndarray, faces: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:

@@ -124,8 +124,11 @@ class Known:
 def test_what_is_known_has_the_figures_of_no_mistake():
     given = example(0)
     found = measured(result(given, turned=7.0), truth(given))
-    assert found["voxel IoU"] == 1 and found["F-score"] == 1
-    assert found["Chamfer %"] < 2  # what points are apart on a surface of 5,000 to 10,000 of them
+    assert found["voxel IoU"] == 1
+    # Of so few points some are apart. The mean distance of a point from the nearest of n on a sphere is sqrt(pi / n) of its
+    # radius: 2 % and 1.25 % of the side, for 2,000 and 5,000.
+    assert found["F-score"] > 0.99
+    assert found["Chamfer %"] == pytest.approx(1.62, abs=0.1)
     assert found["rotation"] == pytest.approx(7, abs=1e-4) == found["elevation"]
     assert found["PSNR"] > 25 and found["SSIM"] > 0.95
 
