@@ -125,7 +125,7 @@ def write_weights(path: Path, weights: Path) -> None:
         ("ss_decoder", "structure_decoder", ""),
         ("slat_condition_embedder", "slat_generator", "slat_condition_embedder."),
         ("slat_generator", "slat_generator", "slat_generator."),
-        ("slat_decoder_gs", "slat_decoder_gs", ""),
+        ("slat_decoder_gs", "gaussian_decoder", ""),
         ("slat_decoder_mesh", "mesh_decoder", ""),
     ):
         save_weights(weights, name, saved_weights(path, file, prefix))
