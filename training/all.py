@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     weights = given.weights or (path / "weights" if given.quick else shipped())
     write_weights(path, weights)
     size = sum(file.stat().st_size for file in weights.glob("*.safetensors")) / 1e6
-    Folder(path, "").tell(f"weights of {size:.1f} MB in {weights}, {(time.monotonic() - started) / 60:.0f} min")
+    Folder(path, "").tell(f"weights of {size:.1f} MB, {(time.monotonic() - started) / 60:.0f} min")
 
 
 def _keep_recipe(path: Path, recipe: Recipe) -> None:
