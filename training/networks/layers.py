@@ -1,4 +1,4 @@
-"""Layers that the sparse networks share: submanifold convolutions by our own ops, attention, norms, embeddings.
+"""Layers that the sparse networks share: submanifold convolutions by our own ops, attention, positions.
 
 A convolution is a module with `forward(x, sites)` and `of_upsampled(x, sites)`. `Convolution` makes one of input channels,
 output channels and taps along an axis; networks take another in its place, as the references of tests and benchmarks do.
@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam3d_tvm.models.sparse_blocks import LONGEST_PERIOD
 from training.networks.sites import OPS, Sites
 
 NORM_EPS, FINAL_NORM_EPS = 1e-6, 1e-5
-FREQUENCIES = 128  # of a time
-LONGEST_PERIOD = 10_000
 Convolution = Callable[[int, int, int], nn.Module]
 
 
@@ -63,44 +62,6 @@ class Conv(nn.Module):
     def of_upsampled(self, x: Tensor, sites: Sites) -> Tensor:
         """x [M, channels], sites of 8 M rows -> [8 M, out_channels]."""
         return self.conv.of_upsampled(x, sites)
-
-
-class TimeEmbedder(nn.Module):
-    """128 cosines, then 128 sines of the time, through linear, SiLU, linear."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES, channels), nn.SiLU(), nn.Linear(channels, channels))
-
-    def forward(self, t: Tensor) -> Tensor:
-        """t [B], already multiplied by the time scale -> [B, channels]."""
-        steps = torch.arange(FREQUENCIES, dtype=torch.float32)
-        angles = t[:, None] * torch.exp(-math.log(LONGEST_PERIOD) * steps / FREQUENCIES)  # [B, 128]
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
-
-
-class FeedForward(nn.Module):
-    """Linear, GELU (tanh), linear."""
-
-    def __init__(self, channels: int, hidden: int):
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C] -> [N, C]."""
-        return self.mlp(x)
-
-
-class HeadNorm(nn.Module):
-    """A root mean square norm of every head's queries or keys."""
-
-    def __init__(self, heads: int, head_dim: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(heads, head_dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, heads, head_dim] -> the same."""
-        return F.normalize(x, dim=-1) * self.gamma * self.gamma.shape[-1] ** 0.5
 
 
 def attention(q: Iterable[Tensor], k: Iterable[Tensor], v: Iterable[Tensor]) -> Tensor:

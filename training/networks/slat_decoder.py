@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam3d_tvm.models.slat_decoder import SlatDecoderConfig
-from training.networks.layers import NORM_EPS, FeedForward, positions
+from sam3d_tvm.models.structure_flow.network_torch import FeedForward
+from training.networks.layers import NORM_EPS, positions
 from training.networks.sites import Sites
 
 

@@ -5,15 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam3d_tvm.models.slat_generator.config import SlatConfig
+from sam3d_tvm.models.structure_flow.network_torch import FeedForward, HeadNorm, TimestepEmbedder
 from training.networks.layers import (
     FINAL_NORM_EPS,
     NORM_EPS,
     Conv,
     Convolution,
-    FeedForward,
-    HeadNorm,
     SubmanifoldConvolution,
-    TimeEmbedder,
     attention,
     positions,
 )
@@ -28,7 +26,7 @@ class SlatGeneratorNetwork(nn.Module):
         self.config = config
         inner, widths = config.model_channels, config.widths
         self.input_layer = nn.Linear(config.in_channels, widths[0])
-        self.t_embedder = TimeEmbedder(inner)
+        self.t_embedder = TimestepEmbedder(inner)
         self.input_blocks = nn.ModuleList(ResBlock(widths[a], inner, widths[b], convolution) for a, b in config.input_moves)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.out_blocks = nn.ModuleList(ResBlock(2 * widths[a], inner, widths[b], convolution) for a, b in config.out_moves)
