@@ -81,7 +81,7 @@ def test_every_parameter_is_learnt():
     for network, given in calls.items():
         for name, parameter in network.named_parameters():
             if name.endswith("gamma"):  # which the module that the models share leaves empty
-                nn.init.ones_(parameter)
+                torch.nn.init.ones_(parameter)
         found = network(*given)
         (found[0] if isinstance(found, tuple) else found).square().sum().backward()
         without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
