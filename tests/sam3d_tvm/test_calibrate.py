@@ -11,16 +11,18 @@ import pytest
 from PIL import Image
 
 from sam3d_tvm import cli
-from sam3d_tvm.artifacts import CALIBRATION, LOCK, MADE_FROM, Artifacts, SeededSource, compile_artifacts
+from sam3d_tvm.artifacts import CALIBRATION, LOCK, MADE_FROM, Artifacts, SeededSource, compile_artifacts, is_made
 from sam3d_tvm.calibrate import Calibrated, calibrate
 from sam3d_tvm.lock import locked
 from sam3d_tvm.models import MODELS
 from sam3d_tvm.pipeline import Pipeline
 from sam3d_tvm.validate import BOUNDS, Integers, Verdict
-from sparse_ops.transform.precision import QUANTIZED
+from sparse_ops.transform.precision import QUANTIZED, features_of
 from tests.sam3d_tvm.tiny_pipeline import copied_artifacts, disc_photo, tiny_artifacts
 from tests.sam3d_tvm.wide_pipeline import INTEGERS, WideSource, copied_wide_artifacts, wide_artifacts
 from tir_kernels.cpu.isa import AVX512, AVX512_BF16, PORTABLE, Isa, forced_isa
+
+FLOATS = features_of("int8")  # of layers that stay floats: "bfloat16" where this CPU multiplies it
 
 LAYERS = {"ss_generator": 16, "slat_generator": 16}
 OF_ONE_OBJECT = {"steps": 1, "seed": 3}
@@ -88,20 +90,20 @@ def test_which_models_take_integers():
 
 def test_in_which_numbers_layers_are():
     artifacts = wide_artifacts()
-    assert runs_in(artifacts) == {
-        name: {"int8", "float32"} if name in INTEGERS else {"float32"} for name in artifacts.config.models
-    }
+    numbers = {name: {"int8", FLOATS} for name in INTEGERS} | {"ss_decoder": {FLOATS}}
+    assert runs_in(artifacts) == {name: numbers.get(name, {FLOATS, "float32"}) for name in artifacts.config.models}
     layers = artifacts.layers("ss_generator")
     assert layers["blocks.0.mlp.shape.mlp.0.weight"].runs_in == "int8"
     assert layers["blocks.0.self_attn.to_qkv.shape.weight (3 of 3)"].runs_in == "int8"
     for name in ("t_embedder.mlp.2.weight", "blocks.0.adaLN_modulation.1.weight", "latent_mapping.shape.input_layer.weight"):
-        assert layers[name].runs_in == "float32"
+        assert layers[name].runs_in == FLOATS
     assert artifacts.uncalibrated == list(INTEGERS)
 
 
 def test_models_without_integers_are_those_of_floats():
-    tiny, wide = tiny_artifacts(), wide_artifacts()
-    assert {name for name, key in wide.keys.items() if key == tiny.keys.get(name)} == set(wide.keys) - set(INTEGERS)
+    source, folder = WideSource(), wide_artifacts().folder
+    models = set(source.config.models)
+    assert {name for name in models if is_made(source, folder, name, FLOATS)} == models - set(INTEGERS)
 
 
 def test_calibration_is_part_of_what_a_result_is_made_with(calibrated):
@@ -179,7 +181,7 @@ def test_the_commands(wide_preset, files, calibrated, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "without calibration" not in err and "16 int8 calibrated" in out
     assert "slat_generator: blocks.1.mlp.mlp.2.weight: int8 calibrated\n" in out
-    assert "slat_generator: blocks.1.adaLN_modulation.1.weight (1 of 6): float32\n" in out
+    assert f"slat_generator: blocks.1.adaLN_modulation.1.weight (1 of 6): {FLOATS}\n" in out
     assert cli.main(compiling) == 0  # and what is calibrated stays
     assert "without calibration" not in capsys.readouterr().err
 
