@@ -42,6 +42,7 @@ from tests.golden import (
 from tests.sam3d_tvm.tiny_pipeline import SOURCE, disc_photo, tiny_artifacts
 from tests.tolerance import Comparison, compare
 
+OF_ONE_RUN = ("on_step", "evaluations")  # options of samplers that tell of a run, and do not decide what comes out
 LONGEST = 1000.0  # the time of the first step of a sampler
 DEPTHS: dict[str, Callable[..., float]] = {  # additions behind the results of a model, from its config and arguments
     "ss_condition_embedder": lambda config, images, **_: case_embedder_fuser.depths_of(config, images)["tokens"],
@@ -78,7 +79,7 @@ class Call:
 
 @contextmanager
 def recorded() -> Iterator[list[Call]]:
-    """The calls of all models inside, but for what they tell of their steps."""
+    """The calls of all models inside, but for `OF_ONE_RUN`."""
     calls: list[Call] = []
     with pytest.MonkeyPatch.context() as patch:
         for kind, method in METHODS:
@@ -88,7 +89,7 @@ def recorded() -> Iterator[list[Call]]:
 
 def _noting(call: Callable, method: str, calls: list[Call]) -> Callable:
     def noted(self, *arguments, **options):
-        kept = copy.deepcopy(arguments), {name: value for name, value in options.items() if name != "on_step"}
+        kept = copy.deepcopy(arguments), {name: value for name, value in options.items() if name not in OF_ONE_RUN}
         result = call(self, *arguments, **options)
         calls.append(Call(self.config, method, *kept, result))
         return result

@@ -61,7 +61,8 @@ class Pretext(nn.Module):
 
 
 def whole_components(data: Dataset) -> tuple[Tensor, Tensor]:
-    """Mean [64 * 48] and basis [64 * 48, COMPONENTS] of structure latents, components of mean square 1 altogether."""
+    """Mean [64 * 48] and basis [64 * 48, COMPONENTS] of structure latents, components of mean square 1 altogether; no more of
+    them than objects."""
     latents = data.arrays["latent"][:COMPONENTS_FROM, 0].astype(np.float32).reshape(-1, 64 * 48)
     mean = latents.mean(0)
     centred = latents - mean
@@ -74,7 +75,7 @@ def whole_components(data: Dataset) -> tuple[Tensor, Tensor]:
 def pretrain(config: EmbedderFuserConfig, data: Dataset, folder: Path, steps: int, tell: Callable[[str], None]) -> None:
     """Write the weights of a `Pretext` as `folder`/embedder.safetensors."""
     mean, basis = whole_components(data)
-    sizes = [COMPONENTS, 6, 4, 3 * MATERIALS]
+    sizes = [basis.shape[1], 6, 4, 3 * MATERIALS]
     net = Pretext(config, sum(sizes))
     new_embedder(net.fuser, 1)
     initialise(net.head, 2)

@@ -87,7 +87,7 @@ def test_several_masks_make_a_scene(capsys, quick, photo, tmp_path):
     argv = [*quick[:3], photo[1], *quick[3:], "--pointmap", tmp_path / "points.npy"]
     code, out, err = run(capsys, *argv, "-o", tmp_path / "out")
     assert code == 0 and "scene_splat.ply" in out
-    assert "axes are those of opencv, x right, y down, z away from the viewer" in err and err.count("note: ") == 1
+    assert "axes are those of opencv, x right, y down, z away from the viewer" in err and err.count("note: pointmap") == 1
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["object_1", "object_2", RUN, "scene_splat.ply"]
     code, _, err = run(capsys, *argv, "-o", tmp_path / "named", "--pointmap-axes", "opencv")
