@@ -108,6 +108,11 @@ class SeededSource:
     def __init__(self, name: str, seed: int = 0, depth_model: bool = False):
         check_size("seed", seed, 0)
         self.config, self._name, self._seed = preset(name, depth_model), name, seed
+        self._depth_model = depth_model
+
+    def to_json(self) -> dict[str, Any]:
+        """What `presets.source_from_json` makes the same source of."""
+        return {"name": self._name, "seed": self._seed, "depth_model": self._depth_model}
 
     def state(self, name: str) -> State:
         return MODELS[name].random_weights(getattr(self.config, name), self._seed)
@@ -299,7 +304,8 @@ def compile_artifacts(
 
     `precision`: one of `sparse_ops.transform.precision.PRECISIONS` that the target has. `on_model(name, done, total)` is told
     which model is being compiled, of how many that have to be, and in the end ("", total, total). `processes`: how many models
-    are compiled side by side, each with all of its weights in memory; above 1 each is told of when it is done.
+    are compiled side by side, each with all of its weights in memory; above 1, which is for presets, each is told of when it is
+    done.
 
     Raises ValueError for a folder that holds something else, and for weights that do not fit, with the name of the model;
     OSError that names the folder if it cannot be written to.

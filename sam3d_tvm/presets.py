@@ -1,5 +1,8 @@
 """Pipelines by name: the one that is trained and comes with the package, and two of random weights."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from sam3d_tvm.artifacts import SeededSource, Source
 from sam3d_tvm.checks import check_choice
 from sam3d_tvm.config import PRESETS
@@ -24,3 +27,10 @@ def preset_source(name: str, seed: int = 0, depth_model: bool = False) -> Source
     if seed != 0:
         raise ValueError(f"seed: expected none with preset {NAME!r}, whose weights are trained, given {seed!r}")
     return TinySource()
+
+
+def source_from_json(value: Mapping[str, Any]) -> Source:
+    """The source whose `to_json` returned this."""
+    if value["name"] == NAME:
+        return TinySource(value["folder"])
+    return SeededSource(**value)

@@ -10,6 +10,7 @@ import os
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tvm
@@ -64,6 +65,10 @@ class TinySource:
 
     def __init__(self, folder: str | os.PathLike | None = None):
         self.config, self.folder, self._own = TINY, Path(folder or shipped()), folder is None
+
+    def to_json(self) -> dict[str, Any]:
+        """What `presets.source_from_json` makes the same source of."""
+        return {"name": NAME, "folder": None if self._own else str(self.folder)}
 
     def file(self, name: str) -> Path:
         """Where the weights of model `name` are."""

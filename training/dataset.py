@@ -155,7 +155,7 @@ class Dataset:
         """Objects `rows` [B], the numbers of their photos [B], and whether each is mirrored [B]."""
         a = self.arrays
         flip = mirrored.astype(bool)
-        image, mask = (np.moveaxis(a[name][rows, photos], 0, 0) for name in ("image", "mask"))
+        image, mask = a["image"][rows, photos], a["mask"][rows, photos]
         image[flip], mask[flip] = image[flip][:, :, ::-1], mask[flip][:, :, ::-1]
         pointed = photos == PHOTOS - 1
         points = a["pointmap"][rows].astype(np.float32)

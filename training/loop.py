@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file as load_arrays
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from sparse_ops.deploy.files import save_safetensors
@@ -78,7 +77,7 @@ def train(
         first, spent = state["step"], state["seconds"]
         net.load_state_dict(state["net"])
         average.load_state_dict(state["average"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        for (optimizer, _), saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         tell(f"{name}: goes on at step {first} of {steps}")
     else:
@@ -90,14 +89,14 @@ def train(
         factor = min(1, (number + 1) / WARM_UP)
         if part > rates.level:
             factor *= LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * (part - rates.level) / (1 - rates.level)))
-        for optimizer, rate in zip(optimizers, (rates.matrices, rates.rest), strict=True):
+        for optimizer, rate in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
         for key, value in step(Randomness(seed, number), part).items():
             recent.setdefault(key, []).append(float(value))
         nn.utils.clip_grad_norm_(net.parameters(), LARGEST_GRADIENT)
-        for optimizer in optimizers:
+        for optimizer, _ in optimizers:
             optimizer.step()
         with torch.no_grad():
             stays = min(rates.average, 1 - 5 / (number + 10))
@@ -115,7 +114,7 @@ def train(
                 tell(f"{name}: step {number + 1}: {check(average)}")
         if now - saved_at > SAVE_EVERY and number + 1 < steps:
             state = {"step": number + 1, "seconds": spent + now - started, "net": net.state_dict()}
-            state |= {"average": average.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+            state |= {"average": average.state_dict(), "optimizers": [optimizer.state_dict() for optimizer, _ in optimizers]}
             torch.save(state, state_file.with_suffix(".partial"))
             state_file.with_suffix(".partial").replace(state_file)
             saved_at = now
@@ -128,25 +127,20 @@ def averaged(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net).requires_grad_(False)
 
 
-def trained(net: nn.Module, folder: Path, name: str) -> nn.Module:
-    """`net` with the weights that `train` wrote, not to be trained any more."""
-    net.load_state_dict(load_file(folder / f"{name}.safetensors"))
-    return net.requires_grad_(False)
-
-
-def _optimizers(net: nn.Module, rates: Rates) -> list[torch.optim.Optimizer]:
+def _optimizers(net: nn.Module, rates: Rates) -> list[tuple[torch.optim.Optimizer, float]]:
+    """With their rates."""
     matrices, rest = [], []
     for name, parameter in net.named_parameters():
         inner = parameter.ndim == 2 and "blocks" in name and min(parameter.shape) > SMALLEST_SIDE
         (matrices if inner else rest).append(parameter)
-    adam = torch.optim.AdamW(rest, lr=rates.rest, betas=(0.9, 0.98), weight_decay=0)
-    if not matrices:
-        return [torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.0), adam]
-    muon = torch.optim.Muon(matrices, lr=rates.matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    return [muon, adam]
+    found = [(torch.optim.AdamW(rest, lr=rates.rest, betas=(0.9, 0.98), weight_decay=0), rates.rest)]
+    if matrices:
+        muon = torch.optim.Muon(matrices, lr=rates.matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        found.append((muon, rates.matrices))
+    return found
 
 
 def saved_weights(folder: Path, name: str, prefix: str = "") -> dict[str, np.ndarray]:
     """Of what `train` wrote the parameters whose names begin with `prefix`, under the rest of their names."""
-    arrays = load_arrays(folder / f"{name}.safetensors")
+    arrays = load_file(folder / f"{name}.safetensors")
     return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
